@@ -1,0 +1,1 @@
+"""From files to pixels: catalog, decode, duplicates, splits, augmentation, phantoms."""

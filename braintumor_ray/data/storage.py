@@ -1,0 +1,92 @@
+"""One way to files: local paths, and any URI that pyarrow or fsspec opens."""
+
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from braintumor_ray.errors import UsageError
+
+
+def is_uri(location: str) -> bool:
+    """Whether a location names its scheme (s3://..., file://...)."""
+    return "://" in location
+
+
+def is_local(location: str) -> bool:
+    """Whether a location is on this machine's file system."""
+    return not is_uri(location) or location.startswith("file://")
+
+
+def local_path(location: str) -> Path:
+    """A local location as a path (file:// is taken off)."""
+    return Path(location.removeprefix("file://"))
+
+
+@lru_cache(maxsize=64)
+def _filesystem(scheme: str, authority: str) -> Any:  # noqa: ANN401 - pyarrow has no stubs
+    import pyarrow.fs as pafs
+
+    try:
+        filesystem, _ = pafs.FileSystem.from_uri(f"{scheme}://{authority}/")
+    except (ValueError, OSError):
+        import fsspec
+
+        try:
+            filesystem = pafs.PyFileSystem(pafs.FSSpecHandler(fsspec.filesystem(scheme)))
+        except (ValueError, ImportError) as error:
+            raise UsageError(
+                f"'{scheme}://' is opened neither by pyarrow nor by fsspec: {error}"
+            ) from error
+    return filesystem
+
+
+def open_filesystem(location: str | Path) -> tuple[Any, str]:
+    """A pyarrow FileSystem and the path inside it.
+
+    Raises:
+        UsageError: a scheme that neither pyarrow nor fsspec knows.
+    """
+    import pyarrow.fs as pafs
+
+    text = str(location)
+    if is_local(text):
+        return pafs.LocalFileSystem(), os.path.abspath(local_path(text))
+    parts = urlsplit(text)
+    path = f"{parts.netloc}{parts.path}" if parts.netloc else parts.path
+    return _filesystem(parts.scheme, parts.netloc), path.rstrip("/")
+
+
+def read_bytes(location: str | Path) -> bytes:
+    """The whole file.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    text = str(location)
+    if is_local(text):
+        return local_path(text).read_bytes()
+    filesystem, path = open_filesystem(text)
+    with filesystem.open_input_file(path) as stream:
+        data: bytes = stream.read()
+    return data
+
+
+def write_atomically(location: str | Path, data: bytes) -> None:
+    """Write a whole file so that readers see the old content or the new, never a part.
+
+    Locally by rename; object stores make an object visible only when its upload is complete.
+    """
+    filesystem, path = open_filesystem(location)
+    filesystem.create_dir(os.path.dirname(path), recursive=True)
+    if not is_local(str(location)):
+        with filesystem.open_output_stream(path) as stream:
+            stream.write(data)
+        return
+    work = f"{path}.{os.getpid()}.tmp"
+    with open(work, "wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(work, path)

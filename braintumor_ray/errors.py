@@ -1,0 +1,39 @@
+"""The project's exceptions: each message names the value, the cause and the way out."""
+
+
+class BrainTumorError(ValueError):
+    """Something the user can mend; the command line prints it as one line and exits 1."""
+
+    exit_code = 1
+
+
+class UsageError(BrainTumorError):
+    """An argument, option or recipe field that cannot be meant; exits 2."""
+
+    exit_code = 2
+
+
+class GateError(BrainTumorError):
+    """A gate was not met (leaky split, too many unreadable scans, verify differs); exits 3."""
+
+    exit_code = 3
+
+
+class CatalogError(BrainTumorError):
+    """A folder, CSV or catalog that cannot be turned into rows, one per scan."""
+
+
+class BundleError(BrainTumorError):
+    """A bundle directory that is missing, incomplete or inconsistent."""
+
+
+class WeightsError(BrainTumorError):
+    """Pretrained weights that cannot be had or do not fit the model."""
+
+
+class ResultsError(BrainTumorError):
+    """A results folder that is missing, held by another run, or belongs to another bundle."""
+
+
+class TrainingError(BrainTumorError):
+    """A training run that cannot start, or that must not be repeated under the same name."""

@@ -1,0 +1,1 @@
+"""Class activation maps: computing, drawing and scoring them."""

@@ -1,0 +1,331 @@
+"""Pictures of class activation maps: upsampled, stretched and coloured when someone looks.
+
+Stored maps are raw. `heatmap_at` is the only place where one is normalised, after upsampling.
+"""
+
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from braintumor_ray.errors import UsageError
+from braintumor_ray.explain._drawing import (
+    BAR,
+    GAP,
+    GREY,
+    INK,
+    LABEL,
+    LINE,
+    MARGIN,
+    NOTE,
+    PAPER,
+    RGB,
+    TITLE,
+    Box,
+    Page,
+    as_rgb,
+    fit,
+    font_for,
+    outlined,
+    outlines_on,
+    shortened,
+)
+
+DISCLAIMER = "research software, not a medical device"
+METHOD_LABELS = {
+    "gradcam": "Grad-CAM",
+    "gradcam_pp": "Grad-CAM++",
+    "xgradcam": "XGrad-CAM",
+    "hirescam": "HiResCAM",
+    "layercam": "LayerCAM",
+    "eigencam": "Eigen-CAM",
+    "scorecam": "Score-CAM",
+}
+COLORMAPS = {
+    name: getattr(cv2, f"COLORMAP_{name.upper()}")
+    for name in ("jet", "turbo", "inferno", "viridis", "magma", "plasma", "cividis", "hot")
+}
+# A range below this share of the peak is float16 rounding of a constant map, not a pattern.
+FLAT_RANGE = 1e-3
+TILE_SIZE = 320
+_RIGHT, _WRONG = (22, 120, 60), (185, 28, 28)
+
+
+def heatmap_at(cam: NDArray[Any], shape: tuple[int, int]) -> NDArray[np.float32]:
+    """Upsample a raw map to an image's size, then stretch it to [0, 1].
+
+    Bilinear with align_corners=False, as `torch.nn.functional.interpolate`; the stretch comes
+    after, as in the grad-cam library. A map without a pattern (all zero, or constant up to
+    float16 rounding) gives zeros.
+
+    Args:
+        cam: raw map (h, w), any float dtype.
+        shape: (H, W) of the image.
+
+    Returns:
+        float32 (H, W) in [0, 1].
+
+    Raises:
+        UsageError: `cam` is not a two-dimensional array of finite numbers.
+    """
+    if cam.ndim != 2 or cam.size == 0:
+        raise UsageError(f"a map of shape {cam.shape} cannot be drawn; pass one map (h, w)")
+    if not np.isfinite(cam).all():
+        raise UsageError("a map with NaN or infinite values cannot be drawn; compute it again")
+    height, width = shape
+    raw = np.ascontiguousarray(cam, dtype=np.float32)
+    heat = cv2.resize(raw, (width, height), interpolation=cv2.INTER_LINEAR)
+    low, high = float(heat.min()), float(heat.max())
+    if high - low <= FLAT_RANGE * max(abs(low), abs(high)):
+        return np.zeros(shape, np.float32)
+    return (heat - np.float32(low)) / np.float32(high - low)
+
+
+def colorize(heatmap: NDArray[Any], colormap: str = "jet") -> RGB:
+    """Colour a heatmap.
+
+    Args:
+        heatmap: (H, W) in [0, 1]; values outside are clipped.
+        colormap: a name in `COLORMAPS`; inferno, viridis and cividis are perceptually even.
+
+    Returns:
+        uint8 (H, W, 3), RGB.
+
+    Raises:
+        UsageError: the colour map is unknown.
+    """
+    if colormap not in COLORMAPS:
+        raise UsageError(f"unknown colour map {colormap!r}; choose one of {', '.join(COLORMAPS)}")
+    levels = np.rint(np.clip(heatmap, 0.0, 1.0) * 255).astype(np.uint8)
+    return cv2.cvtColor(cv2.applyColorMap(levels, COLORMAPS[colormap]), cv2.COLOR_BGR2RGB)
+
+
+def superimpose(
+    gray: NDArray[np.uint8], heatmap: NDArray[Any], alpha: float = 0.4, colormap: str = "jet"
+) -> RGB:
+    """Blend a coloured heatmap over its scan: (1 - alpha) scan + alpha colour.
+
+    A map covers the whole scan, because the network saw the whole scan, squashed.
+
+    Args:
+        gray: uint8 (H, W).
+        heatmap: (H, W) in [0, 1], from `heatmap_at(cam, gray.shape)`.
+        alpha: share of the colour, 0 to 1.
+        colormap: a name in `COLORMAPS`.
+
+    Returns:
+        uint8 (H, W, 3), RGB.
+
+    Raises:
+        UsageError: the scan is not uint8 (H, W), the sizes differ, alpha is outside [0, 1] or
+            the colour map is unknown.
+    """
+    _check_scan(gray)
+    if gray.shape != heatmap.shape:
+        raise UsageError(
+            f"scan {gray.shape} and heatmap {heatmap.shape} differ in size; "
+            "use heatmap_at(cam, gray.shape)"
+        )
+    if not 0.0 <= alpha <= 1.0:
+        raise UsageError(f"alpha={alpha} is not a share; choose a number from 0 to 1")
+    scan = cv2.cvtColor(gray, cv2.COLOR_GRAY2RGB)
+    return cv2.addWeighted(scan, 1.0 - alpha, colorize(heatmap, colormap), alpha, 0.0)
+
+
+def panel(
+    gray: NDArray[np.uint8],
+    cams: Mapping[str, NDArray[Any]],
+    *,
+    predicted: str,
+    probability: float,
+    true_class: str | None = None,
+    layout: str = "full",
+    alpha: float = 0.4,
+    colormap: str = "jet",
+    mask: NDArray[Any] | None = None,
+    box: Box | None = None,
+) -> RGB:
+    """Draw one scan's explanation as a captioned picture on white.
+
+    Args:
+        gray: the scan, uint8 (H, W), any size; tiles keep its aspect.
+        cams: raw map (h, w) per method, drawn in this order.
+        predicted: predicted class.
+        probability: its probability, 0 to 1.
+        true_class: the label where it is known; marked right or wrong.
+        layout: "full" = a row per method: scan, heatmap, overlay; "compact" = one row: the scan
+            and one overlay per method.
+        alpha: share of the colour in the overlays.
+        colormap: a name in `COLORMAPS`.
+        mask: tumour mask (H, W), outlined where it is not zero.
+        box: tumour box (x_min, y_min, x_max, y_max) as fractions of width and height.
+
+    Returns:
+        uint8 (rows, columns, 3), RGB.
+
+    Raises:
+        UsageError: no map, an unknown layout, a mask of another size than the scan, or a box
+            that is not given in fractions.
+    """
+    _check_scan(gray)
+    if layout not in ("full", "compact"):
+        raise UsageError(f"unknown layout {layout!r}; choose 'full' or 'compact'")
+    if not cams:
+        raise UsageError("no maps to draw; pass at least one method, e.g. {'gradcam': cam}")
+    if mask is not None and mask.shape != gray.shape:
+        raise UsageError(f"mask {mask.shape} and scan {gray.shape} differ; pass them at one size")
+    if box is not None and not (0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1):
+        raise UsageError(
+            f"box {box} is not (x_min, y_min, x_max, y_max) in fractions of width and height; "
+            "divide pixels by the scan's width and height"
+        )
+    tile = fit(gray, TILE_SIZE)
+    marks = outlines_on(tile.shape, mask, box)
+    rows = _tile_rows(tile, cams, layout, alpha, colormap)
+    page = Page.blank(len(rows), len(rows[0]), tile.shape, has_truth=true_class is not None)
+    _draw_title(page, predicted, probability, true_class)
+    for row, cells in enumerate(rows):
+        for column, (label, rgb) in enumerate(cells):
+            _draw_cell(page, row, column, label, outlined(rgb, marks))
+        _draw_colour_bar(page, row, len(cells), colormap)
+    _draw_footer(page, has_outline=bool(marks))
+    return np.array(page.image)
+
+
+def contact_sheet(
+    tiles: Sequence[NDArray[np.uint8]],
+    columns: int,
+    captions: Sequence[str] | None = None,
+    tile_size: int | None = None,
+) -> RGB:
+    """Lay out many pictures in a grid, row by row, each centred in a cell of equal size.
+
+    Args:
+        tiles: uint8 pictures, gray (H, W) or RGB (H, W, 3); sizes may differ.
+        columns: pictures per row.
+        captions: one line under each picture, shortened where it is too long.
+        tile_size: longest side in pixels to which each picture is scaled; None leaves them.
+
+    Returns:
+        uint8 (rows, columns, 3), RGB.
+
+    Raises:
+        UsageError: no pictures, columns < 1, or another number of captions than pictures.
+    """
+    if not tiles or columns < 1:
+        raise UsageError(f"{len(tiles)} pictures in {columns} columns: pass at least one of each")
+    if captions is not None and len(captions) != len(tiles):
+        raise UsageError(f"{len(captions)} captions for {len(tiles)} pictures; pass one for each")
+    pictures = [as_rgb(fit(tile, tile_size) if tile_size else tile) for tile in tiles]
+    height = max(picture.shape[0] for picture in pictures)
+    width = max(picture.shape[1] for picture in pictures)
+    step_x = width + GAP
+    step_y = height + GAP + (NOTE + 8 if captions is not None else 0)
+    across, down = min(columns, len(pictures)), -(-len(pictures) // columns)
+    size = (2 * MARGIN + across * step_x - GAP, 2 * MARGIN + down * step_y - GAP)
+    sheet = Image.new("RGB", size, PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for index, picture in enumerate(pictures):
+        x, y = MARGIN + index % columns * step_x, MARGIN + index // columns * step_y
+        rows, cols = picture.shape[:2]
+        sheet.paste(Image.fromarray(picture), (x + (width - cols) // 2, y + (height - rows) // 2))
+        if captions is not None:
+            text = shortened(captions[index], NOTE, width)
+            draw.text((x + width // 2, y + height + 5), text, INK, font_for(NOTE, text), "ma")
+    return np.array(sheet)
+
+
+def write_png(path: str | os.PathLike[str], rgb: RGB) -> None:
+    """Write a picture so that a reader finds it whole or not at all (temporary file, rename).
+
+    Args:
+        path: the .png to write; its folder exists.
+        rgb: uint8 (H, W, 3), RGB, or (H, W), gray.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        Image.fromarray(rgb).save(temporary, format="PNG", compress_level=2)
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _tile_rows(
+    tile: NDArray[np.uint8],
+    cams: Mapping[str, NDArray[Any]],
+    layout: str,
+    alpha: float,
+    colormap: str,
+) -> list[list[tuple[str, RGB]]]:
+    scan = ("scan", as_rgb(tile))
+    rows, compact = [], [scan]
+    for method, cam in cams.items():
+        heat = heatmap_at(cam, (tile.shape[0], tile.shape[1]))
+        name = METHOD_LABELS.get(method, method)
+        flat = "" if heat.any() else " (flat)"
+        blend = superimpose(tile, heat, alpha, colormap)
+        heat_cell = (f"{name} heatmap{flat}", colorize(heat, colormap))
+        rows.append([scan, heat_cell, (f"{name} on scan", blend)])
+        compact.append((f"{name}{flat}", blend))
+    return rows if layout == "full" else [compact]
+
+
+def _draw_title(page: Page, predicted: str, probability: float, truth: str | None) -> None:
+    room = page.image.width - 2 * MARGIN
+    base = MARGIN + TITLE - 4
+    percent = ">99.9%" if 0.9995 <= probability < 1 else f"{probability:.1%}"
+    x = page.text((MARGIN, base), "predicted", LABEL, GREY)
+    x = page.text((x + 8, base), shortened(predicted, TITLE, room - 190), TITLE, INK)
+    page.text((x + 16, base), percent, TITLE, GREY)
+    if truth is None:
+        return
+    verdict, ink = ("right", _RIGHT) if truth == predicted else ("wrong", _WRONG)
+    base += LABEL + 12
+    x = page.text((MARGIN, base), "true class", LABEL, GREY)
+    x = page.text((x + 8, base), shortened(truth, LABEL, room - 160), LABEL, INK)
+    page.draw.ellipse((x + 16, base - 10, x + 25, base - 1), fill=ink)
+    page.text((x + 31, base), verdict, LABEL, ink)
+
+
+def _draw_cell(page: Page, row: int, column: int, label: str, rgb: RGB) -> None:
+    x, y = page.corner(row, column)
+    height, width = rgb.shape[:2]
+    page.text((x, y - 8), shortened(label, LABEL, page.cell_width), LABEL, INK)
+    page.image.paste(Image.fromarray(rgb), (x, y))
+    page.draw.rectangle((x - 1, y - 1, x + width, y + height), outline=LINE)
+
+
+def _draw_colour_bar(page: Page, row: int, column: int, colormap: str) -> None:
+    x, y = page.corner(row, column)
+    ramp = np.linspace(1, 0, page.tile_height)[:, None].repeat(BAR, axis=1)
+    page.image.paste(Image.fromarray(colorize(ramp, colormap)), (x, y))
+    bottom = y + page.tile_height
+    page.draw.rectangle((x - 1, y - 1, x + BAR, bottom), outline=LINE)
+    middle = (y + bottom) // 2
+    for at, value, anchor in ((y, "1", "lt"), (middle, "0.5", "lm"), (bottom, "0", "lb")):
+        page.text((x + BAR + 6, at), value, NOTE, INK, anchor)
+
+
+def _draw_footer(page: Page, has_outline: bool) -> None:
+    notes = "each map stretched to its own 0 to 1"
+    if has_outline:
+        notes += "; white outline: reference"
+    base = page.image.height - MARGIN
+    page.text((MARGIN, base), notes, NOTE, GREY)
+    page.text((page.image.width - MARGIN, base), DISCLAIMER, NOTE, GREY, "rs")
+
+
+def _check_scan(gray: NDArray[np.uint8]) -> None:
+    if gray.ndim != 2 or gray.dtype != np.uint8 or gray.size == 0:
+        raise UsageError(f"a scan is drawn from uint8 (H, W), not {gray.dtype} {gray.shape}")

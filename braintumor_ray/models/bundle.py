@@ -1,0 +1,245 @@
+"""The bundle: a directory that carries a trained network to everything that uses it.
+
+`model.safetensors` (weights and domain statistics) + `bundle.json` + `model_card.md`. No pickle.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from torch import Tensor
+
+from braintumor_ray.data.preprocess import Preprocessing
+from braintumor_ray.errors import BundleError
+from braintumor_ray.models.classifier import Architecture, Classifier
+from braintumor_ray.models.domain import DomainGate
+from braintumor_ray.recipes.loader import describe
+
+SCHEMA_VERSION = 1
+WEIGHTS, DESCRIPTION, CARD = "model.safetensors", "bundle.json", "model_card.md"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ArchitectureFields(_Strict):
+    """As `models.classifier.Architecture`."""
+
+    backbone: str
+    head: Literal["linear", "mlp", "attention", "flatten"]
+    classes: int = Field(ge=2)
+    image_size: int = Field(ge=32)
+    hidden: int
+    dropout: float
+    sigmoid: bool
+
+
+class PreprocessingFields(_Strict):
+    """As `data.preprocess.Preprocessing`."""
+
+    image_size: int
+    interpolation: Literal["area", "linear", "cubic"]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class BundleFields(_Strict):
+    """The content of bundle.json."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    architecture: ArchitectureFields
+    preprocessing: PreprocessingFields
+    class_names: tuple[str, ...]
+    positive_classes: tuple[str, ...]
+    cam_layer: str
+    threshold: float = Field(ge=0, le=1)
+    temperature: float = Field(gt=0)
+    domain_limit: float | None = Field(
+        None, gt=0, description="feature distance above which an input is out of domain"
+    )
+    recipe: dict[str, Any]
+    data_fingerprint: str
+    metrics: dict[str, Any]
+    versions: dict[str, str]
+    weights_sha256: str = ""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "BundleFields":
+        names = self.class_names
+        if len(names) != self.architecture.classes or len(set(names)) != len(names):
+            raise ValueError(
+                f"{len(names)} class names for {self.architecture.classes} outputs, or repeated"
+            )
+        if not self.positive_classes or not set(self.positive_classes) < set(names):
+            raise ValueError("positive_classes must be some, not all, of class_names")
+        if self.architecture.image_size != self.preprocessing.image_size:
+            raise ValueError("architecture and preprocessing disagree on image_size")
+        return self
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A loaded bundle."""
+
+    fields: BundleFields
+    state: Mapping[str, Tensor]
+    gate: DomainGate | None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hex digest over all that changes a prediction: weights, preprocessing, thresholds."""
+        relevant = self.fields.model_dump(
+            mode="json",
+            include={
+                "schema_version",
+                "architecture",
+                "preprocessing",
+                "class_names",
+                "positive_classes",
+                "cam_layer",
+                "threshold",
+                "temperature",
+                "domain_limit",
+                "weights_sha256",
+            },
+        )
+        return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:32]
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How pixels reach the network."""
+        return Preprocessing.from_dict(self.fields.preprocessing.model_dump())
+
+    @property
+    def positive_indices(self) -> list[int]:
+        """Indices of the positive classes, ascending."""
+        fields = self.fields
+        return [i for i, name in enumerate(fields.class_names) if name in fields.positive_classes]
+
+    def build_model(self) -> Classifier:
+        """The network in eval mode, with its weights, learning nothing."""
+        model = Classifier(Architecture(**self.fields.architecture.model_dump()))
+        try:
+            model.load_state_dict(dict(self.state))
+        except RuntimeError as error:
+            raise BundleError(
+                f"{WEIGHTS} does not fit the architecture in {DESCRIPTION}: {error}"
+            ) from error
+        return model.eval().requires_grad_(False)
+
+
+def save_bundle(
+    directory: str | Path,
+    fields: BundleFields,
+    model: Classifier,
+    gate: DomainGate | None,
+    card: str,
+) -> Bundle:
+    """Write a bundle directory; it appears whole or not at all.
+
+    Raises:
+        BundleError: the directory exists already.
+    """
+    target = Path(directory)
+    if target.exists():
+        raise BundleError(f"bundle '{target}' exists already; choose another directory")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        weights = _pack(model, gate)
+        (work / WEIGHTS).write_bytes(weights)
+        digest = hashlib.sha256(weights).hexdigest()
+        fields = fields.model_copy(update={"weights_sha256": digest})
+        text = json.dumps(fields.model_dump(mode="json"), indent=2, ensure_ascii=False)
+        (work / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
+        (work / CARD).write_text(card, encoding="utf-8")
+        work.chmod(0o755)
+        os.replace(work, target)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    return load_bundle(target)
+
+
+def load_bundle(directory: str | Path) -> Bundle:
+    """Read and check a bundle directory (a local path or any URI that fsspec opens).
+
+    Raises:
+        BundleError: something is missing, changed or not valid; says which and what to do.
+    """
+    fields = _read_fields(directory)
+    blob = _read(directory, WEIGHTS)
+    digest = hashlib.sha256(blob).hexdigest()
+    if digest != fields.weights_sha256:
+        raise BundleError(
+            f"bundle '{directory}': {WEIGHTS} has sha256 {digest[:12]}..., {DESCRIPTION} says "
+            f"{fields.weights_sha256[:12]}...; the files do not belong together, copy both again"
+        )
+    return _unpack(fields, blob)
+
+
+def _read_fields(directory: str | Path) -> BundleFields:
+    raw = _read(directory, DESCRIPTION)
+    try:
+        return BundleFields.model_validate_json(raw)
+    except ValidationError as error:
+        raise BundleError(
+            f"bundle '{directory}': {DESCRIPTION} is not valid: {describe(error)}"
+        ) from error
+
+
+def _read(directory: str | Path, name: str) -> bytes:
+    from braintumor_ray.data.storage import read_bytes
+
+    try:
+        return read_bytes(f"{str(directory).rstrip('/')}/{name}")
+    except OSError as error:
+        raise BundleError(
+            f"'{directory}' is not a bundle: cannot read {name} ({error}); "
+            "a bundle is the folder RUN/bundle that 'braintumor-ray train' writes"
+        ) from error
+
+
+def _pack(model: Classifier, gate: DomainGate | None) -> bytes:
+    from safetensors.torch import save
+
+    tensors = {f"model.{k}": v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    if gate is not None:
+        tensors |= {
+            "domain.mean": torch.from_numpy(gate.mean),
+            "domain.basis": torch.from_numpy(np.ascontiguousarray(gate.basis)),
+            "domain.scale": torch.from_numpy(gate.scale),
+            "domain.residual": torch.tensor([gate.residual], dtype=torch.float64),
+        }
+    return save(tensors)
+
+
+def _unpack(fields: BundleFields, blob: bytes) -> Bundle:
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        tensors = load(blob)
+    except SafetensorError as error:
+        raise BundleError(f"{WEIGHTS} is not a safetensors file: {error}") from error
+    state = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+    gate = None
+    if "domain.mean" in tensors:
+        gate = DomainGate(
+            tensors["domain.mean"].numpy(),
+            tensors["domain.basis"].numpy(),
+            tensors["domain.scale"].numpy(),
+            float(tensors["domain.residual"][0]),
+        )
+    return Bundle(fields, state, gate)

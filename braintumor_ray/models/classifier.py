@@ -1,0 +1,163 @@
+"""The network: a backbone whose last feature map is the CAM target, and a head."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from braintumor_ray.errors import UsageError
+from braintumor_ray.models.heads import build_head
+from braintumor_ray.models.small_cnn import Cnn3Conv, SmallCnn
+from braintumor_ray.models.vision_libraries import import_timm
+from braintumor_ray.recipes.schema import Head
+
+SMALL = {"cnn-3conv": Cnn3Conv, "small-cnn": SmallCnn}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """All that is needed to build the network again.
+
+    Attributes:
+        backbone: a timm name, 'cnn-3conv' or 'small-cnn'.
+        head: 'linear', 'mlp', 'attention' or 'flatten'.
+        classes: number of classes k, at least 2.
+        image_size: side of the square input, pixels.
+        sigmoid: one output unit z for two classes; logits are then (-z/2, z/2), whose softmax
+            is (1 - sigmoid(z), sigmoid(z)).
+    """
+
+    backbone: str
+    head: Head
+    classes: int
+    image_size: int
+    hidden: int = 128
+    dropout: float = 0.0
+    sigmoid: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+class Classifier(nn.Module):
+    """`features` gives the target map A (B, C, h, w); `logits` takes it on to (B, k).
+
+    Attributes:
+        pools: the head sees nothing of A but its average over positions, so that gradients with
+            respect to A are those with respect to the pooled vector, divided by h * w.
+    """
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        if architecture.sigmoid and architecture.classes != 2:
+            raise UsageError(
+                f"model.output 'sigmoid' is for 2 classes, there are {architecture.classes}; "
+                "use softmax or auto"
+            )
+        self.architecture = architecture
+        self.backbone = build_backbone(architecture.backbone)
+        size = architecture.image_size
+        self.map_shape = _map_shape(self.backbone, size, architecture.backbone)
+        units = 1 if architecture.sigmoid else architecture.classes
+        self.pools = architecture.head != "flatten" and _pools_plainly(
+            self.backbone, self.map_shape
+        )
+        self.head = build_head(
+            architecture.head, self.map_shape, units, architecture.hidden, architecture.dropout
+        )
+
+    def features(self, images: Tensor) -> Tensor:
+        """Normalised images (B, 3, S, S) to the target map A (B, C, h, w)."""
+        features: Tensor = self.backbone.forward_features(images)
+        return features
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Target map A (B, C, h, w) to logits (B, k)."""
+        if self.pools:
+            return self.logits_from_pooled(features.mean(dim=(2, 3)))
+        if self.architecture.head == "flatten":
+            return self._as_logits(self.head(features))
+        return self.logits_from_pooled(self.backbone.forward_head(features, pre_logits=True))
+
+    def logits_from_pooled(self, pooled: Tensor) -> Tensor:
+        """Pooled vector (B, C) to logits (B, k)."""
+        return self._as_logits(self.head(pooled))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images (B, 3, S, S) to logits (B, k)."""
+        return self.logits(self.features(images))
+
+    @property
+    def linear(self) -> nn.Linear | None:
+        """The head's one linear layer, where it is pooled and nothing else."""
+        head = self.head
+        if isinstance(head, nn.Sequential) and [type(m) for m in head] == [nn.Dropout, nn.Linear]:
+            head = head[1]
+        return head if self.pools and isinstance(head, nn.Linear) else None
+
+    def linear_weight(self) -> Tensor | None:
+        """dy/dp of a linear head as (k, C) float32, else None."""
+        linear = self.linear
+        if linear is None:
+            return None
+        weight = linear.weight.detach().float()
+        return torch.cat((-weight, weight)) / 2 if self.architecture.sigmoid else weight
+
+    def _as_logits(self, units: Tensor) -> Tensor:
+        return torch.cat((-units, units), dim=1) / 2 if self.architecture.sigmoid else units
+
+
+def build_backbone(name: str) -> nn.Module:
+    """A backbone without classifier and with random weights.
+
+    Raises:
+        UsageError: timm knows no such name (the nearest names are in the message).
+    """
+    if name in SMALL:
+        return SMALL[name]()
+    timm = import_timm()
+    if not timm.is_model(name):
+        near = timm.list_models(f"*{name.split('_')[0]}*")[:5]
+        hint = f"; near: {', '.join(near)}" if near else ""
+        raise UsageError(f"backbone '{name}' is neither in timm nor one of {sorted(SMALL)}{hint}")
+    backbone: nn.Module = timm.create_model(name, pretrained=False, num_classes=0)
+    return backbone
+
+
+def normalization_of(backbone: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and std per RGB channel that the backbone's pretrained weights expect."""
+    config = getattr(backbone, "pretrained_cfg", None)
+    if not config:
+        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    return tuple(config["mean"]), tuple(config["std"])
+
+
+@torch.no_grad()
+def _map_shape(backbone: nn.Module, size: int, name: str) -> tuple[int, int, int]:
+    training = backbone.training
+    backbone.eval()
+    features = backbone.forward_features(torch.zeros(1, 3, size, size))  # type: ignore[operator]
+    backbone.train(training)
+    if features.ndim != 4 or features.shape[1] != backbone.num_features:
+        raise UsageError(
+            f"backbone '{name}' ends in features of shape {tuple(features.shape)}, not in a map "
+            "(B, C, h, w) that CAM can explain; use a convolutional one such as resnet50"
+        )
+    _, channels, height, width = features.shape
+    return channels, height, width
+
+
+@torch.no_grad()
+def _pools_plainly(backbone: nn.Module, shape: tuple[int, int, int]) -> bool:
+    """Whether the backbone's own pooling is the plain average (ConvNeXt norms after it)."""
+    if isinstance(backbone, tuple(SMALL.values())):
+        return True
+    training = backbone.training
+    backbone.eval()
+    features = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    pooled = backbone.forward_head(features, pre_logits=True)  # type: ignore[operator]
+    backbone.train(training)
+    mean = features.mean(dim=(2, 3))
+    return pooled.shape == mean.shape and bool(torch.allclose(pooled, mean, atol=1e-5))

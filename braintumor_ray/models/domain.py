@@ -1,0 +1,54 @@
+"""Does an input look like the training scans? Distance of pooled features, no labels needed."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class DomainGate:
+    """Distance to the training features: Mahalanobis inside their main subspace, plus the residual.
+
+    Both parts are divided by their mean over the training scans, so that a typical training scan
+    has a distance near sqrt(2). (Residual and in-subspace distance as in Wang et al. 2022, "ViM".)
+
+    Attributes:
+        mean: (C,) mean of the training features.
+        basis: (C, r) orthonormal principal directions.
+        scale: (r,) standard deviation along each.
+        residual: root mean square length of what the subspace leaves over.
+    """
+
+    mean: npt.NDArray[np.float32]
+    basis: npt.NDArray[np.float32]
+    scale: npt.NDArray[np.float32]
+    residual: float
+
+    @classmethod
+    def fit(cls, features: FloatArray, rank: int = 64) -> "DomainGate":
+        """Fit to pooled features (n, C), n >= 2."""
+        x = np.asarray(features, dtype=np.float64)
+        if x.ndim != 2 or len(x) < 2:
+            raise ValueError(f"need features (n >= 2, C), got {x.shape}")
+        rank = max(1, min(rank, len(x) // 4, x.shape[1] - 1))
+        mean = x.mean(axis=0)
+        _, singular, directions = np.linalg.svd(x - mean, full_matrices=False)
+        basis = directions[:rank].T
+        scale = np.maximum(singular[:rank] / np.sqrt(len(x) - 1), 1e-6)
+        rest = (x - mean) - (x - mean) @ basis @ basis.T
+        residual = max(float(np.sqrt((rest**2).sum(axis=1).mean())), 1e-6)
+        return cls(
+            mean.astype(np.float32), basis.astype(np.float32), scale.astype(np.float32), residual
+        )
+
+    def distance(self, features: FloatArray) -> npt.NDArray[np.float32]:
+        """Distance of pooled features (n, C), float32 (n,), 0 upwards."""
+        centred = np.asarray(features, dtype=np.float32) - self.mean
+        coordinates = centred @ self.basis
+        inside = ((coordinates / self.scale) ** 2).mean(axis=1)
+        rest = centred - coordinates @ self.basis.T
+        outside = (rest**2).sum(axis=1) / self.residual**2
+        return np.asarray(np.sqrt(inside + outside), dtype=np.float32)

@@ -1,0 +1,1 @@
+"""The one predictor, the schema of its rows, and their reader."""

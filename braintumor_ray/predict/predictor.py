@@ -1,0 +1,283 @@
+"""The one predictor: the archive job, evaluation and serving all use it."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from braintumor_ray.data.preprocess import GrayImage
+from braintumor_ray.errors import UsageError
+from braintumor_ray.explain.cam import METHODS, SCORED_METHODS, cams, class_gradient
+from braintumor_ray.explain.regions import head_regions, heat_shares_batch, region_weights
+from braintumor_ray.models.bundle import Bundle, load_bundle
+from braintumor_ray.predict.schema import stored_shape
+
+CamClass = Literal["predicted", "positive"]
+Precision = Literal["auto", "fp32", "bf16"]
+Columns = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RawOutput:
+    """What the network says of a batch, before anything is made of it.
+
+    Attributes:
+        logits: float32 (B, k), before temperature.
+        pooled: float32 (B, C), global average of the target map.
+        cam_classes: int64 (B,).
+        maps: raw maps (B, h, w) float32 by method; empty where none were asked for.
+    """
+
+    logits: npt.NDArray[np.float32]
+    pooled: npt.NDArray[np.float32]
+    cam_classes: npt.NDArray[np.int64]
+    maps: dict[str, npt.NDArray[np.float32]]
+
+
+class Predictor:
+    """Scores gray scans and explains each prediction, from one forward pass.
+
+    Safe to call from several threads: a call changes nothing on the object or the network.
+
+    Args:
+        bundle: a loaded bundle.
+        device: 'auto' (CUDA where there is one), 'cpu' or 'cuda[:n]'.
+        precision: 'auto' (bf16 where the hardware gains), 'fp32' or 'bf16'; the head and the maps
+            are always computed in float32.
+        cam_class: whose map: the predicted class, or the likeliest positive class.
+        methods: CAM methods, keys of `explain.cam.METHODS`.
+        batch_size: images per forward pass; default 32 on CPU, 256 on CUDA.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        device: str = "auto",
+        precision: Precision = "auto",
+        cam_class: CamClass = "predicted",
+        methods: Sequence[str] = SCORED_METHODS,
+        batch_size: int | None = None,
+    ) -> None:
+        unknown = [name for name in methods if name not in METHODS]
+        if unknown:
+            raise UsageError(f"CAM method '{unknown[0]}' is unknown; use {', '.join(METHODS)}")
+        self.bundle = bundle
+        self.device = choose_device(device)
+        self.bf16 = use_bf16(self.device, precision)
+        self.cam_class = cam_class
+        self.methods = tuple(methods)
+        self.batch_size = batch_size or (256 if self.device.type == "cuda" else 32)
+        model = bundle.build_model().to(self.device)
+        self._model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.cam_shape = stored_shape(self._model.map_shape[1:])
+        self._preprocessing = bundle.preprocessing
+        self._positive = torch.tensor(bundle.positive_indices, device=self.device)
+
+    @classmethod
+    def from_bundle(
+        cls,
+        path: str | Path,
+        device: str = "auto",
+        *,
+        precision: Precision = "auto",
+        cam_class: CamClass = "predicted",
+        methods: Sequence[str] = SCORED_METHODS,
+        batch_size: int | None = None,
+    ) -> "Predictor":
+        """Load a bundle directory and make its predictor; options as for the class.
+
+        Raises:
+            BundleError: the directory is not a whole, valid bundle.
+            UsageError: an option that cannot be met on this machine.
+        """
+        return cls(
+            load_bundle(path),
+            device=device,
+            precision=precision,
+            cam_class=cam_class,
+            methods=methods,
+            batch_size=batch_size,
+        )
+
+    def __call__(self, images: Sequence[GrayImage], *, explain: bool = True) -> Columns:
+        """Predict scans.
+
+        Args:
+            images: uint8 gray (H, W), any sizes.
+            explain: whether to compute maps; without, the map columns are left out.
+
+        Returns:
+            Columns of equal length n by name: `predicted_class` and `cam_class` list[str],
+            `probabilities` float32 (n, k) in bundle order after temperature, `decision` bool (n,),
+            `entropy` float32 (n,) divided by ln k, `out_of_domain` bool (n,), each method's raw
+            maps float16 (n, h, w), `heat_inside`, `heat_rim`, `heat_background` float32 (n,), NaN
+            where map or head mask is empty.
+
+        Raises:
+            ValueError: an image that is not uint8 (H, W).
+        """
+        squares = [self._preprocessing.resize(image) for image in images]
+        raw = self.forward(np.stack(squares) if squares else self._no_images(), explain=explain)
+        columns = self._decisions(raw)
+        regions = [head_regions(square) for square in squares]
+        columns["out_of_domain"] = self._out_of_domain(raw, regions)
+        if explain:
+            columns |= self._explanations(raw, regions)
+        return columns
+
+    def forward(self, images: GrayImage, *, explain: bool = True) -> RawOutput:
+        """Run the network on uint8 (n, S, S), in batches of `batch_size`."""
+        size = self._preprocessing.image_size
+        if images.ndim != 3 or images.shape[1:] != (size, size) or images.dtype != np.uint8:
+            raise ValueError(f"expected uint8 (n, {size}, {size}), got {images.dtype} {images.shape}")
+        steps = range(0, max(len(images), 1), self.batch_size)
+        parts = [self._forward_batch(images[i : i + self.batch_size], explain) for i in steps]
+        return RawOutput(
+            np.concatenate([part.logits for part in parts]),
+            np.concatenate([part.pooled for part in parts]),
+            np.concatenate([part.cam_classes for part in parts]),
+            {name: np.concatenate([part.maps[name] for part in parts]) for name in parts[0].maps},
+        )
+
+    def _no_images(self) -> GrayImage:
+        size = self._preprocessing.image_size
+        return np.empty((0, size, size), np.uint8)
+
+    def _forward_batch(self, images: GrayImage, explain: bool) -> RawOutput:
+        if not len(images):
+            return self._empty(explain)
+        with torch.no_grad():
+            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+                features = self._model.features(self._normalise(images))
+            features = features.float()
+        gradient = class_gradient(self._model, features, self._choose)
+        maps = cams(features, gradient, self.methods) if explain else {}
+        return RawOutput(
+            gradient.logits.cpu().numpy(),
+            features.mean(dim=(2, 3)).cpu().numpy(),
+            gradient.classes.cpu().numpy(),
+            {name: self._stored(maps[name]).cpu().numpy() for name in maps},
+        )
+
+    def _empty(self, explain: bool) -> RawOutput:
+        k, channels = len(self.bundle.fields.class_names), self._model.map_shape[0]
+        maps = {name: np.empty((0, *self.cam_shape), np.float32) for name in self.methods}
+        return RawOutput(
+            np.empty((0, k), np.float32),
+            np.empty((0, channels), np.float32),
+            np.empty(0, np.int64),
+            maps if explain else {},
+        )
+
+    def _normalise(self, images: GrayImage) -> Tensor:
+        """uint8 (B, S, S) to normalised float32 (B, 3, S, S), channels last."""
+        return normalise(torch.from_numpy(images).to(self.device), self._preprocessing)
+
+    def _choose(self, logits: Tensor) -> Tensor:
+        if self.cam_class == "predicted":
+            return logits.argmax(dim=1)
+        return self._positive[logits[:, self._positive].argmax(dim=1)]
+
+    def _stored(self, maps: Tensor) -> Tensor:
+        if tuple(maps.shape[1:]) == self.cam_shape:
+            return maps
+        return functional.adaptive_avg_pool2d(maps.unsqueeze(1), self.cam_shape).squeeze(1)
+
+    def _decisions(self, raw: RawOutput) -> Columns:
+        fields = self.bundle.fields
+        names = fields.class_names
+        probabilities = softmax(raw.logits / fields.temperature)
+        positive = probabilities[:, self.bundle.positive_indices].sum(axis=1)
+        return {
+            "predicted_class": [names[i] for i in probabilities.argmax(axis=1)],
+            "probabilities": probabilities,
+            "decision": positive >= np.float32(fields.threshold),
+            "entropy": normalised_entropy(probabilities),
+            "cam_class": [names[i] for i in raw.cam_classes],
+        }
+
+    def _out_of_domain(
+        self, raw: RawOutput, regions: Sequence[npt.NDArray[np.uint8] | None]
+    ) -> npt.NDArray[np.bool_]:
+        foreign = np.array([region is None for region in regions], dtype=bool)
+        gate, limit = self.bundle.gate, self.bundle.fields.domain_limit
+        if gate is not None and limit is not None:
+            foreign |= gate.distance(raw.pooled) > limit
+        return foreign
+
+    def _explanations(
+        self, raw: RawOutput, regions: Sequence[npt.NDArray[np.uint8] | None]
+    ) -> Columns:
+        weights = [region_weights(region, self.cam_shape) for region in regions]
+        stacked = np.stack(weights) if weights else np.empty((0, 3, *self.cam_shape), np.float32)
+        shares = heat_shares_batch(raw.maps[self.methods[0]], stacked).astype(np.float32)
+        columns: Columns = {
+            name: np.clip(maps, 0, np.finfo(np.float16).max).astype(np.float16)
+            for name, maps in raw.maps.items()
+        }
+        for index, region in enumerate(("inside", "rim", "background")):
+            columns[f"heat_{region}"] = shares[:, index]
+        return columns
+
+
+def normalise(images: Tensor, preprocessing: Any) -> Tensor:  # noqa: ANN401
+    """Gray uint8 (B, S, S) to the network's float32 input (B, 3, S, S), channels last."""
+    mean = torch.tensor(preprocessing.mean, device=images.device).view(1, 3, 1, 1)
+    std = torch.tensor(preprocessing.std, device=images.device).view(1, 3, 1, 1)
+    gray = images.unsqueeze(1).float()
+    planes = gray * (1 / (255 * std)) - mean / std
+    return planes.contiguous(memory_format=torch.channels_last)
+
+
+def softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Softmax over the last axis, float32."""
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.asarray(shifted / shifted.sum(axis=1, keepdims=True), dtype=np.float32)
+
+
+def normalised_entropy(probabilities: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Entropy of rows (n, k) divided by ln k: 0 certain, 1 uniform."""
+    p = np.clip(probabilities, 1e-12, 1.0)
+    entropy = -(p * np.log(p)).sum(axis=1) / np.log(probabilities.shape[1])
+    return np.asarray(np.clip(entropy, 0.0, 1.0), dtype=np.float32)
+
+
+def choose_device(name: str) -> torch.device:
+    """'auto', 'cpu' or 'cuda[:n]' as a torch device.
+
+    Raises:
+        UsageError: CUDA was asked for and there is none, or the name is unknown.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"device '{name}' is unknown; use auto, cpu or cuda") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"device '{name}': torch sees no CUDA GPU here; use --device cpu")
+    return device
+
+
+def use_bf16(device: torch.device, precision: Precision) -> bool:
+    """Whether to run the backbone in bfloat16: on request, or where the hardware gains."""
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and _cpu_has_bf16()
+
+
+def _cpu_has_bf16() -> bool:
+    if os.uname().sysname != "Linux":
+        return False
+    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    return "avx512_bf16" in flags or "amx_bf16" in flags

@@ -1,0 +1,61 @@
+"""The columns of a prediction: the contract between scoring and every reader."""
+
+import json
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+LARGEST_MAP = 16  # larger maps are area-averaged: they would cost more than they show
+
+STATUSES = ("ok", "quarantined", "skipped")
+KEYS = ("patient_key", "study_key", "series_key", "sop_key")
+
+
+def stored_shape(map_shape: tuple[int, int]) -> tuple[int, int]:
+    """Shape (h, w) at which maps of a network are stored."""
+    height, width = map_shape
+    return min(height, LARGEST_MAP), min(width, LARGEST_MAP)
+
+
+def prediction_fields(cam_shape: tuple[int, int], methods: Sequence[str]) -> list[pa.Field]:
+    """Fields that the predictor fills; null where the scan could not be predicted.
+
+    Maps are lists of h * w float16 in row-major order; their shape is in the field's metadata
+    (key `shape`, JSON) and in the results folder's results.json.
+    """
+    metadata = {"shape": json.dumps(list(cam_shape))}
+    maps = [pa.field(name, pa.list_(pa.float16()), metadata=metadata) for name in methods]
+    shares = [
+        pa.field(f"heat_{region}", pa.float32()) for region in ("inside", "rim", "background")
+    ]
+    return [
+        pa.field("predicted_class", pa.string()),
+        pa.field("probabilities", pa.list_(pa.float32())),
+        pa.field("decision", pa.bool_()),
+        pa.field("entropy", pa.float32()),
+        pa.field("out_of_domain", pa.bool_()),
+        pa.field("cam_class", pa.string()),
+        *maps,
+        *shares,
+    ]
+
+
+def result_schema(cam_shape: tuple[int, int], methods: Sequence[str]) -> pa.Schema:
+    """Schema of every Parquet file of predictions."""
+    return pa.schema(
+        [
+            pa.field("scan_id", pa.int64(), nullable=False),
+            pa.field("uri", pa.string()),
+            pa.field("frame", pa.int32()),
+            *(pa.field(key, pa.string()) for key in KEYS),
+            pa.field("status", pa.string()),
+            pa.field("reason", pa.string()),
+            pa.field("height", pa.int32()),
+            pa.field("width", pa.int32()),
+            pa.field("pixel_sha256", pa.string()),
+            *prediction_fields(cam_shape, methods),
+            pa.field("bundle_fingerprint", pa.string()),
+            pa.field("scored_at", pa.timestamp("us", tz="UTC")),
+        ]
+    )

@@ -1,0 +1,1 @@
+"""Recipes: one TOML per reference system, and their loader."""

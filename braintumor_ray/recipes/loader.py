@@ -1,0 +1,110 @@
+"""Reading recipes: by name, from a user's file, with fields set on the command line."""
+
+import sys
+from collections.abc import Iterable
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from braintumor_ray.errors import UsageError
+from braintumor_ray.recipes.schema import Recipe
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+DEFAULT_RECIPE = "mobilenetv2-finetune"
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package, sorted."""
+    folder = files("braintumor_ray.recipes")
+    return sorted(entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def recipe_text(name_or_file: str) -> str:
+    """The TOML text of a recipe, comments included.
+
+    Raises:
+        UsageError: there is no recipe and no file of that name.
+    """
+    if name_or_file in recipe_names():
+        resource = files("braintumor_ray.recipes") / f"{name_or_file}.toml"
+        return resource.read_text(encoding="utf-8")
+    path = Path(name_or_file)
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    raise UsageError(
+        f"recipe '{name_or_file}' is neither one of {', '.join(recipe_names())} nor a TOML file; "
+        "see 'braintumor-ray recipes'"
+    )
+
+
+def load_recipe(name_or_file: str, settings: Iterable[str] = ()) -> Recipe:
+    """Load a recipe and set fields, each written as `section.key=value` (a TOML value).
+
+    Raises:
+        UsageError: unknown recipe, unknown field, or a value that does not fit.
+    """
+    try:
+        raw = tomllib.loads(recipe_text(name_or_file))
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"recipe '{name_or_file}' is not TOML: {error}") from error
+    for setting in settings:
+        _set(raw, setting)
+    return recipe_from_dict(raw, name_or_file)
+
+
+def recipe_from_dict(raw: dict[str, Any], origin: str = "recipe") -> Recipe:
+    """Validate a recipe given as plain tables.
+
+    Raises:
+        UsageError: names each field, its value and what is wrong, in one line.
+    """
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as error:
+        raise UsageError(f"{origin}: {describe(error)}") from error
+
+
+def describe(error: ValidationError) -> str:
+    """A pydantic error as one line: field, what is wrong, the value."""
+    parts = []
+    for item in error.errors():
+        field = ".".join(str(part) for part in item["loc"])
+        parts.append(f"{field or 'recipe'}: {item['msg']} (got {item['input']!r:.80})")
+    return "; ".join(parts)
+
+
+def _set(raw: dict[str, Any], setting: str) -> None:
+    key, separator, value = setting.partition("=")
+    if not separator or not key:
+        raise UsageError(f"--set {setting!r} is not KEY=VALUE, such as optimizer.lr=3e-4")
+    *sections, field = key.strip().split(".")
+    table: Any = raw
+    for section in sections:
+        if isinstance(table, list):
+            table = _entry(table, section, setting)
+        else:
+            table = table.setdefault(section, {})
+    if not isinstance(table, dict):
+        raise UsageError(f"--set {setting!r}: '{'.'.join(sections)}' has no fields")
+    table[field] = _value(value.strip())
+
+
+def _entry(stages: list[Any], name: str, setting: str) -> Any:  # noqa: ANN401 - a TOML value
+    """One of the [[stages]], by number or by name."""
+    for number, stage in enumerate(stages):
+        if name in (str(number), stage.get("name")):
+            return stage
+    raise UsageError(f"--set {setting!r}: no stage '{name}' among {[s.get('name') for s in stages]}")
+
+
+def _value(text: str) -> Any:  # noqa: ANN401 - a TOML value
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text  # a bare word is a string: --set model.backbone=resnet50

@@ -1,0 +1,139 @@
+"""The fields of a recipe. Unknown keys are refused; every field says what it means."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Head = Literal["linear", "mlp", "attention", "flatten"]
+Output = Literal["auto", "softmax", "sigmoid"]
+
+
+class Section(BaseModel):
+    """A table of the TOML file; frozen, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataSection(Section):
+    """What is read, and how it is split."""
+
+    image_size: int = Field(224, ge=32, le=2048, description="side of the square input, pixels")
+    interpolation: Literal["area", "linear", "cubic"] = Field(
+        "area", description="resampling to image_size; 'area' averages when shrinking"
+    )
+    batch_size: int = Field(32, ge=1, description="scans per step over all workers together")
+    fractions: dict[Literal["train", "val", "test"], float] = Field(
+        {"train": 0.7, "val": 0.1, "test": 0.2}, description="shares of the grouped split"
+    )
+    classes: str | None = Field(
+        None, description="merge, rename or leave out labels, as the option --classes"
+    )
+    negative_classes: tuple[str, ...] = Field(
+        ("no_tumor", "notumor", "no tumor", "no", "none", "healthy", "normal", "negative"),
+        description="class names that mean 'no tumour'; all others count as positive",
+    )
+
+    @field_validator("fractions")
+    @classmethod
+    def _sum_to_one(cls, fractions: dict[str, float]) -> dict[str, float]:
+        if abs(sum(fractions.values()) - 1) > 1e-6 or min(fractions.values()) <= 0:
+            raise ValueError("shares must be positive and sum to 1")
+        if not {"train", "val"} <= set(fractions):
+            raise ValueError("'train' and 'val' are needed: validation chooses the threshold")
+        return fractions
+
+
+class AugmentSection(Section):
+    """Random changes per scan and epoch, as Keras' ImageDataGenerator names them."""
+
+    rotation: float = Field(0.0, ge=0, le=180, description="degrees, uniform in [-r, r]")
+    shift: float = Field(0.0, ge=0, le=1, description="share of the side, both directions")
+    zoom: float = Field(0.0, ge=0, lt=1, description="factor uniform in [1-z, 1+z] per axis")
+    shear: float = Field(0.0, ge=0, le=90, description="degrees, uniform in [-s, s]")
+    horizontal_flip: bool = Field(False, description="mirrored left-right with probability 1/2")
+    vertical_flip: bool = Field(False, description="mirrored up-down with probability 1/2")
+    fill: Literal["nearest", "constant", "reflect"] = Field(
+        "nearest", description="what stands where the picture was moved away"
+    )
+    contrast: float = Field(0.0, ge=0, lt=1, description="factor uniform in [1-c, 1+c]")
+    brightness: float = Field(0.0, ge=0, lt=1, description="offset uniform in [-b, b] of 255")
+
+
+class ModelSection(Section):
+    """Backbone and head."""
+
+    backbone: str = Field("mobilenetv2_100", description="a timm name, 'cnn-3conv' or 'small-cnn'")
+    head: Head = Field("linear", description="what stands behind the last feature map")
+    hidden: int = Field(128, ge=1, description="units of the dense layer of mlp and flatten")
+    dropout: float = Field(0.0, ge=0, lt=1, description="before the last layer")
+    output: Output = Field("auto", description="sigmoid has one unit for two classes")
+    normalization: Literal["weights", "unit"] = Field(
+        "weights", description="mean and std of the pretrained weights, or only 1/255"
+    )
+
+
+class StageSection(Section):
+    """Some epochs with one set of trainable layers."""
+
+    name: str
+    epochs: int = Field(ge=1)
+    lr_scale: float = Field(1.0, gt=0, description="factor on optimizer.lr")
+    train: Literal["all", "head"] | tuple[str, ...] = Field(
+        "all", description="'all', 'head' or prefixes of module names in the backbone"
+    )
+
+
+class OptimizerSection(Section):
+    """The optimiser of all stages."""
+
+    name: Literal["adam", "adamw", "sgd"] = "adam"
+    lr: float = Field(1e-4, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    backbone_lr_scale: float = Field(
+        1.0, gt=0, description="factor on the backbone's rate against the head's"
+    )
+    clip_norm: float | None = Field(None, gt=0, description="gradient norm; none: not clipped")
+    accumulate: int = Field(1, ge=1, description="steps whose gradients are added up")
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+
+
+class ScheduleSection(Section):
+    """Learning rate over the epochs of one stage, and when to stop."""
+
+    kind: Literal["plateau", "cosine", "constant"] = "constant"
+    warmup_epochs: float = Field(0.0, ge=0, description="linear, cosine only")
+    patience: int = Field(2, ge=0, description="epochs without a lower validation loss")
+    factor: float = Field(0.5, gt=0, lt=1)
+    min_lr: float = Field(1e-7, ge=0)
+    early_stopping: int | None = Field(
+        None, ge=1, description="epochs without improvement before the stage ends"
+    )
+
+
+class Recipe(Section):
+    """One reference system: data, model and schedule."""
+
+    name: str
+    description: str
+    seed: int = 0
+    class_weights: Literal["balanced", "none"] = "none"
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="auto: bf16 autocast on CUDA, fp32 on CPU"
+    )
+    monitor: Literal["val_loss", "val_balanced_accuracy"] = Field(
+        "val_loss", description="what chooses the best checkpoint"
+    )
+    threshold_by: Literal["f1", "youden"] = "f1"
+    sync_batchnorm: bool = False
+    data: DataSection = DataSection()
+    augment: AugmentSection = AugmentSection()
+    model: ModelSection = ModelSection()
+    optimizer: OptimizerSection = OptimizerSection()
+    schedule: ScheduleSection = ScheduleSection()
+    stages: tuple[StageSection, ...]
+
+    @model_validator(mode="after")
+    def _whole(self) -> "Recipe":
+        if not self.stages:
+            raise ValueError("at least one [[stages]] table is needed")
+        return self
