@@ -18,7 +18,7 @@ Gray = npt.NDArray[np.uint8]
 Status = Literal["ok", "quarantined", "skipped"]
 
 
-class Unreadable(BrainTumorError):  # noqa: N818 - a finding about a file, not a fault
+class Unreadable(BrainTumorError):
     """Why a file cannot become pixels: one stable sentence without paths or tag values."""
 
 

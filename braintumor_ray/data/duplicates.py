@@ -16,17 +16,20 @@ from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from braintumor_ray.data.hamming import (
+    CROWD,
+    HASH_BITS,
+    HASH_WORDS,
+    BandSearch,
+    bits_set,
+    pack_bits,
+)
 from braintumor_ray.errors import UsageError
 
 DHASH_DISTANCE = 6
 DCT_DISTANCE = 12
 FLAT_STD = 2.0
-HASH_BITS = 256
-HASH_WORDS = 4
 MIN_BITS_SET = 16
-CROWD = 256
-MAX_DEPTH = 3
-CHUNK_ROWS = 65_536
 
 
 class Fingerprint(NamedTuple):
@@ -83,7 +86,7 @@ def difference_hash(gray: NDArray[np.uint8]) -> NDArray[np.uint64]:
         UsageError: `gray` is not a two-dimensional uint8 array with pixels.
     """
     thumbnail = _thumbnail(gray)
-    return _pack_bits(thumbnail[:, 1:] > thumbnail[:, :-1])
+    return pack_bits(thumbnail[:, 1:] > thumbnail[:, :-1])
 
 
 def dct_hash(gray: NDArray[np.uint8]) -> NDArray[np.uint64]:
@@ -107,7 +110,7 @@ def dct_hash(gray: NDArray[np.uint8]) -> NDArray[np.uint64]:
     small = cv2.resize(gray.astype(np.float32), (64, 64), interpolation=cv2.INTER_AREA)
     low = cv2.dct(small)[:16, :16]
     low[0, 0] = 0
-    return _pack_bits(low > 0)
+    return pack_bits(low > 0)
 
 
 def is_flat(gray: NDArray[np.uint8]) -> bool:
@@ -173,9 +176,7 @@ def near_duplicate_pairs(
     first = first_with_same_value([row.tobytes() for row in hashes])
     rows = np.flatnonzero(first == np.arange(len(hashes)))
     found = [np.stack([first, np.arange(len(hashes))], axis=1)]
-    # 97 is odd, so this permutes the bits; it is 6 image rows and a column from one to the next.
-    bits = np.arange(HASH_BITS) * 97 % HASH_BITS
-    _BandSearch(hashes, max_distance, crowd, found).search(rows, bits, MAX_DEPTH)
+    found += BandSearch(hashes, max_distance, crowd).run(rows)
     return _sorted_pairs(found, len(hashes))
 
 
@@ -258,107 +259,10 @@ def connected_rows(n: int, pairs: NDArray[np.int64]) -> NDArray[np.int64]:
     return rank[inverse].astype(np.int64)
 
 
-class _BandSearch:
-    """One search for near hashes; verified pairs are appended to `found`."""
-
-    def __init__(
-        self,
-        hashes: NDArray[np.uint64],
-        distance: int,
-        crowd: int,
-        found: list[NDArray[np.int64]],
-    ) -> None:
-        self.hashes = hashes
-        self.distance = distance
-        self.crowd = crowd
-        self.found = found
-
-    def search(self, rows: NDArray[np.int64], bits: NDArray[np.int64], depth: int) -> None:
-        """Looks at the rows that agree in one of the bands into which `bits` are cut."""
-        for band in np.array_split(bits, max(self.distance + 1, 4)):
-            keys = _band_keys(self.hashes, rows, band)
-            order = np.argsort(keys, kind="stable")
-            starts = np.flatnonzero(np.diff(keys[order], prepend=~keys[order[:1]]))
-            sizes = np.diff(starts, append=len(rows))
-            crowded = (sizes > self.crowd) & (depth > 0)
-            self._verify_runs(rows[order], starts[~crowded], sizes[~crowded])
-            for start, size in zip(starts[crowded], sizes[crowded], strict=True):
-                members = rows[order[start : start + size]]
-                self._search_crowd(members, np.setdiff1d(bits, band), depth - 1)
-
-    def _verify_runs(
-        self, rows: NDArray[np.int64], starts: NDArray[np.int64], sizes: NDArray[np.int64]
-    ) -> None:
-        """Compares each row with those 1, 2, 3, ... places further in its run."""
-        ends = np.repeat(starts + sizes, sizes)
-        places = np.arange(len(ends)) + np.repeat(starts - np.cumsum(sizes) + sizes, sizes)
-        step = 1
-        while len(places := places[(inside := places + step < ends)]):
-            ends = ends[inside]
-            self._keep(rows[places], rows[places + step])
-            step += 1
-
-    def _search_crowd(self, rows: NDArray[np.int64], bits: NDArray[np.int64], depth: int) -> None:
-        """Ties a dense cluster to its centre, so that its pairs need not all be listed."""
-        centre = rows[np.argmin(_distances(self.hashes[rows], _majority(self.hashes[rows])))]
-        near = _distances(self.hashes[rows], self.hashes[centre]) <= self.distance
-        self._keep(np.full(near.sum(), centre), rows[near])
-        far = rows[~near]
-        if len(far) > self.crowd:
-            self.search(rows, np.random.default_rng(0).permutation(bits), depth)
-            return
-        for row in far:
-            self._keep(np.full(len(rows), row), rows)
-
-    def _keep(self, left: NDArray[np.int64], right: NDArray[np.int64]) -> None:
-        near = _distances(self.hashes[left], self.hashes[right]) <= self.distance
-        self.found.append(np.stack([left[near], right[near]], axis=1))
-
-
-def _band_keys(
-    hashes: NDArray[np.uint64], rows: NDArray[np.int64], band: NDArray[np.int64]
-) -> NDArray[np.uint64]:
-    """Gathers up to 64 chosen bits of each row into one uint64."""
-    keys = np.zeros((len(rows), 8), dtype=np.uint8)
-    for start in range(0, len(rows), CHUNK_ROWS):
-        chunk = hashes[rows[start : start + CHUNK_ROWS]]
-        packed = np.packbits(_unpack_bits(chunk)[:, band], axis=1)
-        keys[start : start + CHUNK_ROWS, : packed.shape[1]] = packed
-    return keys.view(np.uint64)[:, 0]
-
-
-def _distances(left: NDArray[np.uint64], right: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Hamming distances (n,) between rows of words."""
-    return _bits_set(left ^ right)
-
-
-def _bits_set(words: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Number of bits set in each row (Hacker's Delight, 5-1; numpy 1 has no bitwise_count)."""
-    x = words - ((words >> np.uint64(1)) & np.uint64(0x5555555555555555))
-    low = np.uint64(0x3333333333333333)
-    x = (x & low) + ((x >> np.uint64(2)) & low)
-    x = (x + (x >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
-    counts = (x * np.uint64(0x0101010101010101)) >> np.uint64(56)
-    return counts.sum(axis=-1).astype(np.int64)
-
-
-def _majority(hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    return _pack_bits(_unpack_bits(hashes).mean(axis=0) > 0.5)
-
-
 def _informative(hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
     """Two hashes with 3 bits set are always within distance 6, whatever they show."""
-    weight = _bits_set(hashes)
+    weight = bits_set(hashes)
     return (weight >= MIN_BITS_SET) & (weight <= HASH_BITS - MIN_BITS_SET)
-
-
-def _pack_bits(bits: NDArray[np.bool_]) -> NDArray[np.uint64]:
-    return np.packbits(bits.ravel(), bitorder="little").view("<u8").astype(np.uint64)
-
-
-def _unpack_bits(hashes: NDArray[np.uint64]) -> NDArray[np.uint8]:
-    octets = np.ascontiguousarray(hashes.astype("<u8")).view(np.uint8)
-    return np.unpackbits(octets, axis=1, bitorder="little")
 
 
 def _sorted_pairs(found: list[NDArray[np.int64]], n: int) -> NDArray[np.int64]:
@@ -377,7 +281,7 @@ def _thumbnail(gray: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def _require_gray(gray: NDArray[np.uint8]) -> None:
     if gray.ndim != 2 or gray.dtype != np.uint8 or gray.size == 0:
         raise UsageError(
-            f"image of shape {gray.shape} and type {gray.dtype} is not uint8 (H, W); decode it first"
+            f"image of shape {gray.shape}, {gray.dtype}, is not uint8 (H, W); decode to gray first"
         )
 
 

@@ -58,23 +58,23 @@ def sample_lesion(rng: np.random.Generator, class_name: str) -> Lesion:
         reach=reach,
         radius=rng.uniform(low, high),
         squash=rng.uniform(0.8, 1.25),
-        strength=rng.uniform(0.55, 1.0),
+        strength=rng.uniform(0.75, 1.0),
         irregularity=rng.uniform(0.10, 0.22) if class_name == "glioma_tumor" else 0.03,
         oedema=rng.uniform(0.2, 0.9),
     )
 
 
 _RADII = {
-    "glioma_tumor": (0.13, 0.27),
-    "meningioma_tumor": (0.12, 0.26),
-    "pituitary_tumor": (0.07, 0.15),
+    "glioma_tumor": (0.19, 0.32),
+    "meningioma_tumor": (0.18, 0.32),
+    "pituitary_tumor": (0.10, 0.17),
     "no_tumor": (0.1, 0.1),
 }
 _BASE_SHARE = {
-    "glioma_tumor": 0.2,
-    "meningioma_tumor": 0.25,
+    "glioma_tumor": 0.12,
+    "meningioma_tumor": 0.15,
     "pituitary_tumor": 1.0,
-    "no_tumor": 0.4,
+    "no_tumor": 0.25,
 }
 
 

@@ -29,7 +29,7 @@ from braintumor_ray.data.phantom_lesion import (
 from braintumor_ray.errors import UsageError
 
 _HEAD_HALF = (1.03, 1.20)  # widest head in u and v, scalp included
-_WEIGHTINGS = (("t1_enhanced", 0.45), ("t1", 0.2), ("t2", 0.22), ("flair", 0.13))
+_WEIGHTINGS = (("t1_enhanced", 0.76), ("t1", 0.06), ("t2", 0.10), ("flair", 0.08))
 _MASS_EFFECT = {"glioma_tumor": 0.3, "meningioma_tumor": 0.45, "pituitary_tumor": 0.15}
 
 
@@ -95,9 +95,9 @@ def sample_patient(patient_seed: int | Sequence[int], class_name: str) -> Patien
         pixel=pixel,
         rotation=rotation,
         shift=shift,
-        bias=rng.normal(0, 0.10, (4, 4)).astype(np.float32),
+        bias=rng.normal(0, 0.06, (4, 4)).astype(np.float32),
         noise=rng.uniform(0.012, 0.04),
-        gain=rng.uniform(0.8, 1.05),
+        gain=rng.uniform(0.88, 1.04),
         entropy=entropy,
         lesion=sample_lesion(rng, class_name),
     )
@@ -108,13 +108,13 @@ def _sample_geometry(
 ) -> tuple[tuple[int, int], float, float, tuple[float, float]]:
     """Image size, pixel size, rotation and position; the head always fits in the picture."""
     height = int(rng.integers(180, 321))
-    width = height if rng.uniform() < 0.55 else int(height * rng.uniform(0.84, 1.12))
+    width = height if rng.uniform() < 0.65 else int(height * rng.uniform(0.88, 1.10))
     width = min(max(width, 180), 320)
-    rotation = rng.uniform(-0.16, 0.16)
+    rotation = rng.uniform(-0.10, 0.10)
     cos, sin = np.cos(rotation), abs(np.sin(rotation))
     half_u = np.hypot(_HEAD_HALF[0] * cos, _HEAD_HALF[1] * sin)
     half_v = np.hypot(_HEAD_HALF[1] * cos, _HEAD_HALF[0] * sin)
-    pixel = max(2 * half_u / width, 2 * half_v / height) / rng.uniform(0.80, 0.99)
+    pixel = max(2 * half_u / width, 2 * half_v / height) / rng.uniform(0.91, 0.99)
     slack_u, slack_v = width * pixel / 2 - half_u, height * pixel / 2 - half_v
     shift = (rng.uniform(-0.6, 0.6) * slack_u, rng.uniform(-0.6, 0.6) * slack_v)
     return (height, width), float(pixel), float(rotation), shift
@@ -123,7 +123,7 @@ def _sample_geometry(
 def _sample_contrast(rng: np.random.Generator) -> Contrast:
     names, shares = zip(*_WEIGHTINGS, strict=True)
     chosen = CONTRASTS[str(rng.choice(names, p=shares))]
-    factors = rng.normal(1.0, 0.06, len(chosen))
+    factors = rng.normal(1.0, 0.05, len(chosen))
     return Contrast(*(float(value * factor) for value, factor in zip(chosen, factors, strict=True)))
 
 

@@ -121,7 +121,7 @@ def heat_shares_batch(cams: NDArray[Any], weights: NDArray[np.float32]) -> NDArr
             f"maps of shape {cams.shape} and region weights of shape {weights.shape} do not "
             "belong together; make the weights with region_weights(regions, cam.shape)"
         )
-    heat = np.einsum("bhw,brhw->br", cams.astype(np.float64), weights.astype(np.float64))
+    heat = np.einsum("bhw,brhw->br", cams, weights.astype(np.float64))
     heat = heat[:, [INSIDE, RIM, BACKGROUND]]
     total = heat.sum(axis=1, keepdims=True)
     usable = np.isfinite(total) & (total > 0)

@@ -39,8 +39,9 @@ def log_softmax(logits: NDArray[Any], temperature: float = 1.0) -> Floats:
 def fit_temperature(logits: NDArray[Any], labels: NDArray[Any]) -> float:
     """Temperature T that minimises the NLL of softmax(logits / T) (Guo et al. 2017, section 4.2).
 
-    Searched over log T, in which the NLL has one valley, between 0.05 and 20. A value at either
-    end means that the data do not determine it: every scan right (0.05), or nothing learnt (20).
+    Searched over log T, in which the NLL has one valley, between 0.05 and 20. A value towards
+    either end means that the data do not determine it: every scan is right (low: any small T will
+    do), or nothing was learnt (20).
 
     Args:
         logits: before softmax, finite, float (n, k).

@@ -1,5 +1,6 @@
 """Checks of labels, probabilities, scores and groups before anything is computed from them."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -155,8 +156,7 @@ def check_groups(groups: NDArray[Any], n_rows: int) -> tuple[Ints, int]:
     """
     array = _one_dimensional(groups, "groups")
     check_same_length(len(array), n_rows, "groups", "data")
-    # NaN is the one value that differs from itself.
-    missing = np.flatnonzero([value is None or value != value for value in array.tolist()])
+    missing = np.flatnonzero([_is_missing(value) for value in array.tolist()])
     if missing.size:
         raise MetricsError(
             f"groups holds {array[missing[0]]} in row {missing[0]} ({len(missing)} such rows); "
@@ -202,6 +202,10 @@ def check_same_length(first: int, second: int, first_name: str, second_name: str
             f"{first_name} has {first} rows and {second_name} has {second}; "
             "both must come from the same scans, in the same order"
         )
+
+
+def _is_missing(value: object) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _finite(array: Floats, name: str) -> None:

@@ -1,0 +1,179 @@
+"""Reading a results folder: current, committed rows, without Ray and without the model.
+
+    RESULTS/
+      results.json                what the rows were made with; never changes
+      catalogs/000001/*.parquet   the scans of each generation
+      rows/000001/*.parquet       their predictions
+      manifests/000001.json       written last: the generation is committed
+
+A generation is one run that had something to score. Rows without a manifest are in flight.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from braintumor_ray.data.storage import open_filesystem, read_bytes, write_atomically
+from braintumor_ray.errors import ResultsError
+
+META, MANIFESTS, CATALOGS, ROWS, CHECKPOINTS = (
+    "results.json",
+    "manifests",
+    "catalogs",
+    "rows",
+    "checkpoints",
+)
+
+
+@dataclass(frozen=True)
+class ResultsFolder:
+    """Where things are in a results folder.
+
+    Attributes:
+        location: a local path or a URI, without a trailing slash.
+    """
+
+    location: str
+
+    def at(self, *parts: str) -> str:
+        """The location of something inside."""
+        return "/".join((self.location, *parts))
+
+    @cached_property
+    def meta(self) -> dict[str, Any]:
+        """The content of results.json.
+
+        Raises:
+            ResultsError: this is not a results folder.
+        """
+        try:
+            meta: dict[str, Any] = json.loads(read_bytes(self.at(META)))
+        except FileNotFoundError as error:
+            raise ResultsError(
+                f"'{self.location}' is not a results folder: it has no {META}; "
+                "'braintumor-ray score' makes one"
+            ) from error
+        except (OSError, ValueError) as error:
+            raise ResultsError(f"'{self.at(META)}' cannot be read: {error}") from error
+        return meta
+
+    def manifests(self) -> list[dict[str, Any]]:
+        """The committed manifests, oldest first."""
+        found = []
+        for name in self.names(MANIFESTS):
+            if name.endswith(".json"):
+                found.append(self._manifest(name))
+        return found
+
+    def names(self, *parts: str) -> list[str]:
+        """Names in a folder inside, sorted; none where it does not exist."""
+        from pyarrow.fs import FileSelector
+
+        filesystem, path = open_filesystem(self.at(*parts))
+        infos = filesystem.get_file_info(FileSelector(path, allow_not_found=True))
+        return sorted(info.base_name for info in infos)
+
+    def read_parquet(self, paths: Sequence[str], columns: list[str] | None = None) -> list[pa.Table]:
+        """Parquet files inside, by their path below the folder, a table each.
+
+        Raises:
+            ResultsError: one is missing or damaged.
+        """
+        import pyarrow.parquet as pq
+
+        tables = []
+        for path in paths:
+            filesystem, inner = open_filesystem(self.at(path))
+            try:
+                # One file at a time, opened by us: a dataset would guess at folders and schemas.
+                with filesystem.open_input_file(inner) as stream:
+                    tables.append(pq.read_table(stream, columns=columns))
+            except (OSError, pa.ArrowException) as error:
+                raise ResultsError(
+                    f"'{self.at(path)}' is listed in a manifest and cannot be read: {error}; "
+                    "'braintumor-ray verify' shows what else is wrong"
+                ) from error
+        return tables
+
+    def catalog_of(self, manifest: dict[str, Any], columns: list[str] | None = None) -> pa.Table:
+        """The scans of one generation."""
+        return pa.concat_tables(
+            self.read_parquet(manifest["catalogs"], columns), promote_options="default"
+        )
+
+    def write_json(self, value: dict[str, Any], *parts: str) -> None:
+        """Write a JSON file inside, whole or not at all."""
+        text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+        write_atomically(self.at(*parts), text.encode())
+
+    def _manifest(self, name: str) -> dict[str, Any]:
+        try:
+            manifest: dict[str, Any] = json.loads(read_bytes(self.at(MANIFESTS, name)))
+        except (OSError, ValueError) as error:
+            raise ResultsError(f"'{self.at(MANIFESTS, name)}' cannot be read: {error}") from error
+        return manifest
+
+
+def results_folder(path: str | Path) -> ResultsFolder:
+    """The folder at a path or URI."""
+    text = str(path)
+    return ResultsFolder(text.rstrip("/") if len(text) > 1 else text)
+
+
+def read_results(path: str | Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Current, committed rows of a results folder: one per scan, the newest version of each.
+
+    Args:
+        path: the folder, a local path or a URI.
+        columns: names of the wanted columns (see `predict.schema.result_schema`); None: all.
+
+    Raises:
+        ResultsError: not a results folder, nothing committed yet, or a listed file is damaged.
+    """
+    folder = results_folder(path)
+    manifests = folder.manifests()
+    if not manifests:
+        _ = folder.meta  # tells a wrong path from an unfinished first run
+        raise ResultsError(
+            f"'{path}' has no committed run yet; run 'braintumor-ray score' to its end"
+        )
+    tables = current_rows(folder, manifests, list(columns) if columns is not None else None)
+    return pa.concat_tables(tables)
+
+
+def current_rows(
+    folder: ResultsFolder, manifests: Sequence[dict[str, Any]], columns: list[str] | None
+) -> list[pa.Table]:
+    """Rows of the manifests' files without those that a later version supersedes."""
+    wanted = None if columns is None else list(dict.fromkeys([*columns, "scan_id"]))
+    superseded = superseded_rows(manifests)
+    tables = []
+    for manifest in manifests:
+        gone = superseded.get(int(manifest["generation"]), set())
+        for table in folder.read_parquet([file["path"] for file in manifest["files"]], wanted):
+            kept = _without(table, gone)
+            tables.append(kept if columns is None else kept.select(columns))
+    return tables
+
+
+def superseded_rows(manifests: Sequence[dict[str, Any]]) -> dict[int, set[int]]:
+    """Scan ids whose row is not current, by the generation that holds that row."""
+    gone: dict[int, set[int]] = {}
+    for manifest in manifests:
+        for generation, ids in manifest["supersedes"].items():
+            gone.setdefault(int(generation), set()).update(ids)
+    return gone
+
+
+def _without(table: pa.Table, ids: set[int]) -> pa.Table:
+    import pyarrow.compute as pc
+
+    if not ids:
+        return table
+    gone = pa.array(sorted(ids), pa.int64())
+    return table.filter(pc.invert(pc.is_in(table["scan_id"], value_set=gone)))

@@ -1,0 +1,193 @@
+"""Does a results folder keep its promise? One current row per scan, and nothing else."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from braintumor_ray.errors import ResultsError
+from braintumor_ray.predict.results import (
+    CATALOGS,
+    MANIFESTS,
+    ROWS,
+    ResultsFolder,
+    results_folder,
+    superseded_rows,
+)
+from braintumor_ray.predict.schema import STATUSES, result_schema
+
+SHOWN = 5  # examples per kind of difference
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `verify` found.
+
+    Attributes:
+        scans: current scans that the catalogs demand.
+        rows: rows in committed files, superseded ones included.
+        differences: one sentence each; none: the folder keeps its promise.
+    """
+
+    scans: int
+    rows: int
+    differences: list[str]
+
+
+def verify(results: str) -> Report:
+    """Check a results folder against its own catalogs and manifests; reads every row once.
+
+    Raises:
+        ResultsError: this is not a results folder at all.
+    """
+    folder = results_folder(results)
+    meta = folder.meta
+    manifests = folder.manifests()
+    differences = list(_strays(folder, manifests)) + list(_gaps(manifests))
+    if not manifests:
+        return Report(0, 0, ["no run has been committed; run 'braintumor-ray score' to its end"])
+    scans = rows = 0
+    superseded = superseded_rows(manifests)
+    current: set[tuple[str, int]] = set()
+    for manifest in manifests:
+        try:
+            table, found = _generation_rows(folder, manifest, meta)
+        except ResultsError as error:
+            differences.append(str(error))
+            continue
+        rows += table.num_rows
+        gone = superseded.get(int(manifest["generation"]), set())
+        scans += len(set(table["scan_id"].to_pylist()) - gone)
+        differences += found
+        differences += _compare(folder, manifest, table)
+        differences += _repeated(table, gone, current)
+    return Report(scans, rows, differences)
+
+
+def _generation_rows(
+    folder: ResultsFolder, manifest: dict[str, Any], meta: dict[str, Any]
+) -> tuple[pa.Table, list[str]]:
+    """The rows that matter for comparing (scan_id, uri, frame), and faults inside the files."""
+    schema = result_schema(tuple(meta["cam_shape"]), meta["cam_methods"])
+    parts, differences = [], []
+    for file in manifest["files"]:
+        (table,) = folder.read_parquet([file["path"]])
+        faults = list(_file_faults(table, file, schema, meta))
+        differences += [f"{file['path']}: {fault}" for fault in faults]
+        wanted = [name for name in ("scan_id", "uri", "frame") if name in table.column_names]
+        if len(wanted) == 3:
+            parts.append(table.select(wanted))
+    empty = schema.empty_table().select(["scan_id", "uri", "frame"])
+    return pa.concat_tables([empty, *parts], promote_options="permissive"), differences
+
+
+def _file_faults(
+    table: pa.Table, file: dict[str, Any], schema: pa.Schema, meta: dict[str, Any]
+) -> Iterator[str]:
+    if table.num_rows != file["rows"]:
+        yield f"{table.num_rows} rows, the manifest says {file['rows']}"
+    missing = [field.name for field in schema if field.name not in table.column_names]
+    if missing:
+        yield f"column '{missing[0]}' is missing"
+        return
+    for field in schema:
+        kind = table.schema.field(field.name).type
+        if kind != field.type:
+            yield f"column '{field.name}' is {kind}, not {field.type}"
+            return
+    yield from _value_faults(table, meta)
+
+
+def _value_faults(table: pa.Table, meta: dict[str, Any]) -> Iterator[str]:
+    foreign = set(table["bundle_fingerprint"].to_pylist()) - {meta["bundle_fingerprint"]}
+    if foreign:
+        yield f"rows of another bundle, fingerprint {sorted(map(str, foreign))[0]}"
+    unknown = set(table["status"].to_pylist()) - set(STATUSES)
+    if unknown:
+        yield f"status {sorted(map(str, unknown))[0]!r} is not one of {', '.join(STATUSES)}"
+    ok = pc.equal(table["status"], "ok")
+    scored, unscored = table.filter(ok), table.filter(pc.invert(ok))
+    size = int(np.prod(meta["cam_shape"]))
+    lengths = dict.fromkeys(meta["cam_methods"], size)
+    lengths["probabilities"] = len(meta["class_names"])
+    for name, length in lengths.items():
+        found = pc.fill_null(pc.list_value_length(scored[name]), -1)
+        wrong = pc.sum(pc.not_equal(found, length)).as_py() or 0
+        if wrong:
+            yield f"{wrong} ok rows whose '{name}' has not {length} values"
+    if unscored["reason"].null_count:
+        yield f"{unscored['reason'].null_count} rows that are not ok and have no reason"
+
+
+def _compare(folder: ResultsFolder, manifest: dict[str, Any], rows: pa.Table) -> Iterator[str]:
+    """Catalog of a generation against its rows, both ways."""
+    number = manifest["generation"]
+    try:
+        catalog = folder.catalog_of(manifest, ["scan_id", "path"])
+    except ResultsError as error:
+        yield str(error)
+        return
+    wanted, found = catalog["scan_id"].to_numpy(), rows["scan_id"].to_numpy()
+    lost = np.setdiff1d(wanted, found)
+    if len(lost):
+        names = catalog.filter(pc.is_in(catalog["scan_id"], value_set=pa.array(lost)))["path"]
+        yield (
+            f"generation {number}: {len(lost)} scans without a row, such as "
+            f"{', '.join(repr(name) for name in names.slice(0, SHOWN).to_pylist())}"
+        )
+    strange = np.setdiff1d(found, wanted)
+    if len(strange):
+        yield f"generation {number}: {len(strange)} rows that its catalog does not have"
+    twice = len(found) - len(np.unique(found))
+    if twice:
+        yield f"generation {number}: {twice} surplus rows of scans that have one already"
+
+
+def _repeated(
+    rows: pa.Table, gone: set[int], current: set[tuple[str, int]]
+) -> Iterator[str]:
+    """Scans that are current in two generations; `current` grows."""
+    kept = [
+        (row["uri"], row["frame"]) for row in rows.to_pylist() if row["scan_id"] not in gone
+    ]
+    twice = [key for key, count in Counter(kept).items() if count > 1 or key in current]
+    current.update(kept)
+    if twice:
+        yield f"{len(twice)} scans have more than one current row, such as {twice[0][0]!r}"
+
+
+def _strays(folder: ResultsFolder, manifests: list[dict[str, Any]]) -> Iterator[str]:
+    """Files that no manifest lists."""
+    for parent, key in ((ROWS, "files"), (CATALOGS, "catalogs")):
+        listed = {
+            entry["path"] if isinstance(entry, dict) else entry
+            for manifest in manifests
+            for entry in manifest[key]
+        }
+        for number in folder.names(parent):
+            names = folder.names(parent, number)
+            strays = [n for n in names if f"{parent}/{number}/{n}" not in listed]
+            if not strays:
+                continue
+            if not any(manifest["generation"] == _as_int(number) for manifest in manifests):
+                yield (
+                    f"{parent}/{number} belongs to no committed run: one is in flight or was "
+                    "interrupted; run 'braintumor-ray score' again to finish it"
+                )
+            else:
+                yield f"{parent}/{number}/{strays[0]} is listed by no manifest ({len(strays)} such)"
+
+
+def _gaps(manifests: list[dict[str, Any]]) -> Iterator[str]:
+    numbers = [manifest["generation"] for manifest in manifests]
+    if numbers != list(range(1, len(numbers) + 1)):
+        yield f"{MANIFESTS} are numbered {json.dumps(numbers)}, not from 1 without a gap"
+
+
+def _as_int(name: str) -> int | None:
+    return int(name) if name.isdigit() else None
