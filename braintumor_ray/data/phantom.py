@@ -144,7 +144,7 @@ def write_phantoms(
 
 
 class _Tally:
-    """Counts of what was written and the scans to copy: one of patient 0, one of patient 2."""
+    """Counts of what was written, and the first scans of the first two patients, to be copied."""
 
     def __init__(self) -> None:
         self.training = self.testing = 0

@@ -1,61 +1,25 @@
 """The healthy head of a phantom patient: skull, cortex, ventricles, skull base.
 
-Everything is drawn in head coordinates: u runs from left to right, v from the forehead (-1) to
-the back of the head (+1), z from the skull base (0, suprasellar cistern) to the vertex (1); the
-brain's widest slice is about 1.6 wide and 2 long. A patient's folding is a smooth function of
-(u, v, z), so that neighbouring slices resemble each other.
+A patient's folding is a smooth function of the head coordinates (u, v, z) of `phantom_canvas`, so
+that neighbouring slices resemble each other.
 """
 
-from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from dataclasses import dataclass, replace
 
-import cv2
 import numpy as np
-import numpy.typing as npt
 
-Field: TypeAlias = npt.NDArray[np.float32]
-
-_NOISE_REACH = 1.4  # noise grids cover [-1.4, 1.4] in u and v
-_Z_KNOTS = 6
-
-
-class Contrast(NamedTuple):
-    """Brightness (0 to about 1) of each tissue under one MR weighting."""
-
-    bone: float
-    marrow: float
-    scalp: float
-    muscle: float
-    csf: float
-    grey: float
-    white: float
-    dura: float
-    vessel: float
-    necrosis: float
-    rim: float
-    oedema: float
-    meningioma: float
-    adenoma: float
-
-
-CONTRASTS = {
-    "t1": Contrast(
-        *(0.06, 0.42, 0.85, 0.30, 0.12, 0.40, 0.54, 0.25, 0.16),
-        *(0.22, 0.46, 0.36, 0.56, 0.60),
-    ),
-    "t1_enhanced": Contrast(
-        *(0.05, 0.40, 0.80, 0.30, 0.11, 0.37, 0.48, 0.50, 0.85),
-        *(0.18, 0.80, 0.33, 0.78, 0.76),
-    ),
-    "t2": Contrast(
-        *(0.05, 0.30, 0.50, 0.16, 0.86, 0.50, 0.36, 0.14, 0.08),
-        *(0.78, 0.54, 0.68, 0.60, 0.56),
-    ),
-    "flair": Contrast(
-        *(0.05, 0.28, 0.55, 0.22, 0.10, 0.54, 0.43, 0.20, 0.12),
-        *(0.40, 0.74, 0.80, 0.66, 0.62),
-    ),
-}
+from braintumor_ray.data.phantom_canvas import (
+    Z_KNOTS,
+    Contrast,
+    Field,
+    Plane,
+    ellipse,
+    noise_at,
+    paint,
+    segment,
+    soft,
+    window,
+)
 
 
 @dataclass(frozen=True)
@@ -76,13 +40,22 @@ class Head:
 
 
 @dataclass(frozen=True)
-class Plane:
-    """One slice's pixels in head coordinates; arrays are float32 (H, W)."""
+class Scene:
+    """A slice in the making; all arrays have its height and width.
 
-    u: Field
-    v: Field
-    z: float
-    pixel: float  # width of one pixel in head units, for soft edges
+    Attributes:
+        canvas: Brightness so far; the `paint_*` functions change it in place.
+        plane: Head coordinates of the pixels.
+        depth: Distance inward from the brain's outline at these coordinates.
+        head: The patient's anatomy.
+        contrast: Brightness of the tissues.
+    """
+
+    canvas: Field
+    plane: Plane
+    depth: Field
+    head: Head
+    contrast: Contrast
 
 
 def sample_head(rng: np.random.Generator) -> Head:
@@ -98,60 +71,9 @@ def sample_head(rng: np.random.Generator) -> Head:
         sulcus_width=0.004 + 0.011 * atrophy,
         ventricle=rng.uniform(0.75, 1.1) + 0.4 * atrophy,
         asymmetry=rng.uniform(-0.02, 0.02),
-        coarse=rng.standard_normal((2, _Z_KNOTS, 8, 8), dtype=np.float32),
-        fine=rng.standard_normal((2, _Z_KNOTS, 24, 24), dtype=np.float32),
+        coarse=rng.standard_normal((2, Z_KNOTS, 8, 8), dtype=np.float32),
+        fine=rng.standard_normal((2, Z_KNOTS, 24, 24), dtype=np.float32),
     )
-
-
-def soft(distance: Field, edge: float) -> Field:
-    """Weight 0..1 of a shape from its signed distance (positive inside), `edge` wide."""
-    return np.clip(distance * np.float32(1.0 / edge) + np.float32(0.5), 0.0, 1.0)
-
-
-def paint(canvas: Field, weight: Field, value: float | Field) -> None:
-    """Blend `value` over `canvas` in place, by `weight` (0..1)."""
-    canvas += weight * (value - canvas)
-
-
-def noise_at(volume: Field, plane: Plane) -> Field:
-    """Sample a (z, n, n) noise volume smoothly at a plane's pixels; about unit variance."""
-    height = plane.z * (_Z_KNOTS - 1)
-    low = min(int(height), _Z_KNOTS - 2)
-    part = np.float32(height - low)
-    layer = (1 - part) * volume[low] + part * volume[low + 1]
-    scale = np.float32((layer.shape[0] - 1) / (2 * _NOISE_REACH))
-    reach = np.float32(_NOISE_REACH)
-    return cv2.remap(
-        layer,
-        (plane.u + reach) * scale,
-        (plane.v + reach) * scale,
-        cv2.INTER_CUBIC,
-        borderMode=cv2.BORDER_REFLECT,
-    )
-
-
-def ellipse(plane: Plane, centre: tuple[float, float], radii: tuple[float, float]) -> Field:
-    """Signed distance (approximate, positive inside) of an ellipse."""
-    x = (plane.u - np.float32(centre[0])) / np.float32(radii[0])
-    y = (plane.v - np.float32(centre[1])) / np.float32(radii[1])
-    return (1 - np.sqrt(x * x + y * y)) * np.float32(min(radii))
-
-
-def segment(plane: Plane, start: tuple[float, float], end: tuple[float, float]) -> Field:
-    """Distance from each pixel to a line segment given for the right side, mirrored to the left."""
-    x = np.abs(plane.u) - np.float32(start[0])
-    y = plane.v - np.float32(start[1])
-    dx, dy = np.float32(end[0] - start[0]), np.float32(end[1] - start[1])
-    along = np.clip((x * dx + y * dy) / (dx * dx + dy * dy), 0.0, 1.0)
-    x -= along * dx
-    y -= along * dy
-    return np.sqrt(x * x + y * y)
-
-
-def window(z: float, low: float, high: float, edge: float = 0.08) -> float:
-    """1 for low <= z <= high, falling smoothly to 0 within `edge` outside."""
-    outside = max(low - z, z - high, 0.0) / edge
-    return float(max(0.0, 1.0 - outside) ** 0.5)
 
 
 def brain_depth(head: Head, u: Field, v: Field, z: float) -> Field:
@@ -176,15 +98,15 @@ def brain_radius(head: Head, angle: float, z: float) -> float:
     return radius
 
 
-def paint_skull(canvas: Field, plane: Plane, head: Head, depth: Field, c: Contrast) -> Field:
+def paint_skull(scene: Scene) -> Field:
     """Draw scalp, muscle, bone and the CSF below it; return the scalp's outer distance.
 
     The result is a signed distance, positive inside the head.
     """
-    low = window(plane.z, 0.0, 0.15, 0.3)
-    lateral = np.exp(-(((plane.v + 0.3) / 0.35) ** 2)) * soft(np.abs(plane.u) - 0.55, 0.3)
-    flesh = np.float32(0.09 * low) * lateral  # temporalis muscle
+    canvas, plane, depth = scene.canvas, scene.plane, scene.depth
+    head, c = scene.head, scene.contrast
     bone = np.float32(head.gap + head.bone)
+    flesh = _temporalis(plane)
     scalp = np.float32(head.scalp) + np.float32(0.012) * noise_at(head.coarse[0], plane)
     head_edge = depth + bone + scalp + flesh
     edge = plane.pixel * 1.5
@@ -197,34 +119,36 @@ def paint_skull(canvas: Field, plane: Plane, head: Head, depth: Field, c: Contra
     return head_edge
 
 
-def paint_brain(
-    canvas: Field, plane: Plane, head: Head, depth: Field, c: Contrast, outer: Field | None
-) -> Field:
+def _temporalis(plane: Plane) -> Field:
+    """Thickness of the muscle between scalp and bone, at the temples of low slices."""
+    low = np.float32(0.09 * window(plane.z, 0.0, 0.15, 0.3))
+    ahead = (plane.v + np.float32(0.3)) / np.float32(0.35)
+    return low * np.exp(-ahead * ahead) * soft(np.abs(plane.u) - np.float32(0.55), 0.3)
+
+
+def paint_brain(scene: Scene, outer: Field | None) -> Field:
     """Draw everything inside the brain's outline; return the white matter's weight (0..1).
 
     Args:
-        canvas: Picture to draw on, in place.
-        plane: Pixels in head coordinates, already pushed aside by a lesion.
-        head: The patient.
-        depth: Distance inward from the brain's outline at the same coordinates.
-        c: Brightness of the tissues.
+        scene: The slice, its coordinates already pushed aside by a lesion.
         outer: Distance from an extra-axial lesion that the cortex folds around, if there is one.
     """
-    inside = soft(depth, plane.pixel * 1.5)
-    noises = (noise_at(head.fine[0], plane), noise_at(head.fine[1], plane))
-    plane = _organic(plane, noises)
-    pial = _pial_distance(plane, head, depth, noises)
+    head, edge = scene.head, max(0.018, scene.plane.pixel * 1.5)
+    noises = (noise_at(head.fine[0], scene.plane), noise_at(head.fine[1], scene.plane))
+    scene = replace(scene, plane=_organic(scene.plane, noises))
+    pial = _pial_distance(scene, noises)
     if outer is not None:
         pial = np.minimum(pial, outer)
-    edge = max(0.018, plane.pixel * 1.5)
+    inside = soft(scene.depth, scene.plane.pixel * 1.5)
     ribbon = np.float32(0.042) + np.float32(0.005) * noises[1]
     white = inside * soft(pial - ribbon, edge)
-    paint(canvas, inside * soft(pial - np.float32(head.sulcus_width), edge), c.grey)
-    paint(canvas, white, c.white)
-    _paint_deep_grey(canvas, plane, c)
-    _paint_ventricles(canvas, plane, head, c)
-    _paint_base(canvas, plane, inside, c)
-    _paint_falx(canvas, plane, head, depth, c)
+    grey = inside * soft(pial - np.float32(head.sulcus_width), edge)
+    paint(scene.canvas, grey, scene.contrast.grey)
+    paint(scene.canvas, white, scene.contrast.white)
+    _paint_deep_grey(scene)
+    _paint_ventricles(scene)
+    _paint_base(scene, inside)
+    _paint_falx(scene)
     return white
 
 
@@ -234,12 +158,10 @@ def _organic(plane: Plane, noises: tuple[Field, Field]) -> Plane:
     return Plane(plane.u + bend * noises[0], plane.v + bend * noises[1], plane.z, plane.pixel)
 
 
-def _pial_distance(
-    plane: Plane, head: Head, depth: Field, noises: tuple[Field, Field]
-) -> Field:
+def _pial_distance(scene: Scene, noises: tuple[Field, Field]) -> Field:
     """Distance from the nearest CSF-covered surface: outline, fissures, sulci, cistern."""
-    z = plane.z
-    hemisphere = np.minimum(depth, _fissure_distance(plane, head))
+    plane, head, z = scene.plane, scene.head, scene.plane.z
+    hemisphere = np.minimum(scene.depth, _fissure_distance(plane, head))
     sulcus_depth = np.float32(np.interp(z, (0, 0.5, 1), (0.12, 0.15, 0.20)))
     bottom = sulcus_depth * (1 + np.float32(0.8) * noises[1])
     phase = _around_hemisphere(plane, head.sulci) + np.float32(1.7) * noises[0]
@@ -280,7 +202,8 @@ def _fissure_distance(plane: Plane, head: Head) -> Field:
     return np.abs(plane.u - np.float32(head.asymmetry) * plane.v) + np.float32(2) * closed
 
 
-def _paint_deep_grey(canvas: Field, plane: Plane, c: Contrast) -> None:
+def _paint_deep_grey(scene: Scene) -> None:
+    canvas, plane, c = scene.canvas, scene.plane, scene.contrast
     shown = window(plane.z, 0.30, 0.55)
     if shown <= 0:
         return
@@ -293,8 +216,9 @@ def _paint_deep_grey(canvas: Field, plane: Plane, c: Contrast) -> None:
         paint(canvas, weight, value)
 
 
-def _paint_ventricles(canvas: Field, plane: Plane, head: Head, c: Contrast) -> None:
-    z, size = plane.z, head.ventricle
+def _paint_ventricles(scene: Scene) -> None:
+    canvas, plane, c = scene.canvas, scene.plane, scene.contrast
+    z, size = plane.z, scene.head.ventricle
     parts = (  # start, end, radius, levels at which it is seen
         ((0.05, -0.16), (0.15, -0.40), 0.045, (0.36, 0.60)),  # frontal horn
         ((0.24, 0.22), (0.29, 0.46), 0.050, (0.36, 0.58)),  # atrium and occipital horn
@@ -315,31 +239,40 @@ def _paint_ventricles(canvas: Field, plane: Plane, head: Head, c: Contrast) -> N
         paint(canvas, soft(spot, edge), 0.5 * (c.grey + c.vessel))
 
 
-def _paint_base(canvas: Field, plane: Plane, inside: Field, c: Contrast) -> None:
-    """Suprasellar cistern, brain stem with its cisterns, cerebellum with folia."""
-    shown = window(plane.z, 0.0, 0.14, 0.16)
+def _paint_base(scene: Scene, inside: Field) -> None:
+    """Skull base: cerebellum, brain stem, suprasellar cistern with what runs through it."""
+    shown = window(scene.plane.z, 0.0, 0.14, 0.16)
     if shown <= 0:
         return
+    canvas, plane, c = scene.canvas, scene.plane, scene.contrast
     edge = max(0.02, plane.pixel * 1.5)
     half = Plane(np.abs(plane.u), plane.v, plane.z, plane.pixel)
-    cerebellum = ellipse(half, (0.22 * shown**3, 0.56), (0.38 * shown, 0.33 * shown))
-    lobe = inside * soft(cerebellum, edge)
-    paint(canvas, lobe, c.csf)
-    folia = np.float32(0.5) + np.float32(0.5) * np.cos((cerebellum + plane.v) * np.float32(140))
-    core = soft(cerebellum - np.float32(0.16), 0.06)
-    leaf = c.grey + (c.csf - c.grey) * np.float32(0.3) * folia * (1 - core)
-    inner = inside * soft(cerebellum - np.float32(0.02), edge)
-    paint(canvas, inner, leaf + (0.5 * (c.white + c.grey) - leaf) * core)
-    paint(canvas, soft(ellipse(plane, (0.0, 0.36), (0.07 * shown, 0.05 * shown)), edge), c.csf)
+    _paint_cerebellum(scene, half, inside, shown)
     stem = ellipse(half, (0.05, 0.10), (0.15 * shown, 0.16 * shown))
     paint(canvas, soft(stem + np.float32(0.03), edge), c.csf)
     paint(canvas, soft(_star(plane, shown), edge), c.csf)
     paint(canvas, soft(stem, edge), 0.7 * c.white + 0.3 * c.grey)
-    paint(canvas, soft(ellipse(plane, (0.0, 0.19), (0.025, 0.025)), edge), c.csf)  # aqueduct
+    aqueduct = ellipse(plane, (0.0, 0.19), (0.025, 0.025))
+    paint(canvas, soft(aqueduct, edge), c.csf)
     carotids = np.float32(0.022) - segment(plane, (0.10, -0.23), (0.105, -0.225))
     paint(canvas, soft(carotids, edge) * np.float32(shown), c.vessel)
     stalk = ellipse(plane, (0.0, -0.2), (0.022, 0.022))
     paint(canvas, soft(stalk, edge) * np.float32(shown), 0.5 * (c.grey + c.adenoma))
+
+
+def _paint_cerebellum(scene: Scene, half: Plane, inside: Field, shown: float) -> None:
+    """Two hemispheres with folia around a white core, and the fourth ventricle before them."""
+    canvas, plane, c = scene.canvas, scene.plane, scene.contrast
+    edge = max(0.02, plane.pixel * 1.5)
+    distance = ellipse(half, (0.22 * shown**3, 0.56), (0.38 * shown, 0.33 * shown))
+    paint(canvas, inside * soft(distance, edge), c.csf)
+    core = soft(distance - np.float32(0.16), 0.06)
+    folia = np.float32(0.5) + np.float32(0.5) * np.cos((distance + plane.v) * np.float32(140))
+    leaf = c.grey + np.float32(0.3 * (c.csf - c.grey)) * folia * (1 - core)
+    inner = inside * soft(distance - np.float32(0.02), edge)
+    paint(canvas, inner, leaf + (0.5 * (c.white + c.grey) - leaf) * core)
+    fourth_ventricle = ellipse(plane, (0.0, 0.36), (0.07 * shown, 0.05 * shown))
+    paint(canvas, soft(fourth_ventricle, edge), c.csf)
 
 
 def _star(plane: Plane, shown: float) -> Field:
@@ -350,13 +283,14 @@ def _star(plane: Plane, shown: float) -> Field:
     return np.float32(0.17 * shown) * (1 + np.float32(0.3) * points) - radius
 
 
-def _paint_falx(canvas: Field, plane: Plane, head: Head, depth: Field, c: Contrast) -> None:
-    """Dura between the hemispheres and the sagittal sinus at its ends."""
-    line = np.float32(0.008) - _fissure_distance(plane, head)
+def _paint_falx(scene: Scene) -> None:
+    """Dura between the hemispheres and the sagittal sinus at the back."""
+    plane, head, c = scene.plane, scene.head, scene.contrast
+    line = soft(np.float32(0.008) - _fissure_distance(plane, head), plane.pixel * 1.5)
     above_tentorium = window(plane.z, 0.22, 1.0, 0.1)
     behind = np.where(plane.v > 0, np.float32(above_tentorium), np.float32(1))
-    within = soft(depth + np.float32(head.gap), 0.02)
-    paint(canvas, soft(line, plane.pixel * 1.5) * behind * within, c.dura)
+    within = soft(scene.depth + np.float32(head.gap), 0.02)
+    paint(scene.canvas, line * behind * within, c.dura)
     back = brain_radius(head, np.pi / 2, plane.z)
     sinus = ellipse(plane, (head.asymmetry * back, back + 0.2 * head.gap), (0.035, 0.045))
-    paint(canvas, soft(sinus, 0.02), c.vessel)
+    paint(scene.canvas, soft(sinus, 0.02), c.vessel)

@@ -4,16 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from braintumor_ray.data.phantom_anatomy import (
-    Contrast,
-    Field,
-    Head,
-    Plane,
-    brain_radius,
-    noise_at,
-    paint,
-    soft,
-)
+from braintumor_ray.data.phantom_anatomy import Head, Scene, brain_radius
+from braintumor_ray.data.phantom_canvas import Field, Plane, noise_at, paint, soft
 
 CLASS_NAMES = ("glioma_tumor", "meningioma_tumor", "pituitary_tumor", "no_tumor")
 SELLA = (0.0, -0.19)  # on the midline, before the brain stem
@@ -71,25 +63,29 @@ _RADII = {
     "no_tumor": (0.1, 0.1),
 }
 _BASE_SHARE = {
-    "glioma_tumor": 0.12,
-    "meningioma_tumor": 0.15,
+    "glioma_tumor": 0.1,
+    "meningioma_tumor": 0.1,
     "pituitary_tumor": 1.0,
-    "no_tumor": 0.25,
+    "no_tumor": 0.2,
 }
 
 
 def _place(rng: np.random.Generator, class_name: str, base: bool) -> tuple[float, float]:
-    """Direction and relative distance of a lesion from the head's centre."""
+    """Direction and relative distance of a lesion from the head's centre.
+
+    Gliomas favour the frontal and temporal lobes; nearly half of the meningiomas lie beside the
+    falx, the others over the convexity.
+    """
     side = rng.choice((-1.0, 1.0))
+    front = -np.pi / 2
     if class_name == "pituitary_tumor":
-        return -np.pi / 2 + rng.normal(0, 0.05), 0.0
+        return front + rng.normal(0, 0.05), 0.0
     if class_name == "meningioma_tumor":
-        parasagittal = rng.uniform() < 0.35
-        spread = 0.18 if parasagittal else rng.uniform(0.3, np.pi - 0.3)
-        pole = 1.0 if rng.uniform() < 0.5 else -1.0
-        return side * spread + pole * np.pi / 2, 1.0
-    spread = rng.uniform(0.5, 1.5) if base else rng.uniform(0.5, np.pi - 0.5)
-    return -np.pi / 2 + side * spread, rng.uniform(0.42, 0.66)
+        beside_falx = 0.2 if rng.uniform() < 0.7 else np.pi - 0.2
+        convexity = rng.uniform(0.4, np.pi - 0.4)
+        return front + side * (beside_falx if rng.uniform() < 0.45 else convexity), 1.0
+    lobe = float(np.clip(rng.normal(1.25, 0.4), 0.5, 1.5 if base else np.pi - 0.5))
+    return front + side * lobe, rng.uniform(0.45, 0.62)
 
 
 def cut(lesion: Lesion, head: Head, plane: Plane) -> LesionCut | None:
@@ -129,53 +125,62 @@ def push_aside(plane: Plane, found: LesionCut, share: float) -> Plane:
     return Plane(plane.u - pull * x, plane.v - pull * y, plane.z, plane.pixel)
 
 
-def paint_lesion(
-    canvas: Field, plane: Plane, head: Head, lesion: Lesion, found: LesionCut, white: Field,
-    depth: Field, c: Contrast,
-) -> None:
+def paint_lesion(scene: Scene, lesion: Lesion, found: LesionCut, white: Field) -> None:
     """Draw a lesion and its oedema over the brain, in place.
 
     Args:
-        canvas: Picture to draw on.
-        plane: Pixels in head coordinates.
-        head: The patient.
+        scene: The slice, in coordinates that no lesion has displaced.
         lesion: The patient's lesion.
         found: The lesion in this slice.
         white: Weight of white matter (0..1): oedema spreads along it.
-        depth: Distance inward from the brain's outline.
-        c: Brightness of the tissues.
     """
-    texture = noise_at(head.fine[0], plane)
-    inside = soft(depth + np.float32(head.gap), plane.pixel * 1.5)
+    texture = noise_at(scene.head.fine[0], scene.plane)
     if lesion.class_name == "glioma_tumor":
-        _paint_glioma(canvas, plane, lesion, found, white, texture, inside, c)
-        return
-    value = c.meningioma if lesion.class_name == "meningioma_tumor" else c.adenoma
-    if lesion.class_name == "meningioma_tumor":
-        _paint_oedema(canvas, found, 0.4 * lesion.oedema, white, texture, c)
-        tail = soft(found.distance + np.float32(0.35 * found.radius), 0.2 * found.radius)
-        paint(canvas, tail * inside * soft(-depth, 0.01), c.dura)
-    value = c.grey + lesion.strength * (value - c.grey)
-    weight = inside * soft(found.distance, plane.pixel * 1.5)
-    paint(canvas, weight, value * (1 + np.float32(0.03) * texture))
+        _paint_oedema(scene, found, lesion.oedema, white)
+        _paint_glioma(scene, lesion, found, texture)
+    elif lesion.class_name == "meningioma_tumor":
+        _paint_oedema(scene, found, 0.4 * lesion.oedema, white)
+        _paint_dural_tail(scene, found)
+        _paint_solid(scene, lesion, found, scene.contrast.meningioma, texture)
+    else:
+        _paint_solid(scene, lesion, found, scene.contrast.adenoma, texture)
 
 
-def _paint_oedema(
-    canvas: Field, found: LesionCut, width: float, white: Field, texture: Field, c: Contrast
+def _within_skull(scene: Scene) -> Field:
+    return soft(scene.depth + np.float32(scene.head.gap), scene.plane.pixel * 1.5)
+
+
+def _paint_solid(
+    scene: Scene, lesion: Lesion, found: LesionCut, brightness: float, texture: Field
 ) -> None:
-    reach = np.float32(found.radius) * np.float32(width) * (1 + np.float32(0.4) * texture)
-    paint(canvas, white * soft(found.distance + reach, 0.6 * found.radius), c.oedema)
+    """A well-defined, almost homogeneous lesion."""
+    grey = scene.contrast.grey
+    value = grey + lesion.strength * (brightness - grey)
+    weight = _within_skull(scene) * soft(found.distance, scene.plane.pixel * 1.5)
+    paint(scene.canvas, weight, value * (1 + np.float32(0.03) * texture))
 
 
-def _paint_glioma(
-    canvas: Field, plane: Plane, lesion: Lesion, found: LesionCut, white: Field, texture: Field,
-    inside: Field, c: Contrast,
-) -> None:
-    """Oedema, an infiltrating edge, an uneven enhancing rim and a necrotic core."""
-    _paint_oedema(canvas, found, lesion.oedema, white, texture, c)
+def _paint_dural_tail(scene: Scene, found: LesionCut) -> None:
+    """Thickened dura beside a meningioma's base, between brain and skull."""
+    near = soft(found.distance + np.float32(0.35 * found.radius), 0.2 * found.radius)
+    paint(scene.canvas, near * _within_skull(scene) * soft(-scene.depth, 0.01), scene.contrast.dura)
+
+
+def _paint_oedema(scene: Scene, found: LesionCut, width: float, white: Field) -> None:
+    """Swollen white matter around a lesion; `width` is in radii."""
+    ragged = 1 + np.float32(0.4) * noise_at(scene.head.coarse[0], scene.plane)
+    reach = np.float32(found.radius * width) * ragged
+    weight = white * soft(found.distance + reach, 0.6 * found.radius)
+    paint(scene.canvas, weight, scene.contrast.oedema)
+
+
+def _paint_glioma(scene: Scene, lesion: Lesion, found: LesionCut, texture: Field) -> None:
+    """An infiltrating edge, an uneven enhancing rim and a necrotic core."""
+    canvas, c, pixel = scene.canvas, scene.contrast, scene.plane.pixel
+    inside = _within_skull(scene)
     rim = c.grey + lesion.strength * (c.rim - c.grey)
-    edge = soft(found.distance, max(0.05, plane.pixel * 2))
+    edge = soft(found.distance, max(0.05, pixel * 2))
     paint(canvas, inside * edge, rim * (1 + np.float32(0.12) * texture))
     thickness = np.float32(found.radius) * (np.float32(0.35) + np.float32(0.12) * texture)
-    core = soft(found.distance - thickness, max(0.03, plane.pixel * 2))
+    core = soft(found.distance - thickness, max(0.03, pixel * 2))
     paint(canvas, inside * core, c.necrosis + np.float32(0.03) * texture)

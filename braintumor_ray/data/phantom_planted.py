@@ -7,6 +7,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from braintumor_ray.data.phantom_lesion import CLASS_NAMES
 from braintumor_ray.data.phantom_slice import draw_slice
@@ -49,25 +50,29 @@ def plant_duplicates(scans: Path, originals: list[str]) -> list[Planted]:
         scans: Folder that holds Training and Testing.
         originals: Two paths below `scans`, each starting with "Training/".
     """
-    first, second = (_in_testing(original) for original in originals[:2])
-    first = first.with_suffix(Path(originals[0]).suffix)
-    for copy in (first, second):
-        (scans / copy).parent.mkdir(parents=True, exist_ok=True)
-    (scans / first).write_bytes((scans / originals[0]).read_bytes())
-    pixels = cv2.imread(str(scans / originals[1]), cv2.IMREAD_GRAYSCALE)
-    (scans / second).write_bytes(encode(".jpg", pixels, _COPY_QUALITY))
-    return [
-        Planted(first.as_posix(), "duplicate-bytes", originals[0]),
-        Planted(second.as_posix(), "duplicate-reencoded", originals[1]),
-    ]
+    same, changed = originals[:2]
+    pixels = cv2.imread(str(scans / changed), cv2.IMREAD_GRAYSCALE)
+    assert pixels is not None, f"{changed} was written a moment ago"
+    copies = (
+        (same, Path(same).suffix, "duplicate-bytes", (scans / same).read_bytes()),
+        (
+            changed,
+            ".jpg",
+            "duplicate-reencoded",
+            encode(".jpg", pixels.astype(np.uint8), _COPY_QUALITY),
+        ),
+    )
+    planted = []
+    for original, suffix, kind, content in copies:
+        source = Path(original)
+        path = f"Testing/{source.parent.name}/copy_{source.stem}{suffix}"
+        (scans / path).parent.mkdir(parents=True, exist_ok=True)
+        (scans / path).write_bytes(content)
+        planted.append(Planted(path, kind, original))
+    return planted
 
 
-def _in_testing(original: str) -> Path:
-    path = Path(original)
-    return Path("Testing") / path.parent.name / f"copy_{path.stem}.jpg"
-
-
-def encode(suffix: str, image: np.ndarray, quality: int = 90) -> bytes:
+def encode(suffix: str, image: npt.NDArray[np.uint8], quality: int = 90) -> bytes:
     """Encode a uint8 (H, W) or (H, W, 3) image as ".jpg" (at `quality`) or ".png"."""
     options = [cv2.IMWRITE_JPEG_QUALITY, quality] if suffix == ".jpg" else []
     written, buffer = cv2.imencode(suffix, image, options)

@@ -1,23 +1,21 @@
 """One phantom slice: anatomy, lesion, contrast and the scanner's imperfections."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
 from braintumor_ray.data.phantom_anatomy import (
-    CONTRASTS,
-    Contrast,
-    Field,
     Head,
-    Plane,
+    Scene,
     brain_depth,
     paint_brain,
     paint_skull,
     sample_head,
 )
+from braintumor_ray.data.phantom_canvas import CONTRASTS, Contrast, Field, Plane
 from braintumor_ray.data.phantom_lesion import (
     CLASS_NAMES,
     Lesion,
@@ -29,7 +27,7 @@ from braintumor_ray.data.phantom_lesion import (
 from braintumor_ray.errors import UsageError
 
 _HEAD_HALF = (1.03, 1.20)  # widest head in u and v, scalp included
-_WEIGHTINGS = (("t1_enhanced", 0.76), ("t1", 0.06), ("t2", 0.10), ("flair", 0.08))
+_WEIGHTINGS = {"t1_enhanced": 0.76, "t1": 0.06, "t2": 0.10, "flair": 0.08}
 _MASS_EFFECT = {"glioma_tumor": 0.3, "meningioma_tumor": 0.45, "pituitary_tumor": 0.15}
 
 
@@ -108,21 +106,20 @@ def _sample_geometry(
 ) -> tuple[tuple[int, int], float, float, tuple[float, float]]:
     """Image size, pixel size, rotation and position; the head always fits in the picture."""
     height = int(rng.integers(180, 321))
-    width = height if rng.uniform() < 0.65 else int(height * rng.uniform(0.88, 1.10))
+    width = height if rng.uniform() < 0.7 else int(height * rng.uniform(0.88, 1.10))
     width = min(max(width, 180), 320)
     rotation = rng.uniform(-0.10, 0.10)
     cos, sin = np.cos(rotation), abs(np.sin(rotation))
     half_u = np.hypot(_HEAD_HALF[0] * cos, _HEAD_HALF[1] * sin)
     half_v = np.hypot(_HEAD_HALF[1] * cos, _HEAD_HALF[0] * sin)
-    pixel = max(2 * half_u / width, 2 * half_v / height) / rng.uniform(0.91, 0.99)
+    pixel = max(2 * half_u / width, 2 * half_v / height) / rng.uniform(0.92, 0.99)
     slack_u, slack_v = width * pixel / 2 - half_u, height * pixel / 2 - half_v
     shift = (rng.uniform(-0.6, 0.6) * slack_u, rng.uniform(-0.6, 0.6) * slack_v)
     return (height, width), float(pixel), float(rotation), shift
 
 
 def _sample_contrast(rng: np.random.Generator) -> Contrast:
-    names, shares = zip(*_WEIGHTINGS, strict=True)
-    chosen = CONTRASTS[str(rng.choice(names, p=shares))]
+    chosen = CONTRASTS[str(rng.choice(list(_WEIGHTINGS), p=list(_WEIGHTINGS.values())))]
     factors = rng.normal(1.0, 0.05, len(chosen))
     return Contrast(*(float(value * factor) for value, factor in zip(chosen, factors, strict=True)))
 
@@ -163,13 +160,13 @@ def draw_patient_slice(
     if not 0 <= level <= 1:
         raise UsageError(f"level {level} of a phantom slice: give 0 (lowest) to 1 (highest)")
     plane = _plane(drawn, level)
-    canvas, depth, head_edge, tumour = _draw_tissues(drawn, plane)
-    inside = depth > -drawn.head.gap
+    scene, head_edge, tumour = _draw_tissues(drawn, plane)
+    inside = scene.depth > -drawn.head.gap
     return Slice(
-        image=_acquire(canvas, drawn, level),
+        image=_acquire(scene.canvas, drawn, level),
         tumour_mask=tumour & inside,
         skull_mask=(head_edge > 0) & ~inside,
-        brain_mask=depth > 0,
+        brain_mask=scene.depth > 0,
         class_name=drawn.lesion.class_name,
         patient=patient,
         slice_index=slice_index,
@@ -189,19 +186,17 @@ def _plane(drawn: Patient, level: float) -> Plane:
     return Plane(u.astype(np.float32), v.astype(np.float32), z, drawn.pixel)
 
 
-def _draw_tissues(
-    drawn: Patient, plane: Plane
-) -> tuple[Field, Field, Field, npt.NDArray[np.bool_]]:
-    """Brightness before the scanner, depth below the brain's outline, head edge, lesion."""
-    head = drawn.head
-    canvas = np.zeros(drawn.shape, np.float32)
-    tumour = np.zeros(drawn.shape, np.bool_)
-    depth = brain_depth(head, plane.u, plane.v, plane.z)
-    head_edge = paint_skull(canvas, plane, head, depth, drawn.contrast)
-    box = _bounding_box(depth > -head.gap - 0.05)
+def _draw_tissues(drawn: Patient, plane: Plane) -> tuple[Scene, Field, npt.NDArray[np.bool_]]:
+    """The drawn slice before the scanner, the scalp's outer distance, and the lesion."""
+    canvas, tumour = np.zeros(drawn.shape, np.float32), np.zeros(drawn.shape, np.bool_)
+    depth = brain_depth(drawn.head, plane.u, plane.v, plane.z)
+    scene = Scene(canvas, plane, depth, drawn.head, drawn.contrast)
+    head_edge = paint_skull(scene)
+    box = _bounding_box(depth > -drawn.head.gap - 0.05)
     cropped = Plane(plane.u[box], plane.v[box], plane.z, plane.pixel)
-    _draw_inside(drawn, cropped, depth[box], canvas[box], tumour[box])
-    return canvas, depth, head_edge, tumour
+    inner = replace(scene, canvas=canvas[box], plane=cropped, depth=depth[box])
+    _draw_inside(inner, drawn.lesion, tumour[box])
+    return scene, head_edge, tumour
 
 
 def _bounding_box(mask: npt.NDArray[np.bool_]) -> tuple[slice, slice]:
@@ -209,20 +204,18 @@ def _bounding_box(mask: npt.NDArray[np.bool_]) -> tuple[slice, slice]:
     return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
 
 
-def _draw_inside(
-    drawn: Patient, plane: Plane, depth: Field, canvas: Field, tumour: npt.NDArray[np.bool_]
-) -> None:
-    """Draw brain and lesion on `canvas` and mark the lesion in `tumour`, both in place."""
-    head, lesion, contrast = drawn.head, drawn.lesion, drawn.contrast
-    found = cut(lesion, head, plane)
+def _draw_inside(scene: Scene, lesion: Lesion, tumour: npt.NDArray[np.bool_]) -> None:
+    """Draw brain and lesion, and mark the lesion in `tumour`, in place."""
+    found = cut(lesion, scene.head, scene.plane)
     if found is None:
-        paint_brain(canvas, plane, head, depth, contrast, None)
+        paint_brain(scene, None)
         return
-    moved = push_aside(plane, found, _MASS_EFFECT[lesion.class_name])
-    moved_depth = np.minimum(brain_depth(head, moved.u, moved.v, plane.z), depth)
+    moved = push_aside(scene.plane, found, _MASS_EFFECT[lesion.class_name])
+    moved_depth = brain_depth(scene.head, moved.u, moved.v, moved.z)
+    pushed = replace(scene, plane=moved, depth=np.minimum(moved_depth, scene.depth))
     outer = -found.distance if lesion.class_name == "meningioma_tumor" else None
-    white = paint_brain(canvas, moved, head, moved_depth, contrast, outer)
-    paint_lesion(canvas, plane, head, lesion, found, white, depth, contrast)
+    white = paint_brain(pushed, outer)
+    paint_lesion(scene, lesion, found, white)
     tumour |= found.distance > 0
 
 

@@ -1,17 +1,20 @@
 """From one file to network inputs: what the decoding process does with each file."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from braintumor_ray.data.decode import DecodeLimits, decode
-from braintumor_ray.data.duplicates import pixel_sha256
+from braintumor_ray.data.duplicates import fingerprint, pixel_sha256
 from braintumor_ray.data.preprocess import GrayImage, Preprocessing
 
+Hashes = npt.NDArray[np.uint64]
 WORKER = "braintumor_ray.data.prepare:prepare_file"
+HASHING_WORKER = "braintumor_ray.data.prepare:prepare_and_hash_file"
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class Prepared:
         image: uint8 (S, S), None where not 'ok'.
         height, width: of the decoded image at full size, pixels; None where not 'ok'.
         pixel_sha256: of the decoded image at full size.
+        hashes: perceptual hashes, see `pack_hashes`; only from `prepare_and_hash_file`.
     """
 
     status: str
@@ -32,6 +36,7 @@ class Prepared:
     height: int | None = None
     width: int | None = None
     pixel_sha256: str | None = None
+    hashes: bytes | None = None
 
 
 def prepare_file(data: bytes | None, options: dict[str, Any]) -> list[Prepared]:
@@ -47,6 +52,32 @@ def prepare_file(data: bytes | None, options: dict[str, Any]) -> list[Prepared]:
     preprocessing = Preprocessing.from_dict(options["preprocessing"])
     limits = DecodeLimits(options["max_bytes"], options["max_pixels"])
     return [_prepare(data, frame, preprocessing, limits) for frame in options["frames"]]
+
+
+def prepare_and_hash_file(data: bytes | None, options: dict[str, Any]) -> list[Prepared]:
+    """As `prepare_file`, with the perceptual hashes that find near-duplicates."""
+    preprocessing = Preprocessing.from_dict(options["preprocessing"])
+    limits = DecodeLimits(options["max_bytes"], options["max_pixels"])
+    return [
+        _prepare(data, frame, preprocessing, limits, hashed=True) for frame in options["frames"]
+    ]
+
+
+def pack_hashes(gray: GrayImage) -> bytes:
+    """dHash (32 bytes), DCT hash (32 bytes) and whether the image is flat (1 byte)."""
+    found = fingerprint(gray)
+    return found.dhash.tobytes() + found.dct_hash.tobytes() + bytes([found.flat])
+
+
+def unpack_hashes(packed: Sequence[bytes | None]) -> tuple[Hashes, Hashes, npt.NDArray[np.bool_]]:
+    """dHashes and DCT hashes uint64 (n, 4), and flat bool (n,); zeros and flat where None."""
+    blank = bytes(64) + b"\x01"
+    rows = np.frombuffer(b"".join(p or blank for p in packed), np.uint8).reshape(-1, 65)
+    dhashes, dct_hashes = (
+        np.ascontiguousarray(rows[:, part]).view(np.uint64)
+        for part in (slice(0, 32), slice(32, 64))
+    )
+    return dhashes, dct_hashes, rows[:, 64].astype(bool)
 
 
 def worker_options(
@@ -68,7 +99,12 @@ def decode_version(preprocessing: Preprocessing) -> str:
 
 
 def _prepare(
-    data: bytes | None, frame: int, preprocessing: Preprocessing, limits: DecodeLimits
+    data: bytes | None,
+    frame: int,
+    preprocessing: Preprocessing,
+    limits: DecodeLimits,
+    *,
+    hashed: bool = False,
 ) -> Prepared:
     decoded = decode(data, frame=frame, limits=limits)
     if decoded.gray is None:
@@ -80,4 +116,5 @@ def _prepare(
         height=height,
         width=width,
         pixel_sha256=pixel_sha256(decoded.gray),
+        hashes=pack_hashes(decoded.gray) if hashed else None,
     )

@@ -70,6 +70,8 @@ def decode_raster(data: bytes, name: str, frame: int, limits: DecodeLimits) -> D
         limits.check_pixels(*image.size)
         mode = image.mode
         return Decoded(_gray(image, data, frame), format=name, mode=mode)
+    except Image.DecompressionBombError as error:  # Pillow's own limit, for TIFF only
+        raise Unreadable("more pixels than Pillow's own limit allows") from error
     except (OSError, SyntaxError, EOFError, struct.error) as error:  # what Pillow raises on damage
         raise Unreadable(_damage(error, name)) from error
 

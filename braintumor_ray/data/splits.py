@@ -58,8 +58,8 @@ def grouped_split(
     others follow, largest first and otherwise shuffled, each to the split where it least adds to
     the sum of (scans - target)^2 / target over splits and classes. With groups of one scan a class
     of three splits ends within two scans of its fractions. scikit-learn's `StratifiedGroupKFold`
-    over ten folds comes less close, by far where a few patients have most of the scans, and knows
-    tenths only.
+    over ten folds is about as close where all groups are small, far off where a few patients have
+    most of the scans, and knows tenths only.
 
     Args:
         labels: n class names; None for scans without a label.

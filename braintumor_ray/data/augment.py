@@ -1,0 +1,81 @@
+"""Random changes of a scan, drawn from (seed, epoch, scan) alone."""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from braintumor_ray.data.preprocess import GrayImage
+from braintumor_ray.recipes.schema import AugmentSection
+
+_BORDERS = {
+    "nearest": cv2.BORDER_REPLICATE,
+    "constant": cv2.BORDER_CONSTANT,
+    "reflect": cv2.BORDER_REFLECT,
+}
+
+
+@dataclass(frozen=True)
+class Augmenter:
+    """Applies a recipe's augmentation; the same scan in the same epoch always changes alike.
+
+    Attributes:
+        settings: the recipe's [augment] table.
+        seed: of the run.
+        epoch: counted over all stages.
+    """
+
+    settings: AugmentSection
+    seed: int
+    epoch: int
+
+    def __call__(self, image: GrayImage, scan_id: int) -> GrayImage:
+        """Change one uint8 (S, S) image; returns a new array of the same shape."""
+        entropy = [self.seed, self.epoch, scan_id & 0xFFFF_FFFF_FFFF_FFFF]
+        random = np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy)))
+        size = image.shape[0]
+        warped = cv2.warpAffine(
+            image,
+            self._matrix(random, size),
+            (size, size),
+            flags=cv2.INTER_LINEAR,
+            borderMode=_BORDERS[self.settings.fill],
+        )
+        return self._tone(random, np.asarray(warped, dtype=np.uint8))
+
+    def _matrix(self, random: np.random.Generator, size: int) -> npt.NDArray[np.float64]:
+        """Affine map about the centre: flip, zoom, shear, rotation, then shift (2, 3)."""
+        s = self.settings
+        angle, shear = np.deg2rad(random.uniform([-s.rotation, -s.shear], [s.rotation, s.shear]))
+        zoom = random.uniform(1 - s.zoom, 1 + s.zoom, 2)
+        shift = random.uniform(-s.shift, s.shift, 2) * size
+        flips = np.where(random.random(2) < 0.5, -1.0, 1.0)
+        if not s.horizontal_flip:
+            flips[0] = 1.0
+        if not s.vertical_flip:
+            flips[1] = 1.0
+        rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        shearing = np.array([[1.0, -np.sin(shear)], [0.0, np.cos(shear)]])
+        linear = rotation @ shearing @ np.diag(zoom * flips)
+        centre = np.full(2, (size - 1) / 2)
+        return np.column_stack([linear, centre - linear @ centre + shift])
+
+    def _tone(self, random: np.random.Generator, image: GrayImage) -> GrayImage:
+        s = self.settings
+        if not s.contrast and not s.brightness:
+            return image
+        gain = random.uniform(1 - s.contrast, 1 + s.contrast)
+        offset = random.uniform(-s.brightness, s.brightness) * 255
+        table = np.clip(np.arange(256) * gain + offset, 0, 255).astype(np.uint8)
+        return np.asarray(cv2.LUT(image, table), dtype=np.uint8)
+
+
+def augment_batch(
+    images: GrayImage, scan_ids: npt.NDArray[np.int64], augmenter: Augmenter
+) -> GrayImage:
+    """Change each image of a batch (B, S, S) by its own draw."""
+    if not len(images):
+        return images
+    pairs = zip(images, scan_ids.tolist(), strict=True)
+    return np.stack([augmenter(image, scan_id) for image, scan_id in pairs])

@@ -1,0 +1,212 @@
+"""Training steps of one worker; no Ray in here. Sums are all-reduced where there are others."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, distributed, nn
+
+from braintumor_ray.data.preprocess import Preprocessing
+from braintumor_ray.models.classifier import Classifier
+from braintumor_ray.models.freezing import backbone_is_frozen
+from braintumor_ray.predict.predictor import normalise
+
+Batch = tuple[Tensor, Tensor]  # uint8 (B, S, S) and int64 (B,)
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """What every step of a run shares.
+
+    Attributes:
+        preprocessing: of the bundle to be.
+        class_weights: float32 (k,), on the device.
+        label_smoothing: share of the target that is spread over all classes.
+        clip_norm: largest gradient norm, None: not clipped.
+        accumulate: steps whose gradients are added up before the weights change.
+        bf16: autocast of the forward pass.
+    """
+
+    preprocessing: Preprocessing
+    class_weights: Tensor
+    label_smoothing: float = 0.0
+    clip_norm: float | None = None
+    accumulate: int = 1
+    bf16: bool = False
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """bfloat16 for the forward pass, where asked for."""
+        if not self.bf16:
+            return nullcontext()
+        return torch.autocast(self.class_weights.device.type, dtype=torch.bfloat16)
+
+
+class Trained(nn.Module):
+    """The network as it is trained: a frozen backbone runs without gradients.
+
+    Deciding it here, in the forward pass, keeps DDP's view simple: it sees a module whose
+    trainable parameters all take part.
+    """
+
+    def __init__(self, model: Classifier) -> None:
+        super().__init__()
+        self.model = model
+        self.frozen = backbone_is_frozen(model)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images (B, 3, S, S) to logits (B, k)."""
+        if not self.frozen:
+            logits: Tensor = self.model(images)
+            return logits
+        with torch.no_grad():
+            features = self.model.features(images)
+        return self.model.logits(features)
+
+
+@dataclass
+class Totals:
+    """Sums over scans, from which the metrics of an epoch follow; the same on every rank.
+
+    Attributes:
+        loss: weighted loss, summed.
+        confusion: int64 (k, k), rows true, columns predicted.
+    """
+
+    loss: float
+    confusion: npt.NDArray[np.int64]
+
+    @property
+    def scans(self) -> int:
+        """Scans that were counted."""
+        return int(self.confusion.sum())
+
+    def metrics(self, prefix: str) -> dict[str, float]:
+        """Mean loss, accuracy, balanced accuracy, macro precision and recall.
+
+        Classes without scans are left out of the averages.
+        """
+        table = self.confusion.astype(float)
+        hits, true, predicted = np.diag(table), table.sum(axis=1), table.sum(axis=0)
+        recall = hits[true > 0] / true[true > 0]
+        precision = np.divide(hits, predicted, out=np.zeros_like(hits), where=predicted > 0)
+        count = max(self.scans, 1)
+        values = {
+            "loss": self.loss / count,
+            "accuracy": hits.sum() / count,
+            "balanced_accuracy": recall.mean() if len(recall) else 0.0,
+            "precision": precision[true > 0].mean() if len(recall) else 0.0,
+            "recall": recall.mean() if len(recall) else 0.0,
+        }
+        return {f"{prefix}_{name}": float(value) for name, value in values.items()}
+
+
+def weighted_loss(logits: Tensor, labels: Tensor, settings: StepSettings) -> Tensor:
+    """Weighted cross-entropy per scan, float32 (B,).
+
+    The mean over a batch divides by its scans, not by its weights (as in Keras), so that the mean
+    over workers equals the mean over the whole batch.
+    """
+    losses = nn.functional.cross_entropy(
+        logits.float(), labels, reduction="none", label_smoothing=settings.label_smoothing
+    )
+    return losses * settings.class_weights[labels]
+
+
+def train_epoch(
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Iterable[Batch],
+    settings: StepSettings,
+    schedule: Iterator[float] | None = None,
+) -> Totals:
+    """One pass over a worker's batches; gradients are averaged by DDP where `network` is one.
+
+    Args:
+        network: in training mode; `Trained`, perhaps wrapped in DDP.
+        optimizer: of the trainable parameters.
+        batches: uint8 (B, S, S) and int64 (B,) on the device.
+        settings: see `StepSettings`.
+        schedule: learning-rate factors, one per optimiser step, on the rates set before.
+
+    Returns:
+        Sums over all workers.
+    """
+    totals = _zeros(settings)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    optimizer.zero_grad(set_to_none=True)
+    index = 0
+    for index, (images, labels) in enumerate(batches, start=1):
+        with settings.autocast():
+            logits = network(normalise(images, settings.preprocessing))
+        losses = weighted_loss(logits, labels, settings)
+        (losses.mean() / settings.accumulate).backward()
+        _count(totals, losses, logits, labels)
+        if index % settings.accumulate == 0:
+            _step(network, optimizer, settings, rates, schedule)
+    if index % settings.accumulate:
+        _step(network, optimizer, settings, rates, schedule)
+    return _reduced(totals)
+
+
+@torch.no_grad()
+def validate(network: Classifier, batches: Iterable[Batch], settings: StepSettings) -> Totals:
+    """Loss and confusion over all workers' scans, each counted once; leaves eval mode on."""
+    network.eval()
+    totals = _zeros(settings)
+    for images, labels in batches:
+        with settings.autocast():
+            logits = network(normalise(images, settings.preprocessing))
+        _count(totals, weighted_loss(logits, labels, settings), logits, labels)
+    return _reduced(totals)
+
+
+def balanced_class_weights(labels: npt.NDArray[np.int64], k: int) -> npt.NDArray[np.float32]:
+    """n / (k * n_c) per class (scikit-learn's 'balanced'), from training labels, float32 (k,)."""
+    counts = np.bincount(labels, minlength=k).astype(float)
+    return (len(labels) / (k * np.maximum(counts, 1))).astype(np.float32)
+
+
+def _step(
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    settings: StepSettings,
+    rates: list[float],
+    schedule: Iterator[float] | None,
+) -> None:
+    if schedule is not None:
+        factor = next(schedule)
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * factor
+    if settings.clip_norm is not None:
+        trainable = [p for p in network.parameters() if p.requires_grad]
+        nn.utils.clip_grad_norm_(trainable, settings.clip_norm)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    if schedule is not None:
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+
+
+def _zeros(settings: StepSettings) -> Tensor:
+    """One float64 vector: k * k confusion counts, then the summed loss; one all-reduce is enough."""
+    k = len(settings.class_weights)
+    return torch.zeros(k * k + 1, dtype=torch.float64, device=settings.class_weights.device)
+
+
+def _count(totals: Tensor, losses: Tensor, logits: Tensor, labels: Tensor) -> None:
+    k = logits.shape[1]
+    cells = labels * k + logits.detach().argmax(dim=1)
+    totals[:-1] += torch.bincount(cells, minlength=k * k)
+    totals[-1] += losses.detach().double().sum()
+
+
+def _reduced(totals: Tensor) -> Totals:
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.all_reduce(totals)
+    values = totals.cpu().numpy()
+    k = round(np.sqrt(len(values) - 1))
+    return Totals(float(values[-1]), values[:-1].astype(np.int64).reshape(k, k))

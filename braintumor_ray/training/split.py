@@ -1,0 +1,154 @@
+"""Which scan is trained on, which validates, which tests: never both sides of one image."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from braintumor_ray.data.duplicates import duplicate_groups
+from braintumor_ray.data.labels import ClassMap
+from braintumor_ray.data.prepare import unpack_hashes
+from braintumor_ray.data.splits import LeakReport, check_leaks, grouped_split, merge_groups
+from braintumor_ray.errors import GateError, UsageError
+
+HASH_COLUMNS = ["scan_id", "status", "reason", "pixel_sha256", "hashes"]
+
+
+@dataclass(frozen=True)
+class SplitOptions:
+    """How scans are shared out.
+
+    Attributes:
+        fractions: of the grouped split.
+        by: 'group' (patients and duplicates stay together) or 'official' (the source's folders;
+            validation is taken from its training part, by group).
+        seed: of the shuffle.
+        allow_leakage: train although the official split leaks.
+    """
+
+    fractions: dict[str, float]
+    by: str = "group"
+    seed: int = 0
+    allow_leakage: bool = False
+
+
+def with_splits(
+    catalog: pa.Table, hashes: pa.Table, classes: ClassMap, options: SplitOptions
+) -> tuple[pa.Table, LeakReport]:
+    """The catalog with class_name, pixel_sha256, duplicate_group, status and split.
+
+    Args:
+        catalog: `data.catalog.CATALOG_SCHEMA`, perhaps with a `split` column, which then decides.
+        hashes: columns `HASH_COLUMNS` of the decoded shards, in any order.
+        classes: which labels are learnt.
+        options: see `SplitOptions`.
+
+    Raises:
+        GateError: the split leaks and that was not allowed.
+        UsageError: a class has too few groups, or there is no official split.
+    """
+    hashes = _in_order(hashes, catalog["scan_id"].to_numpy())
+    digests = hashes["pixel_sha256"].to_pylist()
+    groups = _groups(catalog, hashes)
+    names = [classes.apply(label) for label in catalog["label"].to_pylist()]
+    names = [name if digest else None for name, digest in zip(names, digests, strict=True)]
+    split = _assign(catalog, names, groups, options)
+    leaks = check_leaks(split, groups, digests)
+    if leaks.leaky and not options.allow_leakage:
+        raise GateError(
+            f"the split leaks: {leaks.describe()}; use --split-by group, or --allow-leakage to "
+            "compare with published figures"
+        )
+    columns = {
+        "class_name": pa.array(names, pa.string()),
+        "status": hashes["status"],
+        "reason": hashes["reason"],
+        "pixel_sha256": hashes["pixel_sha256"],
+        "duplicate_group": pa.array(groups, pa.int64()),
+        "split": pa.array(split, pa.string()),
+    }
+    for name, values in columns.items():
+        if name in catalog.column_names:
+            catalog = catalog.drop_columns([name])
+        catalog = catalog.append_column(name, values)
+    return catalog, leaks
+
+
+def counts_by_split(catalog: pa.Table) -> dict[str, dict[str, int]]:
+    """Scans per split and class, for the log and for checks."""
+    pairs = zip(catalog["split"].to_pylist(), catalog["class_name"].to_pylist(), strict=True)
+    counts: dict[str, dict[str, int]] = {}
+    for (split, name), count in sorted(Counter(p for p in pairs if None not in p).items()):
+        counts.setdefault(split, {})[name] = count
+    return counts
+
+
+def check_counts(counts: dict[str, dict[str, int]], classes: ClassMap, workers: int) -> None:
+    """Refuse what would fail only after an epoch.
+
+    Raises:
+        UsageError: a class is missing from training or validation, or there are fewer training
+            scans than workers.
+    """
+    for split in ("train", "val"):
+        for name in classes.classes:
+            if not counts.get(split, {}).get(name):
+                raise UsageError(
+                    f"class '{name}' has no scan in the {split} split ({counts}); it needs more "
+                    "patients or other fractions, or leave it out by --classes"
+                )
+    trained = sum(counts["train"].values())
+    if trained < workers:
+        raise UsageError(f"{trained} training scans for {workers} workers; use fewer workers")
+
+
+def _groups(catalog: pa.Table, hashes: pa.Table) -> npt.NDArray[np.int64]:
+    dhashes, dct_hashes, flat = unpack_hashes(hashes["hashes"].to_pylist())
+    images = duplicate_groups(
+        hashes["pixel_sha256"].to_pylist(), dhashes, flat=flat, dct_hashes=dct_hashes
+    )
+    return merge_groups(catalog["patient_key"].to_pylist(), images)
+
+
+def _assign(
+    catalog: pa.Table,
+    names: list[str | None],
+    groups: npt.NDArray[np.int64],
+    options: SplitOptions,
+) -> list[str | None]:
+    keys = [f"{p}#{f}" for p, f in zip(*_stable_keys(catalog), strict=True)]
+    if "split" in catalog.column_names:
+        given = catalog["split"].to_pylist()
+        return [s if name else None for s, name in zip(given, names, strict=True)]
+    if options.by == "group":
+        return list(grouped_split(names, groups, options.fractions, options.seed, keys=keys))
+    official = catalog["official_split"].to_pylist()
+    if not {"train", "test"} <= set(official):
+        raise UsageError(
+            "--split-by official: the source has no Training and Testing folders; use "
+            "--split-by group"
+        )
+    if "val" in official:
+        return [s if name else None for s, name in zip(official, names, strict=True)]
+    inside = [n if s == "train" else None for n, s in zip(names, official, strict=True)]
+    share = options.fractions["val"] / (options.fractions["train"] + options.fractions["val"])
+    fractions = {"train": 1 - share, "val": share}
+    carved = grouped_split(inside, groups, fractions, options.seed, keys=keys)
+    return [
+        (c if s == "train" else s) if n else None
+        for c, s, n in zip(carved, official, names, strict=True)
+    ]
+
+
+def _stable_keys(catalog: pa.Table) -> tuple[list[str], list[int]]:
+    """Paths and frames: unlike scan ids they do not change when an archive is copied."""
+    return catalog["path"].to_pylist(), catalog["frame"].to_pylist()
+
+
+def _in_order(hashes: pa.Table, scan_ids: npt.NDArray[np.int64]) -> pa.Table:
+    found = hashes["scan_id"].to_numpy()
+    order = np.argsort(found)
+    position = order[np.searchsorted(found, scan_ids, sorter=order)]
+    return hashes.take(pa.array(position))

@@ -1,0 +1,152 @@
+"""The course of a run over its stages: rates, plateaus, early stopping, the best weights.
+
+Everything here is decided from all-reduced metrics, so that all ranks decide alike.
+"""
+
+import copy
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from braintumor_ray.models.classifier import Classifier
+from braintumor_ray.recipes.schema import Recipe, ScheduleSection, StageSection
+
+State = dict[str, Tensor]
+
+
+@dataclass
+class Course:
+    """Where a run is; all of it goes into a checkpoint.
+
+    Attributes:
+        stage: index of the stage.
+        stage_epoch: epochs of this stage that are done.
+        epoch: epochs done in all.
+        lr_factor: of the plateau schedule.
+        bad_epochs: epochs of this stage without improvement, for early stopping.
+        plateau_epochs: the same for the plateau schedule.
+        best_score: the monitored value of `best_state`, higher is better.
+        best_loss: lowest validation loss of this stage.
+        best_state: weights with the best score of all stages.
+        history: one entry per epoch.
+    """
+
+    stage: int = 0
+    stage_epoch: int = 0
+    epoch: int = 0
+    lr_factor: float = 1.0
+    bad_epochs: int = 0
+    plateau_epochs: int = 0
+    best_score: float = -math.inf
+    best_loss: float = math.inf
+    best_state: State | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def note(self, entry: dict[str, Any], model: Classifier, recipe: Recipe) -> None:
+        """Count an epoch, keep the weights if they are the best, move rates and patience."""
+        self.history.append(entry)
+        self.epoch += 1
+        self.stage_epoch += 1
+        score = score_of(entry, recipe)
+        improved = score > self.best_score
+        if improved:
+            self.best_score = score
+            self.best_state = cpu_state(model)
+        self.bad_epochs = 0 if improved else self.bad_epochs + 1
+        self._plateau(float(entry["val_loss"]), recipe)
+
+    def stage_is_over(self, recipe: Recipe) -> bool:
+        """Whether the stage has had its epochs, or its patience has run out."""
+        patience = recipe.schedule.early_stopping
+        exhausted = patience is not None and self.bad_epochs >= patience
+        return exhausted or self.stage_epoch >= recipe.stages[self.stage].epochs
+
+    def next_stage(self) -> None:
+        """Go on to the next stage with fresh patience and rates."""
+        self.stage += 1
+        self.stage_epoch = self.bad_epochs = self.plateau_epochs = 0
+        self.lr_factor, self.best_loss = 1.0, math.inf
+
+    def _plateau(self, loss: float, recipe: Recipe) -> None:
+        schedule = recipe.schedule
+        if schedule.kind != "plateau":
+            return
+        improved = loss < self.best_loss - 1e-4
+        self.best_loss = min(self.best_loss, loss)
+        self.plateau_epochs = 0 if improved else self.plateau_epochs + 1
+        if self.plateau_epochs >= schedule.patience:
+            base = recipe.optimizer.lr * recipe.stages[self.stage].lr_scale
+            self.lr_factor = max(self.lr_factor * schedule.factor, schedule.min_lr / base)
+            self.plateau_epochs = 0
+
+
+def score_of(entry: dict[str, Any], recipe: Recipe) -> float:
+    """The monitored value, higher is better."""
+    value = float(entry[recipe.monitor])
+    return -value if recipe.monitor.endswith("loss") else value
+
+
+def cpu_state(model: Classifier) -> State:
+    """A copy of the weights in main memory."""
+    return {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
+
+
+def build_optimizer(model: Classifier, recipe: Recipe, stage: StageSection) -> torch.optim.Optimizer:
+    """The recipe's optimiser over the parameters that learn in this stage."""
+    section = recipe.optimizer
+    rate = section.lr * stage.lr_scale
+    groups = [
+        {"params": [p for p in model.head.parameters() if p.requires_grad], "lr": rate},
+        {
+            "params": [p for p in model.backbone.parameters() if p.requires_grad],
+            "lr": rate * section.backbone_lr_scale,
+        },
+    ]
+    groups = [group for group in groups if group["params"]]
+    if section.name == "sgd":
+        return torch.optim.SGD(
+            groups, lr=rate, momentum=0.9, nesterov=True, weight_decay=section.weight_decay
+        )
+    kind = torch.optim.AdamW if section.name == "adamw" else torch.optim.Adam
+    return kind(groups, lr=rate, weight_decay=section.weight_decay)
+
+
+def step_factors(
+    schedule: ScheduleSection, stage: StageSection, done_epochs: int, steps_per_epoch: int
+) -> Iterator[float] | None:
+    """Learning-rate factor per step for 'cosine' (with linear warm-up), else None."""
+    if schedule.kind != "cosine":
+        return None
+    total = max(stage.epochs * steps_per_epoch, 1)
+    warmup = schedule.warmup_epochs * steps_per_epoch
+    return (
+        _cosine(step, total, warmup)
+        for step in range(done_epochs * steps_per_epoch, total + steps_per_epoch)
+    )
+
+
+def to_checkpoint(course: Course, model: Classifier, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Everything that a resumed run needs, as tensors and plain values."""
+    fields = {k: v for k, v in vars(course).items() if k != "best_state"}
+    return {
+        "course": copy.deepcopy(fields),
+        "best": course.best_state,
+        "model": cpu_state(model),
+        "optimizer": optimizer.state_dict(),
+    }
+
+
+def from_checkpoint(saved: dict[str, Any]) -> Course:
+    """The inverse of `to_checkpoint` for the course."""
+    return Course(**saved["course"], best_state=saved["best"])
+
+
+def _cosine(step: int, total: int, warmup: float) -> float:
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    progress = min((step - warmup) / max(total - warmup, 1), 1.0)
+    return 0.5 * (1 + math.cos(math.pi * progress))
