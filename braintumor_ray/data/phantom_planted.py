@@ -13,7 +13,7 @@ from braintumor_ray.data.phantom_lesion import CLASS_NAMES
 from braintumor_ray.data.phantom_slice import draw_slice
 
 OVERSIZED_SIDE = 60_000  # 3.6 gigapixels: beyond the limits of Pillow and OpenCV
-_COPY_QUALITY = 80  # JPEG quality of the re-encoded copy: other bytes, other pixels, same scan
+_COPY_QUALITY = 92  # JPEG quality of the re-encoded copy: other bytes, other pixels, same scan
 _ROWS_PER_BLOCK = 1_000
 
 

@@ -1,6 +1,7 @@
 """Ray Data for training: decode once into uint8 shards, then stream them."""
 
 import json
+import logging
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import ray
-from ray.data import ActorPoolStrategy, Dataset
+from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from braintumor_ray.data.decode import DecodeLimits
 from braintumor_ray.data.prepare import HASHING_WORKER, decode_version
@@ -100,6 +101,7 @@ def decode_to_shards(
     if known is not None:
         return Shards(location, known, reused=True)
     filesystem, path = open_filesystem(catalog)
+    quiet_progress()
     data = ray.data.read_parquet(path, filesystem=filesystem, columns=["scan_id", "uri", "frame"])
     shards = data.repartition(target_num_rows_per_block=SCANS_PER_SHARD).map_batches(
         _DecodeToShard,
@@ -116,8 +118,19 @@ def decode_to_shards(
     return _publish(location, attempt, table.num_rows)
 
 
+def quiet_progress() -> None:
+    """Ray Data's own bars and log lines off: commands report progress themselves."""
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+
+
 def training_dataset(
-    shards: Shards, scan_ids: npt.NDArray[np.int64], labels: npt.NDArray[np.int64]
+    shards: Shards,
+    scan_ids: npt.NDArray[np.int64],
+    labels: npt.NDArray[np.int64],
+    square_bytes: int,
 ) -> Dataset:
     """The named scans with their class index: columns scan_id, label, image (S * S bytes).
 
@@ -125,6 +138,7 @@ def training_dataset(
         shards: decoded scans.
         scan_ids: int64 (n,), the scans of one split.
         labels: int64 (n,), their class indices.
+        square_bytes: size of one image, S * S.
     """
     order = np.argsort(scan_ids)
     lookup = ray.put((scan_ids[order], labels[order]))
@@ -132,7 +146,9 @@ def training_dataset(
     data = ray.data.read_parquet(
         shards.paths, filesystem=filesystem, columns=["scan_id", "image"]
     )
-    return data.map_batches(_select(lookup), batch_format="pyarrow", batch_size=None, num_cpus=0.5)
+    data = data.map_batches(_select(lookup), batch_format="pyarrow", batch_size=None, num_cpus=0.5)
+    # In memory where it fits well: each epoch then starts at once, instead of reading again.
+    return data.materialize() if len(scan_ids) * square_bytes < _memory_for_data() else data
 
 
 def _select(lookup: Any) -> Callable[[pa.Table], pa.Table]:  # noqa: ANN401 - an object reference
@@ -169,6 +185,11 @@ def _index(location: str) -> tuple[str, ...] | None:
         return tuple(json.loads(read_bytes(f"{location}/{INDEX}")))
     except FileNotFoundError:
         return None
+
+
+def _memory_for_data() -> float:
+    """Bytes of the object store that one data set may fill for good."""
+    return 0.25 * float(ray.cluster_resources().get("object_store_memory", 0))
 
 
 def _spare_cpus() -> int:

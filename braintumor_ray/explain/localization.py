@@ -10,13 +10,14 @@ For a map L upsampled to S x S (bilinear) and a mask M:
 - rank: of the |M| highest pixels of L the share in M (relevance rank accuracy, Arras et al.);
   pixels tied for the last place count with the share that a random choice among them would get.
 - iou, dice: of M and the pixels above Otsu's threshold of L; 0 for a flat map.
-- box_iou: bounding box of the largest connected part of those pixels against the bounding box of
-  that part of M which it fits best.
+- box_iou: bounding box of the largest connected part (by enclosed area) of those pixels against
+  the bounding box of that part of M which it fits best.
 
 A map that is zero everywhere scores 0 throughout; it is counted, not left out.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 import cv2
@@ -119,13 +120,16 @@ def score_map(cam: NDArray[Any], mask: Mask) -> Scores:
     return _Target(mask).score(cam)
 
 
+@lru_cache(maxsize=8)
 def centre_map(shape: tuple[int, ...]) -> NDArray[np.float32]:
     """A Gaussian in the middle of the picture, sigma a sixth of each side, float32 (H, W)."""
     height, width = shape
     y = (np.arange(height) + 0.5) / height - 0.5
     x = (np.arange(width) + 0.5) / width - 0.5
     squared = (y[:, None] ** 2 + x[None, :] ** 2) / (2 * CENTRE_SIGMA**2)
-    return np.exp(-squared).astype(np.float32)
+    heat = np.exp(-squared).astype(np.float32)
+    heat.setflags(write=False)  # shared by every caller of the cache
+    return heat
 
 
 class _Target:
@@ -134,16 +138,18 @@ class _Target:
     def __init__(self, mask: Mask) -> None:
         self.mask = mask
         self.pixels = int(np.count_nonzero(mask))
-        self.boxes = _boxes_of_parts(mask)
+        self.boxes = [_box_around(part) for part in _parts(mask)]
+        self._weights: dict[tuple[int, int], NDArray[np.float32]] = {}
 
     def score(self, cam: NDArray[Any]) -> Scores:
         heat = heatmap_at(cam, (self.mask.shape[0], self.mask.shape[1]))
         flat = not heat.any()
-        shown = np.zeros_like(self.mask) if flat else above_otsu(heat)
+        levels = _levels(heat)
+        shown = np.zeros_like(self.mask) if flat else _above_otsu(levels)
         scores = {
             "pointing": 0.0 if flat else float(self.mask.flat[int(heat.argmax())]),
             "mass": self.mass(cam),
-            "rank": 0.0 if not np.any(cam) else self.rank(heat),
+            "rank": self.rank(heat, levels) if np.any(cam) else 0.0,
             **self.overlap(shown),
         }
         return scores | {"flat": flat, "mask_area": self.pixels / self.mask.size}
@@ -152,13 +158,22 @@ class _Target:
         """Share of the raw map's heat in the mask; the upsampling's adjoint weighs the mask."""
         if cam.min() < 0:
             raise UsageError(f"a raw map holds {cam.min():g}; maps are >= 0, after the ReLU")
-        background, tumour, _ = region_weights(self.mask.view(np.uint8), _size(cam))
         raw = cam.astype(np.float64)
-        inside, outside = float((raw * tumour).sum()), float((raw * background).sum())
-        return inside / (inside + outside) if inside + outside > 0 else 0.0
+        if cam.shape == self.mask.shape:
+            inside, total = raw[self.mask].sum(), raw.sum()
+        else:
+            outside, inside, _ = (raw * self._weights_for(cam)).sum(axis=(1, 2))
+            total = inside + outside
+        return float(inside / total) if total > 0 else 0.0
 
-    def rank(self, heat: NDArray[np.float32]) -> float:
-        last = np.partition(heat, heat.size - self.pixels, axis=None)[heat.size - self.pixels]
+    def _weights_for(self, cam: NDArray[Any]) -> NDArray[np.float32]:
+        size = (cam.shape[0], cam.shape[1])
+        if size not in self._weights:
+            self._weights[size] = region_weights(self.mask.view(np.uint8), size)
+        return self._weights[size]
+
+    def rank(self, heat: NDArray[np.float32], levels: NDArray[np.uint8]) -> float:
+        last = _nth_highest(heat, levels, self.pixels)
         above, tied = heat > last, heat == last
         places = self.pixels - np.count_nonzero(above)
         share = np.count_nonzero(tied & self.mask) / np.count_nonzero(tied)
@@ -172,10 +187,24 @@ class _Target:
         return {"iou": common / (both - common), "dice": 2 * common / both, "box_iou": box_iou}
 
 
-def above_otsu(heat: NDArray[np.float32]) -> Mask:
-    """Pixels above Otsu's threshold of a heatmap in [0, 1], at 256 levels."""
-    levels = np.rint(heat * 255).astype(np.uint8)
+def _levels(heat: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """A heatmap in [0, 1] at 256 levels."""
+    return np.rint(heat * 255).astype(np.uint8)
+
+
+def _above_otsu(levels: NDArray[np.uint8]) -> Mask:
     return np.asarray(cv2.threshold(levels, 0, 1, cv2.THRESH_BINARY | cv2.THRESH_OTSU)[1] > 0)
+
+
+def _nth_highest(heat: NDArray[np.float32], levels: NDArray[np.uint8], n: int) -> float:
+    """The n-th highest value; looked for among the pixels of its level, not among all."""
+    counts = cv2.calcHist([levels], [0], None, [256], [0, 256]).ravel()[::-1]
+    reached = np.cumsum(counts)
+    level = int(np.searchsorted(reached, n))
+    before = int(reached[level - 1]) if level else 0
+    candidates = heat[levels == 255 - level]
+    place = candidates.size - (n - before)
+    return float(np.partition(candidates, place)[place])
 
 
 def _head_scores(target: _Target, head: Mask) -> Scores:
@@ -184,18 +213,21 @@ def _head_scores(target: _Target, head: Mask) -> Scores:
     return scores | {"pointing": scores["mass"]}
 
 
-def _boxes_of_parts(mask: Mask) -> list[Box]:
-    """Boxes (left, top, right, bottom), right and bottom exclusive, of 8-connected parts."""
-    _, _, stats, _ = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=8)
-    return [(x, y, x + width, y + height) for x, y, width, height, _ in stats[1:].tolist()]
+def _parts(mask: Mask) -> list[NDArray[Any]]:
+    """Outer contours of the 8-connected parts."""
+    outlines, _ = cv2.findContours(mask.view(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    return list(outlines)
+
+
+def _box_around(part: NDArray[Any]) -> Box:
+    """Left, top, right, bottom in pixels, right and bottom exclusive."""
+    x, y, width, height = cv2.boundingRect(part)
+    return x, y, x + width, y + height
 
 
 def _box_of_largest_part(mask: Mask) -> Box | None:
-    _, _, stats, _ = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=8)
-    if len(stats) < 2:
-        return None
-    x, y, width, height, _ = max(stats[1:].tolist(), key=lambda part: part[4])
-    return x, y, x + width, y + height
+    parts = _parts(mask)
+    return _box_around(max(parts, key=cv2.contourArea)) if parts else None
 
 
 def _box_overlap(first: Box, second: Box) -> float:
@@ -208,10 +240,6 @@ def _box_overlap(first: Box, second: Box) -> float:
 
 def _area(box: Box) -> int:
     return (box[2] - box[0]) * (box[3] - box[1])
-
-
-def _size(cam: NDArray[Any]) -> tuple[int, int]:
-    return cam.shape[0], cam.shape[1]
 
 
 def _check_cams(cams: Mapping[str, NDArray[Any]]) -> int:

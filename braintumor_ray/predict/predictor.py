@@ -15,6 +15,7 @@ from torch.nn import functional
 from braintumor_ray.data.preprocess import GrayImage
 from braintumor_ray.errors import UsageError
 from braintumor_ray.explain.cam import METHODS, SCORED_METHODS, cams, class_gradient
+from braintumor_ray.explain.library import library_cams
 from braintumor_ray.explain.regions import head_regions, heat_shares_batch, region_weights
 from braintumor_ray.models.bundle import Bundle, load_bundle
 from braintumor_ray.predict.schema import stored_shape
@@ -146,6 +147,20 @@ class Predictor:
             np.concatenate([part.cam_classes for part in parts]),
             {name: np.concatenate([part.maps[name] for part in parts]) for name in parts[0].maps},
         )
+
+    def library_map(
+        self, image: GrayImage, class_name: str, method: str, layer: str | None = None
+    ) -> npt.NDArray[np.float32]:
+        """One map through the grad-cam library, float32 (S, S) in [0, 1]; slow, for few scans.
+
+        Raises:
+            UsageError: method or layer unknown.
+        """
+        square = torch.from_numpy(self._preprocessing.resize(image)[None]).to(self.device)
+        model = self.bundle.build_model().to(self.device)  # hooks touch a copy, never ours
+        target = self.bundle.fields.class_names.index(class_name)
+        images = normalise(square, self._preprocessing)
+        return library_cams(model, images, [target], method, layer)[0]
 
     def _no_images(self) -> GrayImage:
         size = self._preprocessing.image_size

@@ -15,6 +15,7 @@ import ray
 from ray.data import ActorPoolStrategy, SaveMode
 from ray.data.checkpoint import CheckpointConfig
 
+from braintumor_ray.data.pipeline import quiet_progress
 from braintumor_ray.data.storage import open_filesystem
 from braintumor_ray.errors import ResultsError
 from braintumor_ray.models.bundle import Bundle, load_bundle
@@ -109,6 +110,16 @@ def score(
         return _run(plan, bundle, options, lease, progress)
 
 
+def plan_only(catalog: pa.Table, results: str, options: ScoreOptions) -> Plan:
+    """What `score` would do; writes nothing and needs no Ray."""
+    bundle = load_bundle(options.predict.bundle)
+    folder = results_folder(results)
+    if META not in folder.names():
+        return make_plan(folder, catalog, [], "none", options.limit)
+    fingerprint = open_results(folder, bundle, options.predict)
+    return make_plan(folder, catalog, folder.manifests(), fingerprint, options.limit)
+
+
 def describe_settings(bundle: Bundle, predict: PredictSettings) -> dict[str, Any]:
     """What makes rows comparable; results with other settings are another folder's."""
     cam_shape = stored_shape(bundle.build_model().map_shape[1:])
@@ -194,6 +205,7 @@ def _execute(
     counter: Any,  # noqa: ANN401 - an actor handle
 ) -> None:
     folder, generation = plan.generation.folder, plan.generation
+    quiet_progress()
     filesystem, base = open_filesystem(folder.location)
     # Only reads filter by checkpoints: the work must be a Parquet file, not rows in memory.
     data = ray.data.read_parquet([f"{base}/{path}" for path in catalogs], filesystem=filesystem)
@@ -205,8 +217,6 @@ def _execute(
         delete_checkpoint_on_success=False,  # the default would score everything again next time
     )
     context.execution_no_progress_timeout_s = options.no_progress_timeout_s
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
     decoders = options.num_decoders or resources.decoders
     report = _reporter(counter)
     scored = (

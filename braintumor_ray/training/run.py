@@ -146,10 +146,14 @@ def train(catalog: pa.Table, options: TrainOptions, say: Say = print) -> Trained
         {k: v.detach().clone() for k, v in model.state_dict().items()},
         _class_weights(recipe, labels, len(classes.classes)),
         len(ids),
-        {split: training_dataset(data.shards, *data.of(split)) for split in ("train", "val")},
+        {
+            split: training_dataset(data.shards, *data.of(split), recipe.data.image_size**2)
+            for split in ("train", "val")
+        },
         options.workers,
         str((output / "ray").resolve()),
         name,
+        lambda entry: say(_epoch_line(entry)),
     )
     best, history = read_best(result)
     provisional = provisional_bundle(
@@ -331,6 +335,15 @@ def _batch_line(recipe: Recipe, workers: Workers) -> str:
     return (
         f"effective batch {each * workers.most * steps} = {each} x {workers.most} workers x {steps} "
         f"steps; learning rate {recipe.optimizer.lr:g}, not scaled by the number of workers"
+    )
+
+
+def _epoch_line(entry: dict[str, Any]) -> str:
+    return (
+        f"epoch {entry['epoch']:>2} {entry['stage']}: train loss {entry['train_loss']:.3f}, "
+        f"val loss {entry['val_loss']:.3f}, val accuracy {entry['val_accuracy']:.3f} (balanced "
+        f"{entry['val_balanced_accuracy']:.3f}), {entry['train_scans_per_s']:.0f} scans/s, "
+        f"{entry['seconds']:.0f} s"
     )
 
 

@@ -1,6 +1,7 @@
 """Which scan is trained on, which validates, which tests: never both sides of one image."""
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from braintumor_ray.data.duplicates import duplicate_groups
+from braintumor_ray.data.hashing import hash_scans
 from braintumor_ray.data.labels import ClassMap
 from braintumor_ray.data.prepare import unpack_hashes
 from braintumor_ray.data.splits import LeakReport, check_leaks, grouped_split, merge_groups
@@ -74,6 +76,24 @@ def with_splits(
             catalog = catalog.drop_columns([name])
         catalog = catalog.append_column(name, values)
     return catalog, leaks
+
+
+def split_catalog(
+    catalog: pa.Table,
+    fractions: dict[str, float],
+    seed: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> pa.Table:
+    """A catalog with splits of its own, for `train` to follow; every label is a class.
+
+    Raises:
+        UsageError: there are no two classes, or one has too few groups.
+    """
+    labels = [label for label in catalog["label"].to_pylist() if label is not None]
+    classes = ClassMap.parse(None, labels)
+    bare = catalog.drop_columns([c for c in ("split",) if c in catalog.column_names])
+    options = SplitOptions(fractions, seed=seed)
+    return with_splits(bare, hash_scans(bare, progress), classes, options)[0]
 
 
 def counts_by_split(catalog: pa.Table) -> dict[str, dict[str, int]]:

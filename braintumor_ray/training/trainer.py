@@ -2,8 +2,10 @@
 
 import os
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +54,7 @@ from braintumor_ray.training.stages import (
 
 SHUFFLE_BUFFER = 2048  # scans; 100 MB at 224 px
 FILE = "checkpoint.pt"
+OnEpoch = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,47 @@ class ToBatch(ArrowBatchCollateFn):
         return torch.from_numpy(images), torch.from_numpy(labels)
 
 
+@ray.remote(num_cpus=0)
+class _Board:
+    """Where rank 0 pins an epoch's figures, and the driver reads them."""
+
+    def __init__(self) -> None:
+        self._entries: list[dict[str, Any]] = []
+
+    def pin(self, entry: dict[str, Any]) -> None:
+        self._entries.append(entry)
+
+    def read(self, seen: int) -> list[dict[str, Any]]:
+        return self._entries[seen:]
+
+
+@contextmanager
+def _read_aloud(board: Any, on_epoch: OnEpoch | None) -> Iterator[None]:  # noqa: ANN401
+    """Pass each new entry of the board on while the workers train."""
+    stop = threading.Event()
+    seen = 0
+
+    def read() -> None:
+        nonlocal seen
+        for entry in ray.get(board.read.remote(seen)):
+            seen += 1
+            if on_epoch:
+                on_epoch(entry)
+
+    def watch() -> None:
+        while not stop.wait(1.0):
+            read()
+
+    thread = threading.Thread(target=watch, name="epochs", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        read()
+
+
 def fit(
     recipe: Recipe,
     architecture: Architecture,
@@ -144,6 +188,7 @@ def fit(
     workers: Workers,
     storage: str,
     name: str,
+    on_epoch: OnEpoch | None = None,
 ) -> Result:
     """Train over all workers; resumes where a run of the same storage and name was interrupted.
 
@@ -158,11 +203,14 @@ def fit(
         workers: who trains.
         storage: folder or URI that all nodes see.
         name: of the run inside `storage`.
+        on_epoch: called with each epoch's entry of the history.
 
     Returns:
         Ray's result; its checkpoint holds the best weights.
     """
+    board = _Board.remote()  # type: ignore[attr-defined]
     config = {
+        "board": board,
         "recipe": recipe.model_dump(mode="json"),
         "architecture": architecture.to_dict(),
         "preprocessing": preprocessing.to_dict(),
@@ -186,7 +234,8 @@ def fit(
             execution_options=ExecutionOptions(preserve_order=True),
         ),
     )
-    return trainer.fit()
+    with _read_aloud(board, on_epoch):
+        return trainer.fit()
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -205,6 +254,7 @@ class _Worker:
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
+        self.board = config["board"]
         self.recipe = recipe_from_dict(config["recipe"])
         self.preprocessing = Preprocessing.from_dict(config["preprocessing"])
         torch.manual_seed(self.recipe.seed + self.rank)
@@ -288,6 +338,7 @@ class _Worker:
         with tempfile.TemporaryDirectory() as folder:
             torch.save(to_checkpoint(self.course, self.model, optimizer), Path(folder) / FILE)
             ray.train.report(entry, checkpoint=Checkpoint.from_directory(folder))
+        self.board.pin.remote(entry)
 
     def _end_stage(self) -> None:
         """Go on from the best weights so far, not from the last."""

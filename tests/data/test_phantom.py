@@ -203,6 +203,12 @@ def test_classes_are_even_and_a_fifth_of_the_patients_is_in_testing(written):
     assert sum(summary.scans_per_class.values()) == len(rows)
 
 
+def test_even_eight_patients_put_each_class_on_both_sides(tmp_path):
+    write_phantoms(tmp_path, patients=8, slices=(1, 1), bad_files=False, duplicates=False)
+    sides = {(row["label"], row["split"]) for row in rows_of(tmp_path / "scans.csv")}
+    assert len(sides) == 8
+
+
 def test_no_patient_is_in_both_splits(written):
     folder, _ = written
     rows = rows_of(folder / "scans.csv")
@@ -224,7 +230,7 @@ def test_the_table_says_what_lies_in_the_folders(written):
             assert image.size == (int(row["width"]), int(row["height"]))
     listed = {row["path"] for row in rows_of(folder / "scans.csv")}
     planted = {row["path"] for row in rows_of(folder / "planted.csv")}
-    found = {path for path in all_bytes(folder / "scans")}
+    found = set(all_bytes(folder / "scans"))
     assert found == listed | planted
     assert not listed & planted
 
@@ -345,7 +351,7 @@ def test_a_folder_that_holds_scans_is_left_alone(tmp_path):
 
 
 def test_an_unknown_class_or_level_is_named():
-    with pytest.raises(UsageError, match="'glioma'.*glioma_tumor"):
+    with pytest.raises(UsageError, match=r"'glioma'.*glioma_tumor"):
         draw_slice(0, "glioma", 0.5)
-    with pytest.raises(UsageError, match="level 1.5"):
+    with pytest.raises(UsageError, match=r"level 1\.5"):
         draw_slice(0, "no_tumor", 1.5)

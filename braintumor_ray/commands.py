@@ -1,0 +1,213 @@
+"""What the longer commands do, between the options and the library."""
+
+import os
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from braintumor_ray.console import progress_bar, say
+from braintumor_ray.data.catalog import CatalogOptions, load_catalog
+from braintumor_ray.errors import UsageError
+from braintumor_ray.local_ray import ray_session
+
+PHANTOM_PATIENTS = 60
+
+
+def train_command(
+    *,
+    source: str | None,
+    recipe: str,
+    settings: list[str],
+    classes: str | None,
+    output: Path,
+    weights: str,
+    num_workers: str,
+    split_by: str,
+    allow_leakage: bool,
+    cache: str | None,
+    use_gpu: bool | None,
+    catalog_options: CatalogOptions,
+) -> dict[str, Any]:
+    """Train a recipe; see `braintumor-ray train --help`."""
+    from braintumor_ray.recipes.loader import load_recipe
+
+    number = parse_range("--num-workers", num_workers)
+    loaded = load_recipe(recipe, settings)
+    if classes is not None:
+        loaded = loaded.model_copy(
+            update={"data": loaded.data.model_copy(update={"classes": classes})}
+        )
+    from braintumor_ray.training.run import TrainOptions, check_run, train
+    from braintumor_ray.training.trainer import Workers
+
+    check_run(output)
+    table, described, synthetic = _training_source(source, output, catalog_options)
+    with ray_session(number if isinstance(number, int) else number[1]):
+        workers = Workers(number, _wants_gpu(use_gpu))
+        trained = train(
+            table,
+            TrainOptions(
+                loaded,
+                output,
+                weights,
+                workers,
+                split_by,
+                allow_leakage,
+                cache,
+                described,
+                synthetic,
+            ),
+            say,
+        )
+    fields = trained.bundle.fields
+    metrics = fields.metrics["validation"]
+    return {
+        "bundle": str(trained.path),
+        "fingerprint": trained.bundle.fingerprint,
+        "accuracy": metrics["accuracy"],
+        "balanced_accuracy": metrics["balanced_accuracy"],
+        "threshold": fields.threshold,
+        "temperature": fields.temperature,
+        "catalog": str(output / "catalog.parquet"),
+        "curves": str(output / "curves.png"),
+    }
+
+
+def score_command(
+    *,
+    source: str,
+    bundle: str,
+    output: str,
+    limit: int | None,
+    dry_run: bool,
+    cam_class: str,
+    block_size: int,
+    batch_size: int | None,
+    num_predictors: str,
+    device: str,
+    precision: str,
+    decode_timeout: float,
+    catalog_options: CatalogOptions,
+) -> dict[str, Any]:
+    """Score an archive; see `braintumor-ray score --help`."""
+    from braintumor_ray.models.bundle import load_bundle
+
+    number = parse_range("--num-predictors", num_predictors)
+    load_bundle(bundle)  # a wrong path is found before the archive is listed
+    with progress_bar("cataloguing") as advance:
+        table = load_catalog(source, catalog_options, advance)
+    from braintumor_ray.scoring.job import ScoreOptions, plan_only, score
+    from braintumor_ray.scoring.stages import DecodeSettings, PredictSettings
+
+    predict = PredictSettings(
+        bundle=os.path.abspath(bundle) if "://" not in bundle else bundle,
+        device=device,
+        precision=precision,  # type: ignore[arg-type]
+        cam_class=cam_class,  # type: ignore[arg-type]
+        batch_size=batch_size,
+    )
+    options = ScoreOptions(
+        predict,
+        DecodeSettings(timeout_s=decode_timeout),
+        block_size=block_size,
+        num_predictors=number if isinstance(number, tuple) else (number, number),
+        limit=limit,
+    )
+    if dry_run:
+        plan = plan_only(table, output, options)
+        return {"would_score": plan.remaining, "scans": table.num_rows, "known": plan.known}
+    least = options.num_predictors[0]
+    with ray_session(least + 1), progress_bar("scoring") as advance:
+        if _wants_gpu(False if device == "cpu" else None):
+            options = replace(options, gpus_per_predictor=1.0)
+        summary = score(table, output, options, advance)
+    return asdict(summary) | {"quarantine_fraction": summary.quarantine_fraction}
+
+
+def explain_command(
+    *,
+    files: list[str],
+    bundle: str | None,
+    results: str | None,
+    output: Path,
+    methods: list[str],
+    layer: str | None,
+    layout: str,
+    colormap: str,
+    alpha: float,
+    limit: int,
+    cam_class: str,
+    device: str,
+) -> dict[str, Any]:
+    """Draw explanations; see `braintumor-ray explain --help`."""
+    from braintumor_ray.evaluation.explained import Drawing, explain_files, explain_results
+
+    drawing = Drawing(layout, colormap, alpha)
+    if results is not None:
+        if files or bundle:
+            raise UsageError("--results draws stored rows; leave out files and --bundle")
+        with progress_bar("drawing") as advance:
+            return explain_results(results, output, drawing, methods, limit, advance)
+    if not files or not bundle:
+        raise UsageError("give image files and --bundle, or --results")
+    return explain_files(files, bundle, output, drawing, methods, layer, cam_class, device)
+
+
+def parse_range(option: str, text: str) -> int | tuple[int, int]:
+    """`N` or `MIN:MAX`, all at least 1.
+
+    Raises:
+        UsageError: neither.
+    """
+    parts = text.split(":")
+    if all(part.isdigit() and int(part) > 0 for part in parts):
+        numbers = [int(part) for part in parts]
+        if len(numbers) == 1:
+            return numbers[0]
+        if len(numbers) == 2 and numbers[0] <= numbers[1]:
+            return numbers[0], numbers[1]
+    raise UsageError(f"{option} '{text}' is neither a number such as 4 nor a range such as 2:8")
+
+
+def _training_source(
+    source: str | None, output: Path, options: CatalogOptions
+) -> tuple[pa.Table, str, bool]:
+    """The catalog, its name for the model card, and whether it is synthetic."""
+    if source is None and os.environ.get("BRAINTUMOR_DATA"):
+        source = os.environ["BRAINTUMOR_DATA"]
+        say(f"training on $BRAINTUMOR_DATA: {source}")
+    if source is not None:
+        with progress_bar("cataloguing") as advance:
+            return load_catalog(source, options, advance), f"Scans from '{Path(source).name}'", False
+    directory = output / "phantoms"
+    say(f"no SOURCE and no $BRAINTUMOR_DATA: training on synthetic phantoms in {directory}")
+    return phantom_catalog(directory), "Synthetic phantoms", True
+
+
+def phantom_catalog(directory: Path, patients: int = PHANTOM_PATIENTS) -> pa.Table:
+    """Phantoms in a folder, written if they are not there, and their catalog."""
+    from braintumor_ray.data.identity import IdentityHash
+    from braintumor_ray.data.phantom import write_phantoms
+
+    if not (directory / "scans.csv").exists():
+        with progress_bar("phantoms") as advance:
+            write_phantoms(directory, patients=patients, progress=advance)
+    options = CatalogOptions(
+        root=str(directory / "scans"),
+        patient_column="patient_id",
+        identity=IdentityHash(b"phantoms are nobody"),
+    )
+    return load_catalog(str(directory / "scans.csv"), options)
+
+
+def _wants_gpu(wanted: bool | None) -> bool:
+    import ray
+
+    have = ray.cluster_resources().get("GPU", 0) > 0
+    if wanted and not have:
+        raise UsageError("--gpu: the cluster has no GPU; leave it out to train on CPUs")
+    return have if wanted is None else wanted
+
+

@@ -1,0 +1,92 @@
+"""Every other method, and every other layer, through the grad-cam library: slower, by name."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from braintumor_ray.errors import UsageError
+from braintumor_ray.models.classifier import Classifier
+from braintumor_ray.models.vision_libraries import import_grad_cam
+
+METHODS = {
+    "gradcam": "GradCAM",
+    "gradcam_pp": "GradCAMPlusPlus",
+    "xgradcam": "XGradCAM",
+    "hirescam": "HiResCAM",
+    "layercam": "LayerCAM",
+    "elementwise": "GradCAMElementWise",
+    "scorecam": "ScoreCAM",
+    "ablationcam": "AblationCAM",
+    "eigencam": "EigenCAM",
+    "eigengradcam": "EigenGradCAM",
+    "shapleycam": "ShapleyCAM",
+    "finercam": "FinerCAM",
+    "kpcacam": "KPCA_CAM",
+    "randomcam": "RandomCAM",
+}
+
+
+class _Tapped(nn.Module):
+    """The network with its target map passing through a module that can be hooked."""
+
+    def __init__(self, model: Classifier) -> None:
+        super().__init__()
+        self.model, self.tap = model, nn.Identity()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) to logits (B, k)."""
+        return self.model.logits(self.tap(self.model.features(images)))
+
+
+def library_cams(
+    model: Classifier,
+    images: Tensor,
+    classes: Sequence[int],
+    method: str,
+    layer: str | None = None,
+) -> npt.NDArray[np.float32]:
+    """Maps of the grad-cam library, upsampled and stretched to [0, 1] by it.
+
+    Args:
+        model: in eval mode; the library's hooks are removed again.
+        images: normalised, (B, 3, S, S).
+        classes: the class that each map explains.
+        method: a key of `METHODS`.
+        layer: dotted name of a module of the backbone; None: the last feature map.
+
+    Returns:
+        float32 (B, S, S) in [0, 1].
+
+    Raises:
+        UsageError: unknown method or layer, or classes that do not fit (the library itself would
+            return zero maps without a word).
+    """
+    if method not in METHODS:
+        raise UsageError(f"--method '{method}' is unknown; use {', '.join(METHODS)}")
+    k = model.architecture.classes
+    if len(classes) != len(images) or not all(0 <= c < k for c in classes):
+        raise UsageError(f"classes {list(classes)} for {len(images)} images and {k} classes")
+    library: Any = import_grad_cam()
+    tapped = _Tapped(model).eval()
+    target = tapped.tap if layer is None else _module(model, layer)
+    targets = [library.utils.model_targets.ClassifierOutputTarget(int(c)) for c in classes]
+    with getattr(library, METHODS[method])(model=tapped, target_layers=[target]) as cam:
+        # The weights are frozen, so only a gradient asked of the input reaches the target map.
+        with torch.enable_grad():
+            maps = cam(input_tensor=images.clone().requires_grad_(), targets=targets)
+    return np.asarray(maps, dtype=np.float32)
+
+
+def _module(model: Classifier, layer: str) -> nn.Module:
+    try:
+        return model.backbone.get_submodule(layer)
+    except AttributeError as error:
+        known = [name for name, _ in model.backbone.named_children()]
+        raise UsageError(
+            f"--layer '{layer}' is no module of {model.architecture.backbone}; it has "
+            f"{', '.join(known)} and what is below them"
+        ) from error
