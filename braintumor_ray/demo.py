@@ -10,7 +10,7 @@ from braintumor_ray.errors import UsageError
 from braintumor_ray.local_ray import ray_session
 
 Say = Callable[[str], None]
-PATIENTS = 120
+PATIENTS = 240
 
 
 def run_demo(output: Path, say: Say) -> dict[str, Any]:

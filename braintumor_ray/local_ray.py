@@ -1,6 +1,8 @@
 """Starting Ray for a command: on the cluster that is there, or on this machine alone."""
 
 import os
+import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -8,6 +10,13 @@ from braintumor_ray.errors import UsageError
 
 SPARE_CPUS = 2  # logical, for reading and data beside the workers
 LEAST_CPUS = 4  # with fewer the archive job's stages wait for each other for ever
+
+_ENVIRONMENT = {
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # remarks of Ray's core; its errors reach us as exceptions
+    "RAY_worker_maximum_startup_concurrency": "{cpus}",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # CPU tasks may still see the GPUs
+    "RAY_TRAIN_V2_ENABLED": "1",
+}
 
 
 @contextmanager
@@ -20,9 +29,9 @@ def ray_session(workers: int = 2) -> Iterator[None]:
     Raises:
         UsageError: the cluster at RAY_ADDRESS does not answer.
     """
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    cpus = max(os.cpu_count() or 1, LEAST_CPUS, workers + SPARE_CPUS)
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value.format(cpus=cpus))
     import logging
 
     import ray
@@ -32,15 +41,9 @@ def ray_session(workers: int = 2) -> Iterator[None]:
         return
     address = os.environ.get("RAY_ADDRESS")
     try:
-        if address:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-        else:
-            ray.init(
-                num_cpus=max(os.cpu_count() or 1, LEAST_CPUS, workers + SPARE_CPUS),
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+        where = {"address": address} if address else {"num_cpus": cpus, "include_dashboard": False}
+        with _stderr_held():
+            ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
     except ConnectionError as error:
         raise UsageError(
             f"RAY_ADDRESS '{address}': no cluster answers ({error}); unset it to run here alone"
@@ -49,3 +52,21 @@ def ray_session(workers: int = 2) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _stderr_held() -> Iterator[None]:
+    """Keep what Ray's core writes while it starts; shown only if the start fails."""
+    with tempfile.TemporaryFile() as kept:
+        sys.stderr.flush()
+        saved = os.dup(2)
+        os.dup2(kept.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            kept.seek(0)
+            os.write(saved, kept.read())
+            raise
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)

@@ -15,3 +15,22 @@ def real_data() -> Path:
     if not (folder / "mri4").is_dir():
         pytest.skip(f"real scans not found at {folder}; set BRAINTUMOR_DATA")
     return folder
+
+
+@pytest.fixture(scope="session")
+def bundle_path(tmp_path_factory) -> Path:
+    """A bundle of a small random network."""
+    from tests.builders import make_bundle
+
+    path = tmp_path_factory.mktemp("bundle") / "bundle"
+    make_bundle(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    """One small local Ray for the whole session."""
+    from braintumor_ray.local_ray import ray_session
+
+    with ray_session():
+        yield

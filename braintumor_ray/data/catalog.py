@@ -4,14 +4,14 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from braintumor_ray.data.decode import Probe, probe
+from braintumor_ray.data.decode import DEFAULT_VOLUMES, Probe, VolumeOptions, probe
 from braintumor_ray.data.identity import IdentityHash, patient_from_path
 from braintumor_ray.data.listing import (
     FoundFile,
@@ -39,6 +39,9 @@ CATALOG_SCHEMA = pa.schema(
         pa.field("mode", pa.string()),
         pa.field("height", pa.int32()),
         pa.field("width", pa.int32()),
+        pa.field("modality", pa.string()),
+        pa.field("plane", pa.string()),
+        pa.field("sequence", pa.string()),
         pa.field("label", pa.string()),
         pa.field("official_split", pa.string()),
         pa.field("patient_key", pa.string()),
@@ -47,6 +50,7 @@ CATALOG_SCHEMA = pa.schema(
         pa.field("sop_key", pa.string()),
     ]
 )
+HEADER_COLUMNS = ("modality", "plane", "sequence")  # older catalogs lack them
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,8 @@ class CatalogOptions:
         identity: turns ids into keys.
         probe_headers: read each file's header for format, mode and size; without, every file
             counts as one frame.
+        volumes: how a NIfTI volume becomes frames; path and URI say so where it is not the
+            default, see `VolumeOptions.mark`.
         threads: files read at a time.
     """
 
@@ -70,6 +76,7 @@ class CatalogOptions:
     patient_pattern: re.Pattern[str] | None = None
     identity: IdentityHash = field(default_factory=IdentityHash)
     probe_headers: bool = True
+    volumes: VolumeOptions = DEFAULT_VOLUMES
     threads: int = 8
 
 
@@ -158,6 +165,9 @@ def read_catalog(path: str | Path) -> pa.Table:
         table = pq.read_table(inner, filesystem=filesystem)
     except (OSError, pa.ArrowInvalid) as error:
         raise CatalogError(f"catalog '{path}' cannot be read: {error}") from error
+    for name in HEADER_COLUMNS:
+        if name not in table.column_names:
+            table = table.append_column(name, pa.nulls(table.num_rows, pa.string()))
     missing = [name for name in CATALOG_SCHEMA.names if name not in table.column_names]
     if missing:
         raise CatalogError(
@@ -187,23 +197,24 @@ def _probe_all(
         yield from repeat(Probe(frames=1), len(files))
         return
     with ThreadPoolExecutor(options.threads) as pool:
-        for done, found in enumerate(pool.map(_probe_file, files), start=1):
+        found_headers = pool.map(_probe_file, files, repeat(options.volumes))
+        for done, found in enumerate(found_headers, start=1):
             yield found
             if progress:
                 progress(done, len(files))
 
 
-def _probe_file(file: FoundFile) -> Probe:
+def _probe_file(file: FoundFile, volumes: VolumeOptions) -> Probe:
     """The header from the first bytes; from the whole file where they are not enough."""
     if file.size is None:
         return Probe(reason="file missing or unreadable")
     filesystem, path = open_filesystem(file.uri)
     try:
         with filesystem.open_input_file(path) as stream:
-            found = probe(stream.read(HEAD_BYTES))
+            found = probe(stream.read(HEAD_BYTES), volumes=volumes)
             if found.reason is not None and file.size > HEAD_BYTES:
                 stream.seek(0)
-                found = probe(stream.read())
+                found = probe(stream.read(), volumes=volumes)
     except OSError:
         return Probe(reason="file missing or unreadable")
     return found
@@ -212,17 +223,24 @@ def _probe_file(file: FoundFile) -> Probe:
 def _rows(
     file: FoundFile, found: Probe, options: CatalogOptions, extra: dict[str, Any] | None
 ) -> Iterable[dict[str, Any]]:
-    base = _file_columns(file, found, options)
+    marked = file if found.format != "nifti" else _mark(file, options.volumes)
+    base = _file_columns(marked, found, options)
     base |= extra or {}
     patient = base.pop("patient", None) or patient_from_path(options.patient_pattern, file.path)
-    base["patient_key"] = options.identity(patient)
+    base["patient_key"] = options.identity(patient or found.tags.get("patient"))
+    for kind in ("study", "series", "sop"):
+        base[f"{kind}_key"] = options.identity(found.tags.get(kind), kind)
     mtime_us = None if file.mtime is None else int(file.mtime.timestamp() * 1_000_000)
     for frame in range(max(found.frames, 1)):  # unreadable: one row, quarantined when decoded
         yield {
             **base,
             "frame": frame,
-            "scan_id": scan_id(file.path, frame, file.size, mtime_us),
+            "scan_id": scan_id(marked.path, frame, file.size, mtime_us),
         }
+
+
+def _mark(file: FoundFile, volumes: VolumeOptions) -> FoundFile:
+    return replace(file, path=volumes.mark(file.path), uri=volumes.mark(file.uri))
 
 
 def _file_columns(file: FoundFile, found: Probe, options: CatalogOptions) -> dict[str, Any]:
@@ -236,6 +254,9 @@ def _file_columns(file: FoundFile, found: Probe, options: CatalogOptions) -> dic
         "mode": found.mode,
         "height": found.height if readable else None,
         "width": found.width if readable else None,
+        "modality": found.tags.get("modality"),
+        "plane": found.tags.get("plane"),
+        "sequence": found.tags.get("sequence"),
         "label": label_of(file.path),
         "official_split": official_split_of(file.path),
     }

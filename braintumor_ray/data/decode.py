@@ -4,10 +4,12 @@ Training, the archive job and serving all come through `decode`, so what is serv
 trained. Content decides, never the extension: a PNG named ``.jpg`` is read as PNG.
 """
 
+import re
+import struct
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -57,6 +59,42 @@ class DecodeLimits:
 
 
 DEFAULT_LIMITS = DecodeLimits()
+Plane = Literal["axial", "coronal", "sagittal"]
+
+
+@dataclass(frozen=True)
+class VolumeOptions:
+    """How a volume becomes frames; a DICOM file and a raster file have their own.
+
+    Attributes:
+        plane: The slices of a NIfTI volume: feet to head, back to front, or left to right.
+        volume: Which volume of a 4-D NIfTI, from 0.
+    """
+
+    plane: Plane = "axial"
+    volume: int = 0
+
+    def mark(self, location: str) -> str:
+        """A path or URI that says how its volume is cut; unchanged for the default way.
+
+        A catalog's rows carry it, so that whoever reads them later cuts the same slices, and
+        slices of two planes are never taken for the same scan.
+        """
+        if self == DEFAULT_VOLUMES:
+            return location
+        return f"{location}#plane={self.plane}&volume={self.volume}"
+
+
+DEFAULT_VOLUMES = VolumeOptions()
+_MARK = re.compile(r"#plane=(axial|coronal|sagittal)&volume=(\d+)$")
+
+
+def unmark(location: str) -> tuple[str, VolumeOptions]:
+    """The inverse of `VolumeOptions.mark`."""
+    found = _MARK.search(location)
+    if found is None:
+        return location, DEFAULT_VOLUMES
+    return location[: found.start()], VolumeOptions(cast(Plane, found[1]), int(found[2]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +131,9 @@ class Probe:
         height: Rows of the upright image; 0 where `reason` is set.
         frames: Frames in the file (pages of a TIFF); 0 where `reason` is set.
         reason: Why the header could not be read, else None.
+        tags: What else the header says: ``modality``, ``plane`` and ``sequence`` in the clear,
+            and the ids ``patient``, ``study``, ``series`` and ``sop``, which only an
+            `IdentityHash` may take on (hence not shown).
     """
 
     format: str | None = None
@@ -101,57 +142,99 @@ class Probe:
     height: int = 0
     frames: int = 0
     reason: str | None = None
+    tags: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+FrameDecoder = Callable[[int], Decoded]
 
 
 class Reader(NamedTuple):
-    """What a format brings: both functions may raise; `decode` and `probe` give the reason."""
+    """What a format brings; whatever is raised, the functions of this module give as a reason.
 
-    decode: Callable[[bytes, str, int, DecodeLimits], Decoded]
-    probe: Callable[[bytes, str], Probe]
+    Attributes:
+        open: Parses a file once and returns what decodes its frames by their number.
+        probe: Reads the header.
+    """
 
-
-def readers() -> dict[str, Reader]:
-    """The formats that can be read, each with its reader; a new format is one more line."""
-    from braintumor_ray.data import raster  # raster imports this module's types
-
-    image = Reader(raster.decode_raster, raster.probe_raster)
-    return {"jpeg": image, "png": image, "tiff": image, "bmp": image}
+    open: Callable[[bytes, str, DecodeLimits, VolumeOptions], FrameDecoder]
+    probe: Callable[[bytes, str, VolumeOptions], Probe]
 
 
-def decode(data: bytes | None, *, frame: int = 0, limits: DecodeLimits = DEFAULT_LIMITS) -> Decoded:
+def reader(name: str) -> Reader | None:
+    """The reader of a format, imported when first needed; a new format is one more case."""
+    if name in ("jpeg", "png", "tiff", "bmp"):
+        from braintumor_ray.data import raster
+
+        return Reader(raster.open_raster, raster.probe_raster)
+    if name == "dicom":
+        from braintumor_ray.data import dicom
+
+        return Reader(dicom.open_dicom, dicom.probe_dicom)
+    if name == "nifti":
+        from braintumor_ray.data import nifti
+
+        return Reader(nifti.open_nifti, nifti.probe_nifti)
+    return None
+
+
+def decode(
+    data: bytes | None,
+    *,
+    frame: int = 0,
+    limits: DecodeLimits = DEFAULT_LIMITS,
+    volumes: VolumeOptions = DEFAULT_VOLUMES,
+) -> Decoded:
     """Turn a file's bytes into uint8 gray (H, W), or say why not. Never raises.
 
     Args:
         data: The whole file; None if it is missing or could not be read.
         frame: Which frame of a multi-frame file, from 0.
         limits: What the file may cost.
+        volumes: How a volume becomes frames.
 
     Returns:
         Pixels with status ``ok``, or a reason with status ``quarantined`` or ``skipped``.
+    """
+    return decode_frames(data, [frame], limits=limits, volumes=volumes)[0]
+
+
+def decode_frames(
+    data: bytes | None,
+    frames: Sequence[int],
+    *,
+    limits: DecodeLimits = DEFAULT_LIMITS,
+    volumes: VolumeOptions = DEFAULT_VOLUMES,
+) -> list[Decoded]:
+    """Some frames of one file, which is parsed once; otherwise as `decode`.
+
+    Returns:
+        One result per wanted frame, in order. A frame that cannot be read costs only itself.
     """
     name: str | None = None
     try:
         content = _content(data)
         limits.check_bytes(len(content))
         name = sniff(content)
-        return _reader(content, name).decode(content, str(name), frame, limits)
+        opened = _reader(content, name).open(content, str(name), limits, volumes)
     except Exception as error:  # the promise of this door: a file never raises
-        return Decoded(reason=_reason(error, name), format=name, status="quarantined")
+        return [_quarantined(error, name)] * len(frames)
+    return [_decode_frame(opened, frame, name) for frame in frames]
 
 
-def probe(head: bytes | None) -> Probe:
+def probe(head: bytes | None, *, volumes: VolumeOptions = DEFAULT_VOLUMES) -> Probe:
     """Read a file's header without decoding pixels. Never raises.
 
     Args:
-        head: The whole file or its first bytes. 64 KiB is enough for most JPEG, PNG and BMP
-            files; a TIFF keeps its header anywhere and needs the whole file. Where `reason` is
-            set for a part, ask again with the whole.
+        head: The whole file or its first bytes. 64 KiB is enough for most files; a TIFF keeps its
+            header anywhere and needs the whole file. Where `reason` is set for a part, ask again
+            with the whole.
+        volumes: How a volume becomes frames.
     """
     name: str | None = None
     try:
         content = _content(head)
         name = sniff(content)
-        return _reader(content, name).probe(content, str(name))
+        return _reader(content, name).probe(content, str(name), volumes)
     except Exception as error:  # as in `decode`
         return Probe(format=name, reason=_reason(error, name))
 
@@ -159,6 +242,8 @@ def probe(head: bytes | None) -> Probe:
 def sniff(data: bytes) -> str | None:
     """The format's name by content (see `Decoded.format`), or None; reads 400 bytes at most."""
     if data[128:132] == b"DICM":  # PS3.10: the preamble before it may look like a TIFF
+        return "dicom"
+    if _is_bare_dicom(data):
         return "dicom"
     for magic, name in _MAGIC:
         if data.startswith(magic):
@@ -191,6 +276,18 @@ _STRANGERS = (
     (b"\0\0\0\0", "zero bytes"),
 )
 _NIFTI_HEAD = 348
+_SHORT_VRS = (b"CS", b"DA", b"LO", b"PN", b"SH", b"TM", b"UI", b"UL", b"US")  # two-byte length
+
+
+def _decode_frame(opened: FrameDecoder, frame: int, name: str | None) -> Decoded:
+    try:
+        return opened(frame)
+    except Exception as error:  # as in `decode_frames`
+        return _quarantined(error, name)
+
+
+def _quarantined(error: Exception, name: str | None) -> Decoded:
+    return Decoded(reason=_reason(error, name), format=name, status="quarantined")
 
 
 def _content(data: object) -> bytes:
@@ -210,7 +307,7 @@ def _reader(data: bytes, name: str | None) -> Reader:
             if data.startswith(magic):
                 raise Unreadable(f"not an image: starts with {words}")
         raise Unreadable("not an image in a known format")
-    found = readers().get(name)
+    found = reader(name)
     if found is None:
         raise Unreadable(f"{label(name)} is not readable here")
     return found
@@ -228,6 +325,26 @@ def _reason(error: Exception, name: str | None) -> str:
         return f"{label(name)} needs more memory than this process may use"
     # The text of a foreign error may quote the file, and differs from release to release.
     return f"damaged {label(name)}: {type(error).__name__} while reading"
+
+
+def _is_bare_dicom(data: bytes) -> bool:
+    """DICOM without preamble begins with its meta or identifying elements (PS3.5, 7.1)."""
+    for order in "<>":
+        first = _short_element(data, 0, order)
+        second = first and _short_element(data, first[2], order)
+        if second and first and first[0] in (2, 8) and first[:2] < second[:2] < (0x10, 0):
+            return True
+    return False
+
+
+def _short_element(data: bytes, at: int, order: str) -> tuple[int, int, int] | None:
+    """Group, element and end of a data element of 64 bytes at most, or None."""
+    if len(data) < at + 8 or at > 100:
+        return None
+    group, element, implicit = struct.unpack_from(f"{order}HHI", data, at)
+    explicit = struct.unpack_from(f"{order}H", data, at + 6)[0]
+    length = explicit if data[at + 4 : at + 6] in _SHORT_VRS else implicit
+    return (group, element, at + 8 + length) if length <= 64 else None
 
 
 def _gunzipped_head(data: bytes) -> bytes:

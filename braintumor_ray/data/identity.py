@@ -10,6 +10,7 @@ from pathlib import Path
 from braintumor_ray.errors import CatalogError, UsageError
 
 KEY_VARIABLE = "BRAINTUMOR_HASH_KEY"
+REDACTED = "redacted:"  # begins what stands in for a path or URI
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,39 @@ class IdentityHash:
             )
         message = f"{kind}\0{value.strip()}".encode()
         return hmac.new(self.secret, message, hashlib.sha256).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class UriRedaction:
+    """Stands a keyed hash of the relative path in for everything that tells where a scan is.
+
+    Attributes:
+        secret: the key of the HMAC; another key makes another stand-in for the same file.
+    """
+
+    secret: bytes
+
+    def __call__(self, path: str) -> str:
+        """The stand-in for a path below the archive's root."""
+        return f"{REDACTED}{IdentityHash(self.secret)(path, 'uri')}"
+
+    @property
+    def check(self) -> str:
+        """Tells two keys apart without giving either away."""
+        return str(IdentityHash(self.secret)("which key", "check"))
+
+
+def uri_redaction(identity: IdentityHash) -> UriRedaction:
+    """The redaction with the same key as the ids'.
+
+    Raises:
+        UsageError: there is no key.
+    """
+    if identity.secret is None:
+        raise UsageError(
+            f"--redact-uri needs a key for its hashes; set {KEY_VARIABLE} or give --hash-key-file"
+        )
+    return UriRedaction(identity.secret)
 
 
 def load_identity_hash(key_file: str | Path | None = None, clear: bool = False) -> IdentityHash:

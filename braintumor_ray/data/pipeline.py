@@ -3,6 +3,7 @@
 import json
 import logging
 import uuid
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
@@ -24,6 +25,7 @@ from braintumor_ray.errors import CatalogError
 
 SCANS_PER_SHARD = 512
 INDEX = "index.json"
+MOST_UNREADABLE = 0.5
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ def quiet_progress() -> None:
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
 def training_dataset(
@@ -164,7 +166,12 @@ def _select(lookup: Any) -> Callable[[pa.Table], pa.Table]:  # noqa: ANN401 - an
 
 
 def _publish(location: str, attempt: str, rows: int) -> Shards:
-    """Write the index, after which the shards count as complete."""
+    """Write the index, after which the shards count as complete and are reused.
+
+    Raises:
+        CatalogError: rows are missing, or most scans could not be read: a fault of the place (a
+            share that is not mounted) that a cache must not remember.
+    """
     import pyarrow.parquet as pq
     from pyarrow.fs import FileSelector
 
@@ -176,6 +183,12 @@ def _publish(location: str, attempt: str, rows: int) -> Shards:
             f"{found} of {rows} scans were decoded into '{location}'; run the same command again"
         )
     files = tuple(f"{attempt}/{name}" for name in names)
+    reasons = Counter(Shards(location, files, False).read(["reason"])["reason"].to_pylist())
+    bad = rows - reasons.pop(None, 0)
+    if bad > MOST_UNREADABLE * rows:
+        raise CatalogError(
+            f"{bad} of {rows} scans cannot be read, mostly: {reasons.most_common(1)[0][0]}"
+        )
     write_atomically(f"{location}/{INDEX}", json.dumps(files).encode())
     return Shards(location, files, reused=False)
 

@@ -8,7 +8,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from braintumor_ray.data.decode import DecodeLimits, decode
+from braintumor_ray.data.decode import (
+    DEFAULT_VOLUMES,
+    Decoded,
+    DecodeLimits,
+    VolumeOptions,
+    decode_frames,
+)
 from braintumor_ray.data.duplicates import fingerprint, pixel_sha256
 from braintumor_ray.data.preprocess import GrayImage, Preprocessing
 
@@ -49,18 +55,12 @@ def prepare_file(data: bytes | None, options: dict[str, Any]) -> list[Prepared]:
     Returns:
         One result per wanted frame, in order; never raises for a bad file.
     """
-    preprocessing = Preprocessing.from_dict(options["preprocessing"])
-    limits = DecodeLimits(options["max_bytes"], options["max_pixels"])
-    return [_prepare(data, frame, preprocessing, limits) for frame in options["frames"]]
+    return _prepare_file(data, options, hashed=False)
 
 
 def prepare_and_hash_file(data: bytes | None, options: dict[str, Any]) -> list[Prepared]:
     """As `prepare_file`, with the perceptual hashes that find near-duplicates."""
-    preprocessing = Preprocessing.from_dict(options["preprocessing"])
-    limits = DecodeLimits(options["max_bytes"], options["max_pixels"])
-    return [
-        _prepare(data, frame, preprocessing, limits, hashed=True) for frame in options["frames"]
-    ]
+    return _prepare_file(data, options, hashed=True)
 
 
 def pack_hashes(gray: GrayImage) -> bytes:
@@ -81,7 +81,10 @@ def unpack_hashes(packed: Sequence[bytes | None]) -> tuple[Hashes, Hashes, npt.N
 
 
 def worker_options(
-    frames: Iterable[int], preprocessing: Preprocessing, limits: DecodeLimits
+    frames: Iterable[int],
+    preprocessing: Preprocessing,
+    limits: DecodeLimits,
+    volumes: VolumeOptions = DEFAULT_VOLUMES,
 ) -> dict[str, Any]:
     """Options for `prepare_file`, as plain values."""
     return {
@@ -89,6 +92,8 @@ def worker_options(
         "preprocessing": preprocessing.to_dict(),
         "max_bytes": limits.max_bytes,
         "max_pixels": limits.max_pixels,
+        "plane": volumes.plane,
+        "volume": volumes.volume,
     }
 
 
@@ -98,15 +103,18 @@ def decode_version(preprocessing: Preprocessing) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _prepare(
-    data: bytes | None,
-    frame: int,
-    preprocessing: Preprocessing,
-    limits: DecodeLimits,
-    *,
-    hashed: bool = False,
-) -> Prepared:
-    decoded = decode(data, frame=frame, limits=limits)
+def _prepare_file(data: bytes | None, options: dict[str, Any], *, hashed: bool) -> list[Prepared]:
+    preprocessing = Preprocessing.from_dict(options["preprocessing"])
+    decoded = decode_frames(
+        data,
+        options["frames"],
+        limits=DecodeLimits(options["max_bytes"], options["max_pixels"]),
+        volumes=VolumeOptions(options["plane"], options["volume"]),
+    )
+    return [_prepare(scan, preprocessing, hashed=hashed) for scan in decoded]
+
+
+def _prepare(decoded: Decoded, preprocessing: Preprocessing, *, hashed: bool) -> Prepared:
     if decoded.gray is None:
         return Prepared(decoded.status, decoded.reason)
     height, width = decoded.gray.shape

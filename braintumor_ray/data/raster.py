@@ -11,6 +11,7 @@ import io
 import struct
 import zlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,17 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
-from braintumor_ray.data.decode import Decoded, DecodeLimits, Gray, Probe, Unreadable, label
+from braintumor_ray.data.decode import (
+    Decoded,
+    DecodeLimits,
+    FrameDecoder,
+    Gray,
+    Probe,
+    Unreadable,
+    VolumeOptions,
+    label,
+)
+from braintumor_ray.data.intensity import robust_range, to_gray
 
 # Opened by class, not by Image.open: no decompression-bomb warning or error before our own limit
 # speaks, and no guessing by other plugins.
@@ -37,7 +48,6 @@ _WIDE_MODES = ("I", "F")
 _EOI, _SOS = b"\xff\xd9", b"\xff\xda"
 # Entropy-coded bits that no decoder skips; holds no 0xFF, so no marker can arise.
 _PADDING = bytes((0x55, 0xA3, 0x1C, 0x72)) * 16
-_PERCENTILES = (0.5, 99.5)
 _LUMA_BGR = np.array([0.114, 0.587, 0.299], np.float32)  # ITU-R BT.601
 _UPRIGHT: dict[int, Callable[[Gray], Gray]] = {  # EXIF 2.3, tag 0x0112
     2: lambda gray: gray[:, ::-1],
@@ -50,14 +60,21 @@ _UPRIGHT: dict[int, Callable[[Gray], Gray]] = {  # EXIF 2.3, tag 0x0112
 }
 
 
-def decode_raster(data: bytes, name: str, frame: int, limits: DecodeLimits) -> Decoded:
+def open_raster(
+    data: bytes, name: str, limits: DecodeLimits, volumes: VolumeOptions
+) -> FrameDecoder:
+    """What decodes the pages of a raster file; see `decode_raster`."""
+    return partial(decode_raster, data, name, limits)
+
+
+def decode_raster(data: bytes, name: str, limits: DecodeLimits, frame: int) -> Decoded:
     """Decode one frame of a raster file.
 
     Args:
         data: The whole file.
         name: ``jpeg``, ``png``, ``tiff`` or ``bmp``.
-        frame: Page of a TIFF; other formats have frame 0 only.
         limits: `max_pixels` is checked on the header, before pixels are allocated.
+        frame: Page of a TIFF; other formats have frame 0 only.
 
     Raises:
         Unreadable: if the file is damaged, truncated, too large, or has no such frame.
@@ -76,7 +93,7 @@ def decode_raster(data: bytes, name: str, frame: int, limits: DecodeLimits) -> D
         raise Unreadable(_damage(error, name)) from error
 
 
-def probe_raster(data: bytes, name: str) -> Probe:
+def probe_raster(data: bytes, name: str, volumes: VolumeOptions) -> Probe:
     """Read a raster file's header; width and height are those of the upright image.
 
     Raises:
@@ -134,18 +151,7 @@ def rescale(samples: npt.NDArray[Any]) -> Gray:
         exact = _as_eight_bit(samples)
         if exact is not None:
             return exact
-    values = samples.astype(np.float32)
-    finite = values[np.isfinite(values)]
-    if not finite.size:
-        raise Unreadable("no finite pixel values")
-    low, high = np.percentile(finite, _PERCENTILES)
-    if high <= low:  # almost all pixels alike: keep the few that differ
-        low, high = finite.min(), finite.max()
-    if high <= low:
-        return np.zeros(samples.shape, np.uint8)
-    values = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
-    scaled: npt.NDArray[np.float32] = (values - low) * np.float32(255 / (float(high) - float(low)))
-    return np.rint(scaled.clip(0, 255)).astype(np.uint8)
+    return to_gray(samples, robust_range(samples))
 
 
 def _as_eight_bit(samples: npt.NDArray[Any]) -> Gray | None:

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby, islice
 
-from braintumor_ray.data.decode import DecodeLimits
+from braintumor_ray.data.decode import DecodeLimits, VolumeOptions, unmark
 from braintumor_ray.data.prepare import Prepared, worker_options
 from braintumor_ray.data.preprocess import Preprocessing
 from braintumor_ray.data.sandbox import DecodeSandbox
@@ -20,6 +20,11 @@ class FileFrames:
 
     uri: str
     frames: tuple[int, ...]
+
+    @property
+    def volumes(self) -> VolumeOptions:
+        """How the file's volume is cut, as its URI says."""
+        return unmark(self.uri)[1]
 
 
 @dataclass(frozen=True)
@@ -40,9 +45,9 @@ def group_frames(uris: Sequence[str], frames: Sequence[int]) -> list[FileFrames]
 
 
 def read_file(uri: str, limits: DecodeLimits) -> FileContent:
-    """The whole file; the reason names no path."""
+    """The whole file; the reason names no path. How a volume is cut may stand in the URI."""
     try:
-        filesystem, path = open_filesystem(uri)
+        filesystem, path = open_filesystem(unmark(uri)[0])
         with filesystem.open_input_file(path) as stream:
             size = stream.size()
             if size > limits.max_bytes:
@@ -67,7 +72,7 @@ def prepare_scans(
         for batch in _batches(files, 4 * _READ_AHEAD):
             contents = list(pool.map(lambda file: read_file(file.uri, limits), batch))
             items = [
-                (content.data, worker_options(file.frames, preprocessing, limits))
+                (content.data, worker_options(file.frames, preprocessing, limits, file.volumes))
                 for file, content in zip(batch, contents, strict=True)
                 if content.reason is None
             ]

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -106,8 +107,7 @@ def explain_results(
 ) -> dict[str, Any]:
     """Draw rows of a results folder from their stored maps, without the model.
 
-    The least certain scans of each predicted class come first, in turn, so that a few pictures
-    show every class.
+    A few pictures show every predicted class, of each the most and the least certain scans.
 
     Raises:
         ResultsError: nothing is committed, or a method was not stored.
@@ -197,9 +197,17 @@ def _interesting(table: pa.Table, limit: int) -> list[dict[str, Any]]:
     queues: dict[str, list[int]] = {}
     for index, row in enumerate(order):
         queues.setdefault(row["predicted_class"], []).append(index)
-    chosen = list(_in_turn(list(queues.values()), limit))
+    both_ends = [_from_both_ends(queue) for queue in queues.values()]
+    chosen = list(_in_turn(both_ends, limit))
     rows: list[dict[str, Any]] = scored.take(pa.array(chosen)).to_pylist()
     return rows
+
+
+def _from_both_ends(queue: list[int]) -> list[int]:
+    """Last, first, last but one, second, ...: most and least certain by turns."""
+    half = (len(queue) + 1) // 2
+    pairs = zip_longest(reversed(queue[len(queue) - half :]), queue[: len(queue) - half])
+    return [index for pair in pairs for index in pair if index is not None]
 
 
 def _in_turn(queues: list[list[int]], limit: int) -> Iterator[int]:

@@ -259,7 +259,7 @@ def _fingerprint_scan(
     )
 
 
-def _border(gray: NDArray[np.uint8]) -> dict[str, float]:
+def _border(gray: NDArray[np.uint8]) -> dict[str, Any]:
     edge = np.concatenate([gray[0], gray[-1], gray[:, 0], gray[:, -1]])
     return {
         "border_mean": float(edge.mean()),

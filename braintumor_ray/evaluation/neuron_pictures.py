@@ -79,8 +79,8 @@ def write_sheets(
     """Write top_NUMBER_CLASS.png: a row per neuron, the scans that excite it most with its map.
 
     Args:
-        classes: by class its neurons, each with `neuron` and `examples` (`row`, `label`,
-            `activation`).
+        classes: by class its neurons, each with `neuron` and `examples` (`row` and
+            `label`).
         scans: catalog rows that `row` counts.
         bundle: of the network.
         device: where it runs.
@@ -99,7 +99,7 @@ def write_sheets(
             superimpose(image, heatmap_at(np.maximum(cam, 0), (image.shape[0], image.shape[1])))
             for image, cam in zip(images, maps, strict=True)
         ]
-        captions = [f"n{neuron} {e['label']} {e['activation']:.3g}" for e, neuron in picked]
+        captions = [f"n{neuron} {example['label']}" for example, neuron in picked]
         columns = max(len(found["examples"]) for found in neurons)
         sheet = contact_sheet(tiles, columns, captions, _TILE)
         write_png(Path(folder) / f"top_{number}_{_file_name(name)}.png", sheet)

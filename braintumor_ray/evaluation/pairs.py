@@ -78,7 +78,8 @@ def draw_pairs(
         return PairPictures([], None)
     rows = [row for pair in pairs for row in (pair.first, pair.second)]
     pictures = load_pictures(scans.select(["uri", "frame"]).take(rows), TILE, limits)
-    tiles, drawn = [], []
+    tiles: list[dict[str, Any]] = []
+    drawn: list[NDArray[np.uint8]] = []
     for index, pair in enumerate(pairs):
         both = [picture for picture in pictures[2 * index : 2 * index + 2] if picture is not None]
         if len(both) < 2:
@@ -117,8 +118,8 @@ def _shared_out(found: dict[str, Ints], most: int) -> list[Pair]:
     taken = dict.fromkeys(rows, 0)
     room = min(most, sum(map(len, rows.values())))
     while sum(taken.values()) < room:
-        for fault in rows:
-            taken[fault] += taken[fault] < len(rows[fault]) and sum(taken.values()) < room
+        for fault, those in rows.items():
+            taken[fault] += taken[fault] < len(those) and sum(taken.values()) < room
     return [
         Pair(fault, int(found[fault][row]), int(row))
         for fault, count in taken.items()

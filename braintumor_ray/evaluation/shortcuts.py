@@ -91,7 +91,9 @@ def shortcut_scores(
     folds = grouped_folds(labels, groups[rows], FOLDS, seed, allow_missing=True)
     columns = {name: values[rows] for name, values in shortcut_features(scans).items()}
     for kind, matrix in _matrices(columns).items():
-        result["features"][kind] = _score(matrix, truth, folds, groups[rows], seed, n_boot)
+        result["features"][kind] = _score(
+            matrix, truth, folds, groups[rows], seed=seed, n_boot=n_boot
+        )
     return result
 
 
@@ -105,7 +107,7 @@ def _matrices(columns: Mapping[str, Floats]) -> dict[str, Floats]:
 
 
 def _score(
-    matrix: Floats, truth: Ints, folds: Ints, groups: Ints, seed: int, n_boot: int
+    matrix: Floats, truth: Ints, folds: Ints, groups: Ints, *, seed: int, n_boot: int
 ) -> dict[str, Any]:
     k = int(truth.max()) + 1
     varying = matrix[:, [len(np.unique(column)) > 1 for column in matrix.T]]

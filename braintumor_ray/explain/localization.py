@@ -8,7 +8,8 @@ For a map L upsampled to S x S (bilinear) and a mask M:
 - mass: sum(L * M) / sum(L) (relevance mass accuracy, Arras et al. 2022, arXiv 2003.07258;
   energy-based pointing game, Wang et al. 2020, arXiv 1910.01279). L is raw, not stretched.
 - rank: of the |M| highest pixels of L the share in M (relevance rank accuracy, Arras et al.);
-  pixels tied for the last place count with the share that a random choice among them would get.
+  pixels tied for the last place count with the share that a random choice among them would get;
+  pixels at the map's own minimum count for nothing.
 - iou, dice: of M and the pixels above Otsu's threshold of L; 0 for a flat map.
 - box_iou: bounding box of the largest connected part (by enclosed area) of those pixels against
   the bounding box of that part of M which it fits best.
@@ -18,6 +19,7 @@ A map that is zero everywhere scores 0 throughout; it is counted, not left out.
 
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
+from itertools import repeat
 from typing import Any
 
 import cv2
@@ -68,9 +70,7 @@ def localize(
     count = _check_cams(cams)
     shape = next(iter(cams.values())).shape[1:]
     rows: list[dict[str, Any]] = []
-    done = 0
     for index, (mask, image) in enumerate(_pairs(masks, images, count)):
-        done += 1
         if mask is None or not mask.any():
             continue
         target = _Target(mask)
@@ -81,8 +81,6 @@ def localize(
         head = None if image is None else head_regions(image)
         if head is not None:
             rows.append({"row": index, "method": "whole_head", **_head_scores(target, head > 0)})
-    if done != count:
-        raise UsageError(f"{done} masks for maps of {count} scans; give one per scan, in order")
     return pa.Table.from_pylist(rows, schema=table_schema())
 
 
@@ -149,7 +147,7 @@ class _Target:
         scores = {
             "pointing": 0.0 if flat else float(self.mask.flat[int(heat.argmax())]),
             "mass": self.mass(cam),
-            "rank": self.rank(heat, levels) if np.any(cam) else 0.0,
+            "rank": 0.0 if flat else self.rank(heat, levels),
             **self.overlap(shown),
         }
         return scores | {"flat": flat, "mask_area": self.pixels / self.mask.size}
@@ -174,10 +172,12 @@ class _Target:
 
     def rank(self, heat: NDArray[np.float32], levels: NDArray[np.uint8]) -> float:
         last = _nth_highest(heat, levels, self.pixels)
-        above, tied = heat > last, heat == last
-        places = self.pixels - np.count_nonzero(above)
-        share = np.count_nonzero(tied & self.mask) / np.count_nonzero(tied)
-        return float(np.count_nonzero(above & self.mask) + places * share) / self.pixels
+        hits = float(np.count_nonzero((heat > last) & self.mask))
+        if last > 0:  # the map's own minimum is no rank: most of a sparse map is equal there
+            tied = heat == last
+            places = self.pixels - np.count_nonzero(heat > last)
+            hits += places * np.count_nonzero(tied & self.mask) / np.count_nonzero(tied)
+        return hits / self.pixels
 
     def overlap(self, shown: Mask) -> Scores:
         common = np.count_nonzero(shown & self.mask)
@@ -257,9 +257,17 @@ def _check_cams(cams: Mapping[str, NDArray[Any]]) -> int:
 def _pairs(
     masks: Iterable[Mask | None], images: Iterable[NDArray[np.uint8]] | None, count: int
 ) -> Iterator[tuple[Mask | None, NDArray[np.uint8] | None]]:
-    if images is None:
-        for mask, _ in zip(masks, range(count), strict=True):
-            yield mask, None
-    else:
-        for mask, image, _ in zip(masks, images, range(count), strict=True):
-            yield mask, image
+    """Mask and image of each scan, one pair for each of `count` maps."""
+    pictures = repeat(None) if images is None else iter(images)
+    done = 0
+    for mask in masks:
+        if done == count:
+            raise UsageError(f"more than {count} masks for maps of {count} scans; give one each")
+        try:
+            image = next(pictures)
+        except StopIteration:
+            raise UsageError(f"{done} images for maps of {count} scans; give one each") from None
+        yield mask, image
+        done += 1
+    if done < count:
+        raise UsageError(f"{done} masks for maps of {count} scans; give one each, None if unknown")

@@ -66,7 +66,11 @@ class Outlines:
             # a time: together, overlapping polygons would cut holes into each other.
             corners = (polygon * scale - 0.5) * 2**_SUBPIXEL_BITS
             cv2.fillPoly(canvas, [np.rint(corners).astype(np.int32)], 255, shift=_SUBPIXEL_BITS)
-        return resized_mask(canvas > 0, shape)
+        if fine == 1:
+            return canvas > 0
+        cover = cv2.resize(canvas, (shape[1], shape[0]), interpolation=cv2.INTER_AREA)
+        # fillPoly also sets pixels that the border only touches: half a fine pixel too much.
+        return np.asarray(cover >= int(255 * (0.5 + 0.5 / fine)))
 
 
 def resized_mask(mask: Mask, shape: tuple[int, int]) -> Mask:
@@ -138,16 +142,18 @@ def via_outlines(raw: Any, location: str) -> dict[str, Outlines]:  # noqa: ANN40
 
 
 def _via_polygon(region: Any, where: str) -> Points:  # noqa: ANN401 - parsed JSON
+    shape = region.get("shape_attributes") if isinstance(region, dict) else None
+    if not isinstance(shape, dict) or "name" not in shape:
+        raise TruthError(f"{where} has no shape_attributes with a name; draw it again in VIA")
+    name = shape["name"]
+    if name not in _VIA_SHAPES:
+        raise TruthError(f"{where} is a '{name}', which has no area; use {', '.join(_VIA_SHAPES)}")
     try:
-        shape = region["shape_attributes"]
-        name = shape["name"]
-        if name not in _VIA_SHAPES:
-            raise TruthError(
-                f"{where} is a '{name}', which has no area; use {', '.join(_VIA_SHAPES)}"
-            )
         polygon = _VIA_SHAPES[name](shape)
-    except (KeyError, TypeError) as error:
+    except KeyError as error:
         raise TruthError(f"{where} lacks {error}; draw it again in VIA") from error
+    except (TypeError, ValueError) as error:
+        raise TruthError(f"{where} cannot be meant: {error}; draw it again in VIA") from error
     return checked_polygon(polygon, where)
 
 
@@ -184,7 +190,7 @@ def _via_ellipse(shape: Mapping[str, Any]) -> Points:
 def _via_points(shape: Mapping[str, Any]) -> Points:
     xs, ys = shape["all_points_x"], shape["all_points_y"]
     if len(xs) != len(ys):
-        raise TypeError(f"a coordinate: {len(xs)} x for {len(ys)} y")
+        raise ValueError(f"{len(xs)} x for {len(ys)} y")
     return np.array([xs, ys], np.float64).T
 
 

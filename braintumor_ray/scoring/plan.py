@@ -11,9 +11,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from braintumor_ray.data.identity import UriRedaction
 from braintumor_ray.data.storage import open_filesystem, write_atomically
 from braintumor_ray.errors import CatalogError
-from braintumor_ray.predict.results import CATALOGS, CHECKPOINTS, ROWS, ResultsFolder
+from braintumor_ray.predict.results import (
+    CATALOGS,
+    CHECKPOINTS,
+    ROWS,
+    ResultsFolder,
+    current_rows,
+)
+from braintumor_ray.scoring.redaction import redact_catalog
 
 ROWS_PER_CATALOG_FILE = 1_000_000
 PENDING = ".pending.parquet"
@@ -122,6 +130,9 @@ def make_plan(
     manifests: Sequence[dict[str, Any]],
     fingerprint: str,
     limit: int | None = None,
+    *,
+    retry_quarantined: bool = False,
+    redaction: UriRedaction | None = None,
 ) -> Plan:
     """Compare a catalog with what is committed.
 
@@ -131,36 +142,44 @@ def make_plan(
         manifests: the folder's, oldest first.
         fingerprint: of the results folder.
         limit: at most so many new scans.
+        retry_quarantined: score again those whose current row is quarantined; the newer row
+            supersedes it.
+        redaction: of a folder that keeps redacted catalogs only; the work itself is never redacted.
 
     Raises:
         CatalogError: a scan has the id of another that was scored earlier.
     """
     generation = Generation(folder, len(manifests) + 1, fingerprint)
-    new = _not_committed(folder, catalog, manifests)
+    wanted = _not_committed(folder, redact_catalog(catalog, redaction), manifests)
+    if retry_quarantined:
+        wanted |= np.isin(catalog["scan_id"].to_numpy(), _quarantined_ids(folder, manifests))
+    new = catalog.filter(pa.array(wanted))
     known = catalog.num_rows - new.num_rows
     done = np.sort(generation.committed_ids())
     work = _resume(generation, new, done)
     if limit is not None:
         work = _limited(work, done, limit)
-    supersedes = _superseded(folder, work, manifests)
-    own = _superseded_inside(work)
+    shown = redact_catalog(work, redaction)
+    supersedes = _superseded(folder, shown, manifests)
+    own = _superseded_inside(shown)
     if own:
         supersedes[generation.number] = own
     resumed = int(np.isin(work["scan_id"].to_numpy(), done).sum())
     return Plan(generation, work, resumed, known, supersedes)
 
 
-def write_work(plan: Plan, attempt: str) -> list[str]:
+def write_work(plan: Plan, attempt: str, redaction: UriRedaction | None = None) -> list[str]:
     """Write the work as the generation's catalog; returns paths below the folder.
 
     Each attempt has files of its own: those of an interrupted one are still needed until this one
-    is complete.
+    is complete. A redacted catalog cannot be scored from: it takes the other's place at the end.
     """
     paths = []
+    work = redact_catalog(plan.work, redaction)
     starts = range(0, max(plan.work.num_rows, 1), ROWS_PER_CATALOG_FILE)
     for part, start in enumerate(starts):
         buffer = io.BytesIO()
-        rows = plan.work.slice(start, ROWS_PER_CATALOG_FILE)
+        rows = work.slice(start, ROWS_PER_CATALOG_FILE)
         pq.write_table(rows, buffer, compression="zstd")
         path = f"{CATALOGS}/{plan.generation.name}/{attempt}-{part:05d}.parquet"
         write_atomically(plan.generation.folder.at(path), buffer.getvalue())
@@ -179,8 +198,8 @@ def drop_other_attempts(generation: Generation, kept: Sequence[str]) -> None:
 
 def _not_committed(
     folder: ResultsFolder, catalog: pa.Table, manifests: Sequence[dict[str, Any]]
-) -> pa.Table:
-    """Catalog rows in no generation; one generation in memory at a time."""
+) -> npt.NDArray[np.bool_]:
+    """Which catalog rows are in no generation; one generation in memory at a time."""
     ids = catalog["scan_id"].to_numpy()
     fresh = np.ones(len(ids), dtype=bool)
     for manifest in manifests:
@@ -188,7 +207,14 @@ def _not_committed(
         seen = np.isin(ids, earlier["scan_id"].to_numpy())
         _check_same_scans(catalog.filter(pa.array(seen)), earlier)
         fresh &= ~seen
-    return catalog.filter(pa.array(fresh))
+    return fresh
+
+
+def _quarantined_ids(
+    folder: ResultsFolder, manifests: Sequence[dict[str, Any]]
+) -> npt.NDArray[np.int64]:
+    tables = current_rows(folder, manifests, ["scan_id", "status"])
+    return _ids([table.filter(pc.equal(table["status"], "quarantined")) for table in tables])
 
 
 def _check_same_scans(ours: pa.Table, earlier: pa.Table) -> None:

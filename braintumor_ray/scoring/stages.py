@@ -11,12 +11,14 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from braintumor_ray.data.decode import DecodeLimits
+from braintumor_ray.data.identity import UriRedaction
 from braintumor_ray.data.prepare import WORKER, Prepared
 from braintumor_ray.data.preprocess import Preprocessing
 from braintumor_ray.data.reading import group_frames, prepare_scans
 from braintumor_ray.data.sandbox import DecodeSandbox
 from braintumor_ray.predict.predictor import CamClass, Columns, Precision, Predictor
 from braintumor_ray.predict.schema import KEYS, result_schema
+from braintumor_ray.scoring.redaction import redact_catalog
 
 ROW_COLUMNS = ("scan_id", "uri", "frame", *KEYS)
 Report = Callable[[int, float], None]
@@ -24,11 +26,19 @@ Report = Callable[[int, float], None]
 
 @dataclass(frozen=True)
 class DecodeSettings:
-    """What decoding may cost, and which function does it (`module:function`)."""
+    """How scans are decoded, and what is told of where they are.
+
+    Attributes:
+        limits: what a file may cost.
+        timeout_s: longest time for one file, seconds.
+        worker: the function that does it, `module:function`.
+        redaction: stands in for every URI in the rows; None: they are kept.
+    """
 
     limits: DecodeLimits = DecodeLimits()
     timeout_s: float = 30.0
     worker: str = WORKER
+    redaction: UriRedaction | None = None
 
 
 class DecodeStage:
@@ -47,7 +57,7 @@ class DecodeStage:
         files = group_frames(rows["uri"].to_pylist(), rows["frame"].to_pylist())
         limits = self._settings.limits
         scans = list(prepare_scans(files, self._sandbox, self._preprocessing, limits))
-        kept = rows.select(ROW_COLUMNS)
+        kept = redact_catalog(rows, self._settings.redaction).select(ROW_COLUMNS)
         for name, values in _pixel_columns(scans).items():
             kept = kept.append_column(name, values)
         return kept
@@ -120,9 +130,7 @@ class PredictStage:
             self._report(count, time.perf_counter() - started)
         return table
 
-    def _images(
-        self, rows: pa.Table, usable: npt.NDArray[np.int64]
-    ) -> list[npt.NDArray[np.uint8]]:
+    def _images(self, rows: pa.Table, usable: npt.NDArray[np.int64]) -> list[npt.NDArray[np.uint8]]:
         size = self._predictor.bundle.preprocessing.image_size
         column = rows["image"]
         return [

@@ -186,9 +186,6 @@ def _step(
         nn.utils.clip_grad_norm_(trainable, settings.clip_norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    if schedule is not None:
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate
 
 
 def _zeros(settings: StepSettings) -> Tensor:

@@ -1,0 +1,352 @@
+"""Evaluation of a bundle on the scans of one split: metrics.json, predictions.parquet, report.html.
+
+One process, one batch of images in memory. Thresholds and temperature come from the bundle or from
+validation scans; the evaluated scans are measured with them and nothing is chosen on them, unless
+there are no validation scans, which is then said.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from braintumor_ray.data.decode import DecodeLimits
+from braintumor_ray.data.storage import read_bytes, write_atomically
+from braintumor_ray.errors import BundleError, UsageError
+from braintumor_ray.evaluation.evaluated import Evaluated, evaluate_rows
+from braintumor_ray.evaluation.galleries import TumourTruth, draw_galleries, write_galleries
+from braintumor_ray.evaluation.inference import Progress
+from braintumor_ray.evaluation.leakage import leakage, require_unseen, training_scans
+from braintumor_ray.evaluation.measures import measure, operating_points
+from braintumor_ray.evaluation.recalibration import model_card, recalibrate, refuse_with_views
+from braintumor_ray.evaluation.report import ReportParts, write_report
+from braintumor_ray.evaluation.rivals import check_comparable, compare
+from braintumor_ray.evaluation.selection import ALL, select_split, true_classes
+from braintumor_ray.evaluation.subgroups import subgroup_table
+from braintumor_ray.models.bundle import load_bundle
+from braintumor_ray.predict.predictor import Precision, Predictor
+
+SCHEMA_VERSION = 1
+METRICS, PREDICTIONS, REPORT, HISTORY = (
+    "metrics.json",
+    "predictions.parquet",
+    "report.html",
+    "history.json",
+)
+VALIDATION = "val"
+
+Section = Mapping[str, Any] | Callable[[Predictor, Evaluated], Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """How a bundle is evaluated.
+
+    Attributes:
+        split: a value of the split column, or 'all'.
+        split_column: the catalog's column of splits.
+        classes: mapping of labels to classes; None: the bundle's own.
+        device, precision, batch_size: as for `Predictor`.
+        tta: average the logits over mirrored and slightly turned views.
+        recalibrate: directory of a new bundle with temperature and threshold from validation.
+        compare: a second bundle, run over the same scans.
+        allow_leakage: measure scans that were trained on, and say so.
+        n_boot: resamples for the intervals.
+        seed: of resamples and of the choice of samples.
+        subgroups: catalog columns for figures per value.
+        truth: where tumours are, drawn in the galleries (`explain.truth.load_truth`).
+        per_gallery: scans per gallery; 0: no galleries.
+        audit: the content of audit.json, or its path, for the report.
+        sections: further summaries by name for metrics.json and the report, or functions that
+            make one from the predictor and what was evaluated.
+        notes: sentences for the top of the report.
+        report: write report.html.
+        limits: what a file may cost.
+    """
+
+    split: str = "test"
+    split_column: str = "split"
+    classes: str | None = None
+    device: str = "auto"
+    precision: Precision = "auto"
+    batch_size: int | None = None
+    tta: bool = False
+    recalibrate: Path | None = None
+    compare: str | None = None
+    allow_leakage: bool = False
+    n_boot: int = 1000
+    seed: int = 0
+    subgroups: tuple[str, ...] = ()
+    truth: TumourTruth | None = None
+    per_gallery: int = 6
+    audit: Mapping[str, Any] | Path | None = None
+    sections: Mapping[str, Section] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    report: bool = True
+    limits: DecodeLimits | None = None
+
+
+def evaluate(
+    catalog: pa.Table,
+    bundle: str | Path,
+    output: str | Path,
+    options: EvaluateOptions | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Measure a bundle on one split of a catalog.
+
+    Args:
+        catalog: any catalog; training's RUN/catalog.parquet has the split.
+        bundle: the bundle's location.
+        output: folder to write to; files of an earlier evaluation are replaced.
+        options: see `EvaluateOptions`.
+        progress: called with (scans done, scans) of the evaluated split.
+
+    Returns:
+        The content of metrics.json.
+
+    Raises:
+        GateError: scans that were trained on are among the evaluated ones (exit code 3).
+        UsageError: no such split, no labels that the bundle knows, bundles that cannot be
+            compared, or a recalibration without validation scans.
+        BundleError: a bundle cannot be loaded, or the recalibrated one exists already.
+    """
+    options = options or EvaluateOptions()
+    location, folder = str(bundle), Path(output)
+    rows = select_split(catalog, options.split, options.split_column)
+    _check_recalibration(catalog, options)
+    predictor = _predictor(location, options)
+    rival = None if options.compare is None else _predictor(options.compare, options)
+    if rival is not None:
+        check_comparable(predictor.bundle.fields, rival.bundle.fields)
+    _gate_before_reading(catalog, rows, location, options)
+    evaluated = _evaluate(predictor, rows, options, progress)
+    leaks = _gate(catalog, evaluated, location, options, options.split)
+    evaluated.require_some(options.split)
+    validation = _validation(predictor, catalog, evaluated, options)
+    metrics = {
+        **_header(predictor, location, evaluated, options),
+        **measure(evaluated, seed=options.seed, n_boot=options.n_boot),
+        "operating_points": operating_points(
+            evaluated, options.split, _chooser(validation, options)
+        ),
+        "subgroups": subgroup_table(
+            evaluated, options.subgroups, seed=options.seed, n_boot=options.n_boot
+        ),
+        "leakage": leaks,
+        "validation": None if validation is None else validation.counts(),
+        "comparison": _comparison(evaluated, rival, options),
+        "recalibration": _recalibration(predictor, location, validation, catalog, options),
+        "sections": _sections(predictor, evaluated, options),
+    }
+    _write_data(folder, metrics, evaluated)
+    if options.report:
+        _write_report(folder, metrics, predictor, evaluated, catalog=catalog, options=options)
+    return metrics
+
+
+def _predictor(location: str, options: EvaluateOptions) -> Predictor:
+    return Predictor(
+        load_bundle(location),
+        device=options.device,
+        precision=options.precision,
+        batch_size=options.batch_size,
+    )
+
+
+def _evaluate(
+    predictor: Predictor, rows: pa.Table, options: EvaluateOptions, progress: Progress | None
+) -> Evaluated:
+    return evaluate_rows(
+        predictor, rows, classes=options.classes, tta=options.tta, limits=options.limits,
+        progress=progress,
+    )  # fmt: skip
+
+
+def _gate_before_reading(
+    catalog: pa.Table, rows: pa.Table, location: str, options: EvaluateOptions
+) -> None:
+    """Where the catalog has pixel hashes, a leak is found before an hour of reading."""
+    if "pixel_sha256" in rows.column_names:
+        known = rows["pixel_sha256"].to_pylist()
+        found = leakage(rows, known, training_scans(catalog, location))
+        require_unseen(found, options.split, rows.num_rows, options.allow_leakage)
+
+
+def _gate(
+    catalog: pa.Table, evaluated: Evaluated, location: str, options: EvaluateOptions, split: str
+) -> dict[str, Any]:
+    found = {}
+    for name in filter(None, (options.compare, location)):
+        trained = training_scans(catalog, name)
+        found = leakage(evaluated.rows, evaluated.outputs.pixel_sha256, trained)
+        require_unseen(found, split, evaluated.rows.num_rows, options.allow_leakage)
+    return found
+
+
+def _check_recalibration(catalog: pa.Table, options: EvaluateOptions) -> None:
+    """Refuse before any work what `--recalibrate` cannot do."""
+    if options.recalibrate is None:
+        return
+    refuse_with_views(options.tta)
+    if options.recalibrate.exists():
+        raise BundleError(
+            f"bundle '{options.recalibrate}' exists already; choose another directory"
+        )
+    try:
+        select_split(catalog, VALIDATION, options.split_column)
+    except UsageError as error:
+        raise UsageError(f"--recalibrate needs validation scans: {error}") from error
+
+
+def _validation(
+    predictor: Predictor, catalog: pa.Table, evaluated: Evaluated, options: EvaluateOptions
+) -> Evaluated | None:
+    """The validation scans through the same bundle; None where the catalog has none."""
+    if options.split == VALIDATION:
+        return evaluated
+    column = options.split_column
+    present = column in catalog.column_names and VALIDATION in catalog[column].to_pylist()
+    if not present or (options.split == ALL and options.recalibrate is None):
+        return None
+    rows = select_split(catalog, VALIDATION, column)
+    return _evaluate(predictor, rows, options, None)
+
+
+def _chooser(validation: Evaluated | None, options: EvaluateOptions) -> Evaluated | None:
+    """Validation scans for choosing thresholds, where they are not measured themselves."""
+    return None if options.split in (VALIDATION, ALL) else validation
+
+
+def _recalibration(
+    predictor: Predictor,
+    location: str,
+    validation: Evaluated | None,
+    catalog: pa.Table,
+    options: EvaluateOptions,
+) -> dict[str, Any] | None:
+    if options.recalibrate is None or validation is None:
+        return None
+    _gate(catalog, validation, location, replace(options, compare=None), VALIDATION)
+    return recalibrate(predictor.bundle, location, validation, options.recalibrate)
+
+
+def _comparison(
+    evaluated: Evaluated, rival: Predictor | None, options: EvaluateOptions
+) -> dict[str, Any] | None:
+    if rival is None:
+        return None
+    theirs = _evaluate(rival, evaluated.rows, options, None)
+    return compare(evaluated, theirs, rival, seed=options.seed, n_boot=options.n_boot)
+
+
+def _sections(
+    predictor: Predictor, evaluated: Evaluated, options: EvaluateOptions
+) -> dict[str, Any]:
+    return {
+        name: dict(section(predictor, evaluated) if callable(section) else section)
+        for name, section in options.sections.items()
+    }
+
+
+def _header(
+    predictor: Predictor, location: str, evaluated: Evaluated, options: EvaluateOptions
+) -> dict[str, Any]:
+    fields = predictor.bundle.fields
+    groups = evaluated.groups[evaluated.measured]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "split": options.split,
+        "bundle": {
+            "path": location,
+            "fingerprint": predictor.bundle.fingerprint,
+            "recipe": fields.recipe.get("name"),
+            "backbone": fields.architecture.backbone,
+            "positive_classes": list(fields.positive_classes),
+            "threshold": fields.threshold,
+            "temperature": fields.temperature,
+        },
+        "test_time_augmentation": options.tta,
+        "seed": options.seed,
+        "n_boot": options.n_boot,
+        "counts": evaluated.counts(),
+        "grouped_by": evaluated.grouped_by,
+        "n_groups": len(set(groups.tolist())),
+    }
+
+
+def _write_data(folder: Path, metrics: Mapping[str, Any], evaluated: Evaluated) -> None:
+    buffer = pa.BufferOutputStream()
+    pq.write_table(evaluated.table(), buffer, compression="zstd")
+    write_atomically(folder / PREDICTIONS, buffer.getvalue().to_pybytes())
+    text = json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False)
+    write_atomically(folder / METRICS, (text + "\n").encode())
+
+
+def _write_report(
+    folder: Path,
+    metrics: Mapping[str, Any],
+    predictor: Predictor,
+    evaluated: Evaluated,
+    *,
+    catalog: pa.Table,
+    options: EvaluateOptions,
+) -> None:
+    location = metrics["bundle"]["path"]
+    galleries = []
+    if options.per_gallery:
+        galleries = draw_galleries(
+            predictor,
+            evaluated,
+            most=options.per_gallery,
+            truth=options.truth,
+            limits=options.limits,
+        )
+        write_galleries(galleries, folder)
+    parts = ReportParts(
+        metrics=metrics,
+        catalog=catalog,
+        classes=_known_classes(catalog, evaluated, options),
+        card=model_card(location),
+        galleries=galleries,
+        history=run_history(location),
+        audit=_audit(options.audit),
+        notes=options.notes,
+        seed=options.seed,
+    )
+    write_report(folder / REPORT, parts)
+
+
+def _known_classes(
+    catalog: pa.Table, evaluated: Evaluated, options: EvaluateOptions
+) -> list[str | None]:
+    """Classes of the whole catalog; outside the split there may be some the bundle lacks."""
+    try:
+        return true_classes(catalog, evaluated.fields, options.classes).names
+    except UsageError:
+        labels: list[str | None] = catalog["label"].to_pylist()
+        return labels
+
+
+def run_history(bundle: str) -> list[dict[str, Any]]:
+    """The training history beside a bundle, one mapping per epoch; empty where there is none."""
+    parent = bundle.rstrip("/").rpartition("/")[0] or "."
+    try:
+        raw = json.loads(read_bytes(f"{parent}/{HISTORY}"))
+    except FileNotFoundError:
+        return []
+    return list(raw)
+
+
+def _audit(given: Mapping[str, Any] | Path | None) -> Mapping[str, Any] | None:
+    if not isinstance(given, Path):
+        return given
+    try:
+        loaded: dict[str, Any] = json.loads(read_bytes(given))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"audit '{given}' cannot be read: {error}") from error
+    return loaded

@@ -1,0 +1,215 @@
+"""Galleries: mistakes worst first, good predictions beside them, each with its heatmaps."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from braintumor_ray.data.decode import DecodeLimits
+from braintumor_ray.data.reading import group_frames, prepare_scans
+from braintumor_ray.evaluation.evaluated import Evaluated
+from braintumor_ray.evaluation.pictures import Picture, jpeg_uri, load_pictures, shrunk
+from braintumor_ray.evaluation.selection import Ints
+from braintumor_ray.explain.overlay import contact_sheet, panel, write_png
+from braintumor_ray.predict.predictor import Predictor, normalised_entropy
+
+LONGEST = 480
+PANEL_WIDTH = 900
+
+TITLES: Mapping[str, tuple[str, str]] = {
+    "false_negatives": ("False negatives", "Tumours that the decision missed, surest miss first."),
+    "false_positives": ("False positives", "Called tumour without one, surest mistake first."),
+    "confused_types": (
+        "Confused types",
+        "Tumour or not was right, the class was not; surest mistake first.",
+    ),
+    "true_positives": (
+        "True positives",
+        "Rightly found, for comparison: from the surest to the least sure.",
+    ),
+    "least_certain": ("Least certain", "Highest entropy first, right or wrong."),
+    "most_certain": ("Most certain", "Lowest entropy first, right or wrong."),
+}
+
+
+class TumourTruth(Protocol):
+    """Where tumours are; `explain.truth.TruthIndex` is one."""
+
+    def mask(
+        self,
+        path: str,
+        shape: tuple[int, int],
+        scan_shape: tuple[int, int] | None = None,
+        frame: int = 0,
+    ) -> NDArray[np.bool_] | None:
+        """The tumour of one scan as bool of the wanted shape, or None where it is not known."""
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Some scans under one heading; `tiles` are ready for a page, `panels` are the pictures."""
+
+    name: str
+    title: str
+    text: str
+    total: int
+    tiles: list[dict[str, Any]]
+    panels: list[Picture]
+
+
+def choose_galleries(evaluated: Evaluated, most: int) -> dict[str, Ints]:
+    """Rows of the evaluated catalog for each gallery, in the order they are shown.
+
+    Args:
+        evaluated: with at least one measured scan.
+        most: scans shown per gallery.
+
+    Returns:
+        Every fitting row, per name in `TITLES`, best first for that gallery: the caller shows the
+        first `most` of them; `true_positives`, `least_certain`, `most_certain` hold `most` at most.
+    """
+    rows = evaluated.measured
+    truth = np.isin(evaluated.truth.indices, evaluated.positive)[rows]
+    decided = evaluated.decisions[rows]
+    right = evaluated.predicted[rows] == evaluated.truth.indices[rows]
+    score = evaluated.scores[rows]
+    entropy = normalised_entropy(evaluated.probs)
+    confidence = evaluated.probs.max(axis=1)
+    order = {
+        "false_negatives": _ordered(truth & ~decided, score),
+        "false_positives": _ordered(~truth & decided, -score),
+        "confused_types": _ordered((truth == decided) & ~right, -confidence),
+        "true_positives": _spread(_ordered(truth & decided & right, -score), most),
+        "least_certain": _ordered(np.ones(len(rows), bool), -entropy)[:most],
+        "most_certain": _ordered(np.ones(len(rows), bool), entropy)[:most],
+    }
+    return {name: rows[index] for name, index in order.items()}
+
+
+def draw_galleries(
+    predictor: Predictor,
+    evaluated: Evaluated,
+    *,
+    most: int = 6,
+    truth: TumourTruth | None = None,
+    limits: DecodeLimits | None = None,
+) -> list[Gallery]:
+    """Read the chosen scans again, explain them and draw a panel for each.
+
+    The maps are of the very squares that were measured; the picture beside them keeps the scan's
+    aspect. Galleries without a scan are left out.
+    """
+    chosen = choose_galleries(evaluated, most)
+    wanted = sorted({int(row) for rows in chosen.values() for row in rows[:most]})
+    drawn = _draw(predictor, evaluated, wanted, truth, limits or DecodeLimits())
+    galleries = []
+    for name, rows in chosen.items():
+        shown = [int(row) for row in rows[:most] if int(row) in drawn]
+        if shown:
+            title, text = TITLES[name]
+            panels = [drawn[row] for row in shown]
+            tiles = [
+                {"image": jpeg_uri(picture), **_caption(evaluated, row)}
+                for row, picture in zip(shown, panels, strict=True)
+            ]
+            galleries.append(Gallery(name, title, text, len(rows), tiles, panels))
+    return galleries
+
+
+def write_galleries(galleries: Sequence[Gallery], folder: Path) -> list[str]:
+    """Write each gallery as a contact sheet, `gallery_NAME.png`; returns the names."""
+    names = []
+    for gallery in galleries:
+        captions = [tile["path"] for tile in gallery.tiles]
+        names.append(f"gallery_{gallery.name}.png")
+        write_png(folder / names[-1], contact_sheet(gallery.panels, 2, captions))
+    return names
+
+
+def _draw(
+    predictor: Predictor,
+    evaluated: Evaluated,
+    rows: list[int],
+    truth: TumourTruth | None,
+    limits: DecodeLimits,
+) -> dict[int, Picture]:
+    table = evaluated.rows.take(pa.array(rows, pa.int64()))
+    pictures = load_pictures(table, LONGEST, limits)
+    squares = _squares(predictor, table, limits)
+    usable = [i for i in range(len(rows)) if squares[i] is not None and pictures[i] is not None]
+    explained = predictor([squares[i] for i in usable])  # type: ignore[misc]
+    drawn = {}
+    for at, index in enumerate(usable):
+        cams = {method: explained[method][at] for method in predictor.methods}
+        drawn[rows[index]] = _panel(evaluated, rows[index], pictures[index], cams, truth)
+    return drawn
+
+
+def _squares(predictor: Predictor, table: pa.Table, limits: DecodeLimits) -> list[Picture | None]:
+    from braintumor_ray.data.prepare import WORKER
+    from braintumor_ray.data.sandbox import DecodeSandbox
+
+    files = group_frames(table["uri"].to_pylist(), table["frame"].to_pylist())
+    with DecodeSandbox(WORKER) as sandbox:
+        scans = prepare_scans(files, sandbox, predictor.bundle.preprocessing, limits)
+        return [scan.image for scan in scans]
+
+
+def _panel(
+    evaluated: Evaluated,
+    row: int,
+    picture: Picture | None,
+    cams: Mapping[str, NDArray[Any]],
+    truth: TumourTruth | None,
+) -> Picture:
+    assert picture is not None
+    index = int(evaluated.predicted[row])
+    drawn = panel(
+        picture,
+        cams,
+        predicted=evaluated.fields.class_names[index],
+        probability=float(evaluated.all_probs[row, index]),
+        true_class=evaluated.truth.names[row],
+        layout="compact",
+        mask=_mask(evaluated, row, picture, truth),
+    )
+    return shrunk(drawn, PANEL_WIDTH)
+
+
+def _mask(
+    evaluated: Evaluated, row: int, picture: Picture, truth: TumourTruth | None
+) -> NDArray[np.bool_] | None:
+    if truth is None:
+        return None
+    scan = {name: evaluated.rows[name][row].as_py() for name in ("path", "frame")}
+    shape = (picture.shape[0], picture.shape[1])
+    mask = truth.mask(scan["path"], shape, evaluated.outputs.shapes[row], scan["frame"])
+    return mask if mask is not None and mask.any() else None
+
+
+def _caption(evaluated: Evaluated, row: int) -> dict[str, Any]:
+    index = int(evaluated.predicted[row])
+    return {
+        "path": evaluated.rows["path"][row].as_py(),
+        "predicted": evaluated.fields.class_names[index],
+        "probability": float(evaluated.all_probs[row, index]),
+        "tumour_probability": float(evaluated.scores[row]),
+        "true_class": evaluated.truth.names[row],
+        "right": index == int(evaluated.truth.indices[row]),
+    }
+
+
+def _ordered(fits: NDArray[np.bool_], key: NDArray[Any]) -> Ints:
+    """Indices that fit, smallest key first."""
+    index = np.flatnonzero(fits)
+    return index[np.argsort(key[index], kind="stable")]
+
+
+def _spread(index: Ints, count: int) -> Ints:
+    if len(index) <= count:
+        return index
+    return index[np.linspace(0, len(index) - 1, count).round().astype(np.int64)]

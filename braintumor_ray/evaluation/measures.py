@@ -1,0 +1,115 @@
+"""Everything that metrics.json says of one bundle on one split."""
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from braintumor_ray.evaluation.evaluated import Evaluated
+from braintumor_ray.metrics import MetricsError
+from braintumor_ray.metrics.calibration import calibration_metrics
+from braintumor_ray.metrics.classification import (
+    binary_metrics,
+    classification_metrics,
+    pr_curve_points,
+    roc_curve_points,
+)
+from braintumor_ray.metrics.inputs import binary_view
+from braintumor_ray.metrics.intervals import metric_intervals
+from braintumor_ray.metrics.thresholds import choose_threshold, threshold_sweep
+
+SPECIFICITY_FLOOR = 0.9
+_SWEEP_POINTS = 200
+_RULES = ("f1", "youden", "sensitivity_at_specificity")
+_MEASURED = ("sensitivity", "specificity", "precision", "f1", "accuracy")
+
+
+def measure(evaluated: Evaluated, *, seed: int, n_boot: int) -> dict[str, Any]:
+    """Metrics with intervals, calibration and curves of the measured scans.
+
+    Args:
+        evaluated: with at least one measured scan.
+        seed: of the resamples.
+        n_boot: number of resamples.
+
+    Returns:
+        The keys of `classification_metrics` (accuracy, balanced_accuracy, ..., per_class, binary)
+        and `intervals`, `calibration`, `curves` (roc, pr), `threshold_sweep`.
+    """
+    labels, probs, positive = evaluated.labels, evaluated.probs, evaluated.positive
+    threshold = _float32(evaluated.fields.threshold)
+    metrics = classification_metrics(
+        labels, probs, evaluated.fields.class_names, positive, threshold
+    )
+    groups = evaluated.groups[evaluated.measured]
+    intervals = metric_intervals(
+        labels, probs, groups, positive, threshold, seed=seed, n_boot=n_boot
+    )
+    truth, score = binary_view(labels, probs, positive)
+    return {
+        **metrics,
+        "intervals": {name: asdict(value) for name, value in intervals.items()},
+        "calibration": calibration_metrics(labels, probs, positive),
+        "curves": {"roc": roc_curve_points(truth, score), "pr": pr_curve_points(truth, score)},
+        "threshold_sweep": _sweep(truth, score),
+    }
+
+
+def operating_points(
+    evaluated: Evaluated, split: str, validation: Evaluated | None
+) -> list[dict[str, Any]]:
+    """The bundle's threshold and others, each chosen by a rule and measured on the split.
+
+    Thresholds are chosen on validation scans where there are any. Without, they are chosen on the
+    very scans they are measured on and marked `optimistic`; they show the trade-off, no more.
+
+    Returns:
+        Per point `rule`, `floor` (or None), `chosen_on`, `optimistic`, `threshold` and its
+        sensitivity, specificity, precision, F1 and accuracy; `note` where a rule has no threshold.
+    """
+    fields = evaluated.fields
+    points = [
+        {
+            **{"rule": "bundle", "floor": None, "chosen_on": "the bundle", "optimistic": False},
+            **_at(evaluated, fields.threshold),
+        }
+    ]
+    chooser = validation if validation is not None and len(validation.measured) else evaluated
+    optimistic = chooser is evaluated
+    truth, score = binary_view(chooser.labels, chooser.probs, chooser.positive)
+    for rule in _RULES:
+        floor = SPECIFICITY_FLOOR if rule == "sensitivity_at_specificity" else None
+        point = {
+            **{"rule": rule, "floor": floor},
+            **{"chosen_on": split if optimistic else "val", "optimistic": optimistic},
+        }
+        try:
+            chosen = choose_threshold(truth, score, rule, SPECIFICITY_FLOOR)  # type: ignore[arg-type]
+        except MetricsError as error:
+            points.append({**point, "threshold": None, "note": str(error)})
+            continue
+        points.append({**point, **_at(evaluated, chosen.threshold)})
+    return points
+
+
+def _at(evaluated: Evaluated, threshold: float) -> dict[str, Any]:
+    truth, score = binary_view(evaluated.labels, evaluated.probs, evaluated.positive)
+    cut = _float32(threshold)
+    found = binary_metrics(truth, score, cut)
+    return {"threshold": threshold, **{name: found[name] for name in _MEASURED}}
+
+
+def _float32(threshold: float) -> float:
+    """The threshold as the predictor compares with it."""
+    return float(np.float32(threshold))
+
+
+def _sweep(truth: NDArray[Any], score: NDArray[Any]) -> dict[str, list[float]]:
+    names = ("threshold", "sensitivity", "specificity", "precision", "f1")
+    if truth.all() or not truth.any():
+        return {name: [] for name in names}
+    sweep = threshold_sweep(truth, score)
+    count = len(sweep["threshold"])
+    kept = np.unique(np.linspace(0, count - 1, min(count, _SWEEP_POINTS)).round().astype(int))
+    return {name: sweep[name][kept].tolist() for name in names}

@@ -1,0 +1,222 @@
+"""Figures of an evaluation as SVG: readable in print, told apart without colour.
+
+matplotlib's object interface only: no pyplot, no state, nothing to close. Each function takes
+parts of metrics.json (or of a run's history) and returns an SVG document.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+# Okabe and Ito (2008): told apart with any colour vision; styles differ as well.
+BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#8E4585", "#767676"
+STYLES = ((BLUE, "-", "o"), (ORANGE, "--", "s"), (GREEN, "-.", "^"), (PURPLE, ":", "D"))
+_STYLE = {
+    "font.size": 10.5,
+    "axes.grid": True,
+    "grid.color": "#d9dce1",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#555555",
+    "lines.linewidth": 1.8,
+    "legend.frameon": False,
+    "svg.hashsalt": "braintumor-ray",  # the same picture gives the same bytes
+}
+CURVES = (
+    ("loss", "loss"),
+    ("accuracy", "accuracy"),
+    ("balanced_accuracy", "balanced accuracy"),
+    ("precision", "precision (mean over classes)"),
+    ("recall", "recall (mean over classes)"),
+)
+
+
+def confusion_figure(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> str:
+    """Counts and row shares, true classes down, predicted classes across."""
+    counts = np.asarray(matrix, dtype=np.float64)
+    totals = counts.sum(axis=1, keepdims=True)
+    shares = np.divide(counts, totals, out=np.zeros_like(counts), where=totals > 0)
+    side = 2.3 + 0.75 * len(names)
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(side + 0.6, side), layout="constrained")
+        axes = figure.subplots()
+        axes.grid(visible=False)
+        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        for row, column in np.ndindex(*counts.shape):
+            share = shares[row, column]
+            text = f"{int(counts[row, column])}\n{share:.0%}"
+            ink = "white" if share > 0.55 else "black"
+            axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=10)
+        words = [name.replace("_", " ") for name in names]
+        axes.set_xticks(range(len(names)), words, rotation=30, ha="right")
+        axes.set_yticks(range(len(names)), words)
+        axes.set(xlabel="predicted class", ylabel="true class")
+        axes.set_title("Confusion matrix (count and share of the true class)", fontsize=10.5)
+        return _svg(figure)
+
+
+def roc_figure(
+    curve: Mapping[str, Sequence[Any]], area: float | None, point: tuple[Any, Any]
+) -> str:
+    """ROC curve with its area and the bundle's operating point (sensitivity, specificity)."""
+    with mpl.rc_context(_STYLE):
+        figure, axes = _square("1 - specificity", "sensitivity", "ROC curve, tumour against none")
+        axes.plot([0, 1], [0, 1], ":", color=GREY, linewidth=1.2, label="chance")
+        axes.plot(curve["fpr"], curve["tpr"], color=BLUE, label=f"area {_number(area)}")
+        if None not in point:
+            _mark(axes, 1 - point[1], point[0])
+        axes.legend(loc="lower right")
+        return _svg(figure)
+
+
+def pr_figure(
+    curve: Mapping[str, Sequence[Any]], area: float | None, point: tuple[Any, Any], share: float
+) -> str:
+    """Precision-recall curve with average precision and operating point (sensitivity, precision).
+
+    Args:
+        curve: `recall` and `precision`.
+        area: average precision.
+        point: sensitivity and precision at the bundle's threshold.
+        share: of positive scans, which is what chance reaches.
+    """
+    with mpl.rc_context(_STYLE):
+        figure, axes = _square("sensitivity (recall)", "precision", "Precision and recall, tumour")
+        axes.axhline(share, linestyle=":", color=GREY, linewidth=1.2, label="chance")
+        recall, precision = curve["recall"], curve["precision"]
+        axes.step(recall, precision, where="post", color=BLUE, label=f"area {_number(area)}")
+        if None not in point:
+            _mark(axes, point[0], point[1])
+        axes.legend(loc="lower left")
+        return _svg(figure)
+
+
+def reliability_figure(bins: Mapping[str, Sequence[Any]], ece: float, title: str) -> str:
+    """Accuracy against confidence per bin, bubbles sized by the number of scans."""
+    filled = [i for i, count in enumerate(bins["count"]) if count]
+    count = np.array([bins["count"][i] for i in filled], dtype=np.float64)
+    confidence = [bins["confidence"][i] for i in filled]
+    accuracy = [bins["accuracy"][i] for i in filled]
+    with mpl.rc_context(_STYLE):
+        figure, axes = _square("predicted probability", "share that was right", title)
+        axes.plot([0, 1], [0, 1], ":", color=GREY, linewidth=1.2, label="perfectly calibrated")
+        axes.plot(confidence, accuracy, color=BLUE, linewidth=1.2)
+        size = 20 + 180 * count / count.max()
+        label = f"bins, ECE {_number(ece)}"
+        axes.scatter(confidence, accuracy, s=size, color=BLUE, edgecolor="white", label=label)
+        axes.legend(loc="upper left")
+        return _svg(figure)
+
+
+def sweep_figure(sweep: Mapping[str, Sequence[float]], points: Sequence[Mapping[str, Any]]) -> str:
+    """Sensitivity, specificity, precision and F1 over the threshold, operating points marked."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+        axes = figure.subplots()
+        names = ("sensitivity", "specificity", "precision", "f1")
+        for name, (color, line, _) in zip(names, STYLES, strict=True):
+            axes.plot(sweep["threshold"], sweep[name], line, color=color, label=name)
+        for point in points:
+            if point["rule"] == "bundle":
+                axes.axvline(point["threshold"], color="black", linewidth=1, label="bundle")
+            elif point["threshold"] is not None:
+                axes.axvline(point["threshold"], color=GREY, linewidth=0.8, linestyle=":")
+        axes.set(xlabel="threshold of the tumour probability", xlim=(0, 1), ylim=(0, 1.02))
+        axes.set_title("Threshold sweep", fontsize=10.5)
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+        return _svg(figure)
+
+
+def size_figure(sizes: Mapping[str, Sequence[float]]) -> str:
+    """Histogram of the scans' size (square root of the pixel count) per class, as steps."""
+    everything = np.concatenate([np.asarray(values, np.float64) for values in sizes.values()])
+    edges = np.histogram_bin_edges(everything, bins=24)
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(7.2, 3.4), layout="constrained")
+        axes = figure.subplots()
+        for number, (name, values) in enumerate(sizes.items()):
+            color, line, _ = STYLES[number % len(STYLES)]
+            axes.hist(
+                values, bins=edges.tolist(), histtype="step", color=color, linestyle=line, linewidth=1.6,
+                label=name.replace("_", " "),
+            )  # fmt: skip
+        axes.set(xlabel="size, pixels (square root of height x width)", ylabel="scans")
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+        return _svg(figure)
+
+
+def history_figure(history: Sequence[Mapping[str, Any]]) -> str:
+    """Training curves over all epochs, stages divided by a line; missing values are left out."""
+    shown = [c for c in CURVES if any(f"val_{c[0]}" in entry for entry in history)]
+    columns = 3
+    count = len(shown) + 1
+    with mpl.rc_context(_STYLE):
+        rows = -(-count // columns)
+        figure = Figure(figsize=(10.5, 2.9 * rows), layout="constrained")
+        grid = figure.subplots(rows, columns, squeeze=False).ravel()
+        for axes, (key, title) in zip(grid, shown, strict=False):
+            for split, (color, line, marker) in zip(("train", "val"), STYLES, strict=False):
+                _curve(axes, history, f"{split}_{key}", (color, line, marker), split)
+            axes.set_title(title, fontsize=10.5)
+            axes.legend()
+        _curve(grid[len(shown)], history, "lr", STYLES[2], "learning rate")
+        grid[len(shown)].set_yscale("log")
+        grid[len(shown)].set_title("learning rate", fontsize=10.5)
+        for axes in grid[:count]:
+            _mark_stages(axes, history)
+            axes.set_xlabel("epoch")
+            axes.xaxis.get_major_locator().set_params(integer=True)
+        for axes in grid[count:]:
+            axes.set_visible(False)
+        return _svg(figure)
+
+
+def _curve(
+    axes: Axes,
+    history: Sequence[Mapping[str, Any]],
+    key: str,
+    style: tuple[str, str, str],
+    label: str,
+) -> None:
+    known = [(epoch, entry[key]) for epoch, entry in enumerate(history, start=1) if key in entry]
+    if known:
+        color, line, marker = style
+        axes.plot(
+            *zip(*known, strict=True), line, marker=marker, markersize=3, color=color, label=label
+        )
+
+
+def _mark_stages(axes: Axes, history: Sequence[Mapping[str, Any]]) -> None:
+    for index in range(1, len(history)):
+        if history[index].get("stage") != history[index - 1].get("stage"):
+            axes.axvline(index + 0.5, color=GREY, linewidth=1, linestyle="--")
+
+
+def _square(x: str, y: str, title: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(4.8, 4.6), layout="constrained")
+    axes = figure.subplots()
+    axes.set(xlabel=x, ylabel=y, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    axes.set_title(title, fontsize=10.5)
+    return figure, axes
+
+
+def _mark(axes: Axes, x: float, y: float) -> None:
+    axes.plot([x], [y], "s", color=ORANGE, markersize=7, label="bundle's threshold", zorder=3)
+
+
+def _number(value: float | None) -> str:
+    return "not defined" if value is None else f"{value:.3f}"
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
+    return buffer.getvalue()

@@ -1,0 +1,99 @@
+"""A new bundle with temperature and threshold from the validation split. Test rows never come in.
+
+Nothing of the evaluated split is an argument of any function here.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from braintumor_ray.data.storage import read_bytes
+from braintumor_ray.errors import UsageError
+from braintumor_ray.evaluation.evaluated import Evaluated
+from braintumor_ray.metrics.calibration import calibration_metrics, fit_temperature, softmax
+from braintumor_ray.metrics.classification import classification_metrics
+from braintumor_ray.metrics.inputs import binary_view
+from braintumor_ray.metrics.thresholds import choose_threshold
+from braintumor_ray.models.bundle import CARD, Bundle, save_bundle
+
+_NOTE = """
+## Recalibrated
+
+Temperature {temperature:.4f} (before: {old_temperature:.4f}) and threshold {threshold:.4f}
+(before: {old_threshold:.4f}) were chosen on {n} validation scans, by {rule}, from the bundle with
+fingerprint {fingerprint}. The weights are the same.
+"""
+
+
+def recalibrate(
+    bundle: Bundle, location: str, validation: Evaluated, output: Path
+) -> dict[str, Any]:
+    """Write a copy of a bundle with another temperature and threshold.
+
+    As at the end of training: the temperature minimises the validation NLL (1 where every scan is
+    right, as then none is better than another), and the threshold is best by the recipe's rule.
+
+    Args:
+        bundle: as loaded; it is not changed.
+        location: where it was loaded from, for its card.
+        validation: the bundle's outputs for the validation split, without averaging over views.
+        output: the new bundle's directory; must not exist.
+
+    Returns:
+        `path`, `fingerprint`, `temperature`, `threshold`, `rule`, `n`, and those before.
+
+    Raises:
+        BundleError: `output` exists.
+        MetricsError: the validation scans are all of one kind.
+        UsageError: no validation scan can be measured.
+    """
+    validation.require_some("val")
+    fields, labels = bundle.fields, validation.labels
+    rule = fields.recipe.get("threshold_by", "f1")
+    all_right = bool((validation.logits.argmax(axis=1) == labels).all())
+    temperature = 1.0 if all_right else fit_temperature(validation.logits, labels)
+    probs = softmax(validation.logits, temperature)
+    positive = validation.positive
+    threshold = choose_threshold(*binary_view(labels, probs, positive), by=rule).threshold
+    metrics = classification_metrics(labels, probs, fields.class_names, positive, threshold)
+    metrics["calibration"] = calibration_metrics(labels, probs, positive)
+    changes = {
+        "rule": rule,
+        "n": len(labels),
+        "temperature": temperature,
+        "threshold": threshold,
+        "old_temperature": fields.temperature,
+        "old_threshold": fields.threshold,
+    }
+    updated = fields.model_copy(
+        update={
+            "temperature": temperature,
+            "threshold": threshold,
+            "metrics": {**fields.metrics, "validation": metrics, "recalibration": changes},
+        }
+    )
+    card = model_card(location).rstrip("\n") + "\n"
+    card += _NOTE.format(**changes, fingerprint=bundle.fingerprint)
+    saved = save_bundle(output, updated, bundle.build_model(), bundle.gate, card)
+    return {"path": str(output), "fingerprint": saved.fingerprint, **changes}
+
+
+def refuse_with_views(tta: bool) -> None:
+    """A bundle predicts from one view: its temperature must not come from several.
+
+    Raises:
+        UsageError: test-time augmentation was asked for as well.
+    """
+    if tta:
+        raise UsageError(
+            "--recalibrate with --tta: a bundle predicts without test-time augmentation, so its "
+            "temperature must be chosen without; run the two one after the other"
+        )
+
+
+def model_card(location: str) -> str:
+    """The text of a bundle's model card.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    return read_bytes(f"{location.rstrip('/')}/{CARD}").decode("utf-8", "replace")

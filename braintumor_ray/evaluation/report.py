@@ -1,0 +1,244 @@
+"""The report of an evaluation: one self-contained HTML page.
+
+Every figure on the page is looked up in metrics.json by its path, which stands beside it in the
+HTML (`data-metric`), so that page and file cannot disagree.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from markdown_it import MarkdownIt
+from markupsafe import Markup
+
+from braintumor_ray.evaluation import plots
+from braintumor_ray.evaluation.galleries import Gallery
+from braintumor_ray.evaluation.pages import interval, number, write_page
+from braintumor_ray.evaluation.pictures import jpeg_uri, load_pictures, svg_uri
+from braintumor_ray.evaluation.sections import is_leaf, section_facts, section_tables
+
+SAMPLES = 6
+_SAMPLE_SIZE = 160
+_FEW_GROUPS = 30
+
+
+@dataclass(frozen=True)
+class ReportParts:
+    """What a report is made of, beside metrics.json.
+
+    Attributes:
+        metrics: the content of metrics.json.
+        catalog: the whole catalog, with `split` where it has one.
+        classes: class name per row of the catalog, None where it has none.
+        card: the bundle's model card, Markdown.
+        galleries: from `galleries.draw_galleries`.
+        history: one mapping per epoch, as training writes it; may be empty.
+        audit: the content of audit.json, or None.
+        notes: sentences for the top of the page.
+        seed: of the choice of samples.
+    """
+
+    metrics: Mapping[str, Any]
+    catalog: pa.Table
+    classes: Sequence[str | None]
+    card: str
+    galleries: Sequence[Gallery] = ()
+    history: Sequence[Mapping[str, Any]] = ()
+    audit: Mapping[str, Any] | None = None
+    notes: Sequence[str] = field(default_factory=tuple)
+    seed: int = 0
+
+
+def write_report(path: Path, parts: ReportParts) -> None:
+    """Write report.html; the scans shown as samples are read again.
+
+    Args:
+        path: of the page; replaced if it is there.
+        parts: what goes into it.
+    """
+    context = {
+        "title": "Evaluation report",
+        "made": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "m": parts.metrics,
+        "metric": _Lookup(parts.metrics),
+        "warnings": [*parts.notes, *warnings(parts.metrics)],
+        "splits": class_counts(parts.catalog, parts.classes),
+        "samples": _samples(parts),
+        "figures": _figures(parts),
+        "phases": phases(parts.history),
+        "audit": parts.audit,
+        "sections": _sections(parts.metrics),
+        "galleries": parts.galleries,
+        "card_html": _as_html(parts.card),
+    }
+    write_page(path, "report.html.j2", context)
+
+
+def warnings(metrics: Mapping[str, Any]) -> list[str]:
+    """What a reader must know before believing the figures, in sentences."""
+    counts, leaks = metrics["counts"], metrics["leakage"]
+    binary_kinds = metrics["binary"]["sensitivity"], metrics["binary"]["specificity"]
+    said = {
+        f"{leaks['pixel_identical']} of {counts['rows']} scans were trained on, pixel for pixel: "
+        "the figures are too good.": leaks["pixel_identical"],
+        f"{leaks['near_identical']} scans are near copies of training scans: the figures are "
+        "somewhat too good.": leaks["near_identical"],
+        f"{leaks['same_patient']} scans are of patients who were trained on: the figures are too "
+        "good.": leaks["same_patient"],
+        "The scans that the bundle was trained on are not known here, so whether these were among "
+        "them could not be checked.": not leaks["checked"],
+        f"{counts['quarantined']} scans could not be read and are not in the figures.": counts[
+            "quarantined"
+        ],
+        f"Only {metrics['n_groups']} independent groups of scans: the intervals are rough."
+        "": metrics["n_groups"] < _FEW_GROUPS,
+        "The scans are all of one kind (tumour or none), so some figures are not defined.": None
+        in binary_kinds,
+    }
+    return [sentence for sentence, applies in said.items() if applies]
+
+
+def class_counts(catalog: pa.Table, classes: Sequence[str | None]) -> dict[str, dict[str, int]]:
+    """Scans per split (rows) and class; scans in no split or class count as 'none'."""
+    known = "split" in catalog.column_names
+    splits = catalog["split"].to_pylist() if known else [None] * catalog.num_rows
+    order = {name: index for index, name in enumerate(("train", "val", "test"))}
+    names = sorted({c for c in classes if c is not None})
+    counts: dict[str, dict[str, int]] = {}
+    for split in sorted({s or "none" for s in splits}, key=lambda s: (order.get(s, 9), s)):
+        inside = [c for s, c in zip(splits, classes, strict=True) if (s or "none") == split]
+        counts[split] = {name: inside.count(name) for name in names}
+        counts[split]["none"] = inside.count(None)
+    if not any(row["none"] for row in counts.values()):
+        for row in counts.values():
+            del row["none"]
+    return counts
+
+
+def phases(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One row per training stage: epochs, learning rates, and its best validation epoch."""
+    stages: dict[str, list[Mapping[str, Any]]] = {}
+    for entry in history:
+        if "stage" in entry:
+            stages.setdefault(str(entry["stage"]), []).append(entry)
+    rows = []
+    for name, entries in stages.items():
+        best = min(entries, key=lambda entry: entry.get("val_loss", np.inf))
+        rates = [entry["lr"] for entry in entries if "lr" in entry]
+        rows.append(
+            {
+                "stage": name,
+                "epochs": len(entries),
+                "lr": f"{max(rates):.1e} to {min(rates):.1e}" if rates else "",
+                "best": {
+                    key: best.get(key)
+                    for key in (
+                        "train_loss", "val_loss", "train_accuracy", "val_accuracy",
+                        "val_balanced_accuracy", "val_precision", "val_recall",
+                    )
+                },
+            }
+        )  # fmt: skip
+    return rows
+
+
+class _Lookup:
+    """Figures of metrics.json as HTML, each marked with its path."""
+
+    def __init__(self, metrics: Mapping[str, Any]) -> None:
+        self._metrics = metrics
+
+    def __call__(self, *path: str | int, digits: int = 3) -> Markup:
+        value: Any = self._metrics
+        for step in path:
+            value = value[step]
+        name = "/".join(str(step) for step in path)
+        return Markup('<span data-metric="{}">{}</span>').format(name, self._text(value, digits))
+
+    @staticmethod
+    def _text(value: Any, digits: int) -> str:  # noqa: ANN401 - JSON
+        if isinstance(value, str):
+            return value
+        if isinstance(value, Mapping):
+            ends = interval(value)
+            return number(value["estimate"], digits) + (f" ({ends})" if ends else "")
+        return number(value, digits)
+
+
+def _as_html(markdown: str) -> Markup:
+    """Markdown as HTML; tags in it are escaped, and pictures from elsewhere are left out."""
+    reader = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
+    return Markup(reader.render(markdown))
+
+
+def _sections(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": name,
+            "facts": section_facts(summary, ("sections", name)),
+            "tables": section_tables(summary, ("sections", name)),
+        }
+        for name, summary in metrics["sections"].items()
+        if not is_leaf(summary)
+    ]
+
+
+def _samples(parts: ReportParts) -> dict[str, list[str]]:
+    """Six pictures per class, drawn with the seed from the whole catalog."""
+    rng = np.random.default_rng(parts.seed)
+    classes = np.array([name or "" for name in parts.classes], dtype=object)
+    samples = {}
+    for name in sorted({name for name in parts.classes if name is not None}):
+        rows = rng.permutation(np.flatnonzero(classes == name))[: 2 * SAMPLES]
+        table = parts.catalog.select(["uri", "frame"]).take(pa.array(rows))
+        pictures = [p for p in load_pictures(table, _SAMPLE_SIZE) if p is not None]
+        samples[name] = [jpeg_uri(picture) for picture in pictures[:SAMPLES]]
+    return samples
+
+
+def _figures(parts: ReportParts) -> dict[str, str]:
+    m, binary = parts.metrics, parts.metrics["binary"]
+    positives = binary["tp"] + binary["fn"]
+    calibration = m["calibration"]
+    drawn = {
+        "confusion": plots.confusion_figure(m["confusion_matrix"], m["class_names"]),
+        "roc": plots.roc_figure(
+            m["curves"]["roc"], binary["auroc"], (binary["sensitivity"], binary["specificity"])
+        ),
+        "pr": plots.pr_figure(
+            m["curves"]["pr"],
+            binary["average_precision"],
+            (binary["sensitivity"], binary["precision"]),
+            positives / m["n"],
+        ),
+        "reliability": plots.reliability_figure(
+            calibration["reliability"], calibration["ece"], "Reliability of the predicted class"
+        ),
+        "binary_reliability": plots.reliability_figure(
+            calibration["binary_reliability"],
+            calibration["binary_ece"],
+            "Reliability of the tumour probability",
+        ),
+    }
+    if m["threshold_sweep"]["threshold"]:
+        drawn["sweep"] = plots.sweep_figure(m["threshold_sweep"], m["operating_points"])
+    sizes = _sizes(parts)
+    if sizes:
+        drawn["sizes"] = plots.size_figure(sizes)
+    if parts.history:
+        drawn["history"] = plots.history_figure(parts.history)
+    return {name: svg_uri(svg) for name, svg in drawn.items()}
+
+
+def _sizes(parts: ReportParts) -> dict[str, list[float]]:
+    """Square root of the pixel count per class, of scans whose header was read."""
+    sizes: dict[str, list[float]] = {}
+    columns = (parts.catalog[name].to_pylist() for name in ("height", "width"))
+    for name, height, width in zip(parts.classes, *columns, strict=True):
+        if name is not None and height and width:
+            sizes.setdefault(name, []).append(float(np.sqrt(height * width)))
+    return dict(sorted(sizes.items()))

@@ -1,0 +1,128 @@
+"""Figures per value of a catalog column: does the bundle fail some scans more than others?"""
+
+from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from braintumor_ray.errors import UsageError
+from braintumor_ray.evaluation.evaluated import Evaluated
+from braintumor_ray.metrics.classification import binary_metrics, classification_metrics
+from braintumor_ray.metrics.inputs import binary_view
+from braintumor_ray.metrics.intervals import bootstrap_table, table_accuracy
+
+MOST_VALUES = 12
+FEW_GROUPS = 10
+UNKNOWN, OTHER = "unknown", "other"
+_BINARY = ("sensitivity", "specificity", "auroc")
+
+
+def subgroup_table(
+    evaluated: Evaluated, columns: Sequence[str], *, seed: int, n_boot: int
+) -> dict[str, list[dict[str, Any]]]:
+    """Measure each value of each column.
+
+    A number column of more than 12 values is cut at its quartiles; of other columns with more
+    values the commonest are kept and the rest is 'other'.
+
+    Args:
+        evaluated: with at least one measured scan.
+        columns: names of catalog columns.
+        seed: of the resamples.
+        n_boot: number of resamples.
+
+    Returns:
+        Per column its values, each with `value`, `n`, `groups`, `accuracy` with its interval's
+        `low` and `high`, `balanced_accuracy`, `sensitivity`, `specificity`, `auroc`, and `few`
+        (fewer than 10 independent groups: not a figure to rely on).
+
+    Raises:
+        UsageError: the catalog has no such column.
+    """
+    tables = {}
+    for column in columns:
+        if column not in evaluated.rows.column_names:
+            raise UsageError(
+                f"--subgroup {column}: the catalog has no such column; it has "
+                f"{', '.join(evaluated.rows.column_names)}"
+            )
+        values = _values(evaluated.rows[column].take(pa.array(evaluated.measured)))
+        tables[column] = [
+            {"value": value, **_measure(evaluated, values == value, seed, n_boot)}
+            for value in _in_order(values)
+        ]
+    return tables
+
+
+def _measure(
+    evaluated: Evaluated, inside: NDArray[np.bool_], seed: int, n_boot: int
+) -> dict[str, Any]:
+    labels, probs = evaluated.labels[inside], evaluated.probs[inside]
+    groups = evaluated.groups[evaluated.measured][inside]
+    names, positive = evaluated.fields.class_names, evaluated.positive
+    threshold = float(np.float32(evaluated.fields.threshold))
+    whole = classification_metrics(labels, probs, names, positive, threshold)
+    binary = binary_metrics(*binary_view(labels, probs, positive), threshold)
+    k = len(names)
+    cells = labels * k + probs.argmax(axis=1)
+    accuracy = bootstrap_table(
+        {"accuracy": table_accuracy}, groups, cells, k * k, seed=seed, n_boot=n_boot
+    )["accuracy"]
+    count = len(np.unique(groups))
+    return {
+        "n": len(labels),
+        "groups": count,
+        "few": count < FEW_GROUPS,
+        "accuracy": accuracy.estimate,
+        "low": accuracy.low,
+        "high": accuracy.high,
+        "balanced_accuracy": whole["balanced_accuracy"],
+        **{name: binary[name] for name in _BINARY},
+    }
+
+
+def _values(column: pa.ChunkedArray) -> NDArray[np.object_]:
+    """Each row's value as text, few enough of them."""
+    kind = column.type
+    raw = column.to_pylist()
+    distinct = {value for value in raw if value is not None}
+    numeric = pa.types.is_integer(kind) or pa.types.is_floating(kind)
+    if numeric and len(distinct) > MOST_VALUES:
+        return _quartiles(raw)
+    texts = [UNKNOWN if value is None else str(value) for value in raw]
+    common = {name for name, _ in Counter(texts).most_common(MOST_VALUES)}
+    kept = [text if len(distinct) <= MOST_VALUES or text in common else OTHER for text in texts]
+    return np.array(kept, dtype=object)
+
+
+def _quartiles(raw: Sequence[float | None]) -> NDArray[np.object_]:
+    known = np.array([value for value in raw if value is not None], dtype=np.float64)
+    edges = np.unique(np.quantile(known, (0, 0.25, 0.5, 0.75, 1), method="nearest"))
+    if len(edges) < 2:
+        edges = np.append(edges, edges)
+    names = [f"{low:g} to {high:g}" for low, high in pairwise(edges)]
+    return np.array(
+        [UNKNOWN if value is None else names[_bin(value, edges)] for value in raw], dtype=object
+    )
+
+
+def _bin(value: float, edges: NDArray[np.float64]) -> int:
+    return int(np.clip(np.searchsorted(edges, value, side="left") - 1, 0, len(edges) - 2))
+
+
+def _in_order(values: NDArray[np.object_]) -> list[str]:
+    """Distinct values: numbers and ranges by size, others by name, the leftovers last."""
+
+    def key(value: str) -> tuple[int, float, str]:
+        if value in (UNKNOWN, OTHER):
+            return 2, 0.0, value
+        try:
+            return 0, float(value.partition(" to ")[0]), value
+        except ValueError:
+            return 1, 0.0, value
+
+    return sorted(set(values.tolist()), key=key)

@@ -1,0 +1,58 @@
+import pytest
+
+from braintumor_ray.errors import UsageError
+from braintumor_ray.recipes.loader import load_recipe, recipe_names, recipe_text
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_loads_and_is_called_as_its_file(name):
+    assert load_recipe(name).name == name
+
+
+def test_fields_can_be_set_by_their_dotted_names():
+    recipe = load_recipe(
+        "mobilenetv2-finetune",
+        ["optimizer.lr=3e-4", "stages.frozen.epochs=2", "stages.1.lr_scale=0.5", "seed=7"],
+    )
+    assert recipe.optimizer.lr == 3e-4
+    assert recipe.stages[0].epochs == 2
+    assert recipe.stages[1].lr_scale == 0.5
+    assert recipe.seed == 7
+
+
+def test_a_bare_word_is_taken_as_text():
+    assert load_recipe("demo", ["model.backbone=resnet18"]).model.backbone == "resnet18"
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("optimizer.learning_rate=1", "optimizer.learning_rate"),
+        ("optimizer.lr=-1", "optimizer.lr"),
+        ("data.fractions={train=0.7,val=0.1,test=0.1}", "sum to 1"),
+        ("optimizer.lr", "KEY=VALUE"),
+        ("stages.nowhere.epochs=2", "nowhere"),
+    ],
+)
+def test_a_wrong_setting_is_refused_and_named(setting, words):
+    with pytest.raises(UsageError, match=words) as caught:
+        load_recipe("mobilenetv2-finetune", [setting])
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_recipe_lists_the_known_ones():
+    with pytest.raises(UsageError, match="mobilenetv2-finetune"):
+        load_recipe("no-such-recipe")
+
+
+def test_a_users_own_file_works_the_same(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(recipe_text("demo").replace('name = "demo"', 'name = "mine"'))
+    assert load_recipe(str(path)).name == "mine"
+
+
+def test_a_damaged_file_is_one_line(tmp_path):
+    path = tmp_path / "bad.toml"
+    path.write_text("name = ")
+    with pytest.raises(UsageError, match="not TOML"):
+        load_recipe(str(path))
