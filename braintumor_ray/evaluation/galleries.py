@@ -69,8 +69,9 @@ def choose_galleries(evaluated: Evaluated, most: int) -> dict[str, Ints]:
         most: scans shown per gallery.
 
     Returns:
-        Every fitting row, per name in `TITLES`, best first for that gallery: the caller shows the
-        first `most` of them; `true_positives`, `least_certain`, `most_certain` hold `most` at most.
+        Every fitting row, per name in `TITLES`, but one of each group of copies, in the order of
+        that gallery: the caller shows the first `most` of them. `true_positives`, `least_certain`
+        and `most_certain` hold `most` at most.
     """
     rows = evaluated.measured
     truth = np.isin(evaluated.truth.indices, evaluated.positive)[rows]
@@ -79,14 +80,20 @@ def choose_galleries(evaluated: Evaluated, most: int) -> dict[str, Ints]:
     score = evaluated.scores[rows]
     entropy = normalised_entropy(evaluated.probs)
     confidence = evaluated.probs.max(axis=1)
-    order = {
-        "false_negatives": _ordered(truth & ~decided, score),
-        "false_positives": _ordered(~truth & decided, -score),
-        "confused_types": _ordered((truth == decided) & ~right, -confidence),
-        "true_positives": _spread(_ordered(truth & decided & right, -score), most),
-        "least_certain": _ordered(np.ones(len(rows), bool), -entropy)[:most],
-        "most_certain": _ordered(np.ones(len(rows), bool), entropy)[:most],
+    everything = np.ones(len(rows), bool)
+    wanted = {
+        "false_negatives": (truth & ~decided, score),
+        "false_positives": (~truth & decided, -score),
+        "confused_types": ((truth == decided) & ~right, -confidence),
+        "true_positives": (truth & decided & right, -score),
+        "least_certain": (everything, -entropy),
+        "most_certain": (everything, entropy),
     }
+    copies = evaluated.outputs.image_groups[rows]
+    order = {name: _ordered(fits, key, copies) for name, (fits, key) in wanted.items()}
+    order["true_positives"] = _spread(order["true_positives"], most)
+    for name in ("least_certain", "most_certain"):
+        order[name] = order[name][:most]
     return {name: rows[index] for name, index in order.items()}
 
 
@@ -203,10 +210,11 @@ def _caption(evaluated: Evaluated, row: int) -> dict[str, Any]:
     }
 
 
-def _ordered(fits: NDArray[np.bool_], key: NDArray[Any]) -> Ints:
-    """Indices that fit, smallest key first."""
+def _ordered(fits: NDArray[np.bool_], key: NDArray[Any], copies: Ints) -> Ints:
+    """Indices that fit, smallest key first, one of each group of copies."""
     index = np.flatnonzero(fits)
-    return index[np.argsort(key[index], kind="stable")]
+    index = index[np.argsort(key[index], kind="stable")]
+    return index[np.sort(np.unique(copies[index], return_index=True)[1])]
 
 
 def _spread(index: Ints, count: int) -> Ints:

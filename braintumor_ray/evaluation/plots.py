@@ -6,6 +6,7 @@ parts of metrics.json (or of a run's history) and returns an SVG document.
 
 import io
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import matplotlib as mpl
@@ -99,14 +100,14 @@ def pr_figure(
         return _svg(figure)
 
 
-def reliability_figure(bins: Mapping[str, Sequence[Any]], ece: float, title: str) -> str:
-    """Accuracy against confidence per bin, bubbles sized by the number of scans."""
+def reliability_figure(bins: Mapping[str, Sequence[Any]], ece: float, share: str) -> str:
+    """Share that came true against probability per bin, bubbles sized by the number of scans."""
     filled = [i for i, count in enumerate(bins["count"]) if count]
     count = np.array([bins["count"][i] for i in filled], dtype=np.float64)
     confidence = [bins["confidence"][i] for i in filled]
     accuracy = [bins["accuracy"][i] for i in filled]
     with mpl.rc_context(_STYLE):
-        figure, axes = _square("predicted probability", "share that was right", title)
+        figure, axes = _square("predicted probability", share, "Reliability")
         axes.plot([0, 1], [0, 1], ":", color=GREY, linewidth=1.2, label="perfectly calibrated")
         axes.plot(confidence, accuracy, color=BLUE, linewidth=1.2)
         size = 20 + 180 * count / count.max()
@@ -119,7 +120,7 @@ def reliability_figure(bins: Mapping[str, Sequence[Any]], ece: float, title: str
 def sweep_figure(sweep: Mapping[str, Sequence[float]], points: Sequence[Mapping[str, Any]]) -> str:
     """Sensitivity, specificity, precision and F1 over the threshold, operating points marked."""
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+        figure = Figure(figsize=(6.4, 4.8), layout="constrained")
         axes = figure.subplots()
         names = ("sensitivity", "specificity", "precision", "f1")
         for name, (color, line, _) in zip(names, STYLES, strict=True):
@@ -131,51 +132,62 @@ def sweep_figure(sweep: Mapping[str, Sequence[float]], points: Sequence[Mapping[
                 axes.axvline(point["threshold"], color=GREY, linewidth=0.8, linestyle=":")
         axes.set(xlabel="threshold of the tumour probability", xlim=(0, 1), ylim=(0, 1.02))
         axes.set_title("Threshold sweep", fontsize=10.5)
-        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+        _legend_below(figure)
         return _svg(figure)
 
 
 def size_figure(sizes: Mapping[str, Sequence[float]]) -> str:
     """Histogram of the scans' size (square root of the pixel count) per class, as steps."""
     everything = np.concatenate([np.asarray(values, np.float64) for values in sizes.values()])
-    edges = np.histogram_bin_edges(everything, bins=24)
+    edges = np.histogram_bin_edges(everything, bins=24).tolist()
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(7.2, 3.4), layout="constrained")
+        figure = Figure(figsize=(6.4, 4.0), layout="constrained")
         axes = figure.subplots()
         for number, (name, values) in enumerate(sizes.items()):
             color, line, _ = STYLES[number % len(STYLES)]
             axes.hist(
-                values, bins=edges.tolist(), histtype="step", color=color, linestyle=line, linewidth=1.6,
+                values, bins=edges, histtype="step", color=color, linestyle=line, linewidth=1.6,
                 label=name.replace("_", " "),
             )  # fmt: skip
         axes.set(xlabel="size, pixels (square root of height x width)", ylabel="scans")
-        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+        _legend_below(figure)
         return _svg(figure)
 
 
-def history_figure(history: Sequence[Mapping[str, Any]]) -> str:
-    """Training curves over all epochs, stages divided by a line; missing values are left out."""
+def history_figures(history: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Training curves over all epochs, one figure each, stages divided by a line.
+
+    Args:
+        history: one mapping per epoch; what was not recorded is left out.
+    """
     shown = [c for c in CURVES if any(f"val_{c[0]}" in entry for entry in history)]
-    columns = 3
-    count = len(shown) + 1
+    figures = []
+    for key, title in shown:
+        lines = [(f"{split}_{key}", split) for split in ("train", "val")]
+        figures.append(_history_figure(history, lines, title, log=False))
+    if any("lr" in entry for entry in history):
+        figures.append(_history_figure(history, [("lr", "rate")], "learning rate", log=True))
+    return figures
+
+
+def _history_figure(
+    history: Sequence[Mapping[str, Any]], lines: list[tuple[str, str]], title: str, *, log: bool
+) -> str:
     with mpl.rc_context(_STYLE):
-        rows = -(-count // columns)
-        figure = Figure(figsize=(10.5, 2.9 * rows), layout="constrained")
-        grid = figure.subplots(rows, columns, squeeze=False).ravel()
-        for axes, (key, title) in zip(grid, shown, strict=False):
-            for split, (color, line, marker) in zip(("train", "val"), STYLES, strict=False):
-                _curve(axes, history, f"{split}_{key}", (color, line, marker), split)
-            axes.set_title(title, fontsize=10.5)
+        figure = Figure(figsize=(4.4, 3.2), layout="constrained")
+        axes = figure.subplots()
+        for (key, label), style in zip(lines, STYLES, strict=False):
+            _curve(axes, history, key, style, label)
+        for index, (before, after) in enumerate(pairwise(history), start=1):
+            if after.get("stage") != before.get("stage"):
+                axes.axvline(index + 0.5, color=GREY, linewidth=1, linestyle="--")
+        axes.set_title(title, fontsize=10.5)
+        axes.set_xlabel("epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        if log:
+            axes.set_yscale("log")
+        else:
             axes.legend()
-        _curve(grid[len(shown)], history, "lr", STYLES[2], "learning rate")
-        grid[len(shown)].set_yscale("log")
-        grid[len(shown)].set_title("learning rate", fontsize=10.5)
-        for axes in grid[:count]:
-            _mark_stages(axes, history)
-            axes.set_xlabel("epoch")
-            axes.xaxis.get_major_locator().set_params(integer=True)
-        for axes in grid[count:]:
-            axes.set_visible(False)
         return _svg(figure)
 
 
@@ -194,18 +206,16 @@ def _curve(
         )
 
 
-def _mark_stages(axes: Axes, history: Sequence[Mapping[str, Any]]) -> None:
-    for index in range(1, len(history)):
-        if history[index].get("stage") != history[index - 1].get("stage"):
-            axes.axvline(index + 0.5, color=GREY, linewidth=1, linestyle="--")
-
-
 def _square(x: str, y: str, title: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(4.8, 4.6), layout="constrained")
+    figure = Figure(figsize=(5.6, 5.0), layout="constrained")
     axes = figure.subplots()
     axes.set(xlabel=x, ylabel=y, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     axes.set_title(title, fontsize=10.5)
     return figure, axes
+
+
+def _legend_below(figure: Figure) -> None:
+    figure.legend(loc="outside lower center", ncols=3)
 
 
 def _mark(axes: Axes, x: float, y: float) -> None:

@@ -69,6 +69,7 @@ def write_report(path: Path, parts: ReportParts) -> None:
         "splits": class_counts(parts.catalog, parts.classes),
         "samples": _samples(parts),
         "figures": _figures(parts),
+        "curves": [svg_uri(svg) for svg in plots.history_figures(parts.history)],
         "phases": phases(parts.history),
         "audit": parts.audit,
         "sections": _sections(parts.metrics),
@@ -133,7 +134,7 @@ def phases(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             {
                 "stage": name,
                 "epochs": len(entries),
-                "lr": f"{max(rates):.1e} to {min(rates):.1e}" if rates else "",
+                "lr": " to ".join(f"{rate:.1e}" for rate in sorted({*rates[:1], *rates[-1:]})[::-1]),
                 "best": {
                     key: best.get(key)
                     for key in (
@@ -216,12 +217,12 @@ def _figures(parts: ReportParts) -> dict[str, str]:
             positives / m["n"],
         ),
         "reliability": plots.reliability_figure(
-            calibration["reliability"], calibration["ece"], "Reliability of the predicted class"
+            calibration["reliability"], calibration["ece"], "share predicted rightly"
         ),
         "binary_reliability": plots.reliability_figure(
             calibration["binary_reliability"],
             calibration["binary_ece"],
-            "Reliability of the tumour probability",
+            "share with a tumour",
         ),
     }
     if m["threshold_sweep"]["threshold"]:
@@ -229,8 +230,6 @@ def _figures(parts: ReportParts) -> dict[str, str]:
     sizes = _sizes(parts)
     if sizes:
         drawn["sizes"] = plots.size_figure(sizes)
-    if parts.history:
-        drawn["history"] = plots.history_figure(parts.history)
     return {name: svg_uri(svg) for name, svg in drawn.items()}
 
 

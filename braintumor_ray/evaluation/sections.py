@@ -12,7 +12,7 @@ class Table:
     """A table of a summary: a row per key, a column per key below.
 
     Attributes:
-        caption: where in the summary it stands, in words.
+        caption: where in the summary it stands; its own name is left out.
         columns: names of the columns.
         rows: per row its name and the path of each cell in the summary; None where there is none.
     """
@@ -65,7 +65,7 @@ def _table(rows: Mapping[str, Mapping[str, Any]], path: Path) -> Table:
     columns: dict[str, None] = {}
     for value in rows.values():
         columns |= dict.fromkeys(name for name, item in value.items() if is_leaf(item))
-    table = Table(" / ".join(path), list(columns))
+    table = Table(" / ".join(path[2:]), list(columns))
     for name, value in rows.items():
         known = {column for column in columns if column in value and is_leaf(value[column])}
         cells = [(*path, name, column) if column in known else None for column in columns]

@@ -61,8 +61,9 @@ def roll_up(rows: pa.Table, positive: Sequence[int], level: Level = "series") ->
     """One row per series, study or patient.
 
     The probability of a slice is the sum over the positive classes. Slices that are out of domain
-    are counted and have no say; the decision is that of the loudest slice. A scan without a key of the level, or of a narrower one, stands
-    alone (all frames of its file together): unknown patients are never taken for the same.
+    are counted and have no say; the decision is that of the loudest slice. A scan without a key of
+    the level, or of a narrower one, stands alone (all frames of its file together): unknown
+    patients are never taken for the same.
 
     Args:
         rows: of `read_results`, with `COLUMNS`.

@@ -273,7 +273,7 @@ def test_bytes_after_the_end_marker_do_no_harm():
 
 
 def test_a_recognised_format_without_a_reader_is_named(monkeypatch):
-    monkeypatch.setattr("braintumor_ray.data.decode.readers", dict)
+    monkeypatch.setattr("braintumor_ray.data.decode.reader", lambda name: None)
     assert reason(JPEG) == "JPEG is not readable here"
     assert reason(bytes(128) + b"DICM" + bytes(400)) == "DICOM is not readable here"
     assert probe(gzip.compress(bytes(344) + b"n+1\0")).reason == "NIfTI is not readable here"

@@ -1,0 +1,280 @@
+"""The archive job on a local Ray cluster: exactly once, whatever happens."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import duckdb
+import pyarrow.parquet as pq
+import pytest
+
+from braintumor_ray.data.catalog import load_catalog
+from braintumor_ray.errors import ResultsError
+from braintumor_ray.predict.results import read_results, results_folder
+from braintumor_ray.scoring.job import ScoreOptions, score
+from braintumor_ray.scoring.stages import DecodeSettings, PredictSettings
+from braintumor_ray.scoring.verify import verify
+from tests.builders import make_bundle, write_archive
+from tests.data.mutations import intact_images, mutated_images
+from tests.scoring.workers import POISON
+
+pytestmark = pytest.mark.ray
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+def options(bundle, block_size=16, **changes):
+    decode = DecodeSettings(**changes.pop("decode", {}))
+    return ScoreOptions(
+        PredictSettings(str(bundle), **changes.pop("predict", {})),
+        decode,
+        block_size=block_size,
+        **changes,
+    )
+
+
+def run(archive, results, bundle, **changes):
+    return score(load_catalog(archive), str(results), options(bundle, **changes))
+
+
+def count_by_duckdb(results):
+    """As the README shows it: the committed files, from the manifests."""
+    files = [
+        f"{results}/{file['path']}"
+        for manifest in results_folder(results).manifests()
+        for file in manifest["files"]
+    ]
+    return duckdb.sql(
+        f"SELECT count(*), count(DISTINCT scan_id) FROM read_parquet({files!r})"
+    ).fetchall()[0]
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory, bundle_path, cluster):
+    """An archive of 40 scans, scored once in blocks of 16."""
+    folder = tmp_path_factory.mktemp("scored")
+    write_archive(folder / "archive", 40)
+    summary = run(folder / "archive", folder / "results", bundle_path)
+    return folder, summary
+
+
+class TestNights:
+    def test_the_first_scores_everything(self, scored):
+        folder, summary = scored
+        assert summary.status == {"ok": 40}
+        table = read_results(folder / "results")
+        assert len(set(table["scan_id"].to_pylist())) == table.num_rows == 40
+        assert count_by_duckdb(folder / "results") == (40, 40)
+        assert verify(str(folder / "results")).differences == []
+
+    def test_block_size_bounds_what_a_crash_costs(self, scored):
+        folder, _ = scored
+        (manifest,) = results_folder(folder / "results").manifests()
+        assert sorted(file["rows"] for file in manifest["files"]) == [8, 16, 16]
+
+    def test_the_second_scores_nothing_and_the_third_what_is_new(self, tmp_path, bundle_path, cluster):
+        write_archive(tmp_path / "archive", 24)
+        run(tmp_path / "archive", tmp_path / "results", bundle_path)
+        again = run(tmp_path / "archive", tmp_path / "results", bundle_path)
+        assert (again.generation, again.known) == (None, 24)
+        write_archive(tmp_path / "archive", 20, seed=1)
+        third = run(tmp_path / "archive", tmp_path / "results", bundle_path)
+        assert third.scans == 20
+        assert read_results(tmp_path / "results").num_rows == 44
+        assert count_by_duckdb(tmp_path / "results") == (44, 44)
+        assert verify(str(tmp_path / "results")).differences == []
+
+    def test_a_changed_file_gets_a_newer_row(self, tmp_path, bundle_path, cluster):
+        first, *_ = write_archive(tmp_path / "archive", 8)
+        run(tmp_path / "archive", tmp_path / "results", bundle_path)
+        before = read_results(tmp_path / "results", ["uri", "pixel_sha256"]).to_pylist()
+        first.write_bytes(intact_images(5, 1)[0][1])
+        assert run(tmp_path / "archive", tmp_path / "results", bundle_path).scans == 1
+        after = read_results(tmp_path / "results", ["uri", "pixel_sha256"]).to_pylist()
+        changed = {row["uri"] for row in after if row not in before}
+        assert changed == {str(first)}
+        assert len(after) == 8
+        assert verify(str(tmp_path / "results")).differences == []
+
+    def test_results_belong_to_one_bundle(self, scored, tmp_path):
+        folder, _ = scored
+        make_bundle(tmp_path / "other", threshold=0.7)
+        with pytest.raises(ResultsError, match="bundle_fingerprint"):
+            run(folder / "archive", folder / "results", tmp_path / "other")
+
+    def test_settings_that_change_the_maps_are_refused_too(self, scored, bundle_path):
+        folder, _ = scored
+        with pytest.raises(ResultsError, match="cam_class"):
+            run(
+                folder / "archive",
+                folder / "results",
+                bundle_path,
+                predict={"cam_class": "positive"},
+            )
+
+    def test_maps_keep_their_shape_for_plain_readers(self, scored):
+        folder, _ = scored
+        (manifest,) = results_folder(folder / "results").manifests()
+        path = f"{folder}/results/{manifest['files'][0]['path']}"
+        lengths = duckdb.sql(f"SELECT DISTINCT len(gradcam), len(gradcam_pp) FROM '{path}'")
+        assert lengths.fetchall() == [(64, 64)]
+        assert pq.read_schema(path).field("gradcam").metadata[b"shape"] == b"[8, 8]"
+        assert pq.read_table(path).to_pandas()["gradcam"].iloc[0].shape == (64,)
+
+
+class TestBadInput:
+    def test_a_deadly_file_is_quarantined_and_the_rest_is_scored(
+        self, tmp_path, bundle_path, cluster
+    ):
+        paths = write_archive(tmp_path / "archive", 12)
+        paths[5].write_bytes(POISON)
+        decode = {"worker": "tests.scoring.workers:deadly"}
+        summary = run(tmp_path / "archive", tmp_path / "results", bundle_path, decode=decode)
+        assert summary.status == {"ok": 11, "quarantined": 1}
+        assert list(summary.reasons) == ["decoder died twice (exit code 7)"]
+
+    def test_a_stalling_file_is_quarantined(self, tmp_path, bundle_path, cluster):
+        paths = write_archive(tmp_path / "archive", 6)
+        paths[2].write_bytes(POISON)
+        decode = {"worker": "tests.scoring.workers:stalling", "timeout_s": 1.0}
+        summary = run(tmp_path / "archive", tmp_path / "results", bundle_path, decode=decode)
+        assert summary.status == {"ok": 5, "quarantined": 1}
+        assert "longer than 1 s" in next(iter(summary.reasons))
+
+    def test_a_quarantined_row_is_kept_and_not_tried_for_ever(self, tmp_path, bundle_path, cluster):
+        paths = write_archive(tmp_path / "archive", 6)
+        paths[0].write_bytes(b"")
+        catalog = load_catalog(tmp_path / "archive")
+        paths[1].unlink()  # between listing and reading
+        summary = score(catalog, str(tmp_path / "results"), options(bundle_path))
+        assert summary.status == {"ok": 4, "quarantined": 2}
+        assert set(summary.reasons) == {
+            "empty file (0 bytes)",
+            "file not found (deleted or moved since it was catalogued)",
+        }
+        again = score(catalog, str(tmp_path / "results"), options(bundle_path))
+        assert again.generation is None
+
+    @pytest.mark.slow
+    def test_three_hundred_mutated_files_between_fifty_intact_ones(
+        self, tmp_path, bundle_path, cluster
+    ):
+        bad, good = mutated_images(11, 300), intact_images(12, 50)
+        kinds = {}
+        for index, (name, data, kind) in enumerate([*bad, *good]):
+            path = tmp_path / "archive" / f"{(index * 7) % 350:03d}_{name}"
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(data)
+            kinds[str(path)] = (kind, index >= 300)
+        run(tmp_path / "archive", tmp_path / "results", bundle_path, block_size=64)
+        rows = read_results(tmp_path / "results").to_pylist()
+        assert len(rows) == len({row["scan_id"] for row in rows}) == 350
+        for row in rows:
+            assert (row["status"] == "ok") == (row["reason"] is None)
+            if kinds[row["uri"]][1]:
+                assert row["status"] == "ok", row
+        assert verify(str(tmp_path / "results")).differences == []
+
+
+SCRIPT = """
+import sys
+from braintumor_ray.local_ray import ray_session
+from braintumor_ray.data.catalog import load_catalog
+from braintumor_ray.scoring.job import ScoreOptions, score
+from braintumor_ray.scoring.stages import DecodeSettings, PredictSettings
+
+archive, results, bundle = sys.argv[1:]
+with ray_session():
+    score(
+        load_catalog(archive),
+        results,
+        ScoreOptions(
+            PredictSettings(bundle),
+            DecodeSettings(worker="tests.scoring.workers:slow"),
+            block_size=16,
+        ),
+    )
+"""
+
+
+def start(archive, results, bundle):
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(archive), str(results), str(bundle)],
+        cwd=PROJECT,
+        env={k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"},
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+    )
+
+
+def rows_on_disk(results):
+    return sum(pq.read_metadata(path).num_rows for path in complete_files(results))
+
+
+def complete_files(results):
+    """Data files whose checkpoint is committed: others may still be being written."""
+    done = {p.name[: -len(".parquet")] for p in Path(results).glob("checkpoints/*/*/*.parquet")}
+    for path in Path(results).glob("rows/*/*.parquet"):
+        if path.name.rsplit("-", 1)[0] in done:
+            yield path
+
+
+def wait_for_rows(process, results, count):
+    """Wait until at least `count` rows are committed; False if the run ended before."""
+    deadline = time.monotonic() + 180
+    while time.monotonic() < deadline:
+        if rows_on_disk(results) >= count:
+            return True
+        if process.poll() is not None:
+            return False
+        time.sleep(0.02)
+    raise TimeoutError(f"{rows_on_disk(results)} rows after 180 s, waited for {count}")
+
+
+@pytest.mark.chaos
+@pytest.mark.slow
+def test_a_driver_killed_twice_loses_nothing_and_doubles_nothing(tmp_path, bundle_path):
+    total = 240
+    write_archive(tmp_path / "archive", total)
+    results = tmp_path / "results"
+    for share in (0.3, 0.6):
+        process = start(tmp_path / "archive", results, bundle_path)
+        assert wait_for_rows(process, results, share * total), process.stderr.read().decode()
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        assert rows_on_disk(results) < total
+        with pytest.raises(ResultsError, match="no committed run"):
+            read_results(results)
+        assert any("in flight" in d for d in verify(str(results)).differences)
+    process = start(tmp_path / "archive", results, bundle_path)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors.decode()[-2000:]
+    ids = read_results(results)["scan_id"].to_pylist()
+    assert len(ids) == len(set(ids)) == total
+    assert count_by_duckdb(results) == (total, total)
+    assert verify(str(results)).differences == []
+
+
+@pytest.mark.chaos
+@pytest.mark.slow
+def test_a_worker_killed_in_the_middle_costs_nothing(tmp_path, bundle_path):
+    import psutil
+
+    total = 160
+    write_archive(tmp_path / "archive", total)
+    results = tmp_path / "results"
+    process = start(tmp_path / "archive", results, bundle_path)
+    assert wait_for_rows(process, results, 0.2 * total), process.stderr.read().decode()
+    workers = [
+        child
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if any("ray::MapWorker(MapBatches(PredictStage))" in part for part in child.cmdline())
+    ]
+    assert workers
+    workers[0].send_signal(signal.SIGKILL)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors.decode()[-2000:]
+    assert count_by_duckdb(results) == (total, total)
+    assert verify(str(results)).differences == []

@@ -1,0 +1,234 @@
+"""Planning, leases and checking, without Ray."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from braintumor_ray.data.catalog import CATALOG_SCHEMA, load_catalog
+from braintumor_ray.errors import CatalogError, ResultsError, UsageError
+from braintumor_ray.predict.results import read_results, results_folder
+from braintumor_ray.scoring import preflight
+from braintumor_ray.scoring.lease import Holder, Lease
+from braintumor_ray.scoring.plan import make_plan, write_work
+from tests.builders import write_archive
+
+
+def scans(*names, version=0, start=0):
+    rows = [
+        {
+            "scan_id": start + index + 1000 * version,
+            "uri": f"/archive/{name}",
+            "path": name,
+            "frame": 0,
+            "size": 10,
+        }
+        for index, name in enumerate(names)
+    ]
+    return pa.Table.from_pylist(rows, schema=CATALOG_SCHEMA)
+
+
+def commit(plan, checkpoint="a_000000"):
+    """What Ray Data leaves when the work is done, and the manifest."""
+    folder, generation = plan.generation.folder, plan.generation
+    catalogs = write_work(plan, "attempt")
+    write_rows(plan, plan.work, checkpoint)
+    files = [{"path": f"{generation.rows}/{checkpoint}-0.parquet", "rows": plan.work.num_rows}]
+    manifest = {
+        "generation": generation.number,
+        "catalogs": catalogs,
+        "files": files,
+        "supersedes": {str(k): v for k, v in plan.supersedes.items()},
+    }
+    folder.write_json(manifest, "manifests", f"{generation.name}.json")
+
+
+def write_rows(plan, rows, checkpoint, pending=False, with_data=True):
+    generation = plan.generation
+    for part in (generation.rows, generation.checkpoints):
+        os.makedirs(generation.folder.at(part), exist_ok=True)
+    ids = rows.select(["scan_id"])
+    suffix = ".pending.parquet" if pending else ".parquet"
+    pq.write_table(ids, generation.folder.at(generation.checkpoints, checkpoint + suffix))
+    if with_data:
+        data = rows.select(["scan_id", "uri", "frame"])
+        pq.write_table(data, generation.folder.at(generation.rows, checkpoint + "-0.parquet"))
+
+
+def plan_for(folder, catalog, **options):
+    return make_plan(folder, catalog, folder.manifests(), "fp", **options)
+
+
+class TestPlan:
+    def test_everything_is_new_at_first_and_nothing_afterwards(self, tmp_path):
+        folder = results_folder(tmp_path)
+        plan = plan_for(folder, scans("a", "b"))
+        assert (plan.remaining, plan.known) == (2, 0)
+        commit(plan)
+        again = plan_for(folder, scans("a", "b"))
+        assert (again.remaining, again.known) == (0, 2)
+
+    def test_only_new_files_are_work(self, tmp_path):
+        folder = results_folder(tmp_path)
+        commit(plan_for(folder, scans("a", "b")))
+        plan = plan_for(folder, scans("a", "b", "c"))
+        assert plan.work["path"].to_pylist() == ["c"]
+        assert plan.generation.number == 2
+        assert plan.supersedes == {}
+
+    def test_a_changed_file_supersedes_its_old_row(self, tmp_path):
+        folder = results_folder(tmp_path)
+        commit(plan_for(folder, scans("a", "b")))
+        changed = pa.concat_tables([scans("a"), scans("b", version=1, start=1)])
+        plan = plan_for(folder, changed)
+        assert plan.work["scan_id"].to_pylist() == [1001]
+        assert plan.supersedes == {1: [1]}
+        commit(plan, "b_000000")
+        current = read_results(tmp_path, ["scan_id"])["scan_id"].to_pylist()
+        assert sorted(current) == [0, 1001]
+
+    def test_an_interrupted_attempt_is_taken_over(self, tmp_path):
+        folder = results_folder(tmp_path)
+        first = plan_for(folder, scans("a", "b", "c"))
+        write_work(first, "one")
+        write_rows(first, first.work.slice(0, 2), "x_000000")
+        plan = plan_for(folder, scans("a", "b", "c"))
+        assert (plan.generation.number, plan.resumed, plan.remaining) == (1, 2, 1)
+
+    def test_a_file_deleted_after_it_was_scored_keeps_its_row(self, tmp_path):
+        folder = results_folder(tmp_path)
+        first = plan_for(folder, scans("a", "b", "c"))
+        write_work(first, "one")
+        write_rows(first, first.work.slice(0, 1), "x_000000")
+        plan = plan_for(folder, scans("b", "c", start=1))
+        assert sorted(plan.work["path"].to_pylist()) == ["a", "b", "c"]
+
+    def test_a_file_changed_between_two_attempts_is_superseded_inside(self, tmp_path):
+        folder = results_folder(tmp_path)
+        first = plan_for(folder, scans("a", "b"))
+        write_work(first, "one")
+        write_rows(first, first.work.slice(0, 1), "x_000000")
+        changed = pa.concat_tables([scans("a", version=1), scans("b", start=1)])
+        plan = plan_for(folder, changed)
+        assert sorted(plan.work["scan_id"].to_pylist()) == [0, 1, 1000]
+        assert plan.supersedes == {1: [0]}
+
+    def test_files_and_checkpoints_are_made_to_agree(self, tmp_path):
+        folder = results_folder(tmp_path)
+        plan = plan_for(folder, scans("a", "b", "c"))
+        write_rows(plan, plan.work.slice(0, 1), "kept_000000")
+        write_rows(plan, plan.work.slice(1, 1), "flight_000001", pending=True)
+        write_rows(plan, plan.work.slice(2, 1), "lost_000002", with_data=False)
+        plan.generation.reconcile()
+        assert folder.names(plan.generation.rows) == ["kept_000000-0.parquet"]
+        assert folder.names(plan.generation.checkpoints) == ["kept_000000.parquet"]
+        assert plan.generation.committed_ids().tolist() == [0]
+
+    def test_another_model_never_inherits_what_is_done(self, tmp_path):
+        folder = results_folder(tmp_path)
+        first = plan_for(folder, scans("a"))
+        write_rows(first, first.work, "x_000000")
+        other = make_plan(folder, scans("a"), [], "other model")
+        assert "other model" in other.generation.checkpoints
+        assert other.resumed == 0
+
+    def test_a_limit_takes_the_first_new_scans(self, tmp_path):
+        folder = results_folder(tmp_path)
+        commit(plan_for(folder, scans("a", "b", "c"), limit=2))
+        plan = plan_for(folder, scans("a", "b", "c"), limit=2)
+        assert plan.work["path"].to_pylist() == ["c"]
+
+    def test_an_id_that_collides_with_an_earlier_scan_is_refused(self, tmp_path):
+        folder = results_folder(tmp_path)
+        commit(plan_for(folder, scans("a")))
+        with pytest.raises(CatalogError, match="collide"):
+            plan_for(folder, scans("z"))
+
+    def test_rows_in_flight_are_invisible(self, tmp_path):
+        folder = results_folder(tmp_path)
+        folder.write_json({}, "results.json")
+        plan = plan_for(folder, scans("a"))
+        write_rows(plan, plan.work, "x_000000")
+        with pytest.raises(ResultsError, match="no committed run"):
+            read_results(tmp_path)
+
+    def test_a_folder_that_is_no_results_folder_says_so(self, tmp_path):
+        with pytest.raises(ResultsError, match="not a results folder"):
+            read_results(tmp_path / "nowhere")
+
+
+class TestLease:
+    def holder(self, **changes):
+        values = {
+            "token": "t",
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "process_started": 0.0,
+            "heartbeat": time.time(),
+        }
+        return Holder(**values | changes)
+
+    def test_a_live_holder_is_named_and_refused(self, tmp_path):
+        with Lease(str(tmp_path)), pytest.raises(ResultsError, match=f"process {os.getpid()}"):
+            Lease(str(tmp_path)).__enter__()
+
+    def test_it_is_given_back(self, tmp_path):
+        with Lease(str(tmp_path)):
+            assert (tmp_path / "lease.json").exists()
+        assert not (tmp_path / "lease.json").exists()
+        with Lease(str(tmp_path)):
+            pass
+
+    def test_a_dead_local_holder_is_taken_over_at_once(self, tmp_path):
+        done = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"],
+                              capture_output=True, text=True, check=True)  # fmt: skip
+        dead = self.holder(pid=int(done.stdout))
+        (tmp_path / "lease.json").write_text(json.dumps(asdict(dead)))
+        with Lease(str(tmp_path)) as lease:
+            lease.check()
+
+    def test_a_recycled_pid_is_not_the_holder(self):
+        assert not self.holder(process_started=1.0).is_alive(time.time())
+
+    def test_a_remote_holder_counts_as_dead_after_sixty_seconds(self):
+        now = time.time()
+        assert self.holder(host="elsewhere", heartbeat=now - 59).is_alive(now)
+        assert not self.holder(host="elsewhere", heartbeat=now - 61).is_alive(now)
+
+    def test_a_lease_that_was_taken_commits_nothing(self, tmp_path):
+        with Lease(str(tmp_path)) as lease:
+            other = self.holder(host="elsewhere")
+            (tmp_path / "lease.json").write_text(json.dumps(asdict(other)))
+            with pytest.raises(ResultsError, match="elsewhere"):
+                lease.check()
+        assert (tmp_path / "lease.json").exists()  # not ours to remove
+
+    def test_a_damaged_lease_is_one_line(self, tmp_path):
+        (tmp_path / "lease.json").write_text("{")
+        with pytest.raises(ResultsError, match="damaged"):
+            Lease(str(tmp_path)).__enter__()
+
+
+class TestPreflight:
+    def test_too_few_cpus_are_refused_instead_of_hanging(self, monkeypatch):
+        monkeypatch.setattr(preflight.ray, "cluster_resources", lambda: {"CPU": 2.0})
+        with pytest.raises(UsageError, match="2 CPUs and the job needs 4"):
+            preflight.check_cluster(0, (1, 1))
+
+    def test_missing_gpus_are_named(self, monkeypatch):
+        monkeypatch.setattr(preflight.ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 1.0})
+        with pytest.raises(UsageError, match="1 GPUs and 2 predictors need 2"):
+            preflight.check_cluster(1.0, (2, 2))
+
+
+def test_catalogs_of_an_archive_feed_the_plan(tmp_path):
+    write_archive(tmp_path / "archive", 6)
+    catalog = load_catalog(tmp_path / "archive")
+    assert plan_for(results_folder(tmp_path / "results"), catalog).remaining == 6

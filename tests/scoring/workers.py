@@ -1,0 +1,28 @@
+"""Decoders that misbehave, by name, for the archive job's tests."""
+
+import os
+import time
+
+from braintumor_ray.data.prepare import prepare_file
+
+POISON = b"\x89PNG poison"
+
+
+def deadly(data, options):
+    """Ends its process on one kind of file."""
+    if data is not None and data.startswith(POISON):
+        os._exit(7)
+    return prepare_file(data, options)
+
+
+def stalling(data, options):
+    """Never comes back from one kind of file."""
+    if data is not None and data.startswith(POISON):
+        time.sleep(3600)
+    return prepare_file(data, options)
+
+
+def slow(data, options):
+    """Leaves time to be killed."""
+    time.sleep(0.02)
+    return prepare_file(data, options)
