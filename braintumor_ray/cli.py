@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from braintumor_ray import __version__
-from braintumor_ray.console import console, progress_bar, say, short_errors
+from braintumor_ray.console import progress_bar, say, short_errors
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -24,7 +24,7 @@ app = typer.Typer(
 
 Json = Annotated[bool, typer.Option("--json", help="Print results as JSON on stdout.")]
 KeyFile = Annotated[
-    Optional[Path],  # noqa: UP007, UP045 - typer reads this at run time, also on Python 3.10
+    Optional[Path],  # noqa: UP045 - typer reads this at run time, also on Python 3.10
     typer.Option(help="File with the secret for hashing ids (else BRAINTUMOR_HASH_KEY)."),
 ]
 ClearIds = Annotated[bool, typer.Option(help="Keep patient ids readable: they may name people.")]
@@ -36,9 +36,7 @@ PatientPattern = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(help="Regular expression over the path, group 'patient' is the id."),
 ]
-Source = Annotated[
-    str, typer.Argument(help="Folder, CSV, catalog (.parquet) or URI of images.")
-]
+Source = Annotated[str, typer.Argument(help="Folder, CSV, catalog (.parquet) or URI of images.")]
 BundleOption = Annotated[
     str, typer.Option("--bundle", "-b", help="Bundle directory: RUN/bundle of a training run.")
 ]
@@ -54,7 +52,7 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _main(
-    version: Annotated[  # noqa: ARG001 - typer calls the callback
+    version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it and end.")
     ] = False,
 ) -> None:

@@ -152,7 +152,8 @@ def explain_command(
             return explain_results(results, output, drawing, methods, limit, advance)
     if not files or not bundle:
         raise UsageError("give image files and --bundle, or --results")
-    return explain_files(files, bundle, output, drawing, methods, layer, cam_class, device)
+    chosen: Any = cam_class  # checked by the command
+    return explain_files(files, bundle, output, drawing, methods, layer, chosen, device)
 
 
 def parse_range(option: str, text: str) -> int | tuple[int, int]:
@@ -180,7 +181,11 @@ def _training_source(
         say(f"training on $BRAINTUMOR_DATA: {source}")
     if source is not None:
         with progress_bar("cataloguing") as advance:
-            return load_catalog(source, options, advance), f"Scans from '{Path(source).name}'", False
+            return (
+                load_catalog(source, options, advance),
+                f"Scans from '{Path(source).name}'",
+                False,
+            )
     directory = output / "phantoms"
     say(f"no SOURCE and no $BRAINTUMOR_DATA: training on synthetic phantoms in {directory}")
     return phantom_catalog(directory), "Synthetic phantoms", True
@@ -209,5 +214,3 @@ def _wants_gpu(wanted: bool | None) -> bool:
     if wanted and not have:
         raise UsageError("--gpu: the cluster has no GPU; leave it out to train on CPUs")
     return have if wanted is None else wanted
-
-

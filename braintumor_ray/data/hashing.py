@@ -14,9 +14,7 @@ from braintumor_ray.data.sandbox import DecodeSandbox
 _THUMBNAIL = Preprocessing(32, "area", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
-def hash_scans(
-    catalog: pa.Table, progress: Callable[[int, int], None] | None = None
-) -> pa.Table:
+def hash_scans(catalog: pa.Table, progress: Callable[[int, int], None] | None = None) -> pa.Table:
     """Decode every scan; columns scan_id, status, reason, pixel_sha256 and hashes.
 
     The hashes are those of `data.prepare.pack_hashes`, null where the status is not ok.

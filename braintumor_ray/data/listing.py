@@ -9,9 +9,10 @@ from typing import Any
 from braintumor_ray.data.storage import is_local, open_filesystem
 from braintumor_ray.errors import CatalogError
 
-SIDECARS = (
-    ".csv .tsv .json .txt .md .xml .html .htm .yaml .yml .parquet .xlsx .ini .db .py .ipynb .log"
-).split()
+SIDECARS = {
+    *(".csv", ".tsv", ".json", ".txt", ".md", ".xml", ".html", ".htm", ".yaml", ".yml"),
+    *(".parquet", ".xlsx", ".ini", ".db", ".py", ".ipynb", ".log"),
+}
 SPLIT_FOLDERS = {
     "training": "train",
     "train": "train",

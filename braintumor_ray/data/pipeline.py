@@ -53,7 +53,9 @@ class Shards:
         import pyarrow.parquet as pq
 
         filesystem, _ = open_filesystem(self.location)
-        tables = [pq.read_table(path, columns=columns, filesystem=filesystem) for path in self.paths]
+        tables = [
+            pq.read_table(path, columns=columns, filesystem=filesystem) for path in self.paths
+        ]
         return pa.concat_tables(tables)
 
 
@@ -145,9 +147,7 @@ def training_dataset(
     order = np.argsort(scan_ids)
     lookup = ray.put((scan_ids[order], labels[order]))
     filesystem, _ = open_filesystem(shards.location)
-    data = ray.data.read_parquet(
-        shards.paths, filesystem=filesystem, columns=["scan_id", "image"]
-    )
+    data = ray.data.read_parquet(shards.paths, filesystem=filesystem, columns=["scan_id", "image"])
     data = data.map_batches(_select(lookup), batch_format="pyarrow", batch_size=None, num_cpus=0.5)
     # In memory where it fits well: each epoch then starts at once, instead of reading again.
     return data.materialize() if len(scan_ids) * square_bytes < _memory_for_data() else data

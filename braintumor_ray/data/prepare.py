@@ -64,13 +64,13 @@ def prepare_and_hash_file(data: bytes | None, options: dict[str, Any]) -> list[P
 
 
 def pack_hashes(gray: GrayImage) -> bytes:
-    """dHash (32 bytes), DCT hash (32 bytes) and whether the image is flat (1 byte)."""
+    """Pack difference hash (32 bytes), DCT hash (32 bytes), and 1 byte: is the image flat?"""
     found = fingerprint(gray)
     return found.dhash.tobytes() + found.dct_hash.tobytes() + bytes([found.flat])
 
 
 def unpack_hashes(packed: Sequence[bytes | None]) -> tuple[Hashes, Hashes, npt.NDArray[np.bool_]]:
-    """dHashes and DCT hashes uint64 (n, 4), and flat bool (n,); zeros and flat where None."""
+    """Difference and DCT hashes uint64 (n, 4), and flat bool (n,); zeros and flat where None."""
     blank = bytes(64) + b"\x01"
     rows = np.frombuffer(b"".join(p or blank for p in packed), np.uint8).reshape(-1, 65)
     dhashes, dct_hashes = (

@@ -25,21 +25,22 @@ def local_path(location: str) -> Path:
 
 
 @lru_cache(maxsize=64)
-def _filesystem(scheme: str, authority: str) -> Any:  # noqa: ANN401 - pyarrow has no stubs
+def _filesystem(scheme: str, authority: str) -> tuple[Any, Any]:  # pyarrow has no stubs
+    """A pyarrow FileSystem, and the fsspec one inside it where it is not pyarrow's own."""
     import pyarrow.fs as pafs
 
     try:
-        filesystem, _ = pafs.FileSystem.from_uri(f"{scheme}://{authority}/")
+        return pafs.FileSystem.from_uri(f"{scheme}://{authority}/")[0], None
     except (ValueError, OSError):
         import fsspec
 
         try:
-            filesystem = pafs.PyFileSystem(pafs.FSSpecHandler(fsspec.filesystem(scheme)))
+            inner = fsspec.filesystem(scheme)
         except (ValueError, ImportError) as error:
             raise UsageError(
                 f"'{scheme}://' is opened neither by pyarrow nor by fsspec: {error}"
             ) from error
-    return filesystem
+        return pafs.PyFileSystem(pafs.FSSpecHandler(inner)), inner
 
 
 def open_filesystem(location: str | Path) -> tuple[Any, str]:
@@ -54,8 +55,10 @@ def open_filesystem(location: str | Path) -> tuple[Any, str]:
     if is_local(text):
         return pafs.LocalFileSystem(), os.path.abspath(local_path(text))
     parts = urlsplit(text)
-    path = f"{parts.netloc}{parts.path}" if parts.netloc else parts.path
-    return _filesystem(parts.scheme, parts.netloc), path.rstrip("/")
+    filesystem, inner = _filesystem(parts.scheme, parts.netloc)
+    # fsspec knows how its paths are written (memory:// begins with a slash, s3:// does not).
+    path = f"{parts.netloc}{parts.path}" if inner is None else inner._strip_protocol(text)
+    return filesystem, path.rstrip("/")
 
 
 def read_bytes(location: str | Path) -> bytes:

@@ -15,7 +15,7 @@ from braintumor_ray.data.decode import DecodeLimits, decode
 from braintumor_ray.data.reading import read_file
 from braintumor_ray.errors import ResultsError, UsageError
 from braintumor_ray.explain.overlay import contact_sheet, panel, write_png
-from braintumor_ray.predict.predictor import Predictor
+from braintumor_ray.predict.predictor import CamClass, Predictor
 from braintumor_ray.predict.results import read_results, results_folder
 
 SHEET_COLUMNS = 3
@@ -57,7 +57,7 @@ def explain_files(
     drawing: Drawing,
     methods: Sequence[str],
     layer: str | None,
-    cam_class: str,
+    cam_class: CamClass,
     device: str,
 ) -> dict[str, Any]:
     """Predict and draw files; unreadable ones are named with their reason.
@@ -70,7 +70,10 @@ def explain_files(
     """
     ours, others = _by_library(methods, layer)
     predictor = Predictor.from_bundle(
-        bundle, device, cam_class=cam_class, methods=ours or ("gradcam",)  # type: ignore[arg-type]
+        bundle,
+        device,
+        cam_class=cam_class,
+        methods=ours or ("gradcam",),  # type: ignore[arg-type]
     )
     scans, unreadable = _read_files(files)
     if not scans:
@@ -134,9 +137,7 @@ def explain_results(
         maps = {m: np.array(row[m], np.float32).reshape(shape) for m in methods}
         probability = row["probabilities"][meta["class_names"].index(row["predicted_class"])]
         truth = labels.get(row["scan_id"])
-        panels.append(
-            drawing.panel(decoded.gray, maps, row["predicted_class"], probability, truth)
-        )
+        panels.append(drawing.panel(decoded.gray, maps, row["predicted_class"], probability, truth))
         path = output / f"{index:03d}_{_stem(row['uri'])}.png"
         write_png(path, panels[-1])
         pictures.append(str(path))
@@ -224,9 +225,7 @@ def _labels(results: str) -> dict[int, str | None]:
     labels: dict[int, str | None] = {}
     for manifest in folder.manifests():
         table = folder.catalog_of(manifest, ["scan_id", "label"])
-        labels.update(
-            zip(table["scan_id"].to_pylist(), table["label"].to_pylist(), strict=True)
-        )
+        labels.update(zip(table["scan_id"].to_pylist(), table["label"].to_pylist(), strict=True))
     return labels
 
 
@@ -240,5 +239,3 @@ def _sheet(output: Path, panels: list[npt.NDArray[np.uint8]], pictures: list[str
 
 def _stem(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "_", Path(name).stem)[:80] or "scan"
-
-

@@ -24,6 +24,15 @@ from braintumor_ray.evaluation.sections import is_leaf, section_facts, section_t
 SAMPLES = 6
 _SAMPLE_SIZE = 160
 _FEW_GROUPS = 30
+_PHASE_COLUMNS = (
+    "train_loss",
+    "val_loss",
+    "train_accuracy",
+    "val_accuracy",
+    "val_balanced_accuracy",
+    "val_precision",
+    "val_recall",
+)
 
 
 @dataclass(frozen=True)
@@ -126,25 +135,19 @@ def phases(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for entry in history:
         if "stage" in entry:
             stages.setdefault(str(entry["stage"]), []).append(entry)
-    rows = []
-    for name, entries in stages.items():
-        best = min(entries, key=lambda entry: entry.get("val_loss", np.inf))
-        rates = [entry["lr"] for entry in entries if "lr" in entry]
-        rows.append(
-            {
-                "stage": name,
-                "epochs": len(entries),
-                "lr": " to ".join(f"{rate:.1e}" for rate in sorted({*rates[:1], *rates[-1:]})[::-1]),
-                "best": {
-                    key: best.get(key)
-                    for key in (
-                        "train_loss", "val_loss", "train_accuracy", "val_accuracy",
-                        "val_balanced_accuracy", "val_precision", "val_recall",
-                    )
-                },
-            }
-        )  # fmt: skip
-    return rows
+    return [_phase(name, entries) for name, entries in stages.items()]
+
+
+def _phase(name: str, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    best = min(entries, key=lambda entry: entry.get("val_loss", np.inf))
+    rates = [entry["lr"] for entry in entries if "lr" in entry]
+    ends = dict.fromkeys(f"{rate:.1e}" for rate in rates[:1] + rates[-1:])
+    return {
+        "stage": name,
+        "epochs": len(entries),
+        "lr": " to ".join(ends),
+        "best": {key: best.get(key) for key in _PHASE_COLUMNS},
+    }
 
 
 class _Lookup:

@@ -95,7 +95,7 @@ def _checked(classes: Tensor, logits: Tensor) -> Tensor:
         raise UsageError(
             f"{tuple(classes.shape)} class indices for {count} images; give one per image"
         )
-    if count and not (0 <= int(classes.min()) and int(classes.max()) < k):
+    if count and not (int(classes.min()) >= 0 and int(classes.max()) < k):
         raise UsageError(f"class indices {classes.tolist()} are not all in 0..{k - 1}")
     return classes
 
@@ -189,6 +189,6 @@ def _weighted(features: Tensor, weights: Tensor) -> Tensor:
 
 
 def _safe_ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """numerator / denominator, 0 where the denominator is 0 (the formula has no value there)."""
+    """Divide; 0 where the denominator is 0 (the formula has no value there)."""
     usable = denominator != 0
     return torch.where(usable, numerator / torch.where(usable, denominator, 1), 0)

@@ -74,10 +74,10 @@ def library_cams(
     tapped = _Tapped(model).eval()
     target = tapped.tap if layer is None else _module(model, layer)
     targets = [library.utils.model_targets.ClassifierOutputTarget(int(c)) for c in classes]
-    with getattr(library, METHODS[method])(model=tapped, target_layers=[target]) as cam:
-        # The weights are frozen, so only a gradient asked of the input reaches the target map.
-        with torch.enable_grad():
-            maps = cam(input_tensor=images.clone().requires_grad_(), targets=targets)
+    method_class = getattr(library, METHODS[method])
+    # The weights are frozen, so only a gradient asked of the input reaches the target map.
+    with method_class(model=tapped, target_layers=[target]) as cam, torch.enable_grad():
+        maps = cam(input_tensor=images.clone().requires_grad_(), targets=targets)
     return np.asarray(maps, dtype=np.float32)
 
 

@@ -25,7 +25,6 @@ from braintumor_ray.models.classifier import Architecture, Classifier
 from braintumor_ray.models.domain import DomainGate
 from braintumor_ray.recipes.loader import describe
 
-SCHEMA_VERSION = 1
 WEIGHTS, DESCRIPTION, CARD = "model.safetensors", "bundle.json", "model_card.md"
 
 
@@ -57,7 +56,7 @@ class PreprocessingFields(_Strict):
 class BundleFields(_Strict):
     """The content of bundle.json."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     architecture: ArchitectureFields
     preprocessing: PreprocessingFields
     class_names: tuple[str, ...]

@@ -70,7 +70,7 @@ class Classifier(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Normalised images (B, 3, S, S) to the target map A (B, C, h, w)."""
-        features: Tensor = self.backbone.forward_features(images)
+        features: Tensor = self.backbone.forward_features(images)  # type: ignore[operator]
         return features
 
     def logits(self, features: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ class Classifier(nn.Module):
             return self.logits_from_pooled(features.mean(dim=(2, 3)))
         if self.architecture.head == "flatten":
             return self._as_logits(self.head(features))
-        return self.logits_from_pooled(self.backbone.forward_head(features, pre_logits=True))
+        return self.logits_from_pooled(_forward_head(self.backbone, features))
 
     def logits_from_pooled(self, pooled: Tensor) -> Tensor:
         """Pooled vector (B, C) to logits (B, k)."""
@@ -119,7 +119,7 @@ def build_backbone(name: str) -> nn.Module:
         return SMALL[name]()
     timm = import_timm()
     if not timm.is_model(name):
-        near = timm.list_models(f"*{name.split('_')[0]}*")[:5]
+        near = timm.list_models(f"*{name.split('_', 1)[0]}*")[:5]
         hint = f"; near: {', '.join(near)}" if near else ""
         raise UsageError(f"backbone '{name}' is neither in timm nor one of {sorted(SMALL)}{hint}")
     backbone: nn.Module = timm.create_model(name, pretrained=False, num_classes=0)
@@ -132,6 +132,12 @@ def normalization_of(backbone: nn.Module) -> tuple[tuple[float, ...], tuple[floa
     if not config:
         return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     return tuple(config["mean"]), tuple(config["std"])
+
+
+def _forward_head(backbone: nn.Module, features: Tensor) -> Tensor:
+    """Timm's own pooling, and norms where they stand behind it."""
+    pooled: Tensor = backbone.forward_head(features, pre_logits=True)  # type: ignore[operator]
+    return pooled
 
 
 @torch.no_grad()
@@ -157,7 +163,7 @@ def _pools_plainly(backbone: nn.Module, shape: tuple[int, int, int]) -> bool:
     training = backbone.training
     backbone.eval()
     features = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
-    pooled = backbone.forward_head(features, pre_logits=True)  # type: ignore[operator]
+    pooled = _forward_head(backbone, features)
     backbone.train(training)
     mean = features.mean(dim=(2, 3))
     return pooled.shape == mean.shape and bool(torch.allclose(pooled, mean, atol=1e-5))

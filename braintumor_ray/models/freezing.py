@@ -45,10 +45,9 @@ def train_mode(model: Classifier) -> None:
     model.train()
     for module in model.backbone.modules():
         own = list(module.parameters(recurse=True))
-        frozen = own and not any(p.requires_grad for p in own)
-        if frozen or (not own and not _any_trainable(model.backbone)):
-            module.eval()
-        elif isinstance(module, _BatchNorm) and not any(p.requires_grad for p in own):
+        learns = any(p.requires_grad for p in own)
+        bare = not own and not isinstance(module, _BatchNorm)  # dropout: frozen with the rest
+        if not learns and not (bare and _any_trainable(model.backbone)):
             module.eval()
 
 

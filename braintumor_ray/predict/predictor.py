@@ -138,7 +138,9 @@ class Predictor:
         """Run the network on uint8 (n, S, S), in batches of `batch_size`."""
         size = self._preprocessing.image_size
         if images.ndim != 3 or images.shape[1:] != (size, size) or images.dtype != np.uint8:
-            raise ValueError(f"expected uint8 (n, {size}, {size}), got {images.dtype} {images.shape}")
+            raise ValueError(
+                f"expected uint8 (n, {size}, {size}), got {images.dtype} {images.shape}"
+            )
         steps = range(0, max(len(images), 1), self.batch_size)
         parts = [self._forward_batch(images[i : i + self.batch_size], explain) for i in steps]
         return RawOutput(

@@ -78,7 +78,9 @@ class ResultsFolder:
         infos = filesystem.get_file_info(FileSelector(path, allow_not_found=True))
         return sorted(info.base_name for info in infos)
 
-    def read_parquet(self, paths: Sequence[str], columns: list[str] | None = None) -> list[pa.Table]:
+    def read_parquet(
+        self, paths: Sequence[str], columns: list[str] | None = None
+    ) -> list[pa.Table]:
         """Parquet files inside, by their path below the folder, a table each.
 
         Raises:

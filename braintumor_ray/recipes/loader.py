@@ -100,7 +100,9 @@ def _entry(stages: list[Any], name: str, setting: str) -> Any:  # noqa: ANN401 -
     for number, stage in enumerate(stages):
         if name in (str(number), stage.get("name")):
             return stage
-    raise UsageError(f"--set {setting!r}: no stage '{name}' among {[s.get('name') for s in stages]}")
+    raise UsageError(
+        f"--set {setting!r}: no stage '{name}' among {[s.get('name') for s in stages]}"
+    )
 
 
 def _value(text: str) -> Any:  # noqa: ANN401 - a TOML value

@@ -5,7 +5,7 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from typing import Any
 
@@ -25,6 +25,7 @@ from braintumor_ray.predict.results import (
     ResultsFolder,
     results_folder,
 )
+from braintumor_ray.predict.schema import SCHEMA_VERSION, stored_shape
 from braintumor_ray.scoring.lease import Lease
 from braintumor_ray.scoring.plan import Plan, drop_other_attempts, make_plan, write_work
 from braintumor_ray.scoring.preflight import Resources, check_cluster
@@ -35,7 +36,6 @@ from braintumor_ray.scoring.stages import (
     PredictStage,
 )
 from braintumor_ray.scoring.summary import Summary, summarize
-from braintumor_ray.predict.schema import SCHEMA_VERSION, stored_shape
 
 ATTEMPTS = 3
 Progress = Callable[[int, int], None]
@@ -57,7 +57,7 @@ class ScoreOptions:
     """
 
     predict: PredictSettings
-    decode: DecodeSettings = DecodeSettings()
+    decode: DecodeSettings = field(default_factory=DecodeSettings)
     block_size: int = 256
     num_predictors: tuple[int, int] = (1, 1)
     num_decoders: tuple[int, int] | None = None
@@ -173,8 +173,8 @@ def _run(
     lost = _missing(plan)
     if lost:
         raise ResultsError(
-            f"{lost} of {plan.work.num_rows} scans have no committed row after {ATTEMPTS} attempts; "
-            "nothing was published; run the same command again"
+            f"{lost} of {plan.work.num_rows} scans have no committed row after {ATTEMPTS} "
+            "attempts; nothing was published; run the same command again"
         )
     predicted, seconds = ray.get(counter.read.remote())
     lease.check()
@@ -304,7 +304,7 @@ def _manifest(plan: Plan, catalogs: list[str], started: float) -> dict[str, Any]
     }
 
 
-class _watched:  # noqa: N801 - reads as `with _watched(...)`
+class _watched:
     """Passes the counter on to `progress` twice a second while the job runs."""
 
     def __init__(self, counter: Any, plan: Plan, progress: Progress | None) -> None:  # noqa: ANN401

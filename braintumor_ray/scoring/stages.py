@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
 
@@ -35,7 +35,7 @@ class DecodeSettings:
         redaction: stands in for every URI in the rows; None: they are kept.
     """
 
-    limits: DecodeLimits = DecodeLimits()
+    limits: DecodeLimits = field(default_factory=DecodeLimits)
     timeout_s: float = 30.0
     worker: str = WORKER
     redaction: UriRedaction | None = None

@@ -148,13 +148,9 @@ def _compare(folder: ResultsFolder, manifest: dict[str, Any], rows: pa.Table) ->
         yield f"generation {number}: {twice} surplus rows of scans that have one already"
 
 
-def _repeated(
-    rows: pa.Table, gone: set[int], current: set[tuple[str, int]]
-) -> Iterator[str]:
+def _repeated(rows: pa.Table, gone: set[int], current: set[tuple[str, int]]) -> Iterator[str]:
     """Scans that are current in two generations; `current` grows."""
-    kept = [
-        (row["uri"], row["frame"]) for row in rows.to_pylist() if row["scan_id"] not in gone
-    ]
+    kept = [(row["uri"], row["frame"]) for row in rows.to_pylist() if row["scan_id"] not in gone]
     twice = [key for key, count in Counter(kept).items() if count > 1 or key in current]
     current.update(kept)
     if twice:

@@ -31,7 +31,9 @@ def draw_curves(history: list[dict[str, Any]], path: Path) -> None:
     axes[-1].plot(epochs, [entry["lr"] for entry in history], marker="o", markersize=3)
     axes[-1].set_yscale("log")
     axes[-1].set_title("learning rate")
-    starts = [a["epoch"] for a, b in zip(history[1:], history, strict=False) if a["stage"] != b["stage"]]
+    starts = [
+        a["epoch"] for a, b in zip(history[1:], history, strict=False) if a["stage"] != b["stage"]
+    ]
     for axis in axes:
         axis.set_xlabel("epoch")
         axis.grid(alpha=0.3)

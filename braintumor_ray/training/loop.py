@@ -165,7 +165,7 @@ def validate(network: Classifier, batches: Iterable[Batch], settings: StepSettin
 
 
 def balanced_class_weights(labels: npt.NDArray[np.int64], k: int) -> npt.NDArray[np.float32]:
-    """n / (k * n_c) per class (scikit-learn's 'balanced'), from training labels, float32 (k,)."""
+    """Weights n / (k * n_c), scikit-learn's 'balanced', from training labels; float32 (k,)."""
     counts = np.bincount(labels, minlength=k).astype(float)
     return (len(labels) / (k * np.maximum(counts, 1))).astype(np.float32)
 
@@ -189,7 +189,7 @@ def _step(
 
 
 def _zeros(settings: StepSettings) -> Tensor:
-    """One float64 vector: k * k confusion counts, then the summed loss; one all-reduce is enough."""
+    """A float64 vector: k * k confusion counts, then the summed loss; one all-reduce will do."""
     k = len(settings.class_weights)
     return torch.zeros(k * k + 1, dtype=torch.float64, device=settings.class_weights.device)
 

@@ -229,9 +229,10 @@ def _prepare(
     write_catalog(catalog, source)
     cache = options.cache or str((output / "cache").resolve())
     shards = decode_to_shards(source, catalog, cache, preprocessing)
-    say(f"{catalog.num_rows} scans {'found decoded in' if shards.reused else 'decoded into'} {cache}")
+    done = "found decoded in" if shards.reused else "decoded into"
+    say(f"{catalog.num_rows} scans {done} {cache}")
     split = SplitOptions(
-        dict(options.recipe.data.fractions),
+        {str(k): v for k, v in options.recipe.data.fractions.items()},
         options.split_by,
         options.recipe.seed,
         options.allow_leakage,
@@ -280,9 +281,7 @@ def _claim(options: TrainOptions, data: _Data, weights: str) -> str:
     return fingerprint
 
 
-def _write_bundle(
-    provisional: Bundle, data: _Data, options: TrainOptions, weights: str
-) -> Bundle:
+def _write_bundle(provisional: Bundle, data: _Data, options: TrainOptions, weights: str) -> Bundle:
     predictor = Predictor(provisional, device=options.device)
     where = (data.shards.paths, data.shards.location)
     ids, labels = data.of("train")
@@ -298,7 +297,7 @@ def _card(fields: Any, data: _Data, options: TrainOptions, weights: str) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     loader = PackageLoader("braintumor_ray.training", "")
-    environment = Environment(loader=loader, undefined=StrictUndefined, autoescape=False)  # noqa: S701 - Markdown
+    environment = Environment(loader=loader, undefined=StrictUndefined, autoescape=False)
     used = sum(sum(row.values()) for row in data.counts.values())
     return environment.get_template("model_card.md.j2").render(
         fields=fields,
@@ -333,8 +332,8 @@ def _batch_line(recipe: Recipe, workers: Workers) -> str:
     size, steps = recipe.data.batch_size, recipe.optimizer.accumulate
     each = max(1, -(-size // workers.most))
     return (
-        f"effective batch {each * workers.most * steps} = {each} x {workers.most} workers x {steps} "
-        f"steps; learning rate {recipe.optimizer.lr:g}, not scaled by the number of workers"
+        f"effective batch {each * workers.most * steps} = {each} x {workers.most} workers x "
+        f"{steps} steps; learning rate {recipe.optimizer.lr:g}, not scaled by the number of workers"
     )
 
 

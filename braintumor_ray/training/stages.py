@@ -95,7 +95,9 @@ def cpu_state(model: Classifier) -> State:
     return {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
 
 
-def build_optimizer(model: Classifier, recipe: Recipe, stage: StageSection) -> torch.optim.Optimizer:
+def build_optimizer(
+    model: Classifier, recipe: Recipe, stage: StageSection
+) -> torch.optim.Optimizer:
     """The recipe's optimiser over the parameters that learn in this stage."""
     section = recipe.optimizer
     rate = section.lr * stage.lr_scale
@@ -129,7 +131,9 @@ def step_factors(
     )
 
 
-def to_checkpoint(course: Course, model: Classifier, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def to_checkpoint(
+    course: Course, model: Classifier, optimizer: torch.optim.Optimizer
+) -> dict[str, Any]:
     """Everything that a resumed run needs, as tensors and plain values."""
     fields = {k: v for k, v in vars(course).items() if k != "best_state"}
     return {

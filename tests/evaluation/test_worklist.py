@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from make_results import make_results
+from scipy.optimize import brentq
 
 from braintumor_ray.data.catalog import CatalogOptions, load_catalog
 from braintumor_ray.data.phantom import patient_slices
@@ -83,6 +84,20 @@ def test_usefulness_is_entropy_then_the_smaller_margin(tmp_path, catalog):
     assert entropies == sorted(entropies, reverse=True)
     assert names(rows) == "cfdbea"
     assert [float(row["margin"]) for row in rows[:3]] == pytest.approx([0.2, 0.2, 0.0], abs=1e-6)
+
+
+def test_equally_undecided_scans_stand_by_the_smaller_margin(tmp_path, catalog):
+    def entropy(x):
+        return -(x * np.log(x) + (1 - x) * np.log((1 - x) / 3)) - np.log(2)
+
+    x = brentq(entropy, 0.6, 0.95)  # one class of x has the entropy of two of a half
+    probabilities = PROBABILITIES.copy()
+    probabilities[0] = [x, (1 - x) / 3, (1 - x) / 3, (1 - x) / 3]
+    probabilities[5] = [0.5, 0.5, 0, 0]
+    results = make_results(tmp_path / "r", catalog, probabilities)
+    make_worklist(results, tmp_path / "w", by="usefulness")
+    listed = names(read(tmp_path / "w" / "worklist.csv"))
+    assert listed.index("e") < listed.index("f") < listed.index("a")  # e and f: margin 0
 
 
 def test_patient_is_the_maximum_of_its_slices(results, tmp_path):

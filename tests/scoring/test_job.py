@@ -74,7 +74,9 @@ class TestNights:
         (manifest,) = results_folder(folder / "results").manifests()
         assert sorted(file["rows"] for file in manifest["files"]) == [8, 16, 16]
 
-    def test_the_second_scores_nothing_and_the_third_what_is_new(self, tmp_path, bundle_path, cluster):
+    def test_the_second_scores_nothing_and_the_third_what_is_new(
+        self, tmp_path, bundle_path, cluster
+    ):
         write_archive(tmp_path / "archive", 24)
         run(tmp_path / "archive", tmp_path / "results", bundle_path)
         again = run(tmp_path / "archive", tmp_path / "results", bundle_path)

@@ -1,0 +1,117 @@
+"""A small synthetic run: phantom scans, a catalog with splits, and an untrained bundle."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+import torch
+
+from braintumor_ray.data.catalog import CatalogOptions, load_catalog, write_catalog
+from braintumor_ray.data.identity import IdentityHash
+from braintumor_ray.data.phantom import CLASS_NAMES, write_phantoms
+from braintumor_ray.evaluation.fingerprints import fingerprint_catalog
+from braintumor_ray.models.bundle import BundleFields, save_bundle
+from braintumor_ray.models.classifier import Architecture, Classifier
+
+SIZE = 32
+PATIENT = re.compile(r"/(?P<patient>p\d{4})_s")
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory) -> pa.Table:
+    """The catalog of 20 phantom patients, with five unreadable files and two planted copies."""
+    folder = tmp_path_factory.mktemp("phantoms")
+    write_phantoms(folder, patients=20, seed=3, slices=(2, 3))
+    options = CatalogOptions(patient_pattern=PATIENT, identity=IdentityHash(clear=True))
+    return load_catalog(folder / "scans", options)
+
+
+@pytest.fixture(scope="session")
+def fingerprinted(phantoms) -> pa.Table:
+    return fingerprint_catalog(phantoms, workers=1)
+
+
+@pytest.fixture(scope="session")
+def run_catalog(fingerprinted) -> pa.Table:
+    """As training writes it: split by patient, pixel hashes, class names; no planted copies."""
+    table = fingerprinted.filter(pc.invert(pc.match_substring(fingerprinted["path"], "copy_")))
+    split = [
+        None if status != "ok" else "test" if official == "test" else "val" if number > 11 else
+        "train"
+        for status, official, number in zip(
+            table["status"].to_pylist(),
+            table["official_split"].to_pylist(),
+            [int((p or "p0")[1:]) for p in table["patient_key"].to_pylist()],
+            strict=True,
+        )
+    ]  # fmt: skip
+    columns = [*table.column_names[:16], "status", "reason", "pixel_sha256"]
+    return (
+        table.select(columns)
+        .append_column("class_name", table["label"])
+        .append_column("duplicate_group", pa.array(np.arange(table.num_rows)))
+        .append_column("split", pa.array(split, pa.string()))
+    )
+
+
+def make_bundle(target: Path, seed: int = 0, **changes) -> Path:
+    """A bundle of an untrained network for the phantom classes."""
+    torch.manual_seed(seed)
+    names = tuple(sorted(CLASS_NAMES))
+    architecture = Architecture("small-cnn", "linear", len(names), SIZE)
+    settings = {
+        "architecture": architecture.to_dict(),
+        "preprocessing": {
+            "image_size": SIZE,
+            "interpolation": "area",
+            "mean": (0.0, 0.0, 0.0),
+            "std": (1.0, 1.0, 1.0),
+        },
+        "class_names": names,
+        "positive_classes": tuple(n for n in names if n != "no_tumor"),
+        "cam_layer": "last",
+        "threshold": 0.75,
+        "temperature": 1.0,
+        "recipe": {"name": "demo", "threshold_by": "f1"},
+        "data_fingerprint": "0",
+        "metrics": {},
+        "versions": {},
+    }
+    model = Classifier(architecture)
+    with torch.no_grad():  # untrained logits hardly differ: let every class be predicted
+        model.linear.weight.mul_(40)
+        model.linear.bias.zero_()
+    fields = BundleFields(**{**settings, **changes})
+    save_bundle(target, fields, model, None, "# Model card\n\n**Synthetic.** <script>x</script>\n")
+    return target
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory, run_catalog) -> SimpleNamespace:
+    """A finished training run: `folder`, `catalog`, `bundle`."""
+    folder = tmp_path_factory.mktemp("run")
+    write_catalog(run_catalog, folder / "catalog.parquet")
+    history = [
+        {
+            "stage": stage, "epoch": epoch, "lr": 10.0**-epoch, "train_loss": 1 / epoch,
+            "train_accuracy": 0.5, "val_loss": 1.1 / epoch, "val_accuracy": 0.4,
+            "val_balanced_accuracy": 0.4, "val_precision": 0.3, "val_recall": 0.4,
+        }
+        for epoch, stage in enumerate(("head", "head", "all"), start=1)
+    ]  # fmt: skip
+    (folder / "history.json").write_text(json.dumps(history))
+    bundle = make_bundle(folder / "bundle")
+    return SimpleNamespace(folder=folder, catalog=run_catalog, bundle=bundle)
+
+
+@pytest.fixture
+def lone_bundle(tmp_path, run) -> Path:
+    """The same bundle without the run beside it."""
+    shutil.copytree(run.bundle, tmp_path / "alone" / "bundle")
+    return tmp_path / "alone" / "bundle"

@@ -1,0 +1,217 @@
+"""Steps of one worker, and of two processes that average their gradients."""
+
+import math
+import os
+import socket
+
+import numpy as np
+import pytest
+import torch
+from torch import distributed, multiprocessing, nn
+
+from braintumor_ray.data.preprocess import Preprocessing
+from braintumor_ray.models.freezing import set_trainable, train_mode
+from braintumor_ray.recipes.loader import load_recipe
+from braintumor_ray.training.loop import (
+    StepSettings,
+    Totals,
+    Trained,
+    balanced_class_weights,
+    train_epoch,
+    validate,
+    weighted_loss,
+)
+from braintumor_ray.training.stages import (
+    Course,
+    build_optimizer,
+    from_checkpoint,
+    step_factors,
+    to_checkpoint,
+)
+from tests.builders import make_model
+
+PREPROCESSING = Preprocessing(64, "area", (0.5,) * 3, (0.25,) * 3)
+WEIGHTS = (0.5, 1.0, 2.0, 1.5)
+
+
+def settings(**changes):
+    return StepSettings(PREPROCESSING, torch.tensor(changes.pop("weights", WEIGHTS)), **changes)
+
+
+def batch(count=32, seed=0):
+    random = np.random.default_rng(seed)
+    images = torch.from_numpy(random.integers(0, 256, (count, 64, 64), dtype=np.uint8))
+    return images, torch.from_numpy(random.integers(0, 4, count))
+
+
+def learner(train="all"):
+    model = make_model("small-cnn", "mlp", 64)
+    set_trainable(model, train)
+    model.eval()  # BatchNorm in eval mode: batches of 16 and 32 then see the same function
+    return model
+
+
+def gradients(model):
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+class _Keep(torch.optim.SGD):
+    """Remembers the gradients instead of using them."""
+
+    def step(self, closure=None):
+        self.kept = [p.grad.clone() for group in self.param_groups for p in group["params"]]
+
+
+def keep(model):
+    return _Keep([p for p in model.parameters() if p.requires_grad], lr=1.0)
+
+
+def test_the_loss_is_kerass_weighted_mean():
+    logits, labels = torch.randn(6, 4), torch.tensor([0, 1, 2, 3, 0, 1])
+    plain = nn.functional.cross_entropy(logits, labels, reduction="none")
+    expected = plain * torch.tensor(WEIGHTS)[labels]
+    torch.testing.assert_close(weighted_loss(logits, labels, settings()), expected)
+
+
+def test_accumulated_steps_equal_one_large_step():
+    images, labels = batch()
+    model = learner()
+    whole = keep(model)
+    train_epoch(Trained(model), whole, [(images, labels)], settings())
+    parts = keep(model)
+    halves = [(images[:16], labels[:16]), (images[16:], labels[16:])]
+    train_epoch(Trained(model), parts, halves, settings(accumulate=2))
+    for a, b in zip(whole.kept, parts.kept, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_gradients_are_clipped_on_request():
+    model = learner()
+    optimizer = keep(model)
+    train_epoch(Trained(model), optimizer, [batch()], settings(clip_norm=1e-3))
+    norm = math.sqrt(sum(float((g**2).sum()) for g in optimizer.kept))
+    assert norm <= 1.01e-3
+
+
+def test_a_frozen_backbone_gets_no_gradients_and_runs_without_a_graph():
+    model = learner("head")
+    network = Trained(model)
+    assert network.frozen
+    train_epoch(network, keep(model), [batch()], settings())
+    assert {n.split(".")[0] for n in gradients(model)} <= {"head"}
+    features = []
+    model.head.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
+    network(torch.randn(2, 3, 64, 64))
+    assert not features[0].requires_grad
+
+
+def _free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _half(rank, port, results):
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", rank=rank, world_size=2)
+    images, labels = batch()
+    mine = slice(16 * rank, 16 * (rank + 1))
+    model = learner()
+    network = nn.parallel.DistributedDataParallel(Trained(model))
+    optimizer = keep(model)
+    totals = train_epoch(network, optimizer, [(images[mine], labels[mine])], settings())
+    uneven = slice(0, 5) if rank == 0 else slice(5, 32)
+    validated = validate(model, [(images[uneven], labels[uneven])], settings())
+    results[rank] = (optimizer.kept, totals.loss, validated.confusion.tolist(), validated.loss)
+    distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_workers_of_16_equal_one_of_32():
+    model = learner()
+    optimizer = keep(model)
+    totals = train_epoch(Trained(model), optimizer, [batch()], settings())
+    validated = validate(model, [batch()], settings())
+    results = multiprocessing.get_context("spawn").Manager().dict()
+    multiprocessing.spawn(_half, args=(_free_port(), results), nprocs=2)
+    for rank in (0, 1):
+        kept, loss, confusion, val_loss = results[rank]
+        for ours, theirs in zip(optimizer.kept, kept, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+        assert loss == pytest.approx(totals.loss, rel=1e-5)
+        assert confusion == validated.confusion.tolist()
+        assert val_loss == pytest.approx(validated.loss, rel=1e-5)
+
+
+def test_metrics_of_a_hand_worked_table():
+    totals = Totals(6.0, np.array([[3, 1, 0], [0, 2, 0], [0, 0, 0]]))
+    found = totals.metrics("val")
+    assert found["val_loss"] == 1.0
+    assert found["val_accuracy"] == pytest.approx(5 / 6)
+    assert found["val_balanced_accuracy"] == pytest.approx((3 / 4 + 1) / 2)
+    assert found["val_precision"] == pytest.approx((1 + 2 / 3) / 2)
+
+
+def test_balanced_weights_are_scikit_learns():
+    from sklearn.utils.class_weight import compute_class_weight
+
+    labels = np.array([0] * 10 + [1] * 5 + [2] * 1)
+    expected = compute_class_weight("balanced", classes=np.arange(3), y=labels)
+    np.testing.assert_allclose(balanced_class_weights(labels, 3), expected)
+
+
+def test_validation_leaves_no_trace():
+    model = learner()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    train_mode(model)
+    validate(model, [batch()], settings())
+    assert not model.training
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+class TestCourse:
+    recipe = load_recipe(
+        "mobilenetv2-finetune",
+        ["schedule.patience=2", "schedule.early_stopping=3", "stages.frozen.epochs=9"],
+    )
+
+    def run(self, losses):
+        course, model = Course(), make_model()
+        for loss in losses:
+            course.note({"val_loss": loss}, model, self.recipe)
+        return course
+
+    def test_the_rate_falls_after_two_epochs_without_improvement(self):
+        assert self.run([1.0, 0.9]).lr_factor == 1.0
+        assert self.run([1.0, 1.1]).lr_factor == 1.0
+        assert self.run([1.0, 1.1, 1.1]).lr_factor == 0.5
+
+    def test_a_stage_ends_when_patience_runs_out(self):
+        assert not self.run([1.0, 1.1, 1.2]).stage_is_over(self.recipe)
+        assert self.run([1.0, 1.1, 1.2, 1.3]).stage_is_over(self.recipe)
+
+    def test_the_best_weights_are_kept(self):
+        course, model = Course(), make_model()
+        course.note({"val_loss": 0.5}, model, self.recipe)
+        best = model.head.weight.clone()
+        model.head.weight.data.add_(1)
+        course.note({"val_loss": 0.9}, model, self.recipe)
+        assert torch.equal(course.best_state["head.weight"], best)
+
+    def test_a_checkpoint_brings_the_course_back(self, tmp_path):
+        course = self.run([1.0, 1.1, 1.1])
+        model = make_model().requires_grad_(True)
+        optimizer = build_optimizer(model, self.recipe, self.recipe.stages[0])
+        torch.save(to_checkpoint(course, model, optimizer), tmp_path / "c.pt")
+        again = from_checkpoint(torch.load(tmp_path / "c.pt", weights_only=True))
+        assert vars(again) | {"best_state": None} == vars(course) | {"best_state": None}
+        assert torch.equal(again.best_state["head.weight"], course.best_state["head.weight"])
+
+    def test_cosine_warms_up_and_ends_near_zero(self):
+        recipe = load_recipe("demo", ["stages.scratch.epochs=10"])
+        factors = list(step_factors(recipe.schedule, recipe.stages[0], 0, 5))
+        assert factors[0] < factors[4] <= 1.0
+        assert max(factors) == pytest.approx(1.0, abs=0.02)
+        assert factors[49] < 0.01
+        assert factors == sorted(factors[:6]) + sorted(factors[6:], reverse=True)
