@@ -52,8 +52,8 @@ class ClassMap:
         if len(classes) < 2:
             raise UsageError(
                 f"{len(classes)} class ({', '.join(classes) or 'no labels at all'}); training "
-                "needs at least two: put scans into one folder per class, or give a CSV with a label "
-                "column"
+                "needs at least two: put scans into one folder per class, or give a CSV with a "
+                "label column"
             )
         return cls(classes, of_label, _positive(classes, negative))
 

@@ -1,7 +1,7 @@
 """Tumour outlines as polygons, and their masks at any size."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,59 +104,6 @@ def ellipse(cx: float, cy: float, rx: float, ry: float, theta: float = 0.0) -> P
     return np.stack([cx + x * cos - y * sin, cy + x * sin + y * cos], axis=1)
 
 
-def via_outlines(raw: Any, location: str) -> dict[str, Outlines]:  # noqa: ANN401 - parsed JSON
-    """Outlines per file name from VGG Image Annotator's JSON (VIA 1 and 2).
-
-    Both a whole project (`_via_img_metadata`) and exported annotations are read. Every region
-    counts as tumour, whatever its attributes say.
-
-    Args:
-        raw: the parsed JSON.
-        location: where it is from, for messages.
-
-    Raises:
-        TruthError: it is not VIA's, a region has no area (point, polyline), lacks a coordinate,
-            or a file is listed twice.
-    """
-    entries = raw.get("_via_img_metadata", raw) if isinstance(raw, dict) else None
-    if not isinstance(entries, dict) or not entries:
-        raise TruthError(f"'{location}' holds no VIA annotations; export them as JSON from VIA")
-    found: dict[str, Outlines] = {}
-    for key, entry in entries.items():
-        if not isinstance(entry, dict) or not {"filename", "regions"} <= entry.keys():
-            raise TruthError(
-                f"entry '{key}' of '{location}' has no filename and regions; export the "
-                "annotations as JSON from VIA (not COCO)"
-            )
-        name = str(entry["filename"])
-        if name in found:
-            raise TruthError(f"'{location}' lists '{name}' twice; keep one entry for each file")
-        regions = entry["regions"]
-        shapes = list(regions.values() if isinstance(regions, dict) else regions)
-        polygons = tuple(
-            _via_polygon(shape, f"region {number} of '{name}' in '{location}'")
-            for number, shape in enumerate(shapes, start=1)
-        )
-        found[name] = Outlines(polygons, in_pixels=True)
-    return found
-
-
-def _via_polygon(region: Any, where: str) -> Points:  # noqa: ANN401 - parsed JSON
-    shape = region.get("shape_attributes") if isinstance(region, dict) else None
-    if not isinstance(shape, dict) or "name" not in shape:
-        raise TruthError(f"{where} has no shape_attributes with a name; draw it again in VIA")
-    name = shape["name"]
-    if name not in _VIA_SHAPES:
-        raise TruthError(f"{where} is a '{name}', which has no area; use {', '.join(_VIA_SHAPES)}")
-    try:
-        polygon = _VIA_SHAPES[name](shape)
-    except KeyError as error:
-        raise TruthError(f"{where} lacks {error}; draw it again in VIA") from error
-    except (TypeError, ValueError) as error:
-        raise TruthError(f"{where} cannot be meant: {error}; draw it again in VIA") from error
-    return checked_polygon(polygon, where)
-
-
 def checked_polygon(points: Sequence[Any] | Points, where: str) -> Points:
     """Corners as float64 (n, 2).
 
@@ -170,33 +117,3 @@ def checked_polygon(points: Sequence[Any] | Points, where: str) -> Points:
     if polygon.ndim != 2 or len(polygon) < 3 or not np.isfinite(polygon).all():
         raise TruthError(f"{where} is not an outline of three or more corners; draw it again")
     return polygon
-
-
-def _via_rect(shape: Mapping[str, Any]) -> Points:
-    x, y = float(shape["x"]), float(shape["y"])
-    return rectangle(x, y, x + float(shape["width"]), y + float(shape["height"]))
-
-
-def _via_circle(shape: Mapping[str, Any]) -> Points:
-    radius = float(shape["r"])
-    return ellipse(float(shape["cx"]), float(shape["cy"]), radius, radius)
-
-
-def _via_ellipse(shape: Mapping[str, Any]) -> Points:
-    cx, cy, rx, ry = (float(shape[name]) for name in ("cx", "cy", "rx", "ry"))
-    return ellipse(cx, cy, rx, ry, float(shape.get("theta", 0.0)))
-
-
-def _via_points(shape: Mapping[str, Any]) -> Points:
-    xs, ys = shape["all_points_x"], shape["all_points_y"]
-    if len(xs) != len(ys):
-        raise ValueError(f"{len(xs)} x for {len(ys)} y")
-    return np.array([xs, ys], np.float64).T
-
-
-_VIA_SHAPES = {
-    "polygon": _via_points,
-    "ellipse": _via_ellipse,
-    "circle": _via_circle,
-    "rect": _via_rect,
-}

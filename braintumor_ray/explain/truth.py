@@ -3,9 +3,6 @@
 Found by a scan's path in the catalog, given as a mask of any size.
 """
 
-import csv
-import io
-import json
 import posixpath
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -18,16 +15,8 @@ import cv2
 import numpy as np
 
 from braintumor_ray.data.storage import open_filesystem, read_bytes
-from braintumor_ray.explain.outlines import (
-    Mask,
-    Outlines,
-    Points,
-    TruthError,
-    checked_polygon,
-    rectangle,
-    resized_mask,
-    via_outlines,
-)
+from braintumor_ray.explain.outlines import Mask, Outlines, TruthError, resized_mask
+from braintumor_ray.explain.truth_formats import box_outlines, via_outlines, yolo_outlines
 
 __all__ = ["Outlines", "TruthError", "TruthIndex", "load_truth"]
 
@@ -36,7 +25,6 @@ IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 LOSSY = (".jpg", ".jpeg")
 MASK_ENDINGS = ("_mask", "_seg", "-mask", "-seg")
 NOT_YOLO = {"classes.txt", "readme.txt", "train.txt", "val.txt", "test.txt"}
-BOX_COLUMNS = ("x_min", "y_min", "x_max", "y_max")
 
 
 @dataclass(frozen=True)
@@ -159,9 +147,9 @@ def load_truth(location: str | Path) -> TruthIndex:
     text = str(location).rstrip("/")
     suffix = posixpath.splitext(text)[1].lower()
     if suffix == ".csv":
-        return TruthIndex(text, "boxes", _boxes(_text(text), text))
+        return TruthIndex(text, "boxes", box_outlines(_text(text), text))
     if suffix == ".json":
-        return TruthIndex(text, "via", _via(_text(text), text))
+        return TruthIndex(text, "via", via_outlines(_text(text), text))
     return _folder(text)
 
 
@@ -199,6 +187,14 @@ def _list(location: str) -> list[str]:
     return sorted(f for f in files if not any(part.startswith(".") for part in f.split("/")))
 
 
+def _yolo(location: str, files: list[str]) -> dict[str, Outlines]:
+    found = {}
+    for file in files:
+        where = f"{location}/{file}"
+        found[posixpath.splitext(file)[0]] = yolo_outlines(_text(where), where)
+    return found
+
+
 def _mask_files(location: str, files: list[str]) -> dict[str, Outlines | str]:
     found: dict[str, Outlines | str] = {}
     for file in files:
@@ -233,80 +229,6 @@ def _same_aspect(mask: tuple[int, ...], scan: tuple[int, int]) -> bool:
     """Whether one size is the other, scaled and rounded to whole pixels."""
     height = mask[1] * scan[0] / scan[1]
     return abs(height - mask[0]) <= 1 + 0.01 * mask[0]
-
-
-def _boxes(text: str, location: str) -> dict[str, Outlines]:
-    rows = csv.DictReader(io.StringIO(text))
-    missing = [name for name in ("path", *BOX_COLUMNS) if name not in (rows.fieldnames or ())]
-    if missing:
-        raise TruthError(
-            f"'{location}' lacks column '{missing[0]}'; boxes have columns path, "
-            f"{', '.join(BOX_COLUMNS)}, in fractions of width and height"
-        )
-    polygons: dict[str, list[Points]] = defaultdict(list)
-    for row in rows:
-        where = f"line {rows.line_num} of '{location}'"
-        x_min, y_min, x_max, y_max = _numbers([row[name] for name in BOX_COLUMNS], where)
-        _check_box((x_min, y_min, x_max, y_max), where)
-        path = posixpath.normpath((row["path"] or "").strip().replace("\\", "/"))
-        polygons[path].append(rectangle(x_min, y_min, x_max, y_max))
-    if not polygons:
-        raise TruthError(f"'{location}' has no boxes")
-    return {path: Outlines(tuple(boxes), in_pixels=False) for path, boxes in polygons.items()}
-
-
-def _check_box(box: tuple[float, float, float, float], where: str) -> None:
-    x_min, y_min, x_max, y_max = box
-    if not (0 <= x_min < x_max <= 1 and 0 <= y_min < y_max <= 1):
-        raise TruthError(
-            f"{where}: box {box} is not x_min < x_max, y_min < y_max in fractions from 0 to 1; "
-            "divide pixels by the scan's width and height"
-        )
-
-
-def _yolo(location: str, files: list[str]) -> dict[str, Outlines]:
-    found = {}
-    for file in files:
-        lines = _text(f"{location}/{file}").splitlines()
-        polygons = tuple(
-            _yolo_polygon(line, f"line {number} of '{location}/{file}'")
-            for number, line in enumerate(lines, start=1)
-            if line.strip()
-        )
-        found[posixpath.splitext(file)[0]] = Outlines(polygons, in_pixels=False)
-    return found
-
-
-def _yolo_polygon(line: str, where: str) -> Points:
-    """`class cx cy w h` or `class x1 y1 x2 y2 x3 y3 ...`, fractions."""
-    values = _numbers(line.split(), where)[1:]
-    if not values or min(values) < 0 or max(values) > 1:
-        raise TruthError(f"{where}: '{line.strip()[:60]}' is not a class and fractions from 0 to 1")
-    if len(values) == 4:
-        cx, cy, width, height = values
-        return rectangle(cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2)
-    if len(values) % 2:
-        raise TruthError(
-            f"{where} has {len(values)} numbers after the class; a box has 4 (a fifth, the "
-            "confidence, is of predictions, not of truth), a polygon x y pairs"
-        )
-    return checked_polygon(np.reshape(values, (-1, 2)), where)
-
-
-def _via(text: str, location: str) -> dict[str, Outlines]:
-    try:
-        raw = json.loads(text)
-    except ValueError as error:
-        raise TruthError(f"'{location}' is not JSON: {error}") from error
-    outlines = via_outlines(raw, location)
-    return {name.replace("\\", "/"): value for name, value in outlines.items()}
-
-
-def _numbers(values: Iterable[str | None], where: str) -> list[float]:
-    try:
-        return [float(value or "") for value in values]
-    except ValueError as error:
-        raise TruthError(f"{where} has a value that is not a number: {error}") from error
 
 
 def _text(location: str) -> str:

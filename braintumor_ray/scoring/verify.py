@@ -50,7 +50,8 @@ def verify(results: str) -> Report:
     manifests = folder.manifests()
     differences = list(_strays(folder, manifests)) + list(_gaps(manifests))
     if not manifests:
-        return Report(0, 0, ["no run has been committed; run 'braintumor-ray score' to its end"])
+        unfinished = "no run has been committed; run 'braintumor-ray score' to its end"
+        return Report(0, 0, [*differences, unfinished])
     scans = rows = 0
     superseded = superseded_rows(manifests)
     current: set[tuple[str, int]] = set()

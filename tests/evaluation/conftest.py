@@ -10,16 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-import torch
 
 from braintumor_ray.data.catalog import CatalogOptions, load_catalog, write_catalog
 from braintumor_ray.data.identity import IdentityHash
-from braintumor_ray.data.phantom import CLASS_NAMES, write_phantoms
+from braintumor_ray.data.phantom import write_phantoms
 from braintumor_ray.evaluation.fingerprints import fingerprint_catalog
-from braintumor_ray.models.bundle import BundleFields, save_bundle
-from braintumor_ray.models.classifier import Architecture, Classifier
+from tests.evaluation.make_bundle import make_bundle
 
-SIZE = 32
 PATIENT = re.compile(r"/(?P<patient>p\d{4})_s")
 
 
@@ -38,7 +35,7 @@ def fingerprinted(phantoms) -> pa.Table:
 
 
 @pytest.fixture(scope="session")
-def run_catalog(fingerprinted) -> pa.Table:
+def run_catalog(fingerprinted, phantoms) -> pa.Table:
     """As training writes it: split by patient, pixel hashes, class names; no planted copies."""
     table = fingerprinted.filter(pc.invert(pc.match_substring(fingerprinted["path"], "copy_")))
     split = [
@@ -51,45 +48,13 @@ def run_catalog(fingerprinted) -> pa.Table:
             strict=True,
         )
     ]  # fmt: skip
-    columns = [*table.column_names[:16], "status", "reason", "pixel_sha256"]
+    columns = [*phantoms.column_names, "status", "reason", "pixel_sha256"]
     return (
         table.select(columns)
         .append_column("class_name", table["label"])
         .append_column("duplicate_group", pa.array(np.arange(table.num_rows)))
         .append_column("split", pa.array(split, pa.string()))
     )
-
-
-def make_bundle(target: Path, seed: int = 0, **changes) -> Path:
-    """A bundle of an untrained network for the phantom classes."""
-    torch.manual_seed(seed)
-    names = tuple(sorted(CLASS_NAMES))
-    architecture = Architecture("small-cnn", "linear", len(names), SIZE)
-    settings = {
-        "architecture": architecture.to_dict(),
-        "preprocessing": {
-            "image_size": SIZE,
-            "interpolation": "area",
-            "mean": (0.0, 0.0, 0.0),
-            "std": (1.0, 1.0, 1.0),
-        },
-        "class_names": names,
-        "positive_classes": tuple(n for n in names if n != "no_tumor"),
-        "cam_layer": "last",
-        "threshold": 0.75,
-        "temperature": 1.0,
-        "recipe": {"name": "demo", "threshold_by": "f1"},
-        "data_fingerprint": "0",
-        "metrics": {},
-        "versions": {},
-    }
-    model = Classifier(architecture)
-    with torch.no_grad():  # untrained logits hardly differ: let every class be predicted
-        model.linear.weight.mul_(40)
-        model.linear.bias.zero_()
-    fields = BundleFields(**{**settings, **changes})
-    save_bundle(target, fields, model, None, "# Model card\n\n**Synthetic.** <script>x</script>\n")
-    return target
 
 
 @pytest.fixture(scope="session")

@@ -9,13 +9,13 @@ import cv2
 import numpy as np
 import pyarrow as pa
 import pytest
-from make_results import make_results
 from scipy.optimize import brentq
 
 from braintumor_ray.data.catalog import CatalogOptions, load_catalog
 from braintumor_ray.data.phantom import patient_slices
 from braintumor_ray.errors import ResultsError, UsageError
 from braintumor_ray.evaluation.worklist import make_worklist
+from tests.evaluation.make_results import make_results
 
 # glioma, meningioma, none, pituitary; urgency 0.9, 0.2, 0.6, 0.9, 0.5, 0.5
 PROBABILITIES = np.array(

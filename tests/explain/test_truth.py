@@ -8,8 +8,9 @@ import pytest
 
 from braintumor_ray.data.catalog import load_catalog
 from braintumor_ray.data.phantom import write_phantoms
-from braintumor_ray.explain.outlines import Outlines, TruthError, ellipse, rectangle, via_outlines
+from braintumor_ray.explain.outlines import Outlines, TruthError, ellipse, rectangle
 from braintumor_ray.explain.truth import load_truth
+from braintumor_ray.explain.truth_formats import via_outlines
 
 
 def via(regions, name="a.jpg"):
@@ -18,7 +19,7 @@ def via(regions, name="a.jpg"):
 
 
 def via_mask(*regions, shape=(10, 12)):
-    return via_outlines(via(regions), "x.json")["a.jpg"].mask(shape, shape)
+    return via_outlines(json.dumps(via(regions)), "x.json")["a.jpg"].mask(shape, shape)
 
 
 def disc(shape, cx, cy, rx, ry):
@@ -92,7 +93,9 @@ def test_no_region_means_no_tumour_and_an_unlisted_scan_means_not_known(tmp_path
 def test_whole_via_project_and_regions_by_number_are_read():
     shape = {"name": "rect", "x": 0, "y": 0, "width": 2, "height": 2}
     entry = {"filename": "a.jpg", "regions": {"0": {"shape_attributes": shape}}}
-    found = via_outlines({"_via_settings": {}, "_via_img_metadata": {"a.jpg1": entry}}, "p.json")
+    found = via_outlines(
+        json.dumps({"_via_settings": {}, "_via_img_metadata": {"a.jpg1": entry}}), "p.json"
+    )
     assert found["a.jpg"].mask((4, 4), (4, 4)).sum() == 4
 
 
@@ -108,12 +111,12 @@ def test_whole_via_project_and_regions_by_number_are_read():
 )
 def test_bad_via_region_is_named(region, message):
     with pytest.raises(TruthError, match=message):
-        via_outlines(via([region]), "x.json")
+        via_outlines(json.dumps(via([region])), "x.json")
 
 
 def test_coco_file_is_refused_as_not_via():
     with pytest.raises(TruthError, match="no filename and regions"):
-        via_outlines({"images": [], "annotations": []}, "coco.json")
+        via_outlines(json.dumps({"images": [], "annotations": []}), "coco.json")
 
 
 def test_several_boxes_of_a_path_unite(tmp_path):

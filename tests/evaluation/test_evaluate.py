@@ -1,0 +1,395 @@
+"""Evaluation: true figures, no scan silently dropped, nothing chosen on test scans."""
+
+import hashlib
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from sklearn.metrics import balanced_accuracy_score, confusion_matrix, roc_auc_score
+
+from braintumor_ray.errors import BundleError, GateError, UsageError
+from braintumor_ray.evaluation.evaluate import EvaluateOptions, evaluate
+from braintumor_ray.evaluation.inference import predict_catalog
+from braintumor_ray.evaluation.inference import test_time_views as views_of
+from braintumor_ray.models.bundle import load_bundle
+from braintumor_ray.predict.predictor import Predictor
+from tests.evaluation.make_bundle import make_bundle
+
+QUICK = EvaluateOptions(n_boot=50, report=False, device="cpu", precision="fp32")
+
+
+def relabelled(catalog, split, change):
+    """The catalog with the labels of one split changed."""
+    table, splits = catalog, catalog["split"].to_pylist()
+    for name in ("label", "class_name"):
+        values = [
+            change(value) if where == split else value
+            for value, where in zip(
+                table[name].to_pylist(), table["split"].to_pylist(), strict=True
+            )
+        ]
+        index = table.schema.get_field_index(name)
+        table = table.set_column(index, name, pa.array(values, pa.string()))
+    return table
+
+
+def swapped(name):
+    """Other labels: every tumour is none and the reverse."""
+    return "glioma_tumor" if name == "no_tumor" else "no_tumor"
+
+
+@pytest.fixture(scope="module")
+def result(run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluated")
+    return evaluate(run.catalog, run.bundle, folder, QUICK), folder
+
+
+def test_figures_equal_those_of_scikit_learn_on_the_predictions(result):
+    metrics, folder = result
+    table = pq.read_table(folder / "predictions.parquet")
+    truth, predicted = table["true_class"].to_pylist(), table["predicted_class"].to_pylist()
+    names = metrics["class_names"]
+    assert metrics["accuracy"] == pytest.approx(np.mean(np.array(truth) == np.array(predicted)))
+    assert metrics["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(truth, predicted))
+    assert metrics["confusion_matrix"] == confusion_matrix(truth, predicted, labels=names).tolist()
+    tumour = np.array(truth) != "no_tumor"
+    score = table["tumour_probability"].to_numpy()
+    assert metrics["binary"]["auroc"] == pytest.approx(roc_auc_score(tumour, score))
+    decision = np.array(table["decision"].to_pylist())
+    assert metrics["binary"]["tp"] == int((decision & tumour).sum())
+
+
+def test_predictions_are_those_of_the_one_predictor(result, run):
+    import cv2
+
+    _, folder = result
+    table = pq.read_table(folder / "predictions.parquet")
+    uris = dict(
+        zip(run.catalog["scan_id"].to_pylist(), run.catalog["uri"].to_pylist(), strict=True)
+    )
+    files = [uris[scan].removeprefix("file://") for scan in table["scan_id"].to_pylist()[:4]]
+    predictor = Predictor.from_bundle(run.bundle, "cpu", precision="fp32")
+    direct = predictor([cv2.imread(file, cv2.IMREAD_GRAYSCALE) for file in files], explain=False)
+    stored = np.array(table["probabilities"].to_pylist()[:4])
+    np.testing.assert_allclose(stored, direct["probabilities"], atol=0.02)  # JPEG decoders differ
+    assert table["predicted_class"].to_pylist()[:4] == direct["predicted_class"]
+
+
+def test_the_file_holds_what_was_returned(result):
+    metrics, folder = result
+    assert json.loads((folder / "metrics.json").read_text()) == metrics
+
+
+def test_the_same_seed_gives_the_same_figures(result, run, tmp_path):
+    assert evaluate(run.catalog, run.bundle, tmp_path, QUICK) == result[0]
+
+
+def test_intervals_resample_patients_and_hold_the_estimate(result):
+    metrics, folder = result
+    groups = pq.read_table(folder / "predictions.parquet")["group"].to_pylist()
+    assert metrics["grouped_by"] == "patient"
+    assert metrics["n_groups"] == len(set(groups)) == 4
+    interval = metrics["intervals"]["accuracy"]
+    assert interval["low"] <= metrics["accuracy"] <= interval["high"]
+
+
+def test_unreadable_scans_are_counted(phantoms, run, lone_bundle, tmp_path):
+    metrics = evaluate(phantoms, lone_bundle, tmp_path, replace(QUICK, split="all"))
+    counts = metrics["counts"]
+    assert counts["quarantined"] == 5
+    assert counts["measured"] == metrics["n"] == phantoms.num_rows - 5
+    assert sum(counts["reasons"].values()) == 5
+    table = pq.read_table(tmp_path / "predictions.parquet")
+    assert table.num_rows == phantoms.num_rows
+    assert table["predicted_class"].null_count == 5
+
+
+def test_no_split_column_is_a_clear_error(phantoms, run, tmp_path):
+    with pytest.raises(UsageError, match=r"no column 'split'.*--split all"):
+        evaluate(phantoms, run.bundle, tmp_path, QUICK)
+
+
+def test_an_unknown_split_names_those_there_are(run, tmp_path):
+    with pytest.raises(UsageError, match="test, train, val"):
+        evaluate(run.catalog, run.bundle, tmp_path, replace(QUICK, split="holdout"))
+
+
+def test_nothing_to_measure_is_a_clear_error(run, tmp_path):
+    catalog = relabelled(run.catalog, "test", lambda _: None)
+    with pytest.raises(UsageError, match=r"none of \d+ scans can be measured"):
+        evaluate(catalog, run.bundle, tmp_path, QUICK)
+
+
+# Leaks
+
+
+def with_a_training_scan_in_test(catalog):
+    """The catalog with its first training scan once more, as a test scan."""
+    row = catalog.filter(pc.equal(catalog["split"], "train")).slice(0, 1)
+    index = catalog.schema.get_field_index("split")
+    return pa.concat_tables([catalog, row.set_column(index, "split", pa.array(["test"]))])
+
+
+def test_a_trained_scan_in_the_test_split_is_refused(run, tmp_path):
+    leaky = with_a_training_scan_in_test(run.catalog)
+    with pytest.raises(GateError, match=r"1 of \d+ scans of split 'test'") as refusal:
+        evaluate(leaky, run.bundle, tmp_path, QUICK)
+    assert refusal.value.exit_code == 3
+    assert not (tmp_path / "metrics.json").exists()
+
+
+def test_a_leak_that_is_allowed_is_reported(run, tmp_path):
+    leaky = with_a_training_scan_in_test(run.catalog)
+    metrics = evaluate(leaky, run.bundle, tmp_path, replace(QUICK, allow_leakage=True))
+    assert metrics["leakage"]["pixel_identical"] == 1
+    assert metrics["leakage"]["examples"]
+
+
+def test_a_foreign_catalog_is_held_against_the_bundles_own_run(run, phantoms, tmp_path):
+    with pytest.raises(GateError, match="trained on"):
+        evaluate(phantoms, run.bundle, tmp_path, replace(QUICK, split="all"))
+
+
+def test_without_the_run_beside_it_the_bundle_cannot_be_checked_and_that_is_said(
+    phantoms, lone_bundle, tmp_path
+):
+    metrics = evaluate(phantoms, lone_bundle, tmp_path, replace(QUICK, split="all"))
+    assert metrics["leakage"]["checked"] is False
+
+
+def test_evaluating_the_whole_training_catalog_is_refused(run, tmp_path):
+    with pytest.raises(GateError):
+        evaluate(run.catalog, run.bundle, tmp_path, replace(QUICK, split="all"))
+
+
+def test_patients_who_were_trained_on_are_counted(run, tmp_path):
+    index = run.catalog.schema.get_field_index("patient_key")
+    one = pa.array(["p0000"] * run.catalog.num_rows)
+    metrics = evaluate(
+        run.catalog.set_column(index, "patient_key", one), run.bundle, tmp_path, QUICK
+    )
+    assert metrics["leakage"]["same_patient"] == metrics["counts"]["rows"]
+
+
+# Nothing is chosen on test scans
+
+
+def recalibrated(catalog, run, folder):
+    options = replace(QUICK, recalibrate=folder / "bundle")
+    evaluate(catalog, run.bundle, folder / "out", options)
+    return {path.name: path.read_bytes() for path in (folder / "bundle").iterdir()}
+
+
+def test_a_signal_in_the_test_labels_does_not_move_the_recalibrated_bundle(run, tmp_path):
+    plain = recalibrated(run.catalog, run, tmp_path / "a")
+    planted = recalibrated(relabelled(run.catalog, "test", swapped), run, tmp_path / "b")
+    assert plain == planted
+
+
+def test_a_signal_in_the_validation_labels_moves_it(run, tmp_path):
+    plain = recalibrated(run.catalog, run, tmp_path / "a")
+    planted = recalibrated(relabelled(run.catalog, "val", swapped), run, tmp_path / "b")
+    assert plain["bundle.json"] != planted["bundle.json"]
+
+
+def test_thresholds_of_operating_points_do_not_follow_test_labels(result, run, tmp_path):
+    planted = evaluate(relabelled(run.catalog, "test", swapped), run.bundle, tmp_path, QUICK)
+    ours, theirs = (
+        [(p["rule"], p["threshold"], p["chosen_on"]) for p in m["operating_points"]]
+        for m in (result[0], planted)
+    )
+    assert ours == theirs
+    assert {p["chosen_on"] for p in planted["operating_points"]} == {"the bundle", "val"}
+
+
+def test_without_validation_scans_thresholds_are_marked_optimistic(phantoms, lone_bundle, tmp_path):
+    metrics = evaluate(phantoms, lone_bundle, tmp_path, replace(QUICK, split="all"))
+    assert all(p["optimistic"] for p in metrics["operating_points"][1:])
+
+
+def test_recalibration_lowers_the_validation_loss_and_keeps_the_weights(run, tmp_path):
+    files = recalibrated(run.catalog, run, tmp_path)
+    original = load_bundle(run.bundle)
+    saved = load_bundle(tmp_path / "bundle")
+    assert files["model.safetensors"] == (run.bundle / "model.safetensors").read_bytes()
+    assert saved.fingerprint != original.fingerprint
+    before = evaluate(run.catalog, run.bundle, tmp_path / "v1", replace(QUICK, split="val"))
+    after = evaluate(
+        run.catalog, tmp_path / "bundle", tmp_path / "v2",
+        replace(QUICK, split="val", allow_leakage=True),
+    )  # fmt: skip
+    assert after["calibration"]["nll"] <= before["calibration"]["nll"] + 1e-6
+    assert "Recalibrated" in files["model_card.md"].decode()
+
+
+def test_evaluation_never_changes_the_bundle(run, tmp_path):
+    def digests():
+        return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in run.bundle.iterdir()}
+
+    before = digests()
+    recalibrated(run.catalog, run, tmp_path)
+    assert digests() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"tta": True}, UsageError, "test-time augmentation"),
+        ({"split_column": "official_split"}, UsageError, "needs validation scans"),
+    ],
+)
+def test_a_recalibration_that_cannot_be_right_is_refused(run, tmp_path, change, error, words):
+    options = replace(QUICK, recalibrate=tmp_path / "new", allow_leakage=True, **change)
+    with pytest.raises(error, match=words):
+        evaluate(run.catalog, run.bundle, tmp_path / "out", options)
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_existing_bundle_is_not_overwritten(run, lone_bundle, tmp_path):
+    with pytest.raises(BundleError, match="exists already"):
+        evaluate(run.catalog, run.bundle, tmp_path, replace(QUICK, recalibrate=lone_bundle))
+
+
+# Classes
+
+
+def test_labels_go_through_the_mapping_that_the_bundle_was_trained_with(run, phantoms, tmp_path):
+    spec = "tumor=glioma_tumor+meningioma_tumor+pituitary_tumor+other_tumor,no_tumor"
+    bundle = make_bundle(
+        tmp_path / "bundle",
+        architecture={
+            **load_bundle(run.bundle).fields.architecture.model_dump(),
+            "classes": 4,
+        },
+        class_names=("a", "b", "no_tumor", "tumor"),
+        positive_classes=("tumor",),
+        recipe={"data": {"classes": spec}},
+    )
+    metrics = evaluate(phantoms, bundle, tmp_path / "out", replace(QUICK, split="all"))
+    labels = [label for label in phantoms["label"].to_pylist() if label != "no_tumor"]
+    assert metrics["per_class"]["tumor"]["support"] <= len(labels)
+    assert metrics["per_class"]["tumor"]["support"] > 20
+    assert metrics["per_class"]["a"]["support"] == 0
+
+
+def test_labels_that_a_mapping_leaves_out_are_counted(phantoms, lone_bundle, tmp_path):
+    classes = "glioma_tumor,no_tumor"
+    options = replace(QUICK, split="all", classes=classes)
+    counts = evaluate(phantoms, lone_bundle, tmp_path, options)["counts"]
+    labels = phantoms["label"].to_pylist()
+    assert counts["left_out"] == sum(x not in ("glioma_tumor", "no_tumor") for x in labels)
+    assert counts["measured"] + counts["left_out"] + counts["unlabelled"] >= len(labels) - 5
+
+
+def test_a_class_that_the_bundle_does_not_know_is_named(run, phantoms, lone_bundle, tmp_path):
+    catalog = relabelled(run.catalog, "test", lambda _: "cyst")
+    with pytest.raises(UsageError, match="class 'cyst' is not one of the bundle's"):
+        evaluate(catalog, run.bundle, tmp_path, QUICK)
+
+
+# Views, subgroups, comparison
+
+
+def test_views_are_the_scan_its_mirror_image_and_small_turns():
+    images = np.random.default_rng(0).integers(0, 255, (2, 16, 16), np.uint8)
+    views = list(views_of(images))
+    assert len(views) == 6
+    np.testing.assert_array_equal(views[0], images)
+    np.testing.assert_array_equal(views[3], images[:, :, ::-1])
+    assert all(view.shape == images.shape and view.dtype == np.uint8 for view in views)
+    assert not np.array_equal(views[1], views[2])
+
+
+def test_logits_are_averaged_over_the_views(run):
+    predictor = Predictor.from_bundle(run.bundle, "cpu", precision="fp32", batch_size=4)
+    rows = run.catalog.filter(pc.equal(run.catalog["split"], "test")).slice(0, 6)
+    seen = []
+    original = predictor.forward
+
+    def record(images, *, explain):
+        seen.append(original(images, explain=explain).logits)
+        return original(images, explain=explain)
+
+    predictor.forward = record
+    averaged = predict_catalog(predictor, rows, tta=True).logits
+    np.testing.assert_allclose(averaged[:4], np.mean(seen[:6], axis=0), rtol=1e-5)
+    assert len(seen) == 12  # two batches of six views
+
+
+def test_batches_do_not_change_the_logits(run):
+    rows = run.catalog.filter(pc.equal(run.catalog["split"], "test"))
+    one, many = (
+        predict_catalog(
+            Predictor.from_bundle(run.bundle, "cpu", precision="fp32", batch_size=n), rows
+        )
+        for n in (1, 64)
+    )
+    np.testing.assert_allclose(one.logits, many.logits, atol=1e-4)
+
+
+def test_subgroups_add_up_to_the_whole(run, tmp_path):
+    options = replace(QUICK, subgroups=("label", "format", "size"))
+    metrics = evaluate(run.catalog, run.bundle, tmp_path, options)
+    for rows in metrics["subgroups"].values():
+        assert sum(row["n"] for row in rows) == metrics["n"]
+    glioma = next(r for r in metrics["subgroups"]["label"] if r["value"] == "glioma_tumor")
+    assert glioma["accuracy"] == pytest.approx(metrics["per_class"]["glioma_tumor"]["recall"])
+    assert len(metrics["subgroups"]["size"]) <= 4
+    assert glioma["few"] is True
+
+
+def test_a_subgroup_by_an_unknown_column_names_those_there_are(run, tmp_path):
+    with pytest.raises(UsageError, match="no such column; it has scan_id"):
+        evaluate(run.catalog, run.bundle, tmp_path, replace(QUICK, subgroups=("scanner",)))
+
+
+def test_a_bundle_does_not_differ_from_itself(run, tmp_path):
+    metrics = evaluate(run.catalog, run.bundle, tmp_path, replace(QUICK, compare=str(run.bundle)))
+    compared = metrics["comparison"]
+    assert compared["mcnemar"]["p_value"] == 1
+    assert compared["difference"]["accuracy"] == pytest.approx(
+        {**compared["difference"]["accuracy"], "estimate": 0, "low": 0, "high": 0}
+    )
+    assert compared["a"]["accuracy"] == metrics["accuracy"]
+
+
+def test_another_bundle_is_compared_on_the_same_scans(run, tmp_path):
+    other = make_bundle(tmp_path / "other" / "bundle", seed=5)
+    metrics = evaluate(run.catalog, run.bundle, tmp_path, replace(QUICK, compare=str(other)))
+    alone = evaluate(run.catalog, other, tmp_path / "b", QUICK)
+    compared = metrics["comparison"]
+    assert compared["b"]["balanced_accuracy"] == pytest.approx(alone["balanced_accuracy"])
+    assert compared["difference"]["auroc"]["estimate"] == pytest.approx(
+        metrics["binary"]["auroc"] - alone["binary"]["auroc"]
+    )
+
+
+def test_bundles_of_other_classes_are_not_compared(run, tmp_path):
+    other = make_bundle(
+        tmp_path / "bundle", class_names=("a", "b", "c", "no_tumor"), positive_classes=("a",)
+    )
+    with pytest.raises(UsageError, match="differ in class_names"):
+        evaluate(run.catalog, run.bundle, tmp_path, replace(QUICK, compare=str(other)))
+
+
+def test_sections_may_be_summaries_or_functions_of_the_evaluation(run, tmp_path):
+    options = replace(
+        QUICK,
+        sections={
+            "ready": {"n": 3},
+            "made": lambda predictor, evaluated: {"scans": len(evaluated.measured)},
+        },
+    )
+    metrics = evaluate(run.catalog, run.bundle, tmp_path, options)
+    assert metrics["sections"] == {"ready": {"n": 3}, "made": {"scans": metrics["n"]}}
+
+
+def test_a_bundle_without_its_card_is_no_obstacle_to_figures(run, tmp_path):
+    bundle = shutil.copytree(run.bundle, tmp_path / "x" / "bundle")
+    (bundle / "model_card.md").unlink()
+    assert evaluate(run.catalog, bundle, tmp_path / "out", QUICK)["n"] > 0
