@@ -9,7 +9,23 @@ import io
 import cv2
 import numpy as np
 
-WORDS = "the scan was read as normal and no further action is needed before next week".split()
+WORDS = [
+    "the",
+    "scan",
+    "was",
+    "read",
+    "as",
+    "normal",
+    "and",
+    "no",
+    "further",
+    "action",
+    "is",
+    "needed",
+    "before",
+    "next",
+    "week",
+]
 
 
 def foreign_images(seed: int, n: int) -> list[tuple[str, np.ndarray]]:

@@ -16,6 +16,7 @@ from braintumor_ray.metrics.inputs import binary_view
 from braintumor_ray.metrics.intervals import bootstrap_table, table_accuracy
 
 MOST_VALUES = 12
+MOST_NUMBERS = 6
 FEW_GROUPS = 10
 UNKNOWN, OTHER = "unknown", "other"
 _BINARY = ("sensitivity", "specificity", "auroc")
@@ -26,7 +27,7 @@ def subgroup_table(
 ) -> dict[str, list[dict[str, Any]]]:
     """Measure each value of each column.
 
-    A number column of more than 12 values is cut at its quartiles; of other columns with more
+    A column of more than 6 numbers is cut at its quartiles; of other columns with more than 12
     values the commonest are kept and the rest is 'other'.
 
     Args:
@@ -91,7 +92,7 @@ def _values(column: pa.ChunkedArray) -> NDArray[np.object_]:
     raw = column.to_pylist()
     distinct = {value for value in raw if value is not None}
     numeric = pa.types.is_integer(kind) or pa.types.is_floating(kind)
-    if numeric and len(distinct) > MOST_VALUES:
+    if numeric and len(distinct) > MOST_NUMBERS:
         return _quartiles(raw)
     texts = [UNKNOWN if value is None else str(value) for value in raw]
     common = {name for name, _ in Counter(texts).most_common(MOST_VALUES)}

@@ -111,8 +111,8 @@ def via_outlines(text: str, location: str) -> dict[str, Outlines]:
         location: where it is from, for messages.
 
     Raises:
-        TruthError: it is not JSON or not VIA's, a region has no area (point, polyline), lacks a coordinate,
-            or a file is listed twice.
+        TruthError: it is not JSON or not VIA's, a region has no area (point, polyline) or lacks a
+            coordinate, or a file is listed twice.
     """
     try:
         raw = json.loads(text)

@@ -11,7 +11,11 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from mutations import (
+from PIL import Image, ImageOps
+
+from braintumor_ray.data.decode import DecodeLimits, decode, probe, sniff
+from braintumor_ray.data.raster import rescale
+from tests.data.mutations import (
     MAY_DECODE,
     bomb_png,
     encode,
@@ -19,10 +23,6 @@ from mutations import (
     mutated_images,
     slice_like,
 )
-from PIL import Image, ImageOps
-
-from braintumor_ray.data.decode import DecodeLimits, decode, probe, sniff
-from braintumor_ray.data.raster import rescale
 
 GRAY = slice_like(np.random.default_rng(3), 96, 70)
 
@@ -331,7 +331,7 @@ def test_no_prefix_of_an_image_passes_for_whole(name):
 
 MEMORY_PROBE = """
 import resource, sys
-from mutations import mutated_images
+from tests.data.mutations import mutated_images
 from braintumor_ray.data.decode import decode
 files = mutated_images(0, 300)
 decode(files[3][1])

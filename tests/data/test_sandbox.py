@@ -9,10 +9,10 @@ import time
 import numpy as np
 import psutil
 import pytest
-from mutations import MAY_DECODE, intact_images, mutated_images
 
 from braintumor_ray.data.decode import decode
 from braintumor_ray.data.sandbox import DecodeSandbox, SandboxError
+from tests.data.mutations import MAY_DECODE, intact_images, mutated_images
 
 HOSTILE = "sandbox_workers:hostile"
 
