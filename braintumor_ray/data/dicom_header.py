@@ -9,7 +9,6 @@ import re
 import warnings
 import zlib
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -38,6 +37,7 @@ _LOCALIZER = re.compile(
     r"(?<![a-z])(locali[sz]ers?|loc|scouts?|surveys?|topograms?"
     r"|(3|three|tri)[ _-]?(plane|pl)([ _-]?loc)?)(?![a-z])"
 )
+_UNHEARD = ("ignore", None, Warning, re.compile("pydicom"), 0)
 _PERSONAL = (
     "PatientName",
     "PatientID",
@@ -240,9 +240,9 @@ def _check_deflated(data: bytes, limits: DecodeLimits) -> None:
         raise Unreadable(f"over the limit of {limits.max_bytes} bytes when inflated")
 
 
-@lru_cache(maxsize=1)
 def _quiet_pydicom() -> None:
     """Its warnings and log lines quote values of tags."""
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
-    warnings.filterwarnings("ignore", module="pydicom")
     logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
+    if _UNHEARD not in warnings.filters:  # adding it again would repeat everybody's warnings
+        warnings.filterwarnings("ignore", module=_UNHEARD[3].pattern)

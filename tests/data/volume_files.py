@@ -95,7 +95,7 @@ def as_axial_volume(slices):
 
 
 def intact_volumes(seed, n):
-    """`n` files, in turn DICOM plain, RLE, multi-frame, NIfTI and zipped NIfTI, with their names."""
+    """`n` named files, in turn DICOM plain, RLE, multi-frame, NIfTI and zipped NIfTI."""
     rng = np.random.default_rng(seed)
     files = []
     for i in range(n):

@@ -27,12 +27,8 @@ def relabelled(catalog, split, change):
     """The catalog with the labels of one split changed."""
     table, splits = catalog, catalog["split"].to_pylist()
     for name in ("label", "class_name"):
-        values = [
-            change(value) if where == split else value
-            for value, where in zip(
-                table[name].to_pylist(), table["split"].to_pylist(), strict=True
-            )
-        ]
+        pairs = zip(table[name].to_pylist(), splits, strict=True)
+        values = [change(value) if where == split else value for value, where in pairs]
         index = table.schema.get_field_index(name)
         table = table.set_column(index, name, pa.array(values, pa.string()))
     return table
