@@ -196,6 +196,9 @@ def train(
         Optional[bool],  # noqa: UP045
         typer.Option("--gpu/--no-gpu", help="A GPU per worker; else where the cluster has them."),
     ] = None,
+    preview_augmentation: Annotated[
+        bool, typer.Option(help="Only draw augmented scans, RUN/augmentation.png.")
+    ] = False,
     path_column: PathColumn = None,
     label_column: LabelColumn = None,
     patient_column: PatientColumn = None,
@@ -224,6 +227,7 @@ def train(
         allow_leakage=allow_leakage,
         cache=cache,
         use_gpu=use_gpu,
+        preview=preview_augmentation,
         catalog_options=options,
     )
     _print(found, as_json, _train_lines(found))
@@ -364,6 +368,55 @@ def explain(
 
 @app.command()
 @short_errors
+def worklist(
+    results: Annotated[str, typer.Argument(help="A results folder or URI.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the lists.")] = Path(
+        "worklist"
+    ),
+    by: Annotated[
+        str, typer.Option(help="urgency (tumour probability) or usefulness (of a label: entropy).")
+    ] = "urgency",
+    limit: Annotated[Optional[int], typer.Option(min=1, help="At most so many scans.")] = None,  # noqa: UP045
+    overlays: Annotated[int, typer.Option(min=0, help="Scans with a picture on the page.")] = 50,
+    as_json: Json = False,
+) -> None:
+    """Sort scored scans and patients for a reviewer: CSV and a page, from Parquet alone.
+
+    The CSV has an empty label column: fill it in and give it to 'catalog' to train on.
+    """
+    from braintumor_ray.evaluation.worklist import make_worklist
+
+    _check_choice("--by", by, ("urgency", "usefulness"))
+    found = make_worklist(results, output, by, limit, overlays)  # type: ignore[arg-type]
+    _print(found, as_json, _listed(found))
+
+
+@app.command()
+@short_errors
+def neurons(
+    source: Source,
+    bundle: BundleOption,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the tables.")] = Path(
+        "neurons"
+    ),
+    limit: Annotated[Optional[int], typer.Option(min=1, help="At most so many scans.")] = None,  # noqa: UP045
+    top: Annotated[int, typer.Option(min=1, help="Neurons shown per class.")] = 6,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Which features of the last layer follow which class, and which scans excite them most."""
+    from braintumor_ray.evaluation.neurons import NeuronOptions, run_neurons
+
+    table = _load(source, _anonymous_options())
+    with progress_bar("neurons") as advance:
+        found = run_neurons(
+            table, bundle, output, NeuronOptions(device=device, top=top, limit=limit), advance
+        )
+    _print(found, as_json, _listed(found))
+
+
+@app.command()
+@short_errors
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Where to write it all.")] = (
         Path("demo-output")
@@ -404,6 +457,16 @@ def _catalog_options(
     )
 
 
+def _anonymous_options() -> Any:  # noqa: ANN401 - the type is imported late
+    """For commands that only group by patient: a key of the moment, kept nowhere."""
+    import secrets
+
+    from braintumor_ray.data.catalog import CatalogOptions
+    from braintumor_ray.data.identity import IdentityHash
+
+    return CatalogOptions(identity=IdentityHash(secrets.token_bytes(32)))
+
+
 def _load(source: str, options: Any) -> "pa.Table":  # noqa: ANN401
     from braintumor_ray.data.catalog import load_catalog
 
@@ -439,6 +502,8 @@ def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def _train_lines(found: dict[str, Any]) -> str:
+    if "augmentation" in found:
+        return str(found["augmentation"])
     return (
         f"bundle: {found['bundle']}\n"
         f"validation: accuracy {found['accuracy']:.3f}, balanced accuracy "
@@ -474,6 +539,12 @@ def _gate_quarantine(found: dict[str, Any], most: float) -> None:
             f"{share:.1%} of the scans are quarantined, over --max-quarantine-fraction {most}; "
             "the rows are committed: look at their reasons"
         )
+
+
+def _listed(found: dict[str, Any]) -> str:
+    """Short values of a result, a line each."""
+    short = {k: v for k, v in found.items() if isinstance(v, str | int | float)}
+    return "\n".join(f"{key}: {value}" for key, value in short.items())
 
 
 def _print(found: dict[str, Any], as_json: bool, text: str) -> None:

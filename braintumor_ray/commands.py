@@ -28,6 +28,7 @@ def train_command(
     allow_leakage: bool,
     cache: str | None,
     use_gpu: bool | None,
+    preview: bool,
     catalog_options: CatalogOptions,
 ) -> dict[str, Any]:
     """Train a recipe; see `braintumor-ray train --help`."""
@@ -42,8 +43,14 @@ def train_command(
     from braintumor_ray.training.run import TrainOptions, check_run, train
     from braintumor_ray.training.trainer import Workers
 
-    check_run(output)
+    if not preview:
+        check_run(output)
     table, described, synthetic = _training_source(source, output, catalog_options)
+    if preview:
+        from braintumor_ray.training.preview import preview_augmentation
+
+        preview_augmentation(table, loaded, output / "augmentation.png")
+        return {"augmentation": str(output / "augmentation.png")}
     with ray_session(number if isinstance(number, int) else number[1]):
         workers = Workers(number, _wants_gpu(use_gpu))
         trained = train(

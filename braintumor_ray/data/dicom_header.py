@@ -150,7 +150,7 @@ def mode_of(dataset: Dataset) -> str | None:
 def header_tags(dataset: Dataset) -> dict[str, str]:
     """`Probe.tags` of a DICOM object; those that it lacks are left out."""
     found = {
-        "modality": _code(text_of(dataset, "Modality").upper()),
+        "modality": _modality(dataset),
         "plane": plane_of(functional_group(dataset, 0, "PlaneOrientationSequence")),
         "sequence": _sequence(dataset),
         "patient": text_of(dataset, "PatientID"),
@@ -189,18 +189,22 @@ def _is_localizer(dataset: Dataset) -> bool:
     return bool(_LOCALIZER.search(words.lower()))
 
 
+def _modality(dataset: Dataset) -> str | None:
+    code = text_of(dataset, "Modality").upper()
+    return _unless_personal(dataset, code) if _CODE.fullmatch(code) else None
+
+
 def _sequence(dataset: Dataset) -> str | None:
-    """The sequence's description, unless it repeats a word of the patient's or staff's names."""
     keywords = ("SeriesDescription", "ProtocolName", "PulseSequenceName", "SequenceName")
     words = next((words for key in keywords if (words := text_of(dataset, key))), "")
-    words = "".join(char for char in words if char.isprintable())[:64]
-    personal = " ".join(text_of(dataset, key) for key in _PERSONAL).lower()
+    return _unless_personal(dataset, "".join(c for c in words if c.isprintable())[:64])
+
+
+def _unless_personal(dataset: Dataset, text: str) -> str | None:
+    """The text, unless it repeats a word of a name or id: people type them anywhere."""
+    personal = " ".join(text_of(dataset, keyword) for keyword in _PERSONAL).lower()
     said = re.findall(r"[^\W_]{3,}", personal)
-    return None if any(word in words.lower() for word in said) else words or None
-
-
-def _code(value: str) -> str | None:
-    return value if _CODE.fullmatch(value) else None
+    return None if any(word in text.lower() for word in said) else text or None
 
 
 class _UntilPixels:

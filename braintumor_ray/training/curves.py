@@ -1,4 +1,4 @@
-"""Training curves as a picture."""
+"""Training curves as a picture, and as TensorBoard events."""
 
 from pathlib import Path
 from typing import Any
@@ -40,3 +40,17 @@ def draw_curves(history: list[dict[str, Any]], path: Path) -> None:
         for start in starts:
             axis.axvline(start - 0.5, color="grey", linewidth=1)
     figure.savefig(path, dpi=110)
+
+
+def write_events(history: list[dict[str, Any]], folder: Path) -> None:
+    """Every figure of every epoch as a TensorBoard event file."""
+    from tensorboardX import SummaryWriter
+
+    writer = SummaryWriter(str(folder))
+    try:
+        for entry in history:
+            for name, value in entry.items():
+                if isinstance(value, int | float) and name != "epoch":
+                    writer.add_scalar(name.replace("_", "/", 1), value, entry["epoch"])
+    finally:
+        writer.close()

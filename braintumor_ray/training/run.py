@@ -30,6 +30,7 @@ from braintumor_ray.training.finish import (
     tune,
 )
 from braintumor_ray.training.loop import balanced_class_weights
+from braintumor_ray.training.phases import phase_table
 from braintumor_ray.training.split import (
     HASH_COLUMNS,
     SplitOptions,
@@ -37,7 +38,8 @@ from braintumor_ray.training.split import (
     counts_by_split,
     with_splits,
 )
-from braintumor_ray.training.trainer import Workers, fit, read_best
+from braintumor_ray.training.stages import State
+from braintumor_ray.training.trainer import Workers, fit, read_fitted
 
 Say = Callable[[str], None]
 
@@ -155,14 +157,15 @@ def train(catalog: pa.Table, options: TrainOptions, say: Say = print) -> Trained
         name,
         lambda entry: say(_epoch_line(entry)),
     )
-    best, history = read_best(result)
+    fitted = read_fitted(result)
     provisional = provisional_bundle(
-        recipe, architecture, preprocessing, classes, best, data.fingerprint()
+        recipe, architecture, preprocessing, classes, fitted.best, data.fingerprint()
     )
     bundle = _write_bundle(provisional, data, options, weights)
-    _write_history(output, history)
+    _write_history(output, fitted.history)
+    _write_phases(output, bundle, fitted.stages, data, options.device)
     _note(output, status="finished")
-    return Trained(bundle, output / "bundle", history)
+    return Trained(bundle, output / "bundle", fitted.history)
 
 
 def check_run(output: Path) -> None:
@@ -314,10 +317,25 @@ def _card(fields: Any, data: _Data, options: TrainOptions, weights: str) -> str:
 
 
 def _write_history(output: Path, history: list[dict[str, Any]]) -> None:
-    from braintumor_ray.training.curves import draw_curves
+    from braintumor_ray.training.curves import draw_curves, write_events
 
     (output / "history.json").write_text(json.dumps(history, indent=1) + "\n", encoding="utf-8")
     draw_curves(history, output / "curves.png")
+    write_events(history, output / "tensorboard")
+
+
+def _write_phases(
+    output: Path, bundle: Bundle, stages: dict[str, State], data: _Data, device: str
+) -> None:
+    """phases.json: the test split after each stage; the only time that training looks at it."""
+    ids, labels = data.of("test")
+    if not len(ids):
+        return
+    where = (data.shards.paths, data.shards.location)
+    table = phase_table(
+        bundle, stages, lambda predictor: split_outputs(predictor, *where, ids, labels), device
+    )
+    (output / "phases.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
 
 
 def _class_weights(

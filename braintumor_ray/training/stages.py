@@ -33,6 +33,7 @@ class Course:
         best_loss: lowest validation loss of this stage.
         best_state: weights with the best score of all stages.
         history: one entry per epoch.
+        stage_states: the best weights so far at the end of each stage, by its name.
     """
 
     stage: int = 0
@@ -45,6 +46,7 @@ class Course:
     best_loss: float = math.inf
     best_state: State | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
+    stage_states: dict[str, State] = field(default_factory=dict)
 
     def note(self, entry: dict[str, Any], model: Classifier, recipe: Recipe) -> None:
         """Count an epoch, keep the weights if they are the best, move rates and patience."""
@@ -135,10 +137,12 @@ def to_checkpoint(
     course: Course, model: Classifier, optimizer: torch.optim.Optimizer
 ) -> dict[str, Any]:
     """Everything that a resumed run needs, as tensors and plain values."""
-    fields = {k: v for k, v in vars(course).items() if k != "best_state"}
+    weights = ("best_state", "stage_states")
+    fields = {k: v for k, v in vars(course).items() if k not in weights}
     return {
         "course": copy.deepcopy(fields),
         "best": course.best_state,
+        "stages": course.stage_states,
         "model": cpu_state(model),
         "optimizer": optimizer.state_dict(),
     }
@@ -146,7 +150,7 @@ def to_checkpoint(
 
 def from_checkpoint(saved: dict[str, Any]) -> Course:
     """The inverse of `to_checkpoint` for the course."""
-    return Course(**saved["course"], best_state=saved["best"])
+    return Course(**saved["course"], best_state=saved["best"], stage_states=saved.get("stages", {}))
 
 
 def _cosine(step: int, total: int, warmup: float) -> float:

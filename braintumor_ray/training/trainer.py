@@ -344,6 +344,8 @@ class _Worker:
         """Go on from the best weights so far, not from the last."""
         if self.course.best_state is not None:
             self.model.load_state_dict(self.course.best_state)
+            name = self.recipe.stages[self.course.stage].name
+            self.course.stage_states[name] = self.course.best_state
 
     def _distributed(self, network: nn.Module) -> nn.Module:
         if self.world == 1:
@@ -368,13 +370,28 @@ class _Worker:
             yield images.to(self.device, non_blocking=True), labels.to(self.device)
 
 
-def read_best(result: Result) -> tuple[State, list[dict[str, Any]]]:
-    """The best weights and the history of a finished run."""
+@dataclass(frozen=True)
+class Fitted:
+    """What training ended in.
+
+    Attributes:
+        best: weights with the best monitored value of all stages.
+        stages: the best weights so far at the end of each stage but the last, by its name.
+        history: one entry per epoch.
+    """
+
+    best: State
+    stages: dict[str, State]
+    history: list[dict[str, Any]]
+
+
+def read_fitted(result: Result) -> Fitted:
+    """The weights and the history of a finished run."""
     if result.checkpoint is None:
         raise RuntimeError("the run reported no checkpoint")
     with result.checkpoint.as_directory() as folder:
         saved = torch.load(Path(folder) / FILE, map_location="cpu", weights_only=True)
-    return saved["best"], saved["course"]["history"]
+    return Fitted(saved["best"], saved["stages"], saved["course"]["history"])
 
 
 def _last_checkpoint() -> dict[str, Any] | None:
