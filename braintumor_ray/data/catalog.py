@@ -9,6 +9,7 @@ from itertools import repeat
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from braintumor_ray.data.decode import DEFAULT_VOLUMES, Probe, VolumeOptions, probe
@@ -137,19 +138,17 @@ def check_ids(table: pa.Table) -> None:
     Raises:
         CatalogError: names both paths.
     """
-    ids = table["scan_id"].to_pylist()
-    if len(set(ids)) == len(ids):
+    ids = table["scan_id"].to_numpy()
+    order = np.argsort(ids, kind="stable")
+    repeated = np.flatnonzero(ids[order][1:] == ids[order][:-1])
+    if not len(repeated):
         return
-    first: dict[int, int] = {}
-    for index, value in enumerate(ids):
-        if value in first:
-            paths = table["path"].take([first[value], index]).to_pylist()
-            cause = "the path is listed twice" if paths[0] == paths[1] else "their hashes collide"
-            raise CatalogError(
-                f"'{paths[0]}' and '{paths[1]}' have the same scan id: {cause}; "
-                "list each file once, or rename one"
-            )
-        first[value] = index
+    pair = order[repeated[0] : repeated[0] + 2]
+    one, other = table["path"].take(pa.array(pair)).to_pylist()
+    cause = "the path is listed twice" if one == other else "their hashes collide"
+    raise CatalogError(
+        f"'{one}' and '{other}' have the same scan id: {cause}; list each file once, or rename one"
+    )
 
 
 def read_catalog(path: str | Path) -> pa.Table:

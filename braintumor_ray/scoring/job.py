@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import ray
 from ray.data import ActorPoolStrategy, SaveMode
 from ray.data.checkpoint import CheckpointConfig
@@ -288,10 +289,10 @@ def _manifest(plan: Plan, catalogs: list[str], started: float) -> dict[str, Any]
     files = []
     for name in sorted(generation.committed_files()):
         path = f"{generation.rows}/{name}"
-        (ids,) = generation.folder.read_parquet([path], ["scan_id"])
         filesystem, inner = open_filesystem(generation.folder.at(path))
         size = filesystem.get_file_info(inner).size
-        files.append({"path": path, "rows": ids.num_rows, "bytes": size})
+        rows = pq.read_metadata(inner, filesystem=filesystem).num_rows
+        files.append({"path": path, "rows": rows, "bytes": size})
     return {
         "generation": generation.number,
         "run_id": uuid.uuid4().hex,

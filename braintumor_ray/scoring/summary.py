@@ -1,12 +1,10 @@
 """What a run did, in figures."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from braintumor_ray.scoring.plan import Plan
 
@@ -58,23 +56,19 @@ def summarize(
     """Count a generation's rows (columns status, reason, predicted_class, entropy, ...)."""
     if location is None:
         return Summary(None, 0, 0, plan.known)
-    rows: dict[str, list[Any]] = {
-        name: [value for table in tables for value in table[name].to_pylist()]
-        for name in tables[0].column_names
-    }
-    entropies = [value for value in rows["entropy"] if value is not None]
-    fresh = len(rows["status"]) - plan.resumed
+    rows = pa.concat_tables(tables)
+    fresh = rows.num_rows - plan.resumed
     speed = fresh / seconds if seconds else 0.0
     return Summary(
         generation=plan.generation.number,
-        scans=len(rows["status"]),
+        scans=rows.num_rows,
         resumed=plan.resumed,
         known=plan.known,
         status=_counts(rows["status"]),
         classes=_counts(rows["predicted_class"]),
         reasons=_counts(rows["reason"]),
-        mean_entropy=float(np.mean(entropies)) if entropies else None,
-        out_of_domain=sum(bool(value) for value in rows["out_of_domain"]),
+        mean_entropy=pc.mean(rows["entropy"]).as_py(),
+        out_of_domain=pc.sum(rows["out_of_domain"]).as_py() or 0,
         seconds=seconds,
         scans_per_s=speed,
         model_scans_per_s=model_scans_per_s,
@@ -82,5 +76,7 @@ def summarize(
     )
 
 
-def _counts(values: Sequence[str | None]) -> dict[str, int]:
-    return dict(Counter(value for value in values if value is not None).most_common())
+def _counts(column: pa.ChunkedArray) -> dict[str, int]:
+    """Values that are not null, most frequent first."""
+    pairs = [(item["values"], item["counts"]) for item in pc.value_counts(column).to_pylist()]
+    return dict(sorted((p for p in pairs if p[0] is not None), key=lambda pair: -pair[1]))

@@ -1,0 +1,89 @@
+"""A small pool of decoding processes, used from an event loop.
+
+A sandbox takes one item at a time and is not thread-safe: whoever wants one waits for an idle one.
+Hostile bytes can kill or stall only the process that decodes them.
+"""
+
+import asyncio
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from braintumor_ray.data.sandbox import DecodeSandbox, SandboxError
+from braintumor_ray.serving.problems import ProblemError
+from braintumor_ray.serving.worker import WORKER, Upload
+
+_MOST = 4
+
+
+class DecoderPool:
+    """Sandboxes that decode uploads, as many at a time as there are sandboxes.
+
+    Args:
+        count: processes; default one per core, at most 4.
+        timeout_s: longest time for one file, seconds.
+        memory_bytes: private memory that one process may hold.
+        worker: `module:function` that decodes, see `serving.worker.decode_upload`.
+    """
+
+    def __init__(
+        self,
+        count: int | None = None,
+        timeout_s: float = 10.0,
+        memory_bytes: int = 2 * 2**30,
+        worker: str = WORKER,
+    ) -> None:
+        self.count = count or min(_MOST, os.cpu_count() or 1)
+        self._sandboxes = [
+            # One try: who uploads may try again, and a second stall would hold the decoder twice.
+            DecodeSandbox(worker, timeout_s, tries=1, memory_bytes=memory_bytes)
+            for _ in range(self.count)
+        ]
+        self._threads = ThreadPoolExecutor(self.count, thread_name_prefix="decode")
+        self._idle: asyncio.LifoQueue[DecodeSandbox] | None = None
+
+    async def decode(self, data: Any, options: dict[str, Any]) -> Upload:  # noqa: ANN401 - a buffer
+        """Decode one upload; waits for an idle process.
+
+        Raises:
+            ProblemError: the decoding process itself cannot run.
+        """
+        idle = self._idle_queue()
+        sandbox = await idle.get()
+        work = asyncio.get_running_loop().run_in_executor(
+            self._threads, _run, sandbox, data, options
+        )
+        # The sandbox goes back when its work ends, not when a client hangs up in the middle of it.
+        work.add_done_callback(lambda _: idle.put_nowait(sandbox))
+        return await asyncio.shield(work)
+
+    def close(self) -> None:
+        """End the processes."""
+        self._threads.shutdown(wait=True)
+        for sandbox in self._sandboxes:
+            sandbox.close()
+
+    def _idle_queue(self) -> "asyncio.LifoQueue[DecodeSandbox]":
+        """Made on first use, inside the event loop that it belongs to."""
+        if self._idle is None:
+            self._idle = asyncio.LifoQueue()
+            for sandbox in self._sandboxes:
+                self._idle.put_nowait(sandbox)
+        return self._idle
+
+
+Decode = Callable[[Any, dict[str, Any]], Any]
+
+
+def _run(sandbox: DecodeSandbox, data: Any, options: dict[str, Any]) -> Upload:  # noqa: ANN401
+    try:
+        outcome = sandbox.run(data, options)
+    except SandboxError as error:
+        raise ProblemError(
+            "not-ready", "the decoding process cannot start; try again later", {"Retry-After": "5"}
+        ) from error
+    if outcome.reason is not None:
+        return Upload(kind="unreadable", reason=outcome.reason)
+    upload: Upload = outcome.value
+    return upload
