@@ -21,6 +21,7 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 RAY_MODULES = {
     "data/pipeline.py",
     "training/trainer.py",
+    "training/worker.py",
     "scoring/job.py",
     "scoring/preflight.py",
     "serving/app.py",

@@ -271,6 +271,7 @@ _STRANGERS = (
     (b"RIFF", "'RIFF' (WebP and other RIFF files are not readable here)"),
     (b"\x1f\x8b", "the gzip magic, and no NIfTI inside"),
     (b"\0\0\0\x0cjP  ", "the JPEG 2000 magic (readable here only inside DICOM)"),
+    (b"MATLAB", "'MATLAB' (MAT-file: docs/datasets.md shows how to convert it)"),
     (b"\x7fELF", "'ELF' (program)"),
     (b"<", "'<' (markup text)"),
     (b"\0\0\0\0", "zero bytes"),

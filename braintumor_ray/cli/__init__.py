@@ -1,0 +1,59 @@
+"""The command line: parse, call one function, print. Heavy modules are imported in commands."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from braintumor_ray import __version__
+from braintumor_ray.cli import archive, data, evaluation, training
+from braintumor_ray.cli.options import Json, print_result
+from braintumor_ray.console import say, short_errors
+
+app = typer.Typer(
+    name="braintumor-ray",
+    help="Brain-tumour MRI classification that scales and explains itself. "
+    "Research software, not a medical device.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.command()
+@short_errors
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write it all.")] = (
+        Path("demo-output")
+    ),
+    as_json: Json = False,
+) -> None:
+    """Everything on synthetic scans: train, score, verify, explain. No data or network needed."""
+    from braintumor_ray.demo import run_demo
+
+    found = run_demo(output, say)
+    print_result(found, as_json, "\n".join(f"{key}: {value}" for key, value in found.items()))
+
+
+for group in (data, training, archive, evaluation):
+    app.add_typer(group.app)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it and end.")
+    ] = False,
+) -> None:
+    """Brain-tumour MRI classification that scales and explains itself."""
+
+
+def main() -> None:
+    """Entry point of the `braintumor-ray` command."""
+    app()

@@ -1,0 +1,99 @@
+"""Commands on data: phantom, catalog, split."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from braintumor_ray.cli.options import (
+    Json,
+    Source,
+    load_source,
+    print_result,
+    takes_catalog_options,
+    value_counts,
+)
+from braintumor_ray.console import progress_bar, short_errors
+
+if TYPE_CHECKING:
+    from braintumor_ray.data.catalog import CatalogOptions
+
+app = typer.Typer()
+
+
+@app.command()
+@short_errors
+def phantom(
+    directory: Annotated[Path, typer.Argument(help="Where to write the data set.")],
+    patients: Annotated[int, typer.Option(min=4, help="Patients over all four classes.")] = 40,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same scans.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Write synthetic scans with exact tumour masks and planted bad files (not real patients)."""
+    from dataclasses import asdict
+
+    from braintumor_ray.data.phantom import write_phantoms
+
+    with progress_bar("phantoms") as advance:
+        summary = write_phantoms(directory, patients=patients, seed=seed, progress=advance)
+    print_result(asdict(summary), as_json, f"synthetic scans in {directory / 'scans'}")
+
+
+@app.command()
+@short_errors
+@takes_catalog_options
+def catalog(
+    source: Source,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The catalog, .parquet.")],
+    as_json: Json = False,
+    *,
+    catalog_options: "CatalogOptions",
+) -> None:
+    """List every scan of a source: one row per file, or per frame of a volume."""
+    from braintumor_ray.data.catalog import write_catalog
+
+    table = load_source(source, catalog_options)
+    write_catalog(table, output)
+    counts = value_counts(table, "label")
+    print_result(
+        {"catalog": str(output), "scans": table.num_rows, "labels": counts},
+        as_json,
+        f"{table.num_rows} scans in {output}: "
+        + ", ".join(f"{name or 'unlabelled'} {n}" for name, n in counts.items()),
+    )
+
+
+@app.command()
+@short_errors
+def split(
+    catalog_file: Annotated[Path, typer.Argument(metavar="CATALOG", help="From 'catalog'.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The catalog with splits.")],
+    fractions: Annotated[str, typer.Option(help="Shares of train, val and test.")] = "0.7,0.2,0.1",
+    seed: Annotated[int, typer.Option(help="Of the shuffle.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Share scans out, stratified by class; patients and duplicates never straddle a split."""
+    from braintumor_ray.data.catalog import read_catalog, write_catalog
+    from braintumor_ray.training.split import split_catalog
+
+    with progress_bar("decoding") as advance:
+        table = split_catalog(read_catalog(catalog_file), _fractions(fractions), seed, advance)
+    write_catalog(table, output)
+    counts = value_counts(table, "split")
+    print_result(
+        {"catalog": str(output), "splits": counts},
+        as_json,
+        f"{output}: " + ", ".join(f"{name or 'none'} {n}" for name, n in counts.items()),
+    )
+
+
+def _fractions(text: str) -> dict[str, float]:
+    from braintumor_ray.errors import UsageError
+
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if len(values) != 3:
+        raise UsageError(f"--fractions '{text}' is not three shares such as 0.7,0.2,0.1")
+    return dict(zip(("train", "val", "test"), values, strict=True))

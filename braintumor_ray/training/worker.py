@@ -1,0 +1,196 @@
+"""What each worker of Ray Train does: stages of epochs on its share of the data."""
+
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.train
+import torch
+from ray.data.collate_fn import ArrowBatchCollateFn
+from ray.train import Checkpoint
+from torch import nn
+
+from braintumor_ray.data.augment import Augmenter, augment_batch
+from braintumor_ray.data.preprocess import Preprocessing
+from braintumor_ray.models.classifier import Architecture, Classifier
+from braintumor_ray.models.freezing import set_trainable, train_mode
+from braintumor_ray.recipes.loader import recipe_from_dict
+from braintumor_ray.training.loop import Batch, StepSettings, Trained, train_epoch, validate
+from braintumor_ray.training.stages import (
+    Course,
+    build_optimizer,
+    from_checkpoint,
+    step_factors,
+    to_checkpoint,
+)
+
+SHUFFLE_BUFFER = 2048  # scans; 100 MB at 224 px
+CHECKPOINT = "checkpoint.pt"
+
+
+class ToBatch(ArrowBatchCollateFn):
+    """Arrow rows (scan_id, label, image) to tensors, augmented where there is an augmenter."""
+
+    def __init__(self, size: int, augmenter: Augmenter | None) -> None:
+        super().__init__()
+        self._size, self._augmenter = size, augmenter
+
+    def __call__(self, batch: pa.Table) -> Batch:
+        """uint8 (B, S, S) and int64 (B,)."""
+        size = self._size
+        column = batch["image"].combine_chunks()
+        images = np.stack(
+            [np.frombuffer(v.as_buffer(), np.uint8).reshape(size, size) for v in column]
+        )
+        if self._augmenter is not None:
+            images = augment_batch(images, batch["scan_id"].to_numpy(), self._augmenter)
+        labels = np.array(batch["label"].to_numpy(), dtype=np.int64)
+        return torch.from_numpy(images), torch.from_numpy(labels)
+
+
+def train_worker(config: dict[str, Any]) -> None:
+    """The loop of one worker: stages of epochs, a report and a checkpoint after each."""
+    torch.set_num_threads(config["threads"])
+    worker = _Worker(config)
+    while worker.course.stage < len(worker.recipe.stages):
+        worker.run_stage()
+        worker.course.next_stage()
+
+
+class _Worker:
+    """One rank's network, data and course."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        context = ray.train.get_context()
+        self.rank, self.world = context.get_world_rank(), context.get_world_size()
+        self.device = ray.train.torch.get_device()
+        self.board = config["board"]
+        self.recipe = recipe_from_dict(config["recipe"])
+        self.preprocessing = Preprocessing.from_dict(config["preprocessing"])
+        torch.manual_seed(self.recipe.seed + self.rank)
+        self.model = Classifier(Architecture(**config["architecture"]))
+        self.model.load_state_dict(ray.get(config["state"]))
+        self.course = Course()
+        self.saved = _last_checkpoint()
+        if self.saved is not None:
+            self.course = from_checkpoint(self.saved)
+            self.model.load_state_dict(self.saved["model"])
+            if self.course.stage_is_over(self.recipe):
+                self._end_stage()
+                self.saved = None
+                self.course.next_stage()
+        self.model = self.model.to(self.device)
+        bf16 = self.recipe.precision == "bf16" or (
+            self.recipe.precision == "auto" and self.device.type == "cuda"
+        )
+        section = self.recipe.optimizer
+        self.settings = StepSettings(
+            self.preprocessing,
+            torch.tensor(config["class_weights"], device=self.device),
+            section.label_smoothing,
+            section.clip_norm,
+            section.accumulate,
+            bf16,
+        )
+        self.train_rows = int(config["train_rows"])
+        self.batch = max(1, -(-self.recipe.data.batch_size // self.world))
+
+    def run_stage(self) -> None:
+        """Train the current stage to its end; the best weights are in place afterwards."""
+        stage = self.recipe.stages[self.course.stage]
+        set_trainable(self.model, stage.train)
+        network = self._distributed(Trained(self.model))
+        optimizer = build_optimizer(self.model, self.recipe, stage)
+        if self.saved is not None:
+            optimizer.load_state_dict(self.saved["optimizer"])
+            self.saved = None
+        base = [
+            self.recipe.optimizer.lr * stage.lr_scale * factor
+            for factor in (1.0, self.recipe.optimizer.backbone_lr_scale)
+        ][: len(optimizer.param_groups)]
+        while not self.course.stage_is_over(self.recipe):
+            for group, rate in zip(optimizer.param_groups, base, strict=True):
+                group["lr"] = rate * self.course.lr_factor
+            self._run_epoch(network, optimizer)
+        self._end_stage()
+
+    def _run_epoch(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        stage = self.recipe.stages[self.course.stage]
+        started = time.perf_counter()
+        train_mode(self.model)
+        augmenter = Augmenter(self.recipe.augment, self.recipe.seed, self.course.epoch)
+        steps = -(-self.train_rows // (self.batch * self.world))
+        factors = step_factors(self.recipe.schedule, stage, self.course.stage_epoch, steps)
+        batches = self._batches("train", augmenter)
+        trained = train_epoch(network, optimizer, batches, self.settings, factors)
+        middle = time.perf_counter()
+        validated = validate(self.model, self._batches("val", None), self.settings)
+        entry = {
+            "stage": stage.name,
+            "epoch": self.course.epoch + 1,
+            "lr": optimizer.param_groups[0]["lr"],
+            **trained.metrics("train"),
+            **validated.metrics("val"),
+            "train_scans": trained.scans,
+            "val_scans": validated.scans,
+            "train_scans_per_s": trained.scans / (middle - started),
+            "seconds": time.perf_counter() - started,
+            "workers": self.world,
+        }
+        self.course.note(entry, self.model, self.recipe)
+        self._report(entry, optimizer)
+
+    def _report(self, entry: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
+        """Every rank reports equally often; rank 0 adds the checkpoint."""
+        if self.rank != 0:
+            ray.train.report(entry)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            torch.save(to_checkpoint(self.course, self.model, optimizer), Path(folder) / CHECKPOINT)
+            ray.train.report(entry, checkpoint=Checkpoint.from_directory(folder))
+        self.board.pin.remote(entry)
+
+    def _end_stage(self) -> None:
+        """Go on from the best weights so far, not from the last."""
+        if self.course.best_state is not None:
+            self.model.load_state_dict(self.course.best_state)
+            name = self.recipe.stages[self.course.stage].name
+            self.course.stage_states[name] = self.course.best_state
+
+    def _distributed(self, network: nn.Module) -> nn.Module:
+        if self.world == 1:
+            return network
+        if self.recipe.sync_batchnorm and self.device.type == "cuda":
+            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        devices = [self.device.index] if self.device.type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(network, device_ids=devices)
+
+    def _batches(self, name: str, augmenter: Augmenter | None) -> Iterator[Batch]:
+        shuffle = {}
+        if augmenter is not None:
+            seed = self.recipe.seed + self.course.epoch
+            shuffle = {"local_shuffle_buffer_size": SHUFFLE_BUFFER, "local_shuffle_seed": seed}
+        shard = ray.train.get_dataset_shard(name)
+        for images, labels in shard.iter_torch_batches(
+            batch_size=self.batch,
+            collate_fn=ToBatch(self.preprocessing.image_size, augmenter),
+            prefetch_batches=4,
+            **shuffle,
+        ):
+            yield images.to(self.device, non_blocking=True), labels.to(self.device)
+
+
+def _last_checkpoint() -> dict[str, Any] | None:
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return None
+    with checkpoint.as_directory() as folder:
+        saved: dict[str, Any] = torch.load(
+            Path(folder) / CHECKPOINT, map_location="cpu", weights_only=True
+        )
+    return saved
