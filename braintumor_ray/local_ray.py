@@ -4,7 +4,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 
 from braintumor_ray.errors import UsageError
 
@@ -22,6 +22,8 @@ _ENVIRONMENT = {
 @contextmanager
 def ray_session(workers: int = 2) -> Iterator[None]:
     """A Ray connection, closed at the end if it was opened here.
+
+    What Ray prints meanwhile goes to stderr: stdout is for results.
 
     With `RAY_ADDRESS` set, that cluster; else a local one with enough logical CPUs: more than the
     machine has is fine, as stages wait for each other most of the time.
@@ -49,7 +51,8 @@ def ray_session(workers: int = 2) -> Iterator[None]:
             f"RAY_ADDRESS '{address}': no cluster answers ({error}); unset it to run here alone"
         ) from error
     try:
-        yield
+        with redirect_stdout(sys.stderr):
+            yield
     finally:
         ray.shutdown()
 

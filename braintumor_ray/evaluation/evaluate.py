@@ -6,29 +6,32 @@ there are no validation scans, which is then said.
 """
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from braintumor_ray.data.decode import DecodeLimits
 from braintumor_ray.data.storage import read_bytes, write_atomically
 from braintumor_ray.errors import BundleError, UsageError
 from braintumor_ray.evaluation.evaluated import Evaluated, evaluate_rows
-from braintumor_ray.evaluation.galleries import TumourTruth, draw_galleries, write_galleries
+from braintumor_ray.evaluation.galleries import draw_galleries, write_galleries
+from braintumor_ray.evaluation.heatmaps import heat_by_region, localisation
 from braintumor_ray.evaluation.inference import Progress
 from braintumor_ray.evaluation.leakage import leakage, require_unseen, training_scans
 from braintumor_ray.evaluation.measures import measure, operating_points
+from braintumor_ray.evaluation.options import EvaluateOptions
 from braintumor_ray.evaluation.recalibration import model_card, recalibrate, refuse_with_views
 from braintumor_ray.evaluation.report import ReportParts, write_report
 from braintumor_ray.evaluation.rivals import check_comparable, compare
 from braintumor_ray.evaluation.selection import ALL, select_split, true_classes
 from braintumor_ray.evaluation.subgroups import subgroup_table
 from braintumor_ray.models.bundle import load_bundle
-from braintumor_ray.predict.predictor import Precision, Predictor
+from braintumor_ray.predict.predictor import Predictor
+
+__all__ = ["EvaluateOptions", "evaluate"]
 
 SCHEMA_VERSION = 1
 METRICS, PREDICTIONS, REPORT, HISTORY = (
@@ -38,56 +41,6 @@ METRICS, PREDICTIONS, REPORT, HISTORY = (
     "history.json",
 )
 VALIDATION = "val"
-
-Section = Mapping[str, Any] | Callable[[Predictor, Evaluated], Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class EvaluateOptions:
-    """How a bundle is evaluated.
-
-    Attributes:
-        split: a value of the split column, or 'all'.
-        split_column: the catalog's column of splits.
-        classes: mapping of labels to classes; None: the bundle's own.
-        device, precision, batch_size: as for `Predictor`.
-        tta: average the logits over mirrored and slightly turned views.
-        recalibrate: directory of a new bundle with temperature and threshold from validation.
-        compare: a second bundle, run over the same scans.
-        allow_leakage: measure scans that were trained on, and say so.
-        n_boot: resamples for the intervals.
-        seed: of resamples and of the choice of samples.
-        subgroups: catalog columns for figures per value.
-        truth: where tumours are, drawn in the galleries (`explain.truth.load_truth`).
-        per_gallery: scans per gallery; 0: no galleries.
-        audit: the content of audit.json, or its path, for the report.
-        sections: further summaries by name for metrics.json and the report, or functions that
-            make one from the predictor and what was evaluated.
-        notes: sentences for the top of the report.
-        report: write report.html.
-        limits: what a file may cost.
-    """
-
-    split: str = "test"
-    split_column: str = "split"
-    classes: str | None = None
-    device: str = "auto"
-    precision: Precision = "auto"
-    batch_size: int | None = None
-    tta: bool = False
-    recalibrate: Path | None = None
-    compare: str | None = None
-    allow_leakage: bool = False
-    n_boot: int = 1000
-    seed: int = 0
-    subgroups: tuple[str, ...] = ()
-    truth: TumourTruth | None = None
-    per_gallery: int = 6
-    audit: Mapping[str, Any] | Path | None = None
-    sections: Mapping[str, Section] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-    report: bool = True
-    limits: DecodeLimits | None = None
 
 
 def evaluate(
@@ -124,7 +77,8 @@ def evaluate(
     if rival is not None:
         check_comparable(predictor.bundle.fields, rival.bundle.fields)
     _gate_before_reading(catalog, rows, location, options)
-    evaluated = _evaluate(predictor, rows, options, progress)
+    wanted = options.heatmaps or options.truth is not None
+    evaluated = _evaluate(predictor, rows, options, progress, explain=wanted)
     leaks = _gate(catalog, evaluated, location, options, options.split)
     evaluated.require_some(options.split)
     validation = _validation(predictor, catalog, evaluated, options)
@@ -154,16 +108,22 @@ def _predictor(location: str, options: EvaluateOptions) -> Predictor:
         load_bundle(location),
         device=options.device,
         precision=options.precision,
+        cam_class=options.cam_class,
         batch_size=options.batch_size,
     )
 
 
 def _evaluate(
-    predictor: Predictor, rows: pa.Table, options: EvaluateOptions, progress: Progress | None
+    predictor: Predictor,
+    rows: pa.Table,
+    options: EvaluateOptions,
+    progress: Progress | None = None,
+    *,
+    explain: bool = False,
 ) -> Evaluated:
     return evaluate_rows(
         predictor, rows, classes=options.classes, tta=options.tta, limits=options.limits,
-        progress=progress,
+        explain=explain, progress=progress,
     )  # fmt: skip
 
 
@@ -214,7 +174,7 @@ def _validation(
     if not present or (options.split == ALL and options.recalibrate is None):
         return None
     rows = select_split(catalog, VALIDATION, column)
-    return _evaluate(predictor, rows, options, None)
+    return _evaluate(predictor, rows, options)
 
 
 def _chooser(validation: Evaluated | None, options: EvaluateOptions) -> Evaluated | None:
@@ -240,17 +200,28 @@ def _comparison(
 ) -> dict[str, Any] | None:
     if rival is None:
         return None
-    theirs = _evaluate(rival, evaluated.rows, options, None)
+    theirs = _evaluate(rival, evaluated.rows, options)
     return compare(evaluated, theirs, rival, seed=options.seed, n_boot=options.n_boot)
 
 
 def _sections(
     predictor: Predictor, evaluated: Evaluated, options: EvaluateOptions
 ) -> dict[str, Any]:
-    return {
-        name: dict(section(predictor, evaluated) if callable(section) else section)
-        for name, section in options.sections.items()
-    }
+    sections: dict[str, Any] = {}
+    if options.truth is not None:
+        sections["localisation"] = localisation(
+            predictor,
+            evaluated,
+            options.truth,
+            seed=options.seed,
+            n_boot=options.n_boot,
+            limits=options.limits,
+        )
+    if options.heatmaps:
+        sections["heat_by_region"] = heat_by_region(predictor, evaluated)
+    for name, section in options.sections.items():
+        sections[name] = dict(section(predictor, evaluated) if callable(section) else section)
+    return sections
 
 
 def _header(

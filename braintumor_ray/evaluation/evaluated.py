@@ -148,6 +148,7 @@ def evaluate_rows(
     *,
     classes: str | None = None,
     tta: bool = False,
+    explain: bool = False,
     limits: DecodeLimits | None = None,
     progress: Progress | None = None,
 ) -> Evaluated:
@@ -158,6 +159,8 @@ def evaluate_rows(
     """
     fields = predictor.bundle.fields
     truth = true_classes(rows, fields, classes)
-    outputs = predict_catalog(predictor, rows, tta=tta, limits=limits, progress=progress)
+    outputs = predict_catalog(
+        predictor, rows, tta=tta, explain=explain, limits=limits, progress=progress
+    )
     groups, grouped_by = clusters(rows, outputs.image_groups)
     return Evaluated(fields, rows, truth, outputs, groups, grouped_by)

@@ -1,7 +1,7 @@
 """Decoding and predicting the scans of a catalog in one process, a batch at a time."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -15,6 +15,12 @@ from braintumor_ray.data.duplicates import duplicate_groups
 from braintumor_ray.data.prepare import HASHING_WORKER, Prepared, unpack_hashes
 from braintumor_ray.data.reading import group_frames, prepare_scans
 from braintumor_ray.data.sandbox import DecodeSandbox
+from braintumor_ray.explain.regions import (
+    area_shares,
+    head_regions,
+    heat_shares_batch,
+    region_weights,
+)
 from braintumor_ray.predict.predictor import Predictor, softmax
 
 TTA_DEGREES = 7.0  # well inside what patients turn their heads
@@ -33,6 +39,11 @@ class ScanOutputs:
         shapes: (height, width) of the decoded image; None where not ok.
         image_groups: int64 (n,), exact and near copies share a number; others have their own.
         logits: float32 (n, k) before temperature; NaN where not ok.
+        maps: raw maps float16 (n, h, w) by method, of the scans as they are; zeros where not ok;
+            empty without `explain`.
+        heat: float64 (n, 3), shares of the first method's heat inside, on the rim and in the
+            background; NaN where unknown.
+        area: float64 (n, 3), the same shares of the picture's area.
     """
 
     status: list[str]
@@ -41,6 +52,9 @@ class ScanOutputs:
     shapes: list[tuple[int, int] | None]
     image_groups: NDArray[np.int64]
     logits: NDArray[np.float32]
+    maps: dict[str, NDArray[np.float16]] = field(default_factory=dict)
+    heat: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 3)))
+    area: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 3)))
 
     @property
     def ok(self) -> NDArray[np.bool_]:
@@ -48,11 +62,22 @@ class ScanOutputs:
         return np.array([status == "ok" for status in self.status], dtype=bool)
 
 
+@dataclass(frozen=True)
+class _Batch:
+    """A batch's part of `ScanOutputs`."""
+
+    logits: NDArray[np.float32]
+    maps: dict[str, NDArray[np.float16]]
+    heat: NDArray[np.float64]
+    area: NDArray[np.float64]
+
+
 def predict_catalog(
     predictor: Predictor,
     catalog: pa.Table,
     *,
     tta: bool = False,
+    explain: bool = False,
     limits: DecodeLimits | None = None,
     progress: Progress | None = None,
 ) -> ScanOutputs:
@@ -62,19 +87,19 @@ def predict_catalog(
         predictor: of the bundle.
         catalog: with columns `uri` and `frame`.
         tta: average the logits over `test_time_views`.
+        explain: keep raw maps and where their heat is.
         limits: what a file may cost.
         progress: called with (scans done, scans).
     """
-    k = len(predictor.bundle.fields.class_names)
     scans: list[Prepared] = []
-    logits: list[NDArray[np.float32]] = [np.empty((0, k), np.float32)]
+    batches = [_empty(predictor, explain)]
     with DecodeSandbox(HASHING_WORKER) as sandbox:
         files = group_frames(catalog["uri"].to_pylist(), catalog["frame"].to_pylist())
         preprocessing = predictor.bundle.preprocessing
         source = prepare_scans(files, sandbox, preprocessing, limits or DecodeLimits())
         for batch in _batches(source, predictor.batch_size):
-            logits.append(_batch_logits(predictor, batch, k, tta))
-            scans += [_without_image(scan) for scan in batch]
+            batches.append(_predict(predictor, batch, tta=tta, explain=explain))
+            scans += [replace(scan, image=None) for scan in batch]
             if progress:
                 progress(len(scans), catalog.num_rows)
     return ScanOutputs(
@@ -83,7 +108,10 @@ def predict_catalog(
         [scan.pixel_sha256 for scan in scans],
         [None if scan.height is None else (scan.height, scan.width or 0) for scan in scans],
         _image_groups(scans),
-        np.concatenate(logits),
+        np.concatenate([batch.logits for batch in batches]),
+        {n: np.concatenate([batch.maps[n] for batch in batches]) for n in batches[0].maps},
+        np.concatenate([batch.heat for batch in batches]),
+        np.concatenate([batch.area for batch in batches]),
     )
 
 
@@ -107,18 +135,46 @@ def probabilities(logits: NDArray[np.float32], temperature: float) -> NDArray[np
     return softmax(logits / temperature)
 
 
-def _batch_logits(
-    predictor: Predictor, batch: list[Prepared], k: int, tta: bool
-) -> NDArray[np.float32]:
-    logits = np.full((len(batch), k), np.nan, np.float32)
-    rows = [row for row, scan in enumerate(batch) if scan.image is not None]
-    if rows:
-        images = np.stack([batch[row].image for row in rows])  # type: ignore[misc]
-        views = test_time_views(images) if tta else [images]
-        logits[rows] = np.mean(
-            [predictor.forward(view, explain=False).logits for view in views], axis=0
-        )
-    return logits
+def _empty(predictor: Predictor, explain: bool, count: int = 0) -> _Batch:
+    """Outputs of scans that cannot be read."""
+    k = len(predictor.bundle.fields.class_names)
+    blank = np.zeros((count, *predictor.cam_shape), np.float16)
+    return _Batch(
+        np.full((count, k), np.nan, np.float32),
+        {name: blank.copy() for name in predictor.methods} if explain else {},
+        np.full((count, 3), np.nan),
+        np.full((count, 3), np.nan),
+    )
+
+
+def _predict(predictor: Predictor, batch: list[Prepared], *, tta: bool, explain: bool) -> _Batch:
+    result = _empty(predictor, explain, len(batch))
+    images = [(row, scan.image) for row, scan in enumerate(batch) if scan.image is not None]
+    if not images:
+        return result
+    rows = [row for row, _ in images]
+    squares = np.stack([image for _, image in images])
+    plain = predictor.forward(squares, explain=explain)
+    logits = [plain.logits]
+    for view in list(test_time_views(squares))[1:] if tta else []:
+        logits.append(predictor.forward(view, explain=False).logits)
+    result.logits[rows] = np.mean(logits, axis=0)
+    for name, maps in plain.maps.items():
+        result.maps[name][rows] = maps.clip(0, np.finfo(np.float16).max)
+    if explain:
+        result.heat[rows], result.area[rows] = _regions(squares, plain.maps[predictor.methods[0]])
+    return result
+
+
+def _regions(
+    squares: Images, maps: NDArray[np.float32]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Shares (n, 3) of heat and of area inside, on the rim and in the background."""
+    heads = [head_regions(square) for square in squares]
+    size = (maps.shape[1], maps.shape[2])
+    heat = heat_shares_batch(maps, np.stack([region_weights(head, size) for head in heads]))
+    area = np.array([area_shares(head) for head in heads], dtype=np.float64)
+    return heat, area
 
 
 def _turned(images: Images, degrees: float) -> Images:
@@ -136,12 +192,6 @@ def _image_groups(scans: list[Prepared]) -> NDArray[np.int64]:
     dhashes, dct_hashes, flat = unpack_hashes([scan.hashes for scan in scans])
     digests = [scan.pixel_sha256 for scan in scans]
     return duplicate_groups(digests, dhashes, flat=flat, dct_hashes=dct_hashes)
-
-
-def _without_image(scan: Prepared) -> Prepared:
-    return Prepared(
-        scan.status, scan.reason, None, scan.height, scan.width, scan.pixel_sha256, scan.hashes
-    )
 
 
 def _batches(scans: Iterator[Prepared], size: int) -> Iterator[list[Prepared]]:

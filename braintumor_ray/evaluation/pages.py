@@ -39,10 +39,10 @@ def number(value: float | int | None, digits: int = 3) -> str:
 
 
 def interval(value: Mapping[str, Any]) -> str:
-    """An interval's ends, such as '0.812 to 0.874'; empty where there is none."""
+    """An interval's ends, such as '0.812 to 0.874', never broken; empty where there is none."""
     if value.get("low") is None or value.get("high") is None:
         return ""
-    return f"{number(value['low'])} to {number(value['high'])}"
+    return f"{number(value['low'])}\u00a0to\u00a0{number(value['high'])}"
 
 
 def percent(value: float | None) -> str:

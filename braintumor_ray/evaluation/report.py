@@ -109,6 +109,12 @@ def warnings(metrics: Mapping[str, Any]) -> list[str]:
         "The scans are all of one kind (tumour or none), so some figures are not defined.": None
         in binary_kinds,
     }
+    heat = metrics["sections"].get("heat_by_region", {})
+    sentence = (
+        "On average the skull's rim or the background holds more of the heatmaps' heat than of "
+        "the picture's area: the network may judge by the head's outline."
+    )
+    said[sentence] = heat.get("on_average")
     return [sentence for sentence, applies in said.items() if applies]
 
 

@@ -12,11 +12,12 @@ FloatArray = npt.NDArray[np.floating]
 class DomainGate:
     """Distance to the training features: Mahalanobis inside their main subspace, plus the residual.
 
-    Both parts are divided by their mean over the training scans, so that a typical training scan
+    Features count by their direction only, scaled to unit length: flat pictures and drawings have
+    weak features, which without it lie near the mean. Both parts are divided by their mean over the training scans, so that a typical training scan
     has a distance near sqrt(2). (Residual and in-subspace distance as in Wang et al. 2022, "ViM".)
 
     Attributes:
-        mean: (C,) mean of the training features.
+        mean: (C,) mean of the training features at unit length.
         basis: (C, r) orthonormal principal directions.
         scale: (r,) standard deviation along each.
         residual: root mean square length of what the subspace leaves over.
@@ -33,6 +34,7 @@ class DomainGate:
         x = np.asarray(features, dtype=np.float64)
         if x.ndim != 2 or len(x) < 2:
             raise ValueError(f"need features (n >= 2, C), got {x.shape}")
+        x = _unit_length(x)
         rank = max(1, min(rank, len(x) // 4, x.shape[1] - 1))
         mean = x.mean(axis=0)
         _, singular, directions = np.linalg.svd(x - mean, full_matrices=False)
@@ -46,9 +48,14 @@ class DomainGate:
 
     def distance(self, features: FloatArray) -> npt.NDArray[np.float32]:
         """Distance of pooled features (n, C), float32 (n,), 0 upwards."""
-        centred = np.asarray(features, dtype=np.float32) - self.mean
+        centred = _unit_length(np.asarray(features, dtype=np.float32)) - self.mean
         coordinates = centred @ self.basis
         inside = ((coordinates / self.scale) ** 2).mean(axis=1)
         rest = centred - coordinates @ self.basis.T
         outside = (rest**2).sum(axis=1) / self.residual**2
         return np.asarray(np.sqrt(inside + outside), dtype=np.float32)
+
+
+def _unit_length(features: FloatArray) -> FloatArray:
+    lengths = np.linalg.norm(features, axis=1, keepdims=True)
+    return np.asarray(features / np.maximum(lengths, 1e-12))

@@ -5,6 +5,7 @@ import json
 import shutil
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,11 +17,12 @@ from braintumor_ray.errors import BundleError, GateError, UsageError
 from braintumor_ray.evaluation.evaluate import EvaluateOptions, evaluate
 from braintumor_ray.evaluation.inference import predict_catalog
 from braintumor_ray.evaluation.inference import test_time_views as views_of
+from braintumor_ray.explain.truth import load_truth
 from braintumor_ray.models.bundle import load_bundle
 from braintumor_ray.predict.predictor import Predictor
 from tests.evaluation.make_bundle import make_bundle
 
-QUICK = EvaluateOptions(n_boot=50, report=False, device="cpu", precision="fp32")
+QUICK = EvaluateOptions(n_boot=50, report=False, heatmaps=False, device="cpu", precision="fp32")
 
 
 def relabelled(catalog, split, change):
@@ -61,8 +63,6 @@ def test_figures_equal_those_of_scikit_learn_on_the_predictions(result):
 
 
 def test_predictions_are_those_of_the_one_predictor(result, run):
-    import cv2
-
     _, folder = result
     table = pq.read_table(folder / "predictions.parquet")
     uris = dict(
@@ -383,6 +383,40 @@ def test_sections_may_be_summaries_or_functions_of_the_evaluation(run, tmp_path)
     )
     metrics = evaluate(run.catalog, run.bundle, tmp_path, options)
     assert metrics["sections"] == {"ready": {"n": 3}, "made": {"scans": metrics["n"]}}
+
+
+def test_heat_by_region_agrees_with_the_predictor(run, tmp_path):
+    metrics = evaluate(run.catalog, run.bundle, tmp_path, replace(QUICK, heatmaps=True))
+    summary = metrics["sections"]["heat_by_region"]
+    rows = run.catalog.filter(pc.equal(run.catalog["split"], "test"))
+    predictor = Predictor.from_bundle(run.bundle, "cpu", precision="fp32")
+    images = [
+        cv2.imread(uri.removeprefix("file://"), cv2.IMREAD_GRAYSCALE)
+        for uri in rows["uri"].to_pylist()
+    ]
+    direct = predictor(images)
+    assert summary["scans"] == np.isfinite(direct["heat_rim"]).sum()
+    for name, shares in summary["regions"].items():
+        assert shares["heat"] == pytest.approx(np.nanmean(direct[f"heat_{name}"]), abs=0.01)
+    assert sum(shares["area"] for shares in summary["regions"].values()) == pytest.approx(1)
+    assert sum(row["scans"] for row in summary["classes"].values()) == summary["scans"]
+
+
+def test_heatmaps_are_scored_against_the_phantoms_exact_masks(run, phantoms, tmp_path):
+    scans = phantoms["uri"][0].as_py().removeprefix("file://").partition("/scans/")[0]
+    truth = load_truth(f"{scans}/masks/tumour")
+    metrics = evaluate(run.catalog, run.bundle, tmp_path, replace(QUICK, truth=truth))
+    found = metrics["sections"]["localisation"]
+    tumours = sum(n for name, n in _supports(metrics).items() if name != "no_tumor")
+    assert 0 < found["scans"] <= tumours
+    assert {"gradcam", "gradcam_pp", "centre", "random", "whole_head"} <= set(
+        found["classes"]["all"]
+    )
+    assert found["classes"]["all"]["gradcam"]["n"] == found["scans"]
+
+
+def _supports(metrics):
+    return {name: row["support"] for name, row in metrics["per_class"].items()}
 
 
 def test_a_bundle_without_its_card_is_no_obstacle_to_figures(run, tmp_path):

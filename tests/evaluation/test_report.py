@@ -154,6 +154,7 @@ def test_warnings_are_said_only_where_they_apply(report):
     clean = {
         **metrics,
         "n_groups": 500,
+        "sections": {},
         "leakage": {**metrics["leakage"], "checked": True},
         "counts": {**metrics["counts"], "quarantined": 0},
     }
@@ -161,6 +162,8 @@ def test_warnings_are_said_only_where_they_apply(report):
     leaky = {**clean, "leakage": {**clean["leakage"], "pixel_identical": 7}}
     assert any(sentence.startswith("7 of") for sentence in warnings(leaky))
     assert warnings({**clean, "leakage": {**clean["leakage"], "checked": False}})
+    rim = {**clean, "sections": {"heat_by_region": {"on_average": True}}}
+    assert any("skull's rim" in sentence for sentence in warnings(rim))
 
 
 def test_a_summary_is_cut_into_tables_of_its_innermost_mappings():
@@ -192,6 +195,7 @@ def test_a_catalog_without_splits_or_history_still_makes_a_page(phantoms, lone_b
     assert 'id="training"' not in page
 
 
+@pytest.mark.slow
 def test_pages_are_the_same_for_the_same_seed(run, tmp_path):
     options = EvaluateOptions(n_boot=10, device="cpu", precision="fp32", per_gallery=1)
     pages = []

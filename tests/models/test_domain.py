@@ -12,16 +12,17 @@ from braintumor_ray.models.classifier import build_backbone, normalization_of
 from braintumor_ray.models.domain import DomainGate
 from braintumor_ray.models.weights import load_pretrained
 from braintumor_ray.predict.predictor import normalise
+from braintumor_ray.training import finish
 from tests.foreign_images import foreign_images
 
 
-def features(n, seed=0, shift=0.0):
-    """Features that live near a plane of ten dimensions, as pooled maps do."""
+def features(n, seed=0, shift=0.0, spread=1.0):
+    """Features around a mean, mostly in a plane of ten dimensions, as pooled maps are."""
     random = np.random.default_rng(seed)
     directions = np.linalg.qr(np.random.default_rng(99).normal(size=(40, 10)))[0]
-    spread = np.linspace(5, 1, 10)
-    inside = random.normal(size=(n, 10)) * spread @ directions.T
-    return (inside + random.normal(0, 0.1, (n, 40)) + shift).astype(np.float32)
+    inside = spread * random.normal(size=(n, 10)) * np.linspace(5, 1, 10) @ directions.T
+    off = shift * (-1.0) ** np.arange(40)
+    return (20 + inside + random.normal(0, 0.3, (n, 40)) + off).astype(np.float32)
 
 
 def test_scans_like_the_training_scans_are_near():
@@ -32,10 +33,18 @@ def test_scans_like_the_training_scans_are_near():
 def test_far_along_the_main_directions_and_off_them_are_both_far():
     gate = DomainGate.fit(features(500), rank=10)
     limit = np.quantile(gate.distance(features(500, seed=1)), 0.99)
-    along = features(50, seed=2) * 4
-    off = features(50, seed=2, shift=0.5)
+    along = features(50, seed=2, spread=6)
+    off = features(50, seed=2, shift=2)
     assert (gate.distance(along) > limit).mean() > 0.9
     assert (gate.distance(off) > limit).all()
+
+
+def test_only_the_direction_of_features_counts():
+    gate = DomainGate.fit(features(500))
+    np.testing.assert_allclose(
+        gate.distance(features(9, seed=1) / 10), gate.distance(features(9, seed=1)), rtol=1e-3
+    )
+    assert np.isfinite(gate.distance(np.zeros((1, 40)))).all()
 
 
 @pytest.mark.parametrize("n", [2, 5, 300])
@@ -82,7 +91,7 @@ def test_foreign_pictures_are_stopped_and_held_out_scans_pass(real_data):
     chosen = np.random.default_rng(0).permutation(len(paths))[:900]
     scans, _ = pooled([decode(paths[i].read_bytes()).gray for i in chosen[:600]])
     gate = DomainGate.fit(scans[:350])
-    limit = np.quantile(gate.distance(scans[350:]), 0.99, method="higher")
+    limit = finish._domain_limit(gate.distance(scans[350:]))
 
     def flagged(grays):
         found, headless = pooled(grays)

@@ -207,6 +207,7 @@ def start(archive, results, bundle):
         cwd=PROJECT,
         env={k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"},
         start_new_session=True,
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
 
@@ -276,7 +277,8 @@ def test_a_worker_killed_in_the_middle_costs_nothing(tmp_path, bundle_path):
     ]
     assert workers
     workers[0].send_signal(signal.SIGKILL)
-    _, errors = process.communicate(timeout=300)
+    output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors.decode()[-2000:]
+    assert output == b"", "stdout is for results, whatever Ray has to say"
     assert count_by_duckdb(results) == (total, total)
     assert verify(str(results)).differences == []

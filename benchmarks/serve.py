@@ -1,0 +1,295 @@
+"""Load on the service over loopback, beside the predictor alone on the same bytes, in one run.
+
+    python benchmarks/serve.py --bundle RUN/bundle --scans FOLDER [--json FILE]
+
+Client and service share the cores: the client's share of the CPU time is printed. Bounded: at most
+`--requests` requests and `--max-seconds` seconds under load. Limits: throughput at least 0.6 of the
+predictor's own, p50 at low load at most 1.5 single predictions plus 10 ms, no failed request.
+"""
+
+import argparse
+import http.client
+import json
+import os
+import platform
+import re
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+PATH = "/v1/predict?explain=both&heatmap=array"
+SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp"}
+
+
+def main() -> None:
+    options = parse()
+    if options.role == "alone":
+        print(json.dumps(alone(options)))
+    elif options.role == "client":
+        print(json.dumps(load(options)))
+    else:
+        report(options, whole_run(options))
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--bundle", help="default: an untrained mobilenetv2_100")
+    parser.add_argument("--scans", help="folder of images; default $BRAINTUMOR_DATA, else phantoms")
+    parser.add_argument("--distinct", type=int, default=200, help="scans in use")
+    parser.add_argument("--requests", type=int, default=2000)
+    parser.add_argument("--clients", type=int, default=16)
+    parser.add_argument("--single", type=int, default=100, help="requests at low load")
+    parser.add_argument("--max-seconds", type=float, default=90, help="of each part under load")
+    parser.add_argument("--replicas", type=int, default=1)
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--json", help="write the figures here")
+    parser.add_argument("--role", choices=["whole", "alone", "client"], default="whole")
+    parser.add_argument("--port", type=int)
+    return parser.parse_args()
+
+
+def whole_run(options: argparse.Namespace) -> dict:
+    with tempfile.TemporaryDirectory() as work:
+        options.bundle = options.bundle or untrained_bundle(Path(work) / "bundle")
+        options.scans = options.scans or os.environ.get("BRAINTUMOR_DATA") or phantoms(work)
+        before = child(options, "alone")
+        served = serve_and_load(options)
+        after = child(options, "alone")
+    return {"before": before, "after": after, **served}
+
+
+def child(options: argparse.Namespace, role: str, **changes) -> dict:
+    """Run a part of this file as a process of its own; its last line is JSON."""
+    values = vars(options) | {"role": role} | changes
+    names = ("role", "bundle", "scans", "distinct", "requests", "clients", "single", "precision")
+    names += ("max_seconds", "port")
+    arguments = [
+        f"--{name.replace('_', '-')}={values[name]}" for name in names if values[name] is not None
+    ]
+    done = subprocess.run(
+        [sys.executable, __file__, *arguments], check=True, stdout=subprocess.PIPE, text=True
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def read_scans(options: argparse.Namespace) -> list[bytes]:
+    paths = sorted(p for p in Path(options.scans).rglob("*") if p.suffix.lower() in SUFFIXES)
+    step = max(1, len(paths) // options.distinct)
+    return [path.read_bytes() for path in paths[::step][: options.distinct]]
+
+
+def alone(options: argparse.Namespace) -> dict:
+    """The predictor in one process: scans/s in batches, and one at a time."""
+    from braintumor_ray.data.decode import decode
+    from braintumor_ray.predict.predictor import Predictor
+
+    scans = read_scans(options)
+    predictor = Predictor.from_bundle(options.bundle, precision=options.precision)
+    grays = [decode(data).gray for data in scans]
+    batches = [scans[i : i + 16] for i in range(0, len(scans), 16)]
+    predictor(grays[:16])
+    predictor(grays[:1])
+    start, done = time.perf_counter(), 0
+    while done < 2 * len(scans) and time.perf_counter() - start < options.max_seconds / 3:
+        batch = batches[(done // 16) % len(batches)]
+        predictor([decode(data).gray for data in batch])
+        done += len(batch)
+    batched = done / (time.perf_counter() - start)
+    singles = []
+    start = time.perf_counter()
+    for data in scans[: options.single]:
+        one = time.perf_counter()
+        predictor([decode(data).gray])
+        singles.append(time.perf_counter() - one)
+        if time.perf_counter() - start > options.max_seconds / 3:
+            break
+    precision = "bf16" if predictor.bf16 else "fp32"
+    median = 1000 * statistics.median(singles)
+    return {"scans_per_s": batched, "single_p50_ms": median, "precision": precision}
+
+
+def serve_and_load(options: argparse.Namespace) -> dict:
+    from braintumor_ray.local_ray import ray_session
+    from braintumor_ray.serving import app
+    from braintumor_ray.serving.command import serving_settings
+
+    settings = serving_settings(
+        bundle=options.bundle, replicas=options.replicas, precision=options.precision
+    )
+    port = free_port()
+    with ray_session(options.replicas + 1):
+        app.start(settings, "127.0.0.1", port)
+        child(options, "client", port=port, clients=4, requests=100)  # warm
+        low = child(options, "client", port=port, clients=1, requests=options.single)
+        before = cpu_by_part()
+        high = child(options, "client", port=port)
+        after = cpu_by_part()
+        sizes = batch_sizes(app.metrics_addresses())
+        app.serve.shutdown()
+    parts = {name: after[name] - before.get(name, 0.0) for name in after}
+    return {"low": low, "high": high, "cpu_s": parts, "batch_sizes": sizes}
+
+
+def load(options: argparse.Namespace) -> dict:
+    """Closed loop: each client sends its next request when it has its answer."""
+    scans = read_scans(options)
+    numbers = iter(range(options.requests))
+    lock = threading.Lock()
+    times, failures = [], []
+    stop = time.perf_counter() + options.max_seconds
+
+    def work() -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", options.port, timeout=120)
+        while time.perf_counter() < stop:
+            with lock:
+                number = next(numbers, None)
+            if number is None:
+                break
+            start = time.perf_counter()
+            connection.request("POST", PATH, scans[number % len(scans)])
+            response = connection.getresponse()
+            body = response.read()
+            times.append(time.perf_counter() - start)
+            if response.status != 200:
+                failures.append([response.status, body[:200].decode(errors="replace")])
+        connection.close()
+
+    threads = [threading.Thread(target=work) for _ in range(options.clients)]
+    start, cpu = time.perf_counter(), time.process_time()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    elapsed = time.perf_counter() - start
+    cuts = statistics.quantiles(times, n=100)
+    return {
+        "requests": len(times),
+        "failed": len(failures),
+        "first_failures": failures[:3],
+        "seconds": elapsed,
+        "per_s": len(times) / elapsed,
+        "cpu_s": time.process_time() - cpu,
+        **{f"p{p}_ms": 1000 * cuts[p - 1] for p in (50, 95, 99)},
+    }
+
+
+def cpu_by_part() -> dict[str, float]:
+    """CPU seconds of this run's processes so far, by what they do."""
+    import psutil
+
+    parts: dict[str, float] = {}
+    for process in psutil.Process().children(recursive=True):
+        try:
+            times = process.cpu_times()
+            title = " ".join(process.cmdline())
+        except psutil.NoSuchProcess:
+            continue
+        parts[part_of(title)] = parts.get(part_of(title), 0.0) + times.user + times.system
+    return parts
+
+
+def part_of(title: str) -> str:
+    known = (("sandbox_child", "decoders"), ("Predictor", "predictor"), ("Front", "front"))
+    known += (("ProxyActor", "proxy"), ("haproxy", "proxy"), ("ServeController", "controller"))
+    return next((part for mark, part in known if mark in title), "rest of Ray")
+
+
+def batch_sizes(addresses: list[str], wait_s: float = 20) -> dict:
+    """Mean batch size and the histogram's counts, once Ray has exported them."""
+    deadline = time.monotonic() + wait_s
+    found: dict = {}
+    while time.monotonic() < deadline:
+        time.sleep(2)
+        text = "".join(
+            urllib.request.urlopen(address, timeout=5).read().decode() for address in addresses
+        )
+        latest = histogram(text, "serve_actual_batch_size")
+        if latest and latest == found:
+            break
+        found = latest
+    return found
+
+
+def histogram(text: str, name: str) -> dict:
+    total = {
+        kind: sum(float(v) for v in re.findall(rf"{name}_{kind}{{[^}}]*}} (\S+)", text))
+        for kind in ("sum", "count")
+    }
+    if not total["count"]:
+        return {}
+    buckets: dict[str, float] = {}
+    for limit, value in re.findall(rf'{name}_bucket{{[^}}]*le="([^"]+)"[^}}]*}} (\S+)', text):
+        buckets[limit] = buckets.get(limit, 0.0) + float(value)
+    return {"mean": total["sum"] / total["count"], "batches": total["count"], "up_to": buckets}
+
+
+def report(options: argparse.Namespace, found: dict) -> None:
+    alone_rate = max(found[when]["scans_per_s"] for when in ("before", "after"))
+    single = min(found[when]["single_p50_ms"] for when in ("before", "after"))
+    high, low, cpu = found["high"], found["low"], found["cpu_s"]
+    client_share = high["cpu_s"] / (high["cpu_s"] + sum(cpu.values()))
+    limit_ms = 1.5 * single + 10
+    found |= {
+        "ratio": high["per_s"] / alone_rate,
+        "client_cpu_share": client_share,
+        "low_p50_limit_ms": limit_ms,
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, load {os.getloadavg()}",
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    lines = [
+        ("predictor alone, batches of 16", f"{alone_rate:.1f} scans/s"),
+        ("service, " + f"{options.clients} clients", f"{high['per_s']:.1f} requests/s"),
+        ("ratio (at least 0.6)", f"{found['ratio']:.2f}"),
+        ("requests / failed", f"{high['requests']} / {high['failed']}"),
+        ("p50 / p95 / p99 under load", "{p50_ms:.0f} / {p95_ms:.0f} / {p99_ms:.0f} ms".format(**high)),
+        ("single prediction alone, p50", f"{single:.1f} ms"),
+        (f"one client, p50 (at most {limit_ms:.0f} ms)", f"{low['p50_ms']:.1f} ms"),
+        ("client's share of CPU time", f"{client_share:.1%}"),
+        ("CPU ms per request", ", ".join(per_request(cpu, high))),
+        ("mean batch size", f"{found['batch_sizes'].get('mean', float('nan')):.1f}"),
+        ("precision", found["before"]["precision"]),
+        ("machine", found["machine"]),
+    ]
+    for name, value in lines:
+        print(f"{name:<36} {value}")
+    if options.json:
+        Path(options.json).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+def per_request(cpu: dict[str, float], high: dict) -> list[str]:
+    parts = sorted((cpu | {"client": high["cpu_s"]}).items(), key=lambda pair: -pair[1])
+    return [f"{name} {1000 * seconds / high['requests']:.1f}" for name, seconds in parts]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def phantoms(folder: str) -> str:
+    from braintumor_ray.data.phantom import write_phantoms
+
+    write_phantoms(Path(folder) / "phantoms", patients=60)
+    return str(Path(folder) / "phantoms" / "scans")
+
+
+def untrained_bundle(path: Path) -> str:
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from tests.builders import make_fields, make_model
+
+    from braintumor_ray.models.bundle import save_bundle
+
+    model = make_model("mobilenetv2_100", size=224)
+    save_bundle(path, make_fields(model.architecture), model, None, "# untrained\n")
+    return str(path)
+
+
+if __name__ == "__main__":
+    main()

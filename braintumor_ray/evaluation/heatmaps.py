@@ -1,0 +1,135 @@
+"""What the heatmaps of an evaluation look at: regions of the head, and tumours where known."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from braintumor_ray.data.decode import DecodeLimits
+from braintumor_ray.data.prepare import WORKER
+from braintumor_ray.data.preprocess import Preprocessing
+from braintumor_ray.data.reading import group_frames, prepare_scans
+from braintumor_ray.data.sandbox import DecodeSandbox
+from braintumor_ray.evaluation.evaluated import Evaluated
+from braintumor_ray.evaluation.localization import score_heatmaps, summarize_localization
+from braintumor_ray.explain.regions import Shares, looks_at_border
+from braintumor_ray.explain.truth import TruthIndex
+from braintumor_ray.predict.predictor import Predictor
+
+REGIONS = Shares._fields
+
+
+def heat_by_region(predictor: Predictor, evaluated: Evaluated) -> dict[str, Any]:
+    """Shares of the first method's heat inside the head, on its rim and in the background.
+
+    Args:
+        predictor: the one that made the outputs.
+        evaluated: with maps (`inference.predict_catalog` with `explain`).
+
+    Returns:
+        `scans` (with a map and a head outline), `unknown` (without), `looks_at_border` (scans
+        whose rim or background holds more heat than area), `on_average` (whether that is so of the
+        means), `regions` (mean `heat` and `area` of each) and `classes` (by true class).
+    """
+    rows = evaluated.measured
+    heat, area = evaluated.outputs.heat[rows], evaluated.outputs.area[rows]
+    known = np.isfinite(np.concatenate([heat, area], axis=1)).all(axis=1)
+    flagged = np.array(
+        [looks_at_border(Shares(*h), Shares(*a)) for h, a in zip(heat, area, strict=True)], bool
+    )
+    summary: dict[str, Any] = {
+        "method": predictor.methods[0],
+        "cam_class": predictor.cam_class,
+        "scans": int(known.sum()),
+        "unknown": int((~known).sum()),
+    }
+    if not known.any():
+        return summary
+    means = heat[known].mean(axis=0), area[known].mean(axis=0)
+    return {
+        **summary,
+        "looks_at_border": int((flagged & known).sum()),
+        "on_average": looks_at_border(*(Shares(*mean.tolist()) for mean in means)),
+        "regions": {
+            name: {"heat": float(h), "area": float(a)}
+            for name, h, a in zip(REGIONS, *means, strict=True)
+        },
+        "classes": _by_class(evaluated, heat, known, flagged),
+    }
+
+
+def localisation(
+    predictor: Predictor,
+    evaluated: Evaluated,
+    truth: TruthIndex,
+    *,
+    seed: int,
+    n_boot: int,
+    limits: DecodeLimits | None = None,
+) -> dict[str, Any]:
+    """Score the maps of the measured scans whose tumour is known; see `summarize_localization`.
+
+    Scans are read once more for the whole-head baseline; one at a time is held.
+
+    Raises:
+        TruthError: no measured scan has truth, or a mask cannot be read.
+    """
+    measured = evaluated.measured
+    paths = evaluated.rows["path"].take(pa.array(measured)).to_pylist()
+    matched = truth.match(paths)
+    rows = measured[[path in matched for path in paths]] if matched else measured
+    scans = _scan_table(evaluated, rows)
+    scored = score_heatmaps(
+        scans,
+        {name: maps[rows] for name, maps in evaluated.outputs.maps.items()},
+        truth,
+        image_size=predictor.bundle.preprocessing.image_size,
+        images=_squares(scans, predictor.bundle.preprocessing, limits or DecodeLimits()),
+        seed=seed,
+    )
+    names = [evaluated.truth.names[row] for row in rows]
+    summary = summarize_localization(
+        scored, evaluated.groups[rows], names, seed=seed, n_boot=n_boot
+    )
+    return {"cam_class": predictor.cam_class, **summary}
+
+
+def _by_class(
+    evaluated: Evaluated,
+    heat: NDArray[np.float64],
+    known: Any,  # noqa: ANN401 - bool (m,)
+    flagged: NDArray[np.bool_],
+) -> dict[str, dict[str, Any]]:
+    table = {}
+    for index, name in enumerate(evaluated.fields.class_names):
+        inside = known & (evaluated.labels == index)
+        if inside.any():
+            shares = zip(REGIONS, heat[inside].mean(axis=0), strict=True)
+            table[name] = {
+                "scans": int(inside.sum()),
+                "looks_at_border": int((flagged & inside).sum()),
+                **{f"heat_{region}": float(share) for region, share in shares},
+            }
+    return table
+
+
+def _scan_table(evaluated: Evaluated, rows: NDArray[np.int64]) -> pa.Table:
+    table = evaluated.rows.select(["uri", "path", "frame"]).take(pa.array(rows))
+    shapes = [evaluated.outputs.shapes[row] or (None, None) for row in rows]
+    for position, name in enumerate(("height", "width")):
+        values = [shape[position] for shape in shapes]
+        table = table.append_column(name, pa.array(values, pa.int32()))
+    return table
+
+
+def _squares(
+    scans: pa.Table, preprocessing: Preprocessing, limits: DecodeLimits
+) -> Iterator[NDArray[np.uint8]]:
+    files = group_frames(scans["uri"].to_pylist(), scans["frame"].to_pylist())
+    blank = np.zeros((preprocessing.image_size, preprocessing.image_size), np.uint8)
+    with DecodeSandbox(WORKER) as sandbox:
+        for scan in prepare_scans(files, sandbox, preprocessing, limits):
+            # A file that vanished since it was measured has no head, so no baseline of its own.
+            yield blank if scan.image is None else scan.image

@@ -1,0 +1,230 @@
+"""The service on Ray Serve: fronts that speak HTTP and decode, predictors that batch.
+
+`build` is the import path of a Serve config; `run` serves from this process's Ray session.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from ray import serve
+from ray.exceptions import ActorUnavailableError, RayActorError
+from ray.serve import Application
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import LoggingConfig
+
+from braintumor_ray.data.preprocess import GrayImage
+from braintumor_ray.serving.decoders import DecoderPool
+from braintumor_ray.serving.model import (
+    ModelCard,
+    Row,
+    describe_model,
+    make_predictor,
+    predict_rows,
+)
+from braintumor_ray.serving.problems import busy
+from braintumor_ray.serving.service import Service, not_ready
+from braintumor_ray.serving.settings import ServingSettings, parse_settings, token_digest
+from braintumor_ray.serving.web import create_app
+
+APP_NAME = "braintumor"
+_TRIES = 3  # a predictor that dies takes its batch with it; predicting again changes nothing
+_UNBOUNDED = 100_000  # the front refuses by itself, as a problem document, long before this
+
+
+@serve.deployment(name="Predictor")
+class PredictorReplica:
+    """One predictor; requests that wait together are predicted together."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        chosen = parse_settings(settings)
+        _set_threads(chosen)
+        self._predictor = make_predictor(chosen)
+        self._card = describe_model(self._predictor)
+        # One thread for ever: OpenMP keeps a team of threads for each thread that computes.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="predict")
+        self._thread.submit(self._warm_up, chosen.max_batch_size).result()
+        self._batched.set_max_batch_size(chosen.max_batch_size)  # type: ignore[attr-defined]
+        self._batched.set_batch_wait_timeout_s(chosen.batch_wait_s)  # type: ignore[attr-defined]
+
+    async def predict(self, square: GrayImage, explain: bool) -> Row:
+        """One row for uint8 (S, S); waits for its batch."""
+        row: Row = await self._batched((square, explain))
+        return row
+
+    async def card(self) -> ModelCard:
+        """What the model is."""
+        return self._card
+
+    @serve.batch(max_batch_size=16, batch_wait_timeout_s=0.0)
+    async def _batched(self, items: list[tuple[GrayImage, bool]]) -> list[Row]:
+        squares = [square for square, _ in items]
+        explain = [wanted for _, wanted in items]
+        # In a thread: the next batch is gathered while this one is predicted.
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(
+            self._thread, predict_rows, self._predictor, squares, explain
+        )
+
+    def _warm_up(self, batch: int) -> None:
+        blank = np.zeros((self._card.image_size,) * 2, np.uint8)
+        for count in (1, batch):
+            predict_rows(self._predictor, [blank] * count, [True] * count)
+
+
+class Front:
+    """A front's replica: Serve hands each request to its ASGI application."""
+
+    def __init__(self, predictor: DeploymentHandle) -> None:
+        self.predictor = predictor
+
+
+class RemoteModel:
+    """The predictors behind a Serve handle, as `serving.model.Model`."""
+
+    def __init__(self, handle: DeploymentHandle) -> None:
+        self._handle = handle
+
+    async def predict(self, square: GrayImage, explain: bool) -> Row:
+        """As `Model.predict`; asks another replica when one dies with the request in hand."""
+        row: Row = await self._ask(lambda: self._handle.predict.remote(square, explain))
+        return row
+
+    async def card(self) -> ModelCard:
+        """As `Model.card`."""
+        card: ModelCard = await self._ask(self._handle.card.remote)
+        return card
+
+    async def _ask(self, call: Callable[[], Any]) -> Any:  # noqa: ANN401 - what the method returns
+        for attempt in range(_TRIES):
+            try:
+                return await call()
+            except BackPressureError as error:
+                raise busy("the predictors' queue is full; try again shortly") from error
+            except DeploymentUnavailableError as error:
+                raise not_ready() from error
+            except (RayActorError, ActorUnavailableError):
+                await asyncio.sleep(0.1 * 2**attempt)
+        raise not_ready()
+
+
+def build(args: dict[str, Any]) -> Application:
+    """The application, from the `args` of a Serve config (see `ServingSettings`).
+
+    Raises:
+        UsageError: a setting is wrong, or the token file cannot be read.
+    """
+    settings = parse_settings(args)
+    return build_application(settings, token_digest(settings))
+
+
+def build_application(settings: ServingSettings, digest: str | None) -> Application:
+    """The application; `digest` is SHA-256 of the token in hex, None: no token is asked for."""
+    predictor = PredictorReplica.options(**_predictor_options(settings)).bind(
+        settings.model_dump(exclude={"token_file", "token_sha256"})
+    )
+
+    def make_app() -> Any:  # noqa: ANN401 - ASGI; evaluated inside each front
+        handle = serve.get_deployment_handle("Predictor")
+        decoders = DecoderPool(
+            settings.decoders, settings.decode_timeout_s, settings.decode_memory_mib * 2**20
+        )
+        return create_app(Service(settings, RemoteModel(handle), decoders), digest)
+
+    front = serve.deployment(
+        name="Front",
+        num_replicas=settings.front_replicas,
+        max_ongoing_requests=_UNBOUNDED,
+        ray_actor_options={"num_cpus": 0.5},
+        logging_config=_quiet(),
+    )(serve.ingress(make_app)(Front))
+    return front.bind(predictor)
+
+
+def run(settings: ServingSettings, host: str, port: int, ready: Callable[[], None]) -> None:
+    """Serve until this process is told to stop (SIGINT, SIGTERM), in the Ray session that is open.
+
+    Args:
+        settings: what is served.
+        host: address to listen on.
+        port: TCP port.
+        ready: called once requests are answered.
+    """
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    start(settings, host, port)
+    try:
+        ready()
+        while not stop.wait(1.0):
+            pass
+    finally:
+        serve.shutdown()
+
+
+def start(settings: ServingSettings, host: str, port: int) -> None:
+    """Start serving in the Ray session that is open; returns once requests are answered."""
+    serve.start(http_options={"host": host, "port": port}, logging_config=_quiet())
+    application = build_application(settings, token_digest(settings))
+    serve.run(application, name=APP_NAME, route_prefix="/")
+
+
+def gpus_in_cluster() -> float:
+    """GPUs of the Ray session that is open."""
+    import ray
+
+    return float(ray.cluster_resources().get("GPU", 0))
+
+
+def metrics_addresses() -> list[str]:
+    """Where Ray exports Prometheus metrics, Serve's among them: one address per node."""
+    import ray
+
+    return [
+        f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+        for node in ray.nodes()
+        if node["Alive"] and node.get("MetricsExportPort")
+    ]
+
+
+def _predictor_options(settings: ServingSettings) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "max_ongoing_requests": 4 * settings.max_batch_size,  # the default of 5 would cap batches
+        "max_queued_requests": settings.max_queued,
+        "ray_actor_options": {"num_cpus": 1, "num_gpus": settings.gpus_per_replica},
+        "logging_config": _quiet(),
+        "health_check_period_s": 5,
+        "graceful_shutdown_timeout_s": 10,
+    }
+    if settings.max_replicas and settings.max_replicas > settings.replicas:
+        options["autoscaling_config"] = {
+            "min_replicas": settings.replicas,
+            "max_replicas": settings.max_replicas,
+            "target_ongoing_requests": settings.max_batch_size,
+        }
+    else:
+        options["num_replicas"] = settings.replicas
+    return options
+
+
+def _quiet() -> LoggingConfig:
+    """No line per request: nothing about uploads is logged, and it costs time."""
+    return LoggingConfig(enable_access_log=False, log_level=logging.WARNING)
+
+
+def _set_threads(settings: ServingSettings) -> None:
+    """Ray gives an actor one thread per CPU it asks for; predictors share the machine instead."""
+    import torch
+
+    if settings.torch_threads:
+        torch.set_num_threads(settings.torch_threads)
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    torch.set_num_threads(max(1, (cores or 1) // settings.replicas))

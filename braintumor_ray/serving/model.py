@@ -1,0 +1,142 @@
+"""What the front needs of a model: an interface, the rows it returns, and one in this process."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from braintumor_ray.data.preprocess import GrayImage, Preprocessing
+from braintumor_ray.predict.predictor import Columns, Predictor
+from braintumor_ray.serving.settings import ServingSettings
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What /v1/model tells of the bundle; also what the front needs to decode and to decide."""
+
+    fingerprint: str
+    backbone: str
+    head: str
+    class_names: tuple[str, ...]
+    positive_classes: tuple[str, ...]
+    threshold: float
+    temperature: float
+    image_size: int
+    interpolation: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    cam_layer: str
+    cam_shape: tuple[int, int]
+    cam_class: str
+    detects_out_of_domain: bool
+    recipe: str
+    data_fingerprint: str
+    precision: str
+    device: str
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How pixels reach the network: the bundle's own, as in the archive job."""
+        return Preprocessing(self.image_size, self.interpolation, self.mean, self.std)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+
+class Model(Protocol):
+    """Predicts squares; batches them behind this interface."""
+
+    async def predict(self, square: GrayImage, explain: bool) -> Row:
+        """One row for one uint8 (S, S): the predictor's columns, without maps if not `explain`.
+
+        Raises:
+            ProblemError: 'busy' when its queue is full, 'not-ready' when no predictor answers.
+        """
+        ...
+
+    async def card(self) -> ModelCard:
+        """What the model is.
+
+        Raises:
+            ProblemError: as `predict`.
+        """
+        ...
+
+
+def make_predictor(settings: ServingSettings) -> Predictor:
+    """The one predictor, from the settings' bundle.
+
+    Raises:
+        BundleError, UsageError: from `Predictor.from_bundle`.
+    """
+    return Predictor.from_bundle(
+        settings.bundle,
+        settings.device,
+        precision=settings.precision,
+        cam_class=settings.cam_class,
+    )
+
+
+def describe_model(predictor: Predictor) -> ModelCard:
+    """The card of a predictor."""
+    fields = predictor.bundle.fields
+    preprocessing = predictor.bundle.preprocessing
+    return ModelCard(
+        fingerprint=predictor.bundle.fingerprint,
+        backbone=fields.architecture.backbone,
+        head=fields.architecture.head,
+        class_names=fields.class_names,
+        positive_classes=fields.positive_classes,
+        threshold=fields.threshold,
+        temperature=fields.temperature,
+        image_size=preprocessing.image_size,
+        interpolation=preprocessing.interpolation,
+        mean=preprocessing.mean,
+        std=preprocessing.std,
+        cam_layer=fields.cam_layer,
+        cam_shape=predictor.cam_shape,
+        cam_class=predictor.cam_class,
+        detects_out_of_domain=predictor.bundle.gate is not None,
+        recipe=str(fields.recipe.get("name", "unnamed")),
+        data_fingerprint=fields.data_fingerprint,
+        precision="bf16" if predictor.bf16 else "fp32",
+        device=str(predictor.device),
+    )
+
+
+def predict_rows(
+    predictor: Predictor, squares: Sequence[GrayImage], explain: Sequence[bool]
+) -> list[Row]:
+    """Predict a batch of which each member may want maps or not; one row each, in order."""
+    columns = predictor(squares, explain=any(explain))
+    return [_row(columns, index, wanted) for index, wanted in enumerate(explain)]
+
+
+def _row(columns: Columns, index: int, explain: bool) -> Row:
+    # Maps and shares of heat belong to the explanation: who did not ask gets the same without.
+    return {
+        name: values[index]
+        for name, values in columns.items()
+        if explain or not (name.startswith("heat_") or np.ndim(values) > 2)
+    }
+
+
+class LocalModel:
+    """A predictor in this process, one batch of one at a time; for tests and small uses."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        self._predictor = predictor
+
+    async def predict(self, square: GrayImage, explain: bool) -> Row:
+        """As `Model.predict`."""
+        rows = await asyncio.to_thread(predict_rows, self._predictor, [square], [explain])
+        return rows[0]
+
+    async def card(self) -> ModelCard:
+        """As `Model.card`."""
+        return describe_model(self._predictor)

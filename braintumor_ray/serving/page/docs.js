@@ -1,0 +1,91 @@
+"use strict";
+// Renders /openapi.json; no library. Text is only ever set as text.
+const byId = (id) => document.getElementById(id);
+
+function element(tag, className, ...children) {
+  const made = document.createElement(tag);
+  if (className) made.className = className;
+  made.append(...children);
+  return made;
+}
+
+function typeOf(schema) {
+  if (!schema) return "";
+  if (schema.$ref) return schema.$ref.split("/").pop();
+  if (schema.anyOf) return schema.anyOf.map(typeOf).join(" or ");
+  if (schema.enum) return schema.enum.join(" | ");
+  if (schema.type === "array") return "list of " + typeOf(schema.items);
+  if (schema.additionalProperties) return "object of " + typeOf(schema.additionalProperties);
+  return schema.type || "any";
+}
+
+function table(heads, rows) {
+  const head = element("tr", "", ...heads.map((text) => element("th", "", text)));
+  const body = rows.map((cells) => element("tr", "", ...cells.map((text) => element("td", "", text))));
+  const made = element("table", "", element("thead", "", head), element("tbody", "", ...body));
+  return element("div", "scroll", made);
+}
+
+function parameters(operation) {
+  const rows = (operation.parameters || []).map((p) => [
+    p.name, typeOf(p.schema), String(p.schema.default ?? ""), p.description || p.schema.description || "",
+  ]);
+  return rows.length ? [element("h3", "", "Parameters"), table(["name", "values", "default", ""], rows)] : [];
+}
+
+function bodies(operation) {
+  const content = operation.requestBody?.content;
+  return content ? [element("h3", "", "Body"), element("p", "", Object.keys(content).join(", "))] : [];
+}
+
+function responses(operation) {
+  const rows = Object.entries(operation.responses).map(([status, r]) => [
+    status, r.description, Object.values(r.content || {}).map((c) => typeOf(c.schema)).join(", "),
+  ]);
+  return [element("h3", "", "Answers"), table(["status", "meaning", "content"], rows)];
+}
+
+function operationSection(path, verb, operation) {
+  const title = element("h2", "", element("span", "verb", verb.toUpperCase()), " " + path);
+  return element("section", "", title, element("p", "", operation.description || operation.summary),
+    ...parameters(operation), ...bodies(operation), ...responses(operation));
+}
+
+function schemaSection(name, schema) {
+  const rows = Object.entries(schema.properties || {}).map(([field, s]) =>
+    [field, typeOf(s), s.description || ""]);
+  const made = element("section", "", element("h2", "", name),
+    element("p", "", schema.description || ""), table(["field", "type", ""], rows));
+  made.id = name;
+  return made;
+}
+
+function render(found) {
+  const sections = [];
+  for (const [path, methods] of Object.entries(found.paths)) {
+    for (const [verb, operation] of Object.entries(methods)) {
+      sections.push(operationSection(path, verb, operation));
+    }
+  }
+  const schemas = Object.entries(found.components.schemas);
+  sections.push(...schemas.map(([name, schema]) => schemaSection(name, schema)));
+  byId("paths").replaceChildren(...sections);
+}
+
+async function load(token) {
+  const headers = token ? { Authorization: "Bearer " + token } : {};
+  const response = await fetch("/openapi.json", { headers });
+  byId("token-form").hidden = response.status !== 401;
+  byId("error").hidden = response.ok;
+  if (response.ok) {
+    render(await response.json());
+  } else {
+    byId("error").textContent = (await response.json()).detail;
+  }
+}
+
+byId("token-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  load(byId("token").value.trim());
+});
+load("");

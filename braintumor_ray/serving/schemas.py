@@ -1,0 +1,174 @@
+"""Parameters and answers of the service, as the OpenAPI document shows them."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from braintumor_ray.data.decode import VolumeOptions
+from braintumor_ray.serving.problems import Problem
+
+Explain = Literal["none", "gradcam", "gradcam++", "both"]
+Heatmap = Literal["none", "array", "png", "overlay"]
+METHODS: dict[Explain, tuple[str, ...]] = {
+    "none": (),
+    "gradcam": ("gradcam",),
+    "gradcam++": ("gradcam_pp",),
+    "both": ("gradcam", "gradcam_pp"),
+}
+
+
+def _plus(value: object) -> object:
+    """A plus in a query is a space once decoded; and the stored columns spell it gradcam_pp."""
+    if isinstance(value, str) and value.replace(" ", "+") in ("gradcam++", "gradcam_pp"):
+        return "gradcam++"
+    return value
+
+
+class PredictQuery(BaseModel):
+    """Options of a prediction."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    explain: Annotated[Explain, BeforeValidator(_plus)] = Field(
+        "both", description="which class activation maps; in a URL write gradcam%2B%2B"
+    )
+    heatmap: Heatmap = Field(
+        "none",
+        description="array: the raw map; png: coloured, at the scan's size; overlay: blended",
+    )
+    frame: int = Field(0, ge=0, le=1_000_000, description="of a multi-frame file or volume")
+    plane: Literal["axial", "coronal", "sagittal"] = Field(
+        "axial", description="how a NIfTI volume is cut into frames"
+    )
+    volume: int = Field(0, ge=0, le=1_000_000, description="of a 4-D NIfTI")
+    scan: Literal["none", "png"] = Field("none", description="png: send the decoded scan back")
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The predictor's columns that hold the wanted maps."""
+        return METHODS[self.explain]
+
+    @property
+    def volumes(self) -> VolumeOptions:
+        """How a volume is cut."""
+        return VolumeOptions(self.plane, self.volume)
+
+    @property
+    def wants_picture(self) -> bool:
+        """Whether the scan's own pixels are drawn or sent back."""
+        return self.scan == "png" or self.heatmap in ("png", "overlay")
+
+
+class Scan(BaseModel):
+    """The decoded frame."""
+
+    format: str = Field(description="jpeg, png, tiff, bmp, dicom or nifti, by content")
+    frame: int
+    height: int = Field(description="pixels, at full size")
+    width: int
+    pixel_sha256: str = Field(description="of the decoded gray image, as in the archive's rows")
+    png: str | None = Field(None, description="base64, gray; longest side at most 1024 pixels")
+
+
+class Decision(BaseModel):
+    """Positive or not, at the bundle's threshold."""
+
+    positive: bool
+    probability: float = Field(description="sum over the positive classes")
+    threshold: float
+    positive_classes: list[str]
+
+
+class Heat(BaseModel):
+    """Share of Grad-CAM's heat by region; null where map or head mask is empty."""
+
+    inside: float | None
+    rim: float | None
+    background: float | None
+
+
+class Map(BaseModel):
+    """One class activation map of class `cam_class`."""
+
+    array: list[list[float]] | None = Field(None, description="raw h x w, before any stretching")
+    png: str | None = Field(None, description="base64; longest side at most 1024 pixels")
+    overlay: str | None = Field(None, description="base64 PNG, 0.4 of the heat over the scan")
+    flat: bool | None = Field(None, description="nothing to see: the picture shows no heat")
+
+
+class Prediction(BaseModel):
+    """What the network says of one scan. Research software, not a medical device."""
+
+    predicted_class: str
+    probabilities: dict[str, float] = Field(description="by class, after temperature")
+    decision: Decision
+    entropy: float = Field(description="divided by ln k: 0 certain, 1 uniform")
+    out_of_domain: bool = Field(description="no plausible head, or unlike the training scans")
+    cam_class: str | None = Field(description="class of the maps; null with explain=none")
+    heat: Heat | None = Field(description="null with explain=none")
+    maps: dict[str, Map] = Field(description="by method, gradcam and gradcam_pp")
+    scan: Scan
+    bundle_fingerprint: str
+
+
+class BatchItem(BaseModel):
+    """One file of several: its result or its error."""
+
+    index: int
+    name: str
+    result: Prediction | None = None
+    error: Problem | None = None
+
+
+class BatchAnswer(BaseModel):
+    """One entry per file, in order."""
+
+    results: list[BatchItem]
+
+
+class State(BaseModel):
+    """Health."""
+
+    status: str
+
+
+class ModelInfo(BaseModel):
+    """The bundle that answers."""
+
+    fingerprint: str
+    backbone: str
+    head: str
+    class_names: list[str]
+    positive_classes: list[str]
+    threshold: float
+    temperature: float
+    image_size: int
+    interpolation: str
+    mean: list[float]
+    std: list[float]
+    cam_layer: str
+    cam_shape: list[int]
+    cam_class: str
+    detects_out_of_domain: bool
+    recipe: str
+    data_fingerprint: str
+    precision: str
+    device: str
+    limits: dict[str, int]
+    version: str
+    notice: str
+
+
+def upload_body(batch: bool) -> dict[str, Any]:
+    """The OpenAPI request body: raw bytes or a form; a form with several files for a batch."""
+    binary = {"type": "string", "format": "binary"}
+    files = {"type": "array", "items": binary, "minItems": 1}
+    name, value = ("files", files) if batch else ("file", binary)
+    form = {
+        "multipart/form-data": {
+            "schema": {"type": "object", "properties": {name: value}, "required": [name]}
+        }
+    }
+    raw = ("application/octet-stream", "image/*", "application/dicom")
+    content = form if batch else {kind: {"schema": binary} for kind in raw} | form
+    return {"requestBody": {"required": True, "content": content}}

@@ -1,0 +1,206 @@
+"""The routes: what is answered where. Made anew for each front; knows no Ray."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from braintumor_ray import __version__
+from braintumor_ray.serving.gate import Gate
+from braintumor_ray.serving.problems import Problem, ProblemError, from_status, openapi_responses
+from braintumor_ray.serving.schemas import (
+    BatchAnswer,
+    ModelInfo,
+    Prediction,
+    PredictQuery,
+    State,
+    upload_body,
+)
+from braintumor_ray.serving.service import Service, json_response
+
+NOTICE = "Research software, not a medical device."
+PAGE = Path(__file__).parent / "page"
+STATIC = {
+    "/": ("index.html", "text/html; charset=utf-8"),
+    "/docs": ("docs.html", "text/html; charset=utf-8"),
+    "/static/style.css": ("style.css", "text/css; charset=utf-8"),
+    "/static/page.js": ("page.js", "text/javascript; charset=utf-8"),
+    "/static/docs.js": ("docs.js", "text/javascript; charset=utf-8"),
+    "/static/example.png": ("example.png", "image/png"),
+    "/static/icon.svg": ("icon.svg", "image/svg+xml"),
+}
+OPEN_PATHS = frozenset({*STATIC, "/healthz", "/readyz"})
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_UPLOAD = (
+    "unreadable",
+    "bad-request",
+    "token",
+    "slow-body",
+    "too-large",
+    "not-an-image",
+    "parameter",
+    "too-many-pixels",
+    "not-scored",
+    "large-headers",
+    "internal",
+    "busy",
+    "not-ready",
+)
+
+
+def create_app(service: Service, digest: str | None = None) -> ASGIApp:
+    """The whole application, behind its gate.
+
+    Args:
+        service: what answers.
+        digest: SHA-256 of the token in hex; None: no token is asked for.
+    """
+    app = FastAPI(
+        title="braintumor-ray",
+        version=__version__,
+        description=f"Brain-tumour MRI classification with class activation maps. {NOTICE}",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/openapi.json",
+    )
+    _add_problems(app)
+    _add_static(app)
+    _add_state(app, service)
+    _add_predictions(app, service)
+    _describe(app, secured=digest is not None)
+    return Gate(app, digest, OPEN_PATHS)
+
+
+def _add_predictions(app: FastAPI, service: Service) -> None:
+    @app.post(
+        "/v1/predict",
+        responses={200: {"model": Prediction}, **openapi_responses(*_UPLOAD)},
+        openapi_extra=upload_body(batch=False),
+        summary="Classify and explain one scan",
+    )
+    async def predict(request: Request, query: Annotated[PredictQuery, Query()]) -> Response:
+        """One file as the raw body, or as field `file` of a form; its content decides."""
+        return await service.predict(request, query)
+
+    @app.post(
+        "/v1/predict/batch",
+        responses={200: {"model": BatchAnswer}, **openapi_responses(*_UPLOAD)},
+        openapi_extra=upload_body(batch=True),
+        summary="Classify and explain several scans",
+    )
+    async def predict_batch(request: Request, query: Annotated[PredictQuery, Query()]) -> Response:
+        """Several files of a form, field `files`; each gets its own result or error."""
+        return await service.predict_batch(request, query)
+
+
+def _add_state(app: FastAPI, service: Service) -> None:
+    known = openapi_responses("token", "large-headers", "internal", "not-ready", "busy")
+    health = openapi_responses("large-headers", "internal", "not-ready")
+
+    @app.get("/v1/model", responses={200: {"model": ModelInfo}, **known}, summary="The bundle")
+    async def model() -> Response:
+        """Classes, threshold, preprocessing, fingerprint and limits of the bundle that answers."""
+        card, settings = await service.card(), service.settings
+        limits = {
+            "max_bytes": settings.max_bytes,
+            "max_pixels": settings.max_pixels,
+            "max_batch_files": settings.max_batch_files,
+            "max_batch_bytes": settings.max_batch_bytes,
+        }
+        return json_response(
+            card.to_dict() | {"limits": limits, "version": __version__, "notice": NOTICE}
+        )
+
+    @app.get("/healthz", responses={200: {"model": State}, **health}, summary="Is it alive?")
+    async def healthz() -> Response:
+        """Answers as long as this process does."""
+        return json_response({"status": "alive"})
+
+    @app.get("/readyz", responses={200: {"model": State}, **health}, summary="Can it predict?")
+    async def readyz() -> Response:
+        """Answers 200 when a predictor does, else 503."""
+        await service.check_ready()
+        return json_response({"status": "ready"})
+
+
+def _add_static(app: FastAPI) -> None:
+    for path, (name, media_type) in STATIC.items():
+        # Read once: a request never opens a file.
+        app.add_api_route(
+            path,
+            _static_route((PAGE / name).read_bytes(), media_type),
+            include_in_schema=False,
+            methods=["GET", "HEAD"],
+        )
+
+
+def _static_route(content: bytes, media_type: str) -> Any:  # noqa: ANN401 - an endpoint
+    headers = {"Content-Security-Policy": _POLICY, "Cache-Control": "no-cache"}
+
+    async def static() -> Response:
+        return Response(content, media_type=media_type, headers=headers)
+
+    return static
+
+
+def _add_problems(app: FastAPI) -> None:
+    @app.exception_handler(ProblemError)
+    async def problem(_: Request, error: ProblemError) -> Response:
+        return error.response()
+
+    @app.exception_handler(HTTPException)
+    async def http(_: Request, error: HTTPException) -> Response:
+        return from_status(error.status_code, error.headers).response()
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> Response:
+        return _parameter_problem(error).response()
+
+
+def _parameter_problem(error: RequestValidationError) -> ProblemError:
+    first = error.errors()[0]
+    name = str(first["loc"][-1])[:40]
+    if first["type"] == "extra_forbidden":
+        offered = ", ".join(PredictQuery.model_fields)
+        return ProblemError("parameter", f"parameter '{name}' is unknown; use {offered}")
+    value = str(first.get("input"))[:40]
+    return ProblemError("parameter", f"{name}='{value}': {first['msg']}; see /docs")
+
+
+def _describe(app: FastAPI, secured: bool) -> None:
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            found = get_openapi(
+                title=app.title,
+                version=app.version,
+                description=app.description,
+                routes=app.routes,
+            )
+            _complete(found, secured)
+            app.openapi_schema = found
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI documents it
+
+
+def _complete(document: dict[str, Any], secured: bool) -> None:
+    """Problems instead of FastAPI's own errors; the token where one is asked for."""
+    schemas = document.setdefault("components", {}).setdefault("schemas", {})
+    schemas.pop("HTTPValidationError", None)
+    schemas.pop("ValidationError", None)
+    schemas["Problem"] = Problem.model_json_schema()
+    if not secured:
+        return
+    document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+    for path, methods in document["paths"].items():
+        if path not in OPEN_PATHS:
+            for operation in methods.values():
+                operation["security"] = [{"token": []}]
