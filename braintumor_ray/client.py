@@ -140,7 +140,9 @@ class Client:
     ) -> dict[str, Any]:
         left = self._retries if retries is None else retries
         while True:
-            status, wait_s, found = self._exchange(verb, path, body, {**self._headers, **(headers or {})})
+            status, wait_s, found = self._exchange(
+                verb, path, body, {**self._headers, **(headers or {})}
+            )
             if status < 400:
                 return found
             if status != _BUSY or left <= 0:
@@ -189,7 +191,9 @@ def _query(options: Mapping[str, Any]) -> str:
 
 
 def _form_part(boundary: str, name: str, content: bytes) -> bytes:
-    head = f'--{boundary}\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'
+    head = (
+        f'--{boundary}\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'
+    )
     return head.encode() + content + b"\r\n"
 
 

@@ -1,7 +1,7 @@
-"""Commands on a trained bundle: neurons."""
+"""Commands that judge: audit of data, evaluation of a bundle, its neurons."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
@@ -9,18 +9,126 @@ from braintumor_ray.cli.options import (
     BundleOption,
     Device,
     Json,
+    Precision,
     Source,
     anonymous_options,
+    check_choice,
     listed,
     load_source,
     print_result,
+    takes_catalog_options,
 )
 from braintumor_ray.console import progress_bar, short_errors
 
 if TYPE_CHECKING:
-    pass
+    from braintumor_ray.data.catalog import CatalogOptions
 
 app = typer.Typer()
+
+
+@app.command()
+@short_errors
+def audit(
+    sources: Annotated[list[str], typer.Argument(metavar="SOURCE...", help="Data sets.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the audit.")] = Path(
+        "audit"
+    ),
+    shortcuts: Annotated[
+        bool, typer.Option(help="Can size, border, compression alone predict the class?")
+    ] = True,
+    workers: Annotated[int, typer.Option(min=1, help="Decoding processes.")] = 2,
+    as_json: Json = False,
+) -> None:
+    """Find duplicates, leakage, conflicting labels and shortcuts: audit.json and audit.html."""
+    from braintumor_ray.evaluation.audit import run_audit
+
+    names = _distinct_names(sources)
+    options = anonymous_options()
+    tables = [(n, load_source(s, options)) for n, s in zip(names, sources, strict=True)]
+    with progress_bar("auditing") as advance:
+        found = run_audit(tables, output, workers=workers, shortcuts=shortcuts, progress=advance)
+    cross, surplus = found["cross_split"], found["surplus"]
+    text = (
+        f"across splits: {cross['pixel_identical']} scans pixel-identical to one in another split "
+        f"({cross['byte_identical']} byte-identical)\n"
+        f"surplus copies: {surplus['pixel_identical']} pixel-identical "
+        f"({surplus['byte_identical']} byte-identical)\n"
+        f"groups with conflicting labels: {found['groups']['conflicting_labels']}\n"
+        f"report: {output / 'audit.html'}"
+    )
+    print_result(found, as_json, text)
+
+
+@app.command()
+@short_errors
+@takes_catalog_options
+def evaluate(
+    source: Source,
+    bundle: BundleOption,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the report.")],
+    split: Annotated[str, typer.Option(help="test, val, train, or all.")] = "test",
+    truth: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Tumour masks (folder), boxes (CSV, YOLO folder) or outlines (VIA)."),
+    ] = None,
+    faithfulness: Annotated[
+        int, typer.Option(min=0, help="Scans on which faithfulness of the maps is measured.")
+    ] = 0,
+    compare: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="A second bundle, on the same scans (McNemar, paired bootstrap)."),
+    ] = None,
+    recalibrate: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Write a new bundle, temperature and threshold from validation."),
+    ] = None,
+    tta: Annotated[bool, typer.Option(help="Average over mirrored and turned views.")] = False,
+    subgroup: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="Catalog column for figures per value; may be repeated."),
+    ] = None,
+    audit_file: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--audit", help="audit.json for the report."),
+    ] = None,
+    allow_leakage: Annotated[
+        bool, typer.Option(help="Measure scans that were trained on, and say so.")
+    ] = False,
+    n_boot: Annotated[int, typer.Option(min=0, help="Resamples for the intervals.")] = 1000,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    as_json: Json = False,
+    *,
+    catalog_options: "CatalogOptions",
+) -> None:
+    """Measure a bundle on a split: metrics.json with intervals, report.html, galleries.
+
+    Give RUN/catalog.parquet, which knows the splits. Exit 3 if scans were trained on.
+    """
+    from braintumor_ray.evaluation.evaluate import evaluate as measure
+    from braintumor_ray.evaluation.faithfulness import faithfulness_section
+    from braintumor_ray.evaluation.options import EvaluateOptions
+    from braintumor_ray.explain.truth import load_truth
+
+    check_choice("--precision", precision, ("auto", "fp32", "bf16"))
+    table = load_source(source, catalog_options)
+    options = EvaluateOptions(
+        split=split,
+        device=device,
+        precision=precision,  # type: ignore[arg-type]
+        tta=tta,
+        recalibrate=recalibrate,
+        compare=compare,
+        allow_leakage=allow_leakage,
+        n_boot=n_boot,
+        subgroups=tuple(subgroup or ()),
+        truth=load_truth(truth) if truth else None,
+        audit=audit_file,
+        sections={"faithfulness": faithfulness_section(faithfulness)} if faithfulness else {},
+    )
+    with progress_bar("evaluating") as advance:
+        found = measure(table, bundle, output, options, advance)
+    print_result(found, as_json, _evaluation_lines(found, output))
 
 
 @app.command()
@@ -45,3 +153,23 @@ def neurons(
             table, bundle, output, NeuronOptions(device=device, top=top, limit=limit), advance
         )
     print_result(found, as_json, listed(found))
+
+
+def _distinct_names(sources: list[str]) -> list[str]:
+    """Each source by its last part, by its whole path where two have the same."""
+    short = [Path(source.rstrip("/")).name for source in sources]
+    return [s if short.count(n) > 1 else n for n, s in zip(short, sources, strict=True)]
+
+
+def _evaluation_lines(found: dict[str, Any], output: Path) -> str:
+    interval = found["intervals"]
+    lines = []
+    for name in ("accuracy", "balanced_accuracy"):
+        low, high = interval[name]["low"], interval[name]["high"]
+        around = f" (95% interval {low:.3f} to {high:.3f})" if low is not None else ""
+        lines.append(f"{name.replace('_', ' ')}: {found[name]:.3f}{around}")
+    binary = found["binary"]
+    for name in ("sensitivity", "specificity"):
+        if binary[name] is not None:
+            lines.append(f"{name} at the bundle's threshold: {binary[name]:.3f}")
+    return "\n".join([*lines, f"{found['n']} scans; report: {output / 'report.html'}"])

@@ -13,8 +13,9 @@ class DomainGate:
     """Distance to the training features: Mahalanobis inside their main subspace, plus the residual.
 
     Features count by their direction only, scaled to unit length: flat pictures and drawings have
-    weak features, which without it lie near the mean. Both parts are divided by their mean over the training scans, so that a typical training scan
-    has a distance near sqrt(2). (Residual and in-subspace distance as in Wang et al. 2022, "ViM".)
+    weak features, which without it lie near the mean. Both parts are divided by their mean over the
+    training scans, so that a typical training scan has a distance near sqrt(2). (Residual and
+    in-subspace distance as in Wang et al. 2022, "ViM".)
 
     Attributes:
         mean: (C,) mean of the training features at unit length.
@@ -31,7 +32,7 @@ class DomainGate:
     @classmethod
     def fit(cls, features: FloatArray, rank: int = 64) -> "DomainGate":
         """Fit to pooled features (n, C), n >= 2."""
-        x = np.asarray(features, dtype=np.float64)
+        x: FloatArray = np.asarray(features, dtype=np.float64)
         if x.ndim != 2 or len(x) < 2:
             raise ValueError(f"need features (n >= 2, C), got {x.shape}")
         x = _unit_length(x)

@@ -8,8 +8,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,8 +18,10 @@ from ray.serve import Application
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
+from ray.util.metrics import Histogram
 
 from braintumor_ray.data.preprocess import GrayImage
+from braintumor_ray.serving.batching import Batcher
 from braintumor_ray.serving.decoders import DecoderPool
 from braintumor_ray.serving.model import (
     ModelCard,
@@ -48,35 +49,27 @@ class PredictorReplica:
         _set_threads(chosen)
         self._predictor = make_predictor(chosen)
         self._card = describe_model(self._predictor)
-        # One thread for ever: OpenMP keeps a team of threads for each thread that computes.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="predict")
-        self._thread.submit(self._warm_up, chosen.max_batch_size).result()
-        self._batched.set_max_batch_size(chosen.max_batch_size)  # type: ignore[attr-defined]
-        self._batched.set_batch_wait_timeout_s(chosen.batch_wait_s)  # type: ignore[attr-defined]
+        sizes = Histogram(
+            "braintumor_batch_size",
+            description="scans per forward pass",
+            boundaries=[1, 2, 4, 8, 12, 16, 24, 32, 64, 128, 256],
+        )
+        self._batched = Batcher(self._predict, chosen.max_batch_size, sizes.observe)
+        blank = np.zeros((self._card.image_size,) * 2, np.uint8)
+        for count in (1, chosen.max_batch_size):
+            self._batched.warm_up([(blank, True)] * count)
 
     async def predict(self, square: GrayImage, explain: bool) -> Row:
         """One row for uint8 (S, S); waits for its batch."""
-        row: Row = await self._batched((square, explain))
-        return row
+        return await self._batched((square, explain))
 
     async def card(self) -> ModelCard:
         """What the model is."""
         return self._card
 
-    @serve.batch(max_batch_size=16, batch_wait_timeout_s=0.0)
-    async def _batched(self, items: list[tuple[GrayImage, bool]]) -> list[Row]:
+    def _predict(self, items: Sequence[tuple[GrayImage, bool]]) -> list[Row]:
         squares = [square for square, _ in items]
-        explain = [wanted for _, wanted in items]
-        # In a thread: the next batch is gathered while this one is predicted.
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(
-            self._thread, predict_rows, self._predictor, squares, explain
-        )
-
-    def _warm_up(self, batch: int) -> None:
-        blank = np.zeros((self._card.image_size,) * 2, np.uint8)
-        for count in (1, batch):
-            predict_rows(self._predictor, [blank] * count, [True] * count)
+        return predict_rows(self._predictor, squares, [explain for _, explain in items])
 
 
 class Front:

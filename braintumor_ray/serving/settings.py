@@ -30,7 +30,6 @@ class ServingSettings(BaseModel):
     gpus_per_replica: float = Field(0, ge=0)
     torch_threads: int | None = Field(None, ge=1, description="of each predictor on CPU")
     max_batch_size: int = Field(16, ge=1, description="scans per forward pass")
-    batch_wait_s: float = Field(0.0, ge=0, description="how long a batch waits to become full")
     max_queued: int = Field(128, ge=1, description="requests in hand per front before 503")
     decoders: int | None = Field(None, ge=1, description="decoding processes per front")
     decode_timeout_s: float = Field(10.0, gt=0)

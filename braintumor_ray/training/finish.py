@@ -27,7 +27,9 @@ from braintumor_ray.training.stages import State
 
 GATE_SCANS = 2000
 IN_DOMAIN = 0.99
-DOMAIN_SLACK = 1.05  # bf16 and fp32 give distances that differ by up to a twentieth
+# The tail of a few hundred scans is uncertain: at the bare quantile up to 3% of other scans are
+# flagged, with this much slack under 1%; foreign pictures are farther still.
+DOMAIN_SLACK = 1.1
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,7 @@ def _read(
 
 
 def _domain_limit(distances: npt.NDArray[np.float32]) -> float:
-    """Above it at most 1% of the validation scans lie."""
+    """A limit above which at most 1% of the validation scans lie."""
     return DOMAIN_SLACK * float(np.quantile(distances, IN_DOMAIN, method="higher"))
 
 

@@ -14,7 +14,7 @@ from braintumor_ray.data.decode import decode
 from braintumor_ray.data.sandbox import DecodeSandbox, SandboxError
 from tests.data.mutations import MAY_DECODE, intact_images, mutated_images
 
-HOSTILE = "sandbox_workers:hostile"
+HOSTILE = "tests.data.sandbox_workers:hostile"
 
 
 def outcomes(sandbox, contents, options=None):
@@ -68,7 +68,7 @@ def test_every_second_item_may_be_deadly(sandbox):
 @pytest.mark.chaos
 def test_a_child_that_dies_by_chance_costs_nothing(tmp_path):
     contents = [b"a", b"b", b"!", b"c"]
-    with DecodeSandbox("sandbox_workers:dies_once") as sandbox:
+    with DecodeSandbox("tests.data.sandbox_workers:dies_once") as sandbox:
         result = outcomes(sandbox, contents, {"marker": str(tmp_path / "died")})
     assert [o.value for o in result] == contents
     assert (tmp_path / "died").exists()
@@ -86,7 +86,7 @@ def test_mixed_failures_are_both_told():
 
 @pytest.mark.chaos
 def test_a_child_killed_while_idle_is_replaced_without_blame():
-    with DecodeSandbox("sandbox_workers:pid", tries=1) as sandbox:
+    with DecodeSandbox("tests.data.sandbox_workers:pid", tries=1) as sandbox:
         first = sandbox.run(b"").value
         os.kill(first, signal.SIGKILL)
         psutil.wait_procs([psutil.Process(first)] if psutil.pid_exists(first) else [], timeout=5)
@@ -95,12 +95,12 @@ def test_a_child_killed_while_idle_is_replaced_without_blame():
 
 
 def test_the_timeout_is_for_one_item_not_for_a_batch():
-    with DecodeSandbox("sandbox_workers:slow", timeout_s=0.5) as sandbox:
+    with DecodeSandbox("tests.data.sandbox_workers:slow", timeout_s=0.5) as sandbox:
         assert all(o.reason is None for o in outcomes(sandbox, [b"x"] * 20))
 
 
 def test_a_slow_reader_is_no_stall():
-    with DecodeSandbox("sandbox_workers:echo", timeout_s=0.5) as sandbox:
+    with DecodeSandbox("tests.data.sandbox_workers:echo", timeout_s=0.5) as sandbox:
         for outcome in sandbox.map([(bytes(2**20), {})] * 6):
             time.sleep(0.7)
             assert outcome.value.nbytes == 2**20
@@ -108,7 +108,7 @@ def test_a_slow_reader_is_no_stall():
 
 def test_large_requests_and_replies_do_not_deadlock():
     contents = [bytes([k]) * (5 * 2**20 + k) for k in range(6)]
-    with DecodeSandbox("sandbox_workers:echo", timeout_s=20) as sandbox:
+    with DecodeSandbox("tests.data.sandbox_workers:echo", timeout_s=20) as sandbox:
         for outcome, content in zip(outcomes(sandbox, contents), contents, strict=True):
             assert outcome.value.dtype == np.uint8
             assert outcome.value.tobytes() == content
@@ -121,7 +121,7 @@ def test_noise_on_stdout_does_not_disturb_the_replies(sandbox, capfd):
 
 def test_each_item_runs_once(tmp_path):
     contents = [b"%d" % k for k in range(100)]
-    with DecodeSandbox("sandbox_workers:logged") as sandbox:
+    with DecodeSandbox("tests.data.sandbox_workers:logged") as sandbox:
         outcomes(sandbox, contents, {"log": str(tmp_path / "log")})
     assert (tmp_path / "log").read_bytes().split() == contents
 
@@ -145,7 +145,7 @@ def test_an_error_in_the_source_of_items_reaches_the_caller(sandbox):
 
 @pytest.mark.parametrize(
     ("worker", "said"),
-    [("no_such_module_here:f", "no_such_module_here"), ("sandbox_workers:absent", "absent")],
+    [("no_such_module_here:f", "no_such_module_here"), ("tests.data.sandbox_workers:absent", "absent")],
 )
 def test_a_worker_that_cannot_be_imported_is_the_callers_error(worker, said):
     with DecodeSandbox(worker) as sandbox, pytest.raises(SandboxError, match=said):
@@ -154,13 +154,13 @@ def test_a_worker_that_cannot_be_imported_is_the_callers_error(worker, said):
 
 def test_the_child_is_light_and_quick():
     started = time.monotonic()
-    with DecodeSandbox("sandbox_workers:loaded") as sandbox:
+    with DecodeSandbox("tests.data.sandbox_workers:loaded") as sandbox:
         assert sandbox.run(b"").value == []
     assert time.monotonic() - started < 5  # 0.2 s where nothing else runs
 
 
 def test_closing_ends_the_child():
-    sandbox = DecodeSandbox("sandbox_workers:pid")
+    sandbox = DecodeSandbox("tests.data.sandbox_workers:pid")
     pid = sandbox.run(b"").value
     sandbox.close()
     assert not psutil.pid_exists(pid)
@@ -169,7 +169,7 @@ def test_closing_ends_the_child():
 ORPHAN = """
 import sys, time
 from braintumor_ray.data.sandbox import DecodeSandbox
-sandbox = DecodeSandbox("sandbox_workers:pid")
+sandbox = DecodeSandbox("tests.data.sandbox_workers:pid")
 print(sandbox.run(b"").value, flush=True)
 time.sleep(60)
 """
@@ -212,7 +212,7 @@ def test_a_stalled_orphan_ends_itself():
 def test_mutated_files_in_the_sandbox_fare_as_in_the_open_and_memory_stays_bounded():
     files = mutated_images(seed=0, n=300)
     files[100:100] = intact_images(seed=99, n=50)
-    with DecodeSandbox("sandbox_workers:status", memory_bytes=512 * 2**20) as sandbox:
+    with DecodeSandbox("tests.data.sandbox_workers:status", memory_bytes=512 * 2**20) as sandbox:
         result = outcomes(sandbox, [data for _, data, _ in files])
     for (name, data, kind), outcome in zip(files, result, strict=True):
         status, reason, _ = outcome.value
@@ -228,6 +228,6 @@ def test_mutated_files_in_the_sandbox_fare_as_in_the_open_and_memory_stays_bound
 def test_real_scans_come_through_unchanged(real_data):
     files = sorted((real_data / "mri4" / "Testing").rglob("*.jpg"))[:40]
     contents = [path.read_bytes() for path in files]
-    with DecodeSandbox("sandbox_workers:echo") as sandbox:
+    with DecodeSandbox("tests.data.sandbox_workers:echo") as sandbox:
         for outcome, content in zip(outcomes(sandbox, contents), contents, strict=True):
             assert outcome.value.tobytes() == content

@@ -72,9 +72,7 @@ class FakeModel:
 
 
 def make_client(decoders, model=None, digest=None, **settings):
-    service = Service(
-        ServingSettings(bundle="none", **settings), model or FakeModel(), decoders
-    )
+    service = Service(ServingSettings(bundle="none", **settings), model or FakeModel(), decoders)
     return TestClient(create_app(service, digest), raise_server_exceptions=False)
 
 
