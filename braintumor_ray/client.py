@@ -139,6 +139,7 @@ class Client:
         retries: int | None = None,
     ) -> dict[str, Any]:
         left = self._retries if retries is None else retries
+        sent = {**self._headers, **(headers or {})}
         while True:
             status, wait_s, found = self._exchange(
                 verb, path, body, {**self._headers, **(headers or {})}

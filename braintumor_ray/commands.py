@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from braintumor_ray.console import progress_bar, say
 from braintumor_ray.data.catalog import CatalogOptions, load_catalog
+from braintumor_ray.data.identity import uri_redaction
 from braintumor_ray.errors import UsageError
 from braintumor_ray.local_ray import ray_session
 
@@ -89,6 +90,8 @@ def score_command(
     output: str,
     limit: int | None,
     dry_run: bool,
+    retry_quarantined: bool,
+    redact_uri: bool,
     cam_class: str,
     block_size: int,
     batch_size: int | None,
@@ -117,10 +120,14 @@ def score_command(
     )
     options = ScoreOptions(
         predict,
-        DecodeSettings(timeout_s=decode_timeout),
+        DecodeSettings(
+            timeout_s=decode_timeout,
+            redaction=uri_redaction(catalog_options.identity) if redact_uri else None,
+        ),
         block_size=block_size,
         num_predictors=number if isinstance(number, tuple) else (number, number),
         limit=limit,
+        retry_quarantined=retry_quarantined,
     )
     if dry_run:
         plan = plan_only(table, output, options)

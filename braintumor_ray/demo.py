@@ -80,6 +80,8 @@ def _score(output: Path, bundle: str, results: str, say: Say) -> dict[str, Any]:
         output=results,
         limit=None,
         dry_run=False,
+        retry_quarantined=False,
+        redact_uri=False,
         cam_class="predicted",
         block_size=128,
         batch_size=None,

@@ -37,6 +37,12 @@ def score(
     max_quarantine_fraction: Annotated[
         float, typer.Option(min=0, max=1, help="More unreadable scans than this: exit 3.")
     ] = 0.1,
+    retry_quarantined: Annotated[
+        bool, typer.Option(help="Score quarantined scans again; newer rows become current.")
+    ] = False,
+    redact_uri: Annotated[
+        bool, typer.Option(help="Keep no path in the results, only its keyed hash.")
+    ] = False,
     cam_class: Annotated[
         str, typer.Option(help="Map of the predicted class, or of the likeliest positive one.")
     ] = "predicted",
@@ -66,6 +72,8 @@ def score(
         output=output,
         limit=limit,
         dry_run=dry_run,
+        retry_quarantined=retry_quarantined,
+        redact_uri=redact_uri,
         cam_class=cam_class,
         block_size=block_size,
         batch_size=batch_size,

@@ -1,5 +1,6 @@
 """Commands that judge: audit of data, evaluation of a bundle, its neurons."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -124,7 +125,8 @@ def evaluate(
         subgroups=tuple(subgroup or ()),
         truth=load_truth(truth) if truth else None,
         audit=audit_file,
-        sections={"faithfulness": faithfulness_section(faithfulness)} if faithfulness else {},
+        sections=_phases(bundle)
+        | ({"faithfulness": faithfulness_section(faithfulness)} if faithfulness else {}),
     )
     with progress_bar("evaluating") as advance:
         found = measure(table, bundle, output, options, advance)
@@ -153,6 +155,16 @@ def neurons(
             table, bundle, output, NeuronOptions(device=device, top=top, limit=limit), advance
         )
     print_result(found, as_json, listed(found))
+
+
+def _phases(bundle: str) -> dict[str, Any]:
+    """The run's phase table, where the bundle still lies in its run."""
+    path = Path(bundle).parent / "phases.json"
+    if not path.is_file():
+        return {}
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    kept = ("threshold", "accuracy", "balanced_accuracy", "macro_f1")
+    return {"phases": {row["phase"]: {key: row[key] for key in kept} for row in rows}}
 
 
 def _distinct_names(sources: list[str]) -> list[str]:

@@ -31,6 +31,8 @@ PatientPattern = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(help="Regular expression over the path, group 'patient' is the id."),
 ]
+Plane = Annotated[str, typer.Option(help="Slices of NIfTI volumes: axial, coronal or sagittal.")]
+Volume = Annotated[int, typer.Option(min=0, help="Which volume of a 4-D NIfTI, from 0.")]
 Source = Annotated[str, typer.Argument(help="Folder, CSV, catalog (.parquet) or URI of images.")]
 BundleOption = Annotated[
     str, typer.Option("--bundle", "-b", help="Bundle directory: RUN/bundle of a training run.")
@@ -47,6 +49,8 @@ _CATALOG_OPTIONS: dict[str, tuple[Any, Any]] = {
     "patient_pattern": (PatientPattern, None),
     "hash_key_file": (KeyFile, None),
     "clear_ids": (ClearIds, False),
+    "plane": (Plane, "axial"),
+    "volume": (Volume, 0),
 }
 
 
@@ -77,10 +81,17 @@ def _catalog_options(
     patient_pattern: str | None,
     hash_key_file: Path | None,
     clear_ids: bool,
+    plane: str,
+    volume: int,
 ) -> "CatalogOptions":
+    from typing import cast
+
     from braintumor_ray.data.catalog import CatalogOptions
+    from braintumor_ray.data.decode import Plane as PlaneName
+    from braintumor_ray.data.decode import VolumeOptions
     from braintumor_ray.data.identity import compile_patient_pattern, load_identity_hash
 
+    check_choice("--plane", plane, ("axial", "coronal", "sagittal"))
     return CatalogOptions(
         path_column,
         label_column,
@@ -88,6 +99,7 @@ def _catalog_options(
         root,
         compile_patient_pattern(patient_pattern),
         load_identity_hash(hash_key_file, clear_ids),
+        volumes=VolumeOptions(cast("PlaneName", plane), volume),
     )
 
 

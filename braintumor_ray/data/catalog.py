@@ -230,7 +230,9 @@ def _rows(
     for kind in ("study", "series", "sop"):
         base[f"{kind}_key"] = options.identity(found.tags.get(kind), kind)
     mtime_us = None if file.mtime is None else int(file.mtime.timestamp() * 1_000_000)
-    for frame in range(max(found.frames, 1)):  # unreadable: one row, quarantined when decoded
+    only = base.pop("only_frame", None)
+    every = range(max(found.frames, 1))  # unreadable: one row, quarantined when decoded
+    for frame in every if only is None else (only,):
         yield {
             **base,
             "frame": frame,

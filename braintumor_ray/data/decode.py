@@ -5,8 +5,6 @@ trained. Content decides, never the extension: a PNG named ``.jpg`` is read as P
 """
 
 import re
-import struct
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, cast
@@ -14,6 +12,7 @@ from typing import Literal, NamedTuple, cast
 import numpy as np
 import numpy.typing as npt
 
+from braintumor_ray.data.sniff import sniff, stranger
 from braintumor_ray.errors import BrainTumorError
 
 Gray = npt.NDArray[np.uint8]
@@ -239,45 +238,7 @@ def probe(head: bytes | None, *, volumes: VolumeOptions = DEFAULT_VOLUMES) -> Pr
         return Probe(format=name, reason=_reason(error, name))
 
 
-def sniff(data: bytes) -> str | None:
-    """The format's name by content (see `Decoded.format`), or None; reads 400 bytes at most."""
-    if data[128:132] == b"DICM":  # PS3.10: the preamble before it may look like a TIFF
-        return "dicom"
-    if _is_bare_dicom(data):
-        return "dicom"
-    for magic, name in _MAGIC:
-        if data.startswith(magic):
-            return name
-    if data[:2] == b"BM" and int.from_bytes(data[14:18], "little") in _BMP_HEADER_SIZES:
-        return "bmp"
-    if _is_nifti(_gunzipped_head(data)):
-        return "nifti"
-    return None
-
-
-_MAGIC = (
-    (b"\xff\xd8", "jpeg"),
-    (b"\x89PNG", "png"),
-    (b"II*\0", "tiff"),
-    (b"MM\0*", "tiff"),
-    (b"II+\0", "tiff"),  # BigTIFF
-    (b"MM\0+", "tiff"),
-)
-_BMP_HEADER_SIZES = (12, 16, 40, 52, 56, 64, 108, 124)  # "BM" alone begins many a text
-_STRANGERS = (
-    (b"PK", "'PK' (zip archive)"),
-    (b"%PDF", "'%PDF' (PDF document)"),
-    (b"GIF8", "'GIF8' (GIF is not readable here)"),
-    (b"RIFF", "'RIFF' (WebP and other RIFF files are not readable here)"),
-    (b"\x1f\x8b", "the gzip magic, and no NIfTI inside"),
-    (b"\0\0\0\x0cjP  ", "the JPEG 2000 magic (readable here only inside DICOM)"),
-    (b"MATLAB", "'MATLAB' (MAT-file: docs/datasets.md shows how to convert it)"),
-    (b"\x7fELF", "'ELF' (program)"),
-    (b"<", "'<' (markup text)"),
-    (b"\0\0\0\0", "zero bytes"),
-)
-_NIFTI_HEAD = 348
-_SHORT_VRS = (b"CS", b"DA", b"LO", b"PN", b"SH", b"TM", b"UI", b"UL", b"US")  # two-byte length
+_UNKNOWN = "not an image in a known format"
 
 
 def _decode_frame(opened: FrameDecoder, frame: int, name: str | None) -> Decoded:
@@ -304,10 +265,8 @@ def _content(data: object) -> bytes:
 
 def _reader(data: bytes, name: str | None) -> Reader:
     if name is None:
-        for magic, words in _STRANGERS:
-            if data.startswith(magic):
-                raise Unreadable(f"not an image: starts with {words}")
-        raise Unreadable("not an image in a known format")
+        words = stranger(data)
+        raise Unreadable(f"not an image: starts with {words}" if words else _UNKNOWN)
     found = reader(name)
     if found is None:
         raise Unreadable(f"{label(name)} is not readable here")
@@ -326,36 +285,3 @@ def _reason(error: Exception, name: str | None) -> str:
         return f"{label(name)} needs more memory than this process may use"
     # The text of a foreign error may quote the file, and differs from release to release.
     return f"damaged {label(name)}: {type(error).__name__} while reading"
-
-
-def _is_bare_dicom(data: bytes) -> bool:
-    """DICOM without preamble begins with its meta or identifying elements (PS3.5, 7.1)."""
-    for order in "<>":
-        first = _short_element(data, 0, order)
-        second = first and _short_element(data, first[2], order)
-        if second and first and first[0] in (2, 8) and first[:2] < second[:2] < (0x10, 0):
-            return True
-    return False
-
-
-def _short_element(data: bytes, at: int, order: str) -> tuple[int, int, int] | None:
-    """Group, element and end of a data element of 64 bytes at most, or None."""
-    if len(data) < at + 8 or at > 100:
-        return None
-    group, element, implicit = struct.unpack_from(f"{order}HHI", data, at)
-    explicit = struct.unpack_from(f"{order}H", data, at + 6)[0]
-    length = explicit if data[at + 4 : at + 6] in _SHORT_VRS else implicit
-    return (group, element, at + 8 + length) if length <= 64 else None
-
-
-def _gunzipped_head(data: bytes) -> bytes:
-    if not data.startswith(b"\x1f\x8b"):
-        return data[:_NIFTI_HEAD]
-    try:
-        return zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(data[:4096], _NIFTI_HEAD)
-    except zlib.error:
-        return b""  # not gzip after all: no head to recognise
-
-
-def _is_nifti(head: bytes) -> bool:
-    return head[344:348] in (b"n+1\0", b"ni1\0") or head[4:8] in (b"n+2\0", b"ni2\0")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 PATH_NAMES = ("path", "file", "filename", "file_name", "filepath", "image_path", "image")
 LABEL_NAMES = ("label", "class", "diagnosis", "category", "target")
+FRAME = "frame"  # a row is then this frame of its file only
 PATIENT_NAMES = ("patient_id", "patient", "patientid", "pid", "subject", "subject_id")
 
 
@@ -30,7 +31,7 @@ class Sidecar:
 
 
 def read_sidecar(location: str, options: "CatalogOptions") -> Sidecar:
-    """Read a CSV (or TSV) with a path column, and perhaps label and patient columns.
+    """Read a CSV (or TSV) with a path column, and perhaps label, patient and frame columns.
 
     A path that is not below the root is looked for by its file name, as some public tables name
     files only; it must then be there once. Further columns are kept as strings.
@@ -49,7 +50,7 @@ def read_sidecar(location: str, options: "CatalogOptions") -> Sidecar:
     label = _column(columns, options.label_column, LABEL_NAMES, "--label-column", location)
     patient = _column(columns, options.patient_column, PATIENT_NAMES, "--patient-column", location)
     root = options.root or posixpath.dirname(location) or "."
-    named = {path_column, label, patient}
+    named = {path_column, label, patient, FRAME}
     extra = [name for name in columns if name not in named]
     paths = _resolve(table[path_column].to_pylist(), root)
     rows = [_row(raw, label, patient, extra) for raw in table.to_pylist()]
@@ -124,7 +125,15 @@ def _row(
         row["label"] = raw[label] or None
     if patient is not None:
         row["patient"] = raw[patient]
+    if raw.get(FRAME) is not None:
+        row["only_frame"] = _frame(raw[FRAME])
     return row
+
+
+def _frame(text: str) -> int:
+    if not text.strip().isdigit():
+        raise CatalogError(f"frame '{text}' is not a number from 0; leave it empty for all frames")
+    return int(text)
 
 
 def _safe(name: str) -> str:

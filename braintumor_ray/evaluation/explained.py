@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from braintumor_ray.data.decode import DecodeLimits, decode
+from braintumor_ray.data.decode import DecodeLimits, decode, unmark
 from braintumor_ray.data.reading import read_file
 from braintumor_ray.errors import ResultsError, UsageError
 from braintumor_ray.explain.overlay import contact_sheet, panel, write_png
@@ -129,7 +129,7 @@ def explain_results(
     pictures, panels, unreadable = [], [], {}
     for index, row in enumerate(rows):
         content = read_file(row["uri"], DecodeLimits())
-        decoded = decode(content.data, frame=row["frame"])
+        decoded = decode(content.data, frame=row["frame"], volumes=unmark(row["uri"])[1])
         if decoded.gray is None:
             unreadable[row["uri"]] = content.reason or decoded.reason
             continue
@@ -164,7 +164,7 @@ def _read_files(
     scans, unreadable = [], {}
     for name in files:
         content = read_file(name, DecodeLimits())
-        decoded = decode(content.data) if content.reason is None else None
+        decoded = decode(content.data, volumes=unmark(name)[1]) if content.reason is None else None
         if decoded is None or decoded.gray is None:
             unreadable[name] = content.reason or (decoded.reason if decoded else None) or "unknown"
         else:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
-from braintumor_ray.data.decode import Decoded, DecodeLimits, decode
+from braintumor_ray.data.decode import Decoded, DecodeLimits, decode_frames
 from braintumor_ray.data.duplicates import fingerprint
 from braintumor_ray.data.reading import FileFrames, group_frames, read_file
 from braintumor_ray.data.sandbox import DecodeSandbox
@@ -138,7 +138,7 @@ class FingerprintStage:
     ) -> Iterator[ScanFingerprint]:
         contents = list(pool.map(lambda file: read_file(file.uri, self._limits), files))
         items = [
-            (content.data, _options(file.frames, self._limits))
+            (content.data, _options(file, self._limits))
             for file, content in zip(files, contents, strict=True)
             if content.reason is None
         ]
@@ -159,7 +159,7 @@ def fingerprint_file(data: bytes | None, options: dict[str, Any]) -> list[ScanFi
 
     Args:
         data: the whole file.
-        options: `frames` (list of int), `max_bytes`, `max_pixels`.
+        options: `frames` (list of int), `max_bytes`, `max_pixels`, `volumes`.
 
     Returns:
         One result per frame, in order; never raises for a bad file.
@@ -168,10 +168,8 @@ def fingerprint_file(data: bytes | None, options: dict[str, Any]) -> list[ScanFi
     limits = DecodeLimits(options["max_bytes"], options["max_pixels"])
     digest = hashlib.sha256(content).hexdigest()
     marks = _jpeg_marks(content)
-    return [
-        _fingerprint_scan(decode(data, frame=frame, limits=limits), len(content), digest, marks)
-        for frame in options["frames"]
-    ]
+    decoded = decode_frames(data, options["frames"], limits=limits, volumes=options["volumes"])
+    return [_fingerprint_scan(scan, len(content), digest, marks) for scan in decoded]
 
 
 def fingerprint_catalog(
@@ -223,9 +221,10 @@ def hash_words(column: pa.ChunkedArray) -> NDArray[np.uint64]:
     return np.frombuffer(blob, np.uint64).reshape(-1, 4)
 
 
-def _options(frames: tuple[int, ...], limits: DecodeLimits) -> dict[str, Any]:
+def _options(file: FileFrames, limits: DecodeLimits) -> dict[str, Any]:
     return {
-        "frames": list(frames),
+        "frames": list(file.frames),
+        "volumes": file.volumes,
         "max_bytes": limits.max_bytes,
         "max_pixels": limits.max_pixels,
     }

@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
-from braintumor_ray.data.decode import DecodeLimits, decode
+from braintumor_ray.data.decode import DecodeLimits, decode, unmark
 from braintumor_ray.data.reading import read_file
 from braintumor_ray.data.sandbox import DecodeSandbox
 
@@ -25,14 +25,15 @@ def shrink_file(data: bytes | None, options: dict[str, Any]) -> Picture | None:
 
     Args:
         data: the whole file.
-        options: `frame`, `longest` (pixels of the longer side), `max_bytes`, `max_pixels`.
+        options: `frame`, `longest` (pixels of the longer side), `max_bytes`, `max_pixels`,
+            `volumes`.
 
     Returns:
         uint8 (h, w), aspect kept, never enlarged; None where the scan cannot be read.
     """
     limits = DecodeLimits(options["max_bytes"], options["max_pixels"])
-    gray = decode(data, frame=options["frame"], limits=limits).gray
-    return None if gray is None else shrunk(gray, options["longest"])
+    decoded = decode(data, frame=options["frame"], limits=limits, volumes=options["volumes"])
+    return None if decoded.gray is None else shrunk(decoded.gray, options["longest"])
 
 
 def shrunk(gray: Picture, longest: int) -> Picture:
@@ -65,11 +66,11 @@ def load_pictures(
         "max_pixels": allowed.max_pixels,
     }
     with ThreadPoolExecutor(8) as pool, DecodeSandbox(WORKER) as sandbox:
-        contents = pool.map(lambda uri: read_file(uri, allowed).data, rows["uri"].to_pylist())
-        frames = rows["frame"].to_pylist()
+        uris = rows["uri"].to_pylist()
+        contents = pool.map(lambda uri: read_file(uri, allowed).data, uris)
         items = [
-            (data, {**options, "frame": frame})
-            for data, frame in zip(contents, frames, strict=True)
+            (data, {**options, "frame": frame, "volumes": unmark(uri)[1]})
+            for data, frame, uri in zip(contents, rows["frame"].to_pylist(), uris, strict=True)
         ]
         return [outcome.value for outcome in sandbox.map(items)]
 

@@ -54,6 +54,7 @@ class ScoreOptions:
         num_decoders: (least, most) decoder actors; None: as many as the cluster has room for.
         gpus_per_predictor: 0 on CPU.
         limit: at most so many new scans.
+        retry_quarantined: score quarantined scans again; their newer rows become current.
         no_progress_timeout_s: the job fails instead of hanging when nothing moves so long.
     """
 
@@ -64,6 +65,7 @@ class ScoreOptions:
     num_decoders: tuple[int, int] | None = None
     gpus_per_predictor: float = 0.0
     limit: int | None = None
+    retry_quarantined: bool = False
     no_progress_timeout_s: float = 600.0
 
 
@@ -102,9 +104,9 @@ def score(
     """
     bundle = load_bundle(options.predict.bundle)
     folder = results_folder(results)
-    fingerprint = open_results(folder, bundle, options.predict)
+    fingerprint = open_results(folder, bundle, options)
     with Lease(folder.location) as lease:
-        plan = make_plan(folder, catalog, folder.manifests(), fingerprint, options.limit)
+        plan = _plan(folder, catalog, fingerprint, options)
         plan.generation.reconcile()
         if not plan.work.num_rows:
             return summarize(plan, [], None, 0.0, 0.0)
@@ -115,14 +117,28 @@ def plan_only(catalog: pa.Table, results: str, options: ScoreOptions) -> Plan:
     """What `score` would do; writes nothing and needs no Ray."""
     bundle = load_bundle(options.predict.bundle)
     folder = results_folder(results)
-    if META not in folder.names():
-        return make_plan(folder, catalog, [], "none", options.limit)
-    fingerprint = open_results(folder, bundle, options.predict)
-    return make_plan(folder, catalog, folder.manifests(), fingerprint, options.limit)
+    new = META not in folder.names()
+    fingerprint = "none" if new else open_results(folder, bundle, options)
+    return _plan(folder, catalog, fingerprint, options)
 
 
-def describe_settings(bundle: Bundle, predict: PredictSettings) -> dict[str, Any]:
+def _plan(
+    folder: ResultsFolder, catalog: pa.Table, fingerprint: str, options: ScoreOptions
+) -> Plan:
+    return make_plan(
+        folder,
+        catalog,
+        folder.manifests(),
+        fingerprint,
+        options.limit,
+        retry_quarantined=options.retry_quarantined,
+        redaction=options.decode.redaction,
+    )
+
+
+def describe_settings(bundle: Bundle, options: ScoreOptions) -> dict[str, Any]:
     """What makes rows comparable; results with other settings are another folder's."""
+    predict, redaction = options.predict, options.decode.redaction
     cam_shape = stored_shape(bundle.build_model().map_shape[1:])
     return {
         "schema_version": SCHEMA_VERSION,
@@ -134,16 +150,17 @@ def describe_settings(bundle: Bundle, predict: PredictSettings) -> dict[str, Any
         "cam_class": predict.cam_class,
         "cam_methods": list(predict.methods),
         "cam_shape": list(cam_shape),
+        "uri_redaction": redaction.check if redaction else None,
     }
 
 
-def open_results(folder: ResultsFolder, bundle: Bundle, predict: PredictSettings) -> str:
+def open_results(folder: ResultsFolder, bundle: Bundle, options: ScoreOptions) -> str:
     """Claim a new folder for a bundle, or check that it is this bundle's; returns a fingerprint.
 
     Raises:
         ResultsError: names the first setting that differs.
     """
-    wanted = describe_settings(bundle, predict)
+    wanted, predict = describe_settings(bundle, options), options.predict
     if META not in folder.names():
         folder.write_json(wanted, META)
     meta = folder.meta
@@ -163,7 +180,8 @@ def _run(
     started = time.time()
     generation = plan.generation
     resources = check_cluster(options.gpus_per_predictor, options.num_predictors)
-    catalogs = write_work(plan, datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S%fZ"))
+    attempt = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S%fZ")
+    catalogs = write_work(plan, attempt)
     counter = _Counter.remote()  # type: ignore[attr-defined]
     for _ in range(ATTEMPTS):
         if not _missing(plan):
@@ -179,6 +197,9 @@ def _run(
         )
     predicted, seconds = ray.get(counter.read.remote())
     lease.check()
+    redaction = options.decode.redaction
+    if redaction:  # from here on nothing in the folder tells where a scan is
+        catalogs = write_work(plan, f"{attempt}-redacted", redaction)
     manifest = _manifest(plan, catalogs, started)
     folder = generation.folder
     summary = summarize(

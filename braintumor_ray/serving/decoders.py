@@ -6,7 +6,6 @@ Hostile bytes can kill or stall only the process that decodes them.
 
 import asyncio
 import os
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -71,9 +70,6 @@ class DecoderPool:
             for sandbox in self._sandboxes:
                 self._idle.put_nowait(sandbox)
         return self._idle
-
-
-Decode = Callable[[Any, dict[str, Any]], Any]
 
 
 def _run(sandbox: DecodeSandbox, data: Any, options: dict[str, Any]) -> Upload:  # noqa: ANN401

@@ -7,7 +7,6 @@ from email.parser import HeaderParser
 from braintumor_ray.serving.problems import ProblemError
 
 _MOST_HEADER_BYTES = 4096
-_FILE_FIELDS = ("file", "files")
 
 
 @dataclass(frozen=True)
@@ -86,13 +85,13 @@ def _part(body: bytearray, start: int, end: int) -> Part:
         raise _malformed("a part has no headers, or over 4096 bytes of them")
     text = body[start:blank].decode("utf-8", errors="replace")
     headers = HeaderParser().parsestr(text)
-    field = headers.get_param("name", header="content-disposition")
     name = headers.get_filename()
-    if name is None and field not in _FILE_FIELDS:
+    if name is None:
         raise ProblemError(
-            "parameter", "a field of the form is not a file; options go into the URL's query"
+            "parameter",
+            "a field of the form is not a file (it has no filename); options go into the query",
         )
-    return Part(name or str(field), memoryview(body)[blank + 4 : end])
+    return Part(name, memoryview(body)[blank + 4 : end])
 
 
 def _malformed(cause: str) -> ProblemError:

@@ -1,5 +1,6 @@
 """The routes: what is answered where. Made anew for each front; knows no Ray."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +13,13 @@ from starlette.types import ASGIApp
 
 from braintumor_ray import __version__
 from braintumor_ray.serving.gate import Gate
-from braintumor_ray.serving.problems import Problem, ProblemError, from_status, openapi_responses
+from braintumor_ray.serving.problems import (
+    KINDS,
+    Problem,
+    ProblemError,
+    from_status,
+    openapi_responses,
+)
 from braintumor_ray.serving.schemas import (
     BatchAnswer,
     ModelInfo,
@@ -197,6 +204,7 @@ def _complete(document: dict[str, Any], secured: bool) -> None:
     schemas.pop("HTTPValidationError", None)
     schemas.pop("ValidationError", None)
     schemas["Problem"] = Problem.model_json_schema()
+    document["x-problems"] = {name: asdict(kind) for name, kind in KINDS.items()}
     if not secured:
         return
     document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}

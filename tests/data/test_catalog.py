@@ -133,6 +133,18 @@ class TestTables:
         write_csv(tmp_path / "t.csv", [{"Image": "a.png", "Class": "Tumor"}])
         assert labels(load_catalog(tmp_path / "t.csv")) == {"deep/Tumor/a.png": "Tumor"}
 
+    def test_a_frame_column_picks_single_frames(self, tmp_path):
+        pages = [Image.fromarray(disc_scan(i)) for i in range(3)]
+        pages[0].save(tmp_path / "stack.tif", save_all=True, append_images=pages[1:])
+        whole = load_catalog(tmp_path)
+        write_csv(
+            tmp_path / "t.csv",
+            [{"path": "stack.tif", "frame": "2"}, {"path": "stack.tif", "frame": "0"}],
+        )
+        table = load_catalog(tmp_path / "t.csv")
+        assert table["frame"].to_pylist() == [0, 2]
+        assert set(table["scan_id"].to_pylist()) < set(whole["scan_id"].to_pylist())
+
     def test_an_ambiguous_name_is_refused(self, tmp_path):
         put(tmp_path / "x" / "a.png")
         put(tmp_path / "y" / "a.png")

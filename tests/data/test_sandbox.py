@@ -145,7 +145,10 @@ def test_an_error_in_the_source_of_items_reaches_the_caller(sandbox):
 
 @pytest.mark.parametrize(
     ("worker", "said"),
-    [("no_such_module_here:f", "no_such_module_here"), ("tests.data.sandbox_workers:absent", "absent")],
+    [
+        ("no_such_module_here:f", "no_such_module_here"),
+        ("tests.data.sandbox_workers:absent", "absent"),
+    ],
 )
 def test_a_worker_that_cannot_be_imported_is_the_callers_error(worker, said):
     with DecodeSandbox(worker) as sandbox, pytest.raises(SandboxError, match=said):

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from braintumor_ray.data.catalog import load_catalog
+from braintumor_ray.data.identity import UriRedaction
 from braintumor_ray.errors import ResultsError
 from braintumor_ray.predict.results import read_results, results_folder
 from braintumor_ray.scoring.job import ScoreOptions, score
@@ -158,6 +159,44 @@ class TestBadInput:
         }
         again = score(catalog, str(tmp_path / "results"), options(bundle_path))
         assert again.generation is None
+
+    def test_quarantined_scans_can_be_tried_again(self, tmp_path, bundle_path, cluster):
+        paths = write_archive(tmp_path / "archive", 6)
+        catalog = load_catalog(tmp_path / "archive")
+        data = paths[0].read_bytes()
+        paths[0].unlink()
+        results = str(tmp_path / "results")
+        assert score(catalog, results, options(bundle_path)).status["quarantined"] == 1
+        paths[0].write_bytes(data)  # the share is mounted again
+        again = score(catalog, results, options(bundle_path, retry_quarantined=True))
+        assert (again.scans, again.status) == (1, {"ok": 1})
+        rows = read_results(results)
+        assert rows.num_rows == 6
+        assert set(rows["status"].to_pylist()) == {"ok"}
+        assert verify(results).differences == []
+
+    def test_a_redacted_folder_tells_no_path_and_is_still_exactly_once(
+        self, tmp_path, bundle_path, cluster
+    ):
+        write_archive(tmp_path / "secretplace", 6)
+        results = tmp_path / "results"
+        redacted = {"decode": {"redaction": UriRedaction(b"key")}}
+        run(tmp_path / "secretplace", results, bundle_path, **redacted)
+        write_archive(tmp_path / "secretplace", 2, seed=3)
+        assert run(tmp_path / "secretplace", results, bundle_path, **redacted).scans == 2
+        assert read_results(results).num_rows == 8
+        assert verify(str(results)).differences == []
+        for path in results.rglob("*"):
+            if path.is_file():
+                content = path.read_bytes()
+                assert b"secretplace" not in content, path
+                assert b"scan0_0001" not in content, path
+        for path in results.rglob("*.parquet"):
+            text = str(pq.read_table(path).to_pylist())
+            assert "secretplace" not in text
+            assert "scan0_0001" not in text
+        with pytest.raises(ResultsError, match="uri_redaction"):
+            run(tmp_path / "secretplace", results, bundle_path)
 
     @pytest.mark.slow
     def test_three_hundred_mutated_files_between_fifty_intact_ones(

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from braintumor_ray.cli import app
 from braintumor_ray.data.catalog import load_catalog
 from braintumor_ray.predict.results import results_folder
-from braintumor_ray.scoring.job import describe_settings
+from braintumor_ray.scoring.job import ScoreOptions, describe_settings
 from braintumor_ray.scoring.plan import make_plan, write_work
 from braintumor_ray.scoring.stages import DecodeSettings, DecodeStage, PredictSettings, PredictStage
 from braintumor_ray.scoring.verify import verify
@@ -29,7 +29,7 @@ def clean(tmp_path_factory):
     (root / "archive" / "no_tumor" / "bad.png").write_bytes(b"")
     folder = results_folder(root / "results")
     settings = PredictSettings(str(root / "bundle"))
-    folder.write_json(describe_settings(bundle, settings), "results.json")
+    folder.write_json(describe_settings(bundle, ScoreOptions(settings)), "results.json")
     plan = make_plan(folder, load_catalog(root / "archive"), [], "fp")
     catalogs = write_work(plan, "one")
     decode = DecodeStage(bundle.preprocessing, DecodeSettings())

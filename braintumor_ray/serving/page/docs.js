@@ -60,6 +60,17 @@ function schemaSection(name, schema) {
   return made;
 }
 
+function problemSection(kinds) {
+  const made = element("section", "", element("h2", "", "Problems"),
+    element("p", "", "Errors are application/problem+json (RFC 9457); type is one of these."));
+  for (const [name, kind] of Object.entries(kinds)) {
+    const line = element("p", "", element("code", "", name), " " + kind.status + ": " + kind.title);
+    line.id = name;
+    made.append(line);
+  }
+  return made;
+}
+
 function render(found) {
   const sections = [];
   for (const [path, methods] of Object.entries(found.paths)) {
@@ -69,7 +80,9 @@ function render(found) {
   }
   const schemas = Object.entries(found.components.schemas);
   sections.push(...schemas.map(([name, schema]) => schemaSection(name, schema)));
+  sections.push(problemSection(found["x-problems"]));
   byId("paths").replaceChildren(...sections);
+  document.getElementById(location.hash.slice(1))?.scrollIntoView();
 }
 
 async function load(token) {

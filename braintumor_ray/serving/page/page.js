@@ -70,7 +70,7 @@ async function predict() {
 
 async function refuse(response) {
   const problem = await problemOf(response);
-  byId("status").textContent = "";
+  byId("status").textContent = state.file.name + ": no answer";
   showError(problem.title, problem.detail);
   if (response.status === 401) {
     byId("token-form").hidden = false;
