@@ -141,9 +141,7 @@ class Client:
         left = self._retries if retries is None else retries
         sent = {**self._headers, **(headers or {})}
         while True:
-            status, wait_s, found = self._exchange(
-                verb, path, body, {**self._headers, **(headers or {})}
-            )
+            status, wait_s, found = self._exchange(verb, path, body, sent)
             if status < 400:
                 return found
             if status != _BUSY or left <= 0:

@@ -120,7 +120,8 @@ def build(args: dict[str, Any]) -> Application:
 
 def build_application(settings: ServingSettings, digest: str | None) -> Application:
     """The application; `digest` is SHA-256 of the token in hex, None: no token is asked for."""
-    predictor = PredictorReplica.options(**_predictor_options(settings)).bind(
+    deployment: Any = PredictorReplica  # Serve's decorator made it a deployment
+    predictor = deployment.options(**_predictor_options(settings)).bind(
         settings.model_dump(exclude={"token_file", "token_sha256"})
     )
 

@@ -7,6 +7,7 @@ Hostile bytes can kill or stall only the process that decodes them.
 import asyncio
 import os
 from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import Any
 
 from braintumor_ray.data.sandbox import DecodeSandbox, SandboxError
@@ -39,8 +40,12 @@ class DecoderPool:
             DecodeSandbox(worker, timeout_s, tries=1, memory_bytes=memory_bytes)
             for _ in range(self.count)
         ]
+        # As many threads as sandboxes: a thread that runs finds an idle one, and whoever hangs up
+        # in the middle of the work does not hand its sandbox to the next too early.
         self._threads = ThreadPoolExecutor(self.count, thread_name_prefix="decode")
-        self._idle: asyncio.LifoQueue[DecodeSandbox] | None = None
+        self._idle: SimpleQueue[DecodeSandbox] = SimpleQueue()
+        for sandbox in self._sandboxes:
+            self._idle.put(sandbox)
 
     async def decode(self, data: Any, options: dict[str, Any]) -> Upload:  # noqa: ANN401 - a buffer
         """Decode one upload; waits for an idle process.
@@ -48,14 +53,8 @@ class DecoderPool:
         Raises:
             ProblemError: the decoding process itself cannot run.
         """
-        idle = self._idle_queue()
-        sandbox = await idle.get()
-        work = asyncio.get_running_loop().run_in_executor(
-            self._threads, _run, sandbox, data, options
-        )
-        # The sandbox goes back when its work ends, not when a client hangs up in the middle of it.
-        work.add_done_callback(lambda _: idle.put_nowait(sandbox))
-        return await asyncio.shield(work)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, self._run, data, options)
 
     def close(self) -> None:
         """End the processes."""
@@ -63,23 +62,19 @@ class DecoderPool:
         for sandbox in self._sandboxes:
             sandbox.close()
 
-    def _idle_queue(self) -> "asyncio.LifoQueue[DecodeSandbox]":
-        """Made on first use, inside the event loop that it belongs to."""
-        if self._idle is None:
-            self._idle = asyncio.LifoQueue()
-            for sandbox in self._sandboxes:
-                self._idle.put_nowait(sandbox)
-        return self._idle
-
-
-def _run(sandbox: DecodeSandbox, data: Any, options: dict[str, Any]) -> Upload:  # noqa: ANN401
-    try:
-        outcome = sandbox.run(data, options)
-    except SandboxError as error:
-        raise ProblemError(
-            "not-ready", "the decoding process cannot start; try again later", {"Retry-After": "5"}
-        ) from error
-    if outcome.reason is not None:
-        return Upload(kind="unreadable", reason=outcome.reason)
-    upload: Upload = outcome.value
-    return upload
+    def _run(self, data: Any, options: dict[str, Any]) -> Upload:  # noqa: ANN401 - a buffer
+        sandbox = self._idle.get()
+        try:
+            outcome = sandbox.run(data, options)
+        except SandboxError as error:
+            raise ProblemError(
+                "not-ready",
+                "the decoding process cannot start; try again later",
+                {"Retry-After": "5"},
+            ) from error
+        finally:
+            self._idle.put(sandbox)
+        if outcome.reason is not None:
+            return Upload(kind="unreadable", reason=outcome.reason)
+        upload: Upload = outcome.value
+        return upload

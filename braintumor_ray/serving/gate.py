@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from braintumor_ray.serving.problems import ProblemError
+from braintumor_ray.serving.problems import ProblemError, internal
 
 _MOST_HEADER_BYTES = 32 * 1024
 _SECURITY = (
@@ -59,12 +59,8 @@ class Gate:
             logger.error(  # noqa: TRY400
                 "request failed: %s at %s", type(error).__name__, _place(error)
             )
-            if started:
-                raise
-            failed = ProblemError(
-                "internal", "an unexpected fault; try again, and tell the operator if it stays"
-            )
-            await failed.response()(scope, receive, guarded)
+            if not started:  # else the framework has answered with the same problem
+                await internal().response()(scope, receive, guarded)
 
     def _check(self, scope: Scope) -> None:
         if sum(len(name) + len(value) for name, value in scope["headers"]) > _MOST_HEADER_BYTES:

@@ -95,6 +95,13 @@ def busy(detail: str, retry_after_s: int = 1) -> ProblemError:
     return ProblemError("busy", detail, {"Retry-After": str(retry_after_s)})
 
 
+def internal() -> ProblemError:
+    """A fault of the service; says nothing of its inside."""
+    return ProblemError(
+        "internal", "an unexpected fault; try again, and tell the operator if it stays"
+    )
+
+
 def from_status(status: int, headers: Mapping[str, str] | None = None) -> ProblemError:
     """A problem for an error that the web framework raised by its status alone."""
     known = {

@@ -18,6 +18,7 @@ from braintumor_ray.serving.problems import (
     Problem,
     ProblemError,
     from_status,
+    internal,
     openapi_responses,
 )
 from braintumor_ray.serving.schemas import (
@@ -166,6 +167,10 @@ def _add_problems(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def http(_: Request, error: HTTPException) -> Response:
         return from_status(error.status_code, error.headers).response()
+
+    @app.exception_handler(Exception)
+    async def fault(_: Request, __: Exception) -> Response:
+        return internal().response()
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:

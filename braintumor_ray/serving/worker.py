@@ -12,10 +12,10 @@ from braintumor_ray.data.decode import (
     VolumeOptions,
     decode,
     probe,
-    sniff,
 )
 from braintumor_ray.data.prepare import prepare_file, worker_options
 from braintumor_ray.data.preprocess import GrayImage, Preprocessing
+from braintumor_ray.data.sniff import sniff
 
 WORKER = "braintumor_ray.serving.worker:decode_upload"
 PICTURE_SIDE = 1024  # longest side of the pictures in a response, pixels

@@ -5,8 +5,12 @@ import hashlib
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from starlette.requests import Request
 
 from braintumor_ray.errors import UsageError
+from braintumor_ray.serving.body import Budget, read_body
+from braintumor_ray.serving.problems import ProblemError
+from braintumor_ray.serving.service import not_ready
 from braintumor_ray.serving.settings import ServingSettings, parse_settings, token_digest
 from braintumor_ray.serving.web import OPEN_PATHS
 from tests.data.mutations import MAY_DECODE, bomb_png, mutated_images
@@ -63,15 +67,43 @@ def test_a_declared_length_over_the_limit_is_refused_before_the_body_is_read(dec
     assert "1001 bytes are declared" in problem(response, 413)["detail"]
 
 
-def test_a_stream_is_refused_as_soon_as_it_passes_the_limit(decoders):
-    def endless():
-        for sent in range(1000):
-            assert sent < 999, "the whole stream was read"
-            yield b"x" * 100
+def body_of(receive, silence_s=5.0):
+    """Read a body of at most 1000 bytes from an ASGI `receive`."""
 
-    with make_client(decoders, max_bytes=1000) as client:
-        response = client.post("/v1/predict", content=endless())
-    assert "over 1000 bytes" in problem(response, 413)["detail"]
+    async def read():
+        request = Request({"type": "http", "method": "POST", "headers": []}, receive)
+        with Budget(5000).share() as share:
+            return await read_body(request, 1000, share, silence_s)
+
+    return asyncio.run(read())
+
+
+def test_a_stream_is_refused_as_soon_as_it_passes_the_limit():
+    chunks = []
+
+    async def endless():
+        chunks.append(100)
+        return {"type": "http.request", "body": b"x" * 100, "more_body": True}
+
+    with pytest.raises(ProblemError, match="over 1000 bytes"):
+        body_of(endless)
+    assert sum(chunks) == 1100
+
+
+def test_a_client_that_pauses_inside_its_body_is_let_go():
+    async def silent():
+        await asyncio.sleep(30)
+
+    with pytest.raises(ProblemError, match="slow-body"):
+        body_of(silent, silence_s=0.05)
+
+
+def test_a_client_that_hangs_up_inside_its_body_is_no_fault_of_ours():
+    async def gone():
+        return {"type": "http.disconnect"}
+
+    with pytest.raises(ProblemError, match="hung up"):
+        body_of(gone)
 
 
 def test_too_many_files_and_too_large_files_of_a_batch_are_refused(decoders):
@@ -166,8 +198,6 @@ def test_an_unexpected_fault_tells_nothing_of_the_inside(decoders, caplog):
 
 
 def test_not_ready_is_told_by_readyz_while_healthz_lives(decoders):
-    from braintumor_ray.serving.service import not_ready
-
     with make_client(decoders, FakeModel(error=not_ready())) as client:
         assert problem(client.get("/readyz"), 503)["type"] == "/docs#not-ready"
         assert client.get("/healthz").json() == {"status": "alive"}
@@ -226,20 +256,3 @@ def test_a_token_file_without_a_token_is_refused(tmp_path, content):
 def test_an_unknown_setting_is_named():
     with pytest.raises(UsageError, match="replica"):
         parse_settings({"bundle": "b", "replica": 3})
-
-
-def test_a_client_that_pauses_inside_its_body_is_let_go(decoders):
-    from braintumor_ray.serving.body import Budget, read_body
-    from braintumor_ray.serving.problems import ProblemError
-    from starlette.requests import Request
-
-    async def silent():
-        await asyncio.sleep(30)
-
-    async def read():
-        request = Request({"type": "http", "headers": []}, silent)
-        with Budget(1000).share() as share:
-            await read_body(request, 1000, share, silence_s=0.05)
-
-    with pytest.raises(ProblemError, match="slow-body"):
-        asyncio.run(read())

@@ -1,0 +1,105 @@
+"""The page in a headless browser, over a service in this process."""
+
+import asyncio
+import socket
+import threading
+
+import pytest
+import uvicorn
+
+from braintumor_ray.serving.service import Service
+from braintumor_ray.serving.settings import ServingSettings
+from braintumor_ray.serving.web import PAGE, STATIC, create_app
+from tests.serving.browser import Browser, find_browser
+from tests.serving.fakes import FakeModel, encoded
+
+SHOWN = "!document.getElementById('result').hidden"
+REFUSED = "!document.getElementById('error').hidden"
+
+
+def test_every_static_part_is_in_the_package_and_names_no_other_host():
+    for name, _ in STATIC.values():
+        content = (PAGE / name).read_bytes()
+        assert content
+        if not name.endswith((".png", ".svg")):
+            assert b"http:" not in content
+            assert b"https:" not in content
+            assert b"//cdn" not in content
+
+
+@pytest.fixture(scope="module")
+def address(decoders):
+    service = Service(ServingSettings(bundle="none"), FakeModel(), decoders)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        config = uvicorn.Config(create_app(service), log_level="error", lifespan="off")
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])), daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server.should_exit = True
+        thread.join(10)
+
+
+@pytest.fixture
+def page(address):
+    find_browser()
+    browser = Browser()
+    try:
+        browser.look(1100, 1200)
+        browser.open(address + "/")
+        yield browser
+        assert browser.messages == []  # no exception, nothing that the policy forbids
+        assert {
+            url for url in browser.requested if not url.startswith((address, "data:", "blob:"))
+        } == set()
+    finally:
+        browser.close()
+
+
+@pytest.mark.slow
+def test_a_scan_is_uploaded_explained_mixed_and_a_wrong_file_refused(page, tmp_path):
+    scan, note = tmp_path / "scan.png", tmp_path / "note.txt"
+    scan.write_bytes(encoded())
+    note.write_text("not a scan")
+
+    page.upload("#file", scan)
+    page.wait_until(SHOWN)
+    assert page.evaluate("document.querySelectorAll('#bars .bar').length") == 4
+    assert "threshold 50.0%" in page.evaluate("document.getElementById('decision').innerText")
+    assert "Grad-CAM for class" in page.evaluate("document.getElementById('caption').innerText")
+
+    first = page.evaluate("document.getElementById('heat').src")
+    page.evaluate("document.querySelector('input[value=gradcam_pp]').focus()")
+    page.press(" ", 32, " ")  # by keyboard
+    assert "Grad-CAM++" in page.evaluate("document.getElementById('caption').innerText")
+    assert page.evaluate("document.getElementById('heat').src").startswith(first[:20])
+
+    page.evaluate("document.getElementById('mix').focus()")
+    page.press("End", 35)
+    assert page.evaluate("document.getElementById('heat').style.opacity") == "1"
+    page.press("Home", 36)
+    assert page.evaluate("document.getElementById('heat').style.opacity") == "0"
+
+    page.upload("#file", note)
+    page.wait_until(REFUSED)
+    assert "send JPEG" in page.evaluate("document.getElementById('error').innerText")
+    assert page.evaluate("document.getElementById('result').hidden")
+
+
+@pytest.mark.slow
+def test_the_example_fits_a_phone_in_the_dark(page):
+    page.look(390, 844, dark=True)
+    page.evaluate("document.getElementById('example').click()")
+    page.wait_until(SHOWN)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(19, 20, 23)"
+
+
+@pytest.mark.slow
+def test_the_documents_are_drawn_without_any_other_host(page, address):
+    page.open(address + "/docs")
+    page.wait_until("document.querySelectorAll('section').length > 5")
+    text = page.evaluate("document.body.innerText")
+    assert "POST /v1/predict" in text
+    assert "too-many-pixels" in text
