@@ -168,7 +168,7 @@ def _refused(upload: Upload) -> ProblemError:
         "not-an-image": "send JPEG, PNG, TIFF, BMP, DICOM or NIfTI",
         "too-many-pixels": "send it at a lower resolution",
         "not-scored": "send a slice that shows a head",
-        "parameter": "ask for a frame that the file has; they count from 0",
+        "parameter": "ask for a frame or volume that the file has; they count from 0",
     }
     kind = upload.kind or "unreadable"
     return ProblemError(kind, f"{upload.reason}; {hints[kind]}", extra={"reason": upload.reason})

@@ -86,6 +86,8 @@ def _problem(data: bytes, kind: str | None, status: str, options: dict[str, Any]
         return "too-many-pixels"
     if 0 < header.frames <= options["frames"][0]:
         return "parameter"
+    if options["volume"] and probe(data, volumes=VolumeOptions(options["plane"])).reason is None:
+        return "parameter"  # the file is readable: it is the volume that it does not have
     return "unreadable"
 
 

@@ -1,9 +1,13 @@
 """A service in this process: real decoding, real routes, a model that needs no weights."""
 
 import asyncio
+import socket
+import threading
+from contextlib import contextmanager
 
 import cv2
 import numpy as np
+import uvicorn
 from starlette.testclient import TestClient
 
 from braintumor_ray.serving.decoders import DecoderPool
@@ -82,3 +86,19 @@ def make_decoders(**options):
 
 def encoded(suffix=".png", seed=1, size=(96, 112)):
     return cv2.imencode(suffix, disc_scan(seed, size))[1].tobytes()
+
+
+@contextmanager
+def listening(decoders, digest=None, **settings):
+    """The service on a real socket of this process; yields its address."""
+    service = Service(ServingSettings(bundle="none", **settings), FakeModel(), decoders)
+    config = uvicorn.Config(create_app(service, digest), log_level="error", lifespan="off")
+    server = uvicorn.Server(config)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(64)  # who connects before the server runs waits
+        thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])), daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server.should_exit = True
+        thread.join(10)

@@ -1,34 +1,20 @@
 """The client against a service in this process, over a real socket."""
 
-import asyncio
 import hashlib
 import socket
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-import uvicorn
 
 from braintumor_ray.client import Client, ServiceError
 from braintumor_ray.errors import UsageError
-from braintumor_ray.serving.service import Service
-from braintumor_ray.serving.settings import ServingSettings
-from braintumor_ray.serving.web import create_app
-from tests.serving.fakes import CARD, TOKEN, FakeModel, encoded
+from tests.serving.fakes import CARD, TOKEN, encoded, listening
 
 
 @pytest.fixture(scope="module")
 def address(decoders):
-    service = Service(ServingSettings(bundle="none", max_queued=1), FakeModel(), decoders)
-    digest = hashlib.sha256(TOKEN.encode()).hexdigest()
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        config = uvicorn.Config(create_app(service, digest), log_level="error", lifespan="off")
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])), daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        server.should_exit = True
-        thread.join(10)
+    with listening(decoders, hashlib.sha256(TOKEN.encode()).hexdigest(), max_queued=1) as found:
+        yield found
 
 
 def test_a_scan_is_predicted_from_bytes_and_from_a_path(address, tmp_path):
@@ -63,8 +49,6 @@ def test_a_busy_service_is_asked_again(address):
     def ask(_):
         with Client(address, TOKEN, retries=20) as client:
             return client.predict(encoded())["bundle_fingerprint"]
-
-    from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(3) as threads:
         assert set(threads.map(ask, range(3))) == {CARD.fingerprint}

@@ -1,17 +1,10 @@
 """The page in a headless browser, over a service in this process."""
 
-import asyncio
-import socket
-import threading
-
 import pytest
-import uvicorn
 
-from braintumor_ray.serving.service import Service
-from braintumor_ray.serving.settings import ServingSettings
-from braintumor_ray.serving.web import PAGE, STATIC, create_app
+from braintumor_ray.serving.web import PAGE, STATIC
 from tests.serving.browser import Browser, find_browser
-from tests.serving.fakes import FakeModel, encoded
+from tests.serving.fakes import encoded, listening
 
 SHOWN = "!document.getElementById('result').hidden"
 REFUSED = "!document.getElementById('error').hidden"
@@ -29,16 +22,8 @@ def test_every_static_part_is_in_the_package_and_names_no_other_host():
 
 @pytest.fixture(scope="module")
 def address(decoders):
-    service = Service(ServingSettings(bundle="none"), FakeModel(), decoders)
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        config = uvicorn.Config(create_app(service), log_level="error", lifespan="off")
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])), daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        server.should_exit = True
-        thread.join(10)
+    with listening(decoders) as found:
+        yield found
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import pytest
 from braintumor_ray.data.decode import decode
 from braintumor_ray.data.duplicates import pixel_sha256
 from braintumor_ray.explain.overlay import heatmap_at, superimpose
+from tests.builders import disc_scan
 from tests.serving.fakes import CARD, FakeModel, encoded, make_client
 
 
@@ -114,3 +115,15 @@ def test_the_model_route_describes_bundle_and_limits(client):
     assert found["fingerprint"] == CARD.fingerprint
     assert found["limits"]["max_bytes"] == 64 * 2**20
     assert "not a medical device" in found["notice"]
+
+
+def test_frames_of_a_volume_are_chosen_and_those_it_has_not_are_parameters(client):
+    nibabel = pytest.importorskip("nibabel")
+    slices = [disc_scan(seed, (64, 72)) for seed in range(6)]
+    volume = nibabel.Nifti1Image(np.stack(slices, -1).astype(np.int16), np.eye(4)).to_bytes()
+    answer = client.post("/v1/predict?frame=3", content=volume).json()
+    assert (answer["scan"]["format"], answer["scan"]["frame"]) == ("nifti", 3)
+    for query in ("frame=6", "volume=1"):
+        response = client.post(f"/v1/predict?{query}", content=volume)
+        assert response.status_code == 422
+        assert "out of range" in response.json()["detail"]
