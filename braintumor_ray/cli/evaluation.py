@@ -38,6 +38,9 @@ def audit(
         bool, typer.Option(help="Can size, border, compression alone predict the class?")
     ] = True,
     workers: Annotated[int, typer.Option(min=1, help="Decoding processes.")] = 2,
+    on_ray: Annotated[
+        bool, typer.Option("--ray", help="Read the files with Ray Data, on the whole cluster.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Find duplicates, leakage, conflicting labels and shortcuts: audit.json and audit.html."""
@@ -46,6 +49,12 @@ def audit(
     names = _distinct_names(sources)
     options = anonymous_options()
     tables = [(n, load_source(s, options)) for n, s in zip(names, sources, strict=True)]
+    if on_ray:
+        from braintumor_ray.evaluation.audit_job import fingerprint_on_cluster
+        from braintumor_ray.local_ray import ray_session
+
+        with ray_session(workers):
+            tables = [(name, fingerprint_on_cluster(table)) for name, table in tables]
     with progress_bar("auditing") as advance:
         found = run_audit(tables, output, workers=workers, shortcuts=shortcuts, progress=advance)
     cross, surplus = found["cross_split"], found["surplus"]
