@@ -50,11 +50,11 @@ def ray_session(workers: int = 2) -> Iterator[None]:
         raise UsageError(
             f"RAY_ADDRESS '{address}': no cluster answers ({error}); unset it to run here alone"
         ) from error
-    try:
-        with redirect_stdout(sys.stderr):
+    with redirect_stdout(sys.stderr):
+        try:
             yield
-    finally:
-        ray.shutdown()
+        finally:
+            ray.shutdown()  # prints what is left, too
 
 
 @contextmanager

@@ -75,6 +75,7 @@ def test_explain_draws_files_and_names_what_it_cannot_read(tmp_path, bundle_path
         (("verify", "nowhere"), 1, "not a results folder"),
         (("explain", "-o", "out"), 2, "--results"),
         (("explain", "--results", "nowhere"), 1, "not a results folder"),
+        (("evaluate", "c.parquet", "-b", "b", "-o", "o", "--section", "x"), 1, "c.parquet"),
         (("train", "--num-workers", "many"), 2, "--num-workers 'many'"),
         (("train", "--set", "optimizer.rate=1"), 2, "optimizer.rate"),
         (("train", "--split-by", "luck"), 2, "--split-by 'luck'"),

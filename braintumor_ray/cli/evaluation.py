@@ -101,6 +101,10 @@ def evaluate(
         Optional[Path],  # noqa: UP045
         typer.Option("--audit", help="audit.json for the report."),
     ] = None,
+    section: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="NAME=FILE.json: a further summary for metrics.json and the report."),
+    ] = None,
     allow_leakage: Annotated[
         bool, typer.Option(help="Measure scans that were trained on, and say so.")
     ] = False,
@@ -135,6 +139,7 @@ def evaluate(
         truth=load_truth(truth) if truth else None,
         audit=audit_file,
         sections=_phases(bundle)
+        | _read_sections(section or [])
         | ({"faithfulness": faithfulness_section(faithfulness)} if faithfulness else {}),
     )
     with progress_bar("evaluating") as advance:
@@ -174,6 +179,19 @@ def _phases(bundle: str) -> dict[str, Any]:
     rows = json.loads(path.read_text(encoding="utf-8"))
     kept = ("threshold", "accuracy", "balanced_accuracy", "macro_f1")
     return {"phases": {row["phase"]: {key: row[key] for key in kept} for row in rows}}
+
+
+def _read_sections(named: list[str]) -> dict[str, Any]:
+    from braintumor_ray.errors import UsageError
+
+    sections = {}
+    for text in named:
+        name, _, path = text.partition("=")
+        try:
+            sections[name] = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UsageError(f"--section '{text}' is not NAME=FILE.json: {error}") from error
+    return sections
 
 
 def _distinct_names(sources: list[str]) -> list[str]:

@@ -24,7 +24,7 @@ def phase_table(
 
     Args:
         bundle: the finished one, with its tuned threshold.
-        stages: weights at the end of each stage, in order; the last stage's are the bundle's.
+        stages: weights at the end of each stage but the last, in order; that one's are the bundle's.
         run: gives the network's outputs of the test split.
         device: as for `Predictor`.
 
@@ -32,11 +32,13 @@ def phase_table(
         Rows with `phase`, `threshold` and the keys of `classification_metrics`.
     """
     rows = []
-    for name, state in list(stages.items())[:-1]:
+    last = str(bundle.fields.recipe["stages"][-1]["name"])
+    for name, state in stages.items():
+        if name == last:
+            continue
         outputs = run(Predictor(replace(bundle, state=state), device=device))
         rows.append(_row(f"after {name}", outputs, bundle, UNTUNED))
     outputs = run(Predictor(bundle, device=device))
-    last = list(stages)[-1] if stages else "training"
     rows.append(_row(f"after {last}", outputs, bundle, UNTUNED))
     rows.append(_row("at the tuned threshold", outputs, bundle, bundle.fields.threshold))
     return rows

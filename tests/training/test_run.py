@@ -154,6 +154,9 @@ def test_two_stages_go_on_from_the_best_weights(archive, tmp_path, cluster):
     )
     assert [entry["stage"] for entry in found.history] == ["a", "b"]
     assert found.history[1]["lr"] < found.history[0]["lr"]
+    phases = json.loads((tmp_path / "run" / "phases.json").read_text())
+    assert [row["phase"] for row in phases] == ["after a", "after b", "at the tuned threshold"]
+    assert phases[2]["threshold"] == found.bundle.fields.threshold
 
 
 class TestBeforeTraining:
