@@ -24,7 +24,7 @@ def phase_table(
 
     Args:
         bundle: the finished one, with its tuned threshold.
-        stages: weights at the end of each stage but the last, in order; that one's are the bundle's.
+        stages: weights at the end of each stage but the last, in order; its are the bundle's.
         run: gives the network's outputs of the test split.
         device: as for `Predictor`.
 
