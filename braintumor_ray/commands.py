@@ -3,7 +3,7 @@
 import os
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -12,6 +12,9 @@ from braintumor_ray.data.catalog import CatalogOptions, load_catalog
 from braintumor_ray.data.identity import uri_redaction
 from braintumor_ray.errors import UsageError
 from braintumor_ray.local_ray import ray_session
+
+if TYPE_CHECKING:
+    from braintumor_ray.training.run import TrainOptions
 
 PHANTOM_PATIENTS = 60
 
@@ -22,26 +25,33 @@ def train_command(
     recipe: str,
     settings: list[str],
     classes: str | None,
-    output: Path,
+    backbone: str | None,
+    output: str,
     weights: str,
     num_workers: str,
     split_by: str,
     allow_leakage: bool,
+    folds: int | None,
     cache: str | None,
     use_gpu: bool | None,
     preview: bool,
     catalog_options: CatalogOptions,
 ) -> dict[str, Any]:
     """Train a recipe; see `braintumor-ray train --help`."""
-    from braintumor_ray.recipes.loader import load_recipe
+    from braintumor_ray.recipes.loader import load_recipe, with_backbone
 
     number = parse_range("--num-workers", num_workers)
     loaded = load_recipe(recipe, settings)
+    if backbone is not None:
+        from braintumor_ray.models.classifier import input_size_of
+
+        sized = any(setting.startswith("data.image_size") for setting in settings)
+        loaded = with_backbone(loaded, backbone, None if sized else input_size_of(backbone))
     if classes is not None:
         loaded = loaded.model_copy(
             update={"data": loaded.data.model_copy(update={"classes": classes})}
         )
-    from braintumor_ray.training.run import TrainOptions, check_run, train
+    from braintumor_ray.training.run import TrainOptions, check_run
     from braintumor_ray.training.trainer import Workers
 
     if not preview:
@@ -50,36 +60,48 @@ def train_command(
     if preview:
         from braintumor_ray.training.preview import preview_augmentation
 
-        preview_augmentation(table, loaded, output / "augmentation.png")
-        return {"augmentation": str(output / "augmentation.png")}
+        picture = Path(output) / "augmentation.png"
+        preview_augmentation(table, loaded, picture)
+        return {"augmentation": str(picture)}
     with ray_session(number if isinstance(number, int) else number[1]):
-        workers = Workers(number, _wants_gpu(use_gpu))
-        trained = train(
-            table,
-            TrainOptions(
-                loaded,
-                output,
-                weights,
-                workers,
-                split_by,
-                allow_leakage,
-                cache,
-                described,
-                synthetic,
-            ),
-            say,
+        options = TrainOptions(
+            loaded,
+            output,
+            weights,
+            Workers(number, _wants_gpu(use_gpu)),
+            split_by,
+            allow_leakage,
+            cache,
+            described,
+            synthetic,
         )
+        if folds is not None:
+            from braintumor_ray.training.folds import cross_validate
+
+            return cross_validate(table, options, folds, say)
+        return _train_once(table, options)
+
+
+def _train_once(table: pa.Table, options: "TrainOptions") -> dict[str, Any]:
+    from braintumor_ray.training.phases import as_text, phase_lines
+    from braintumor_ray.training.run import train
+
+    trained = train(table, options, say)
     fields = trained.bundle.fields
     metrics = fields.metrics["validation"]
+    if trained.phases:
+        say("test split, looked at once, after everything was chosen:")
+        say(as_text(phase_lines(trained.phases, options.recipe.published)))
     return {
-        "bundle": str(trained.path),
+        "bundle": trained.path,
         "fingerprint": trained.bundle.fingerprint,
         "accuracy": metrics["accuracy"],
         "balanced_accuracy": metrics["balanced_accuracy"],
         "threshold": fields.threshold,
         "temperature": fields.temperature,
-        "catalog": str(output / "catalog.parquet"),
-        "curves": str(output / "curves.png"),
+        "catalog": f"{trained.location}/catalog.parquet",
+        "curves": f"{trained.location}/curves.png",
+        "phases": f"{trained.location}/phases.json",
     }
 
 
@@ -187,7 +209,7 @@ def parse_range(option: str, text: str) -> int | tuple[int, int]:
 
 
 def _training_source(
-    source: str | None, output: Path, options: CatalogOptions
+    source: str | None, output: str, options: CatalogOptions
 ) -> tuple[pa.Table, str, bool]:
     """The catalog, its name for the model card, and whether it is synthetic."""
     if source is None and os.environ.get("BRAINTUMOR_DATA"):
@@ -200,7 +222,7 @@ def _training_source(
                 f"Scans from '{Path(source).name}'",
                 False,
             )
-    directory = output / "phantoms"
+    directory = Path("phantoms") if "://" in output else Path(output) / "phantoms"
     say(f"no SOURCE and no $BRAINTUMOR_DATA: training on synthetic phantoms in {directory}")
     return phantom_catalog(directory), "Synthetic phantoms", True
 

@@ -1,6 +1,5 @@
 """Commands on training: recipes and train."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
@@ -53,8 +52,8 @@ def train(
         "mobilenetv2-finetune"
     ),
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder of the run; bundle at RUN/bundle.")
-    ] = Path("runs/latest"),
+        str, typer.Option("--output", "-o", help="Folder or URI of the run; bundle at RUN/bundle.")
+    ] = "runs/latest",
     weights: Annotated[
         str, typer.Option(help="imagenet, none or a .safetensors file with timm's keys.")
     ] = "imagenet",
@@ -67,10 +66,18 @@ def train(
         Optional[str],  # noqa: UP045
         typer.Option(help="Merge, rename, leave out: tumor=glioma_tumor+pituitary_tumor,no_tumor."),
     ] = None,
+    backbone: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Any convolutional timm name, at its own input size and normalisation."),
+    ] = None,
     split_by: Annotated[str, typer.Option(help="group, or official (the source's folders).")] = (
         "group"
     ),
     allow_leakage: Annotated[bool, typer.Option(help="Train on a split that leaks.")] = False,
+    folds: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=2, help="Grouped cross-validation: a run per fold, RUN/fold-1, ..."),
+    ] = None,
     cache: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="Folder of decoded scans, shared by runs; else inside the run."),
@@ -95,11 +102,13 @@ def train(
         recipe=recipe,
         settings=settings or [],
         classes=classes,
+        backbone=backbone,
         output=output,
         weights=weights,
         num_workers=num_workers,
         split_by=split_by,
         allow_leakage=allow_leakage,
+        folds=folds,
         cache=cache,
         use_gpu=use_gpu,
         preview=preview_augmentation,
@@ -111,9 +120,19 @@ def train(
 def _train_lines(found: dict[str, Any]) -> str:
     if "augmentation" in found:
         return str(found["augmentation"])
+    if "folds" in found:
+        return "\n".join(_fold_line(name, found[name]) for name in found if name != "folds")
     return (
         f"bundle: {found['bundle']}\n"
         f"validation: accuracy {found['accuracy']:.3f}, balanced accuracy "
         f"{found['balanced_accuracy']:.3f} (threshold {found['threshold']:.3f}, temperature "
         f"{found['temperature']:.2f}); see {found['curves']}"
     )
+
+
+def _fold_line(name: str, found: dict[str, float | None]) -> str:
+    if found["mean"] is None:
+        return f"{name}: undefined"
+    if found["low"] is None:
+        return f"{name}: {found['mean']:.3f}"
+    return f"{name}: {found['mean']:.3f} (95% interval {found['low']:.3f} to {found['high']:.3f})"

@@ -24,32 +24,34 @@ class Augmenter:
         settings: the recipe's [augment] table.
         seed: of the run.
         epoch: counted over all stages.
+        size: side of the result, pixels; None: as it comes.
     """
 
     settings: AugmentSection
     seed: int
     epoch: int
+    size: int | None = None
 
     def __call__(self, image: GrayImage, scan_id: int) -> GrayImage:
-        """Change one uint8 (S, S) image; returns a new array of the same shape."""
+        """Change one uint8 (S, S) image; returns a new one, (size, size)."""
         entropy = [self.seed, self.epoch, scan_id & 0xFFFF_FFFF_FFFF_FFFF]
         random = np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy)))
-        size = image.shape[0]
+        side = self.size or image.shape[0]
         warped = cv2.warpAffine(
             image,
-            self._matrix(random, size),
-            (size, size),
+            self._matrix(random, image.shape[0], side),
+            (side, side),
             flags=cv2.INTER_LINEAR,
             borderMode=_BORDERS[self.settings.fill],
         )
         return self._tone(random, np.asarray(warped, dtype=np.uint8))
 
-    def _matrix(self, random: np.random.Generator, size: int) -> npt.NDArray[np.float64]:
-        """Affine map about the centre: flip, zoom, shear, rotation, then shift (2, 3)."""
+    def _matrix(self, random: np.random.Generator, size: int, side: int) -> npt.NDArray[np.float64]:
+        """Affine map (2, 3) about the centre: flip, zoom, shear, rotation, shift, then scale."""
         s = self.settings
         angle, shear = np.deg2rad(random.uniform([-s.rotation, -s.shear], [s.rotation, s.shear]))
         zoom = random.uniform(1 - s.zoom, 1 + s.zoom, 2)
-        shift = random.uniform(-s.shift, s.shift, 2) * size
+        shift = random.uniform(-s.shift, s.shift, 2) * side
         flips = np.where(random.random(2) < 0.5, -1.0, 1.0)
         if not s.horizontal_flip:
             flips[0] = 1.0
@@ -57,9 +59,9 @@ class Augmenter:
             flips[1] = 1.0
         rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
         shearing = np.array([[1.0, -np.sin(shear)], [0.0, np.cos(shear)]])
-        linear = rotation @ shearing @ np.diag(zoom * flips)
-        centre = np.full(2, (size - 1) / 2)
-        return np.column_stack([linear, centre - linear @ centre + shift])
+        linear = rotation @ shearing @ np.diag(zoom * flips) * (side / size)
+        middle, centre = np.full(2, (size - 1) / 2), np.full(2, (side - 1) / 2)
+        return np.column_stack([linear, centre - linear @ middle + shift])
 
     def _tone(self, random: np.random.Generator, image: GrayImage) -> GrayImage:
         s = self.settings
@@ -74,7 +76,7 @@ class Augmenter:
 def augment_batch(
     images: GrayImage, scan_ids: npt.NDArray[np.int64], augmenter: Augmenter
 ) -> GrayImage:
-    """Change each image of a batch (B, S, S) by its own draw."""
+    """Change each image of a batch (B, S, S) by its own draw; returns (B, size, size)."""
     if not len(images):
         return images
     pairs = zip(images, scan_ids.tolist(), strict=True)

@@ -153,6 +153,28 @@ def training_dataset(
     return data.materialize() if len(scan_ids) * square_bytes < _memory_for_data() else data
 
 
+def squares(column: pa.ChunkedArray, size: int) -> npt.NDArray[np.uint8]:
+    """An image column of the shards, S * S bytes a row, as a new uint8 (n, S, S)."""
+    values = column.combine_chunks()
+    rows = [np.frombuffer(value.as_buffer(), np.uint8) for value in values]
+    return np.stack(rows).reshape(-1, size, size) if rows else np.empty((0, size, size), np.uint8)
+
+
+def mixed(catalog: pa.Table) -> pa.Table:
+    """The rows in an order that has nothing to do with classes; a file's frames stay neighbours.
+
+    Catalogs are in order of path, and so often of class. A buffer of some thousand scans cannot
+    shuffle that away in a set of a million: shards must be mixed when they are written. Ids are
+    hashes, so ordering files by them mixes, and is the same every time.
+    """
+    ids = catalog["scan_id"].to_numpy()
+    files = catalog["uri"].combine_chunks().dictionary_encode().indices.to_numpy()
+    lowest = np.full(catalog.num_rows, np.iinfo(np.int64).max)
+    np.minimum.at(lowest, files, ids)
+    order = np.lexsort((catalog["frame"].to_numpy(), lowest[files]))
+    return catalog.take(pa.array(order))
+
+
 def _select(lookup: Any) -> Callable[[pa.Table], pa.Table]:  # noqa: ANN401 - an object reference
     def select(rows: pa.Table) -> pa.Table:
         ids, labels = ray.get(lookup)

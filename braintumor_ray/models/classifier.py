@@ -1,6 +1,7 @@
 """The network: a backbone whose last feature map is the CAM target, and a head."""
 
 from dataclasses import asdict, dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -117,13 +118,30 @@ def build_backbone(name: str) -> nn.Module:
     """
     if name in SMALL:
         return SMALL[name]()
+    timm = _timm_that_knows(name)
+    backbone: nn.Module = timm.create_model(name, pretrained=False, num_classes=0)
+    return backbone
+
+
+def input_size_of(name: str) -> int | None:
+    """Side of the square that a backbone's pretrained weights expect, pixels; None: any.
+
+    Raises:
+        UsageError: timm knows no such name.
+    """
+    if name in SMALL:
+        return None
+    config = _timm_that_knows(name).get_pretrained_cfg(name)
+    return int(config.input_size[-1]) if config is not None else None
+
+
+def _timm_that_knows(name: str) -> ModuleType:
     timm = import_timm()
     if not timm.is_model(name):
         near = timm.list_models(f"*{name.split('_', 1)[0]}*")[:5]
         hint = f"; near: {', '.join(near)}" if near else ""
         raise UsageError(f"backbone '{name}' is neither in timm nor one of {sorted(SMALL)}{hint}")
-    backbone: nn.Module = timm.create_model(name, pretrained=False, num_classes=0)
-    return backbone
+    return timm
 
 
 def normalization_of(backbone: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -70,6 +70,25 @@ def recipe_from_dict(raw: dict[str, Any], origin: str = "recipe") -> Recipe:
         raise UsageError(f"{origin}: {describe(error)}") from error
 
 
+def with_backbone(recipe: Recipe, backbone: str, image_size: int | None = None) -> Recipe:
+    """The recipe with another backbone, at its input size where one is given.
+
+    Stages that name layers of the recipe's own backbone train all of the new one.
+    """
+    if backbone == recipe.model.backbone:
+        return recipe
+    stages = [
+        stage if isinstance(stage.train, str) else stage.model_copy(update={"train": "all"})
+        for stage in recipe.stages
+    ]
+    data = recipe.data
+    if image_size is not None:
+        data = data.model_copy(update={"image_size": image_size})
+    model = recipe.model.model_copy(update={"backbone": backbone})
+    changes = {"model": model, "data": data, "stages": tuple(stages), "published": ()}
+    return recipe.model_copy(update=changes)
+
+
 def describe(error: ValidationError) -> str:
     """A pydantic error as one line: field, what is wrong, the value."""
     parts = []

@@ -1,11 +1,12 @@
 """The fields of a recipe. Unknown keys are refused; every field says what it means."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Head = Literal["linear", "mlp", "attention", "flatten"]
 Output = Literal["auto", "softmax", "sigmoid"]
+Layers = Literal["all", "head"] | Annotated[int, Field(ge=1)] | tuple[str, ...]
 
 
 class Section(BaseModel):
@@ -78,8 +79,13 @@ class StageSection(Section):
     name: str
     epochs: int = Field(ge=1)
     lr_scale: float = Field(1.0, gt=0, description="factor on optimizer.lr")
-    train: Literal["all", "head"] | tuple[str, ...] = Field(
-        "all", description="'all', 'head' or prefixes of module names in the backbone"
+    train: Layers = Field(
+        "all",
+        description="what learns beside the head: 'all', 'head' (nothing), the last N layers of "
+        "the backbone, or names of its modules (blocks.6) and patterns (blocks.[56].*, *.bn3)",
+    )
+    image_size: int | None = Field(
+        None, ge=32, le=2048, description="side in this stage; none: data.image_size, as later on"
     )
 
 
@@ -93,6 +99,9 @@ class OptimizerSection(Section):
         1.0, gt=0, description="factor on the backbone's rate against the head's"
     )
     clip_norm: float | None = Field(None, gt=0, description="gradient norm; none: not clipped")
+    average: float | None = Field(
+        None, gt=0, lt=1, description="decay of a moving average of the weights, which is kept"
+    )
     accumulate: int = Field(1, ge=1, description="steps whose gradients are added up")
     label_smoothing: float = Field(0.0, ge=0, lt=1)
 
@@ -110,6 +119,17 @@ class ScheduleSection(Section):
     )
 
 
+class PublishedSection(Section):
+    """Figures of the source that the recipe reproduces; they change nothing."""
+
+    phase: str = Field(description="which of its figures: after frozen, validation, ...")
+    accuracy: float | None = Field(None, ge=0, le=1)
+    precision: float | None = Field(None, ge=0, le=1)
+    recall: float | None = Field(None, ge=0, le=1)
+    f1: float | None = Field(None, ge=0, le=1)
+    note: str = ""
+
+
 class Recipe(Section):
     """One reference system: data, model and schedule."""
 
@@ -118,19 +138,23 @@ class Recipe(Section):
     seed: int = 0
     class_weights: Literal["balanced", "none"] = "none"
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="auto: bf16 autocast on CUDA, fp32 on CPU"
+        "auto", description="auto: bf16 autocast where the hardware gains, else fp32"
     )
     monitor: Literal["val_loss", "val_balanced_accuracy"] = Field(
         "val_loss", description="what chooses the best checkpoint"
     )
     threshold_by: Literal["f1", "youden"] = "f1"
-    sync_batchnorm: bool = False
+    sync_batchnorm: bool = Field(False, description="statistics over all workers; GPUs only")
+    keep_checkpoints: int = Field(
+        2, ge=1, description="best checkpoints by 'monitor' that are kept, beside the latest"
+    )
     data: DataSection = DataSection()
     augment: AugmentSection = AugmentSection()
     model: ModelSection = ModelSection()
     optimizer: OptimizerSection = OptimizerSection()
     schedule: ScheduleSection = ScheduleSection()
     stages: tuple[StageSection, ...]
+    published: tuple[PublishedSection, ...] = ()
 
     @model_validator(mode="after")
     def _whole(self) -> "Recipe":

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from braintumor_ray.data.labels import ClassMap
+from braintumor_ray.data.pipeline import squares
 from braintumor_ray.data.preprocess import GrayImage, Preprocessing
 from braintumor_ray.data.storage import open_filesystem
 from braintumor_ray.metrics.calibration import calibration_metrics, fit_temperature, softmax
@@ -34,19 +35,15 @@ DOMAIN_SLACK = 1.1
 
 @dataclass(frozen=True)
 class Outputs:
-    """What the network says of one split: logits (n, k), pooled (n, C), labels (n,)."""
+    """What the network says of one split: ids (n,), logits (n, k), pooled (n, C), labels (n,)."""
 
+    scan_ids: npt.NDArray[np.int64]
     logits: npt.NDArray[np.float32]
     pooled: npt.NDArray[np.float32]
     labels: npt.NDArray[np.int64]
 
 
-def tune(
-    bundle: Bundle,
-    training: Outputs,
-    validation: Outputs,
-    recipe: Recipe,
-) -> tuple[BundleFields, DomainGate]:
+def tune(bundle: Bundle, training: Outputs, validation: Outputs, recipe: Recipe) -> Bundle:
     """Choose temperature, threshold and domain limit; only validation labels are looked at.
 
     Args:
@@ -64,17 +61,15 @@ def tune(
         validation.labels, probs, fields.class_names, positive, threshold
     )
     metrics["calibration"] = calibration_metrics(validation.labels, probs, positive)
-    return (
-        fields.model_copy(
-            update={
-                "temperature": temperature,
-                "threshold": threshold,
-                "domain_limit": _domain_limit(gate.distance(validation.pooled)),
-                "metrics": {"validation": metrics},
-            }
-        ),
-        gate,
+    tuned = fields.model_copy(
+        update={
+            "temperature": temperature,
+            "threshold": threshold,
+            "domain_limit": _domain_limit(gate.distance(validation.pooled)),
+            "metrics": {"validation": metrics},
+        }
     )
+    return Bundle(tuned, bundle.state, gate)
 
 
 def provisional_bundle(
@@ -117,14 +112,16 @@ def split_outputs(
     ids, classes = scan_ids[order], labels[order]
     size = predictor.bundle.preprocessing.image_size
     raws: list[RawOutput] = []
-    found_labels: list[npt.NDArray[np.int64]] = []
+    read: list[npt.NDArray[np.int64]] = []
     for found, images in _read(shards, location, ids, size):
         raws.append(predictor.forward(images, explain=False))
-        found_labels.append(classes[np.searchsorted(ids, found)])
+        read.append(found)
+    in_order = np.concatenate(read)
     return Outputs(
+        in_order,
         np.concatenate([raw.logits for raw in raws]),
         np.concatenate([raw.pooled for raw in raws]),
-        np.concatenate(found_labels),
+        classes[np.searchsorted(ids, in_order)],
     )
 
 
@@ -150,9 +147,7 @@ def _read(
         table = pq.read_table(path, columns=["scan_id", "image"], filesystem=filesystem)
         table = table.filter(pc.is_in(table["scan_id"], value_set=pa.array(ids)))
         if table.num_rows:
-            values = table["image"].combine_chunks()
-            images = [np.frombuffer(v.as_buffer(), np.uint8).reshape(size, size) for v in values]
-            yield table["scan_id"].to_numpy(), np.stack(images)
+            yield table["scan_id"].to_numpy(), squares(table["image"], size)
 
 
 def _domain_limit(distances: npt.NDArray[np.float32]) -> float:

@@ -1,6 +1,7 @@
 """Training steps of one worker; no Ray in here. Sums are all-reduced where there are others."""
 
-from collections.abc import Iterable, Iterator
+import copy
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -67,6 +68,36 @@ class Trained(nn.Module):
         return self.model.logits(features)
 
 
+class Averaged:
+    """Exponential moving average of a network's weights and statistics: what is validated and kept.
+
+    The decay rises to its full value over the first steps, min(decay, (1 + t) / (10 + t)), so that
+    the average forgets where it began (as in TensorFlow's ExponentialMovingAverage).
+
+    Attributes:
+        model: the averaged network.
+        steps: updates so far.
+    """
+
+    def __init__(self, model: Classifier, decay: float) -> None:
+        self.model = copy.deepcopy(model).requires_grad_(False)
+        self.steps = 0
+        self._decay = decay
+
+    @torch.no_grad()
+    def update(self, model: Classifier) -> None:
+        """Move towards the weights as they are after a step."""
+        self.steps += 1
+        share = 1 - min(self._decay, (1 + self.steps) / (10 + self.steps))
+        ours, theirs = self.model.state_dict().values(), model.state_dict().values()
+        pairs = list(zip(ours, theirs, strict=True))
+        moving = [pair for pair in pairs if pair[0].is_floating_point()]
+        torch._foreach_lerp_([a for a, _ in moving], [b for _, b in moving], share)
+        for mine, other in pairs:
+            if not mine.is_floating_point():  # BatchNorm's counter
+                mine.copy_(other)
+
+
 @dataclass
 class Totals:
     """Sums over scans, from which the metrics of an epoch follow; the same on every rank.
@@ -122,6 +153,7 @@ def train_epoch(
     batches: Iterable[Batch],
     settings: StepSettings,
     schedule: Iterator[float] | None = None,
+    after_step: Callable[[], None] | None = None,
 ) -> Totals:
     """One pass over a worker's batches; gradients are averaged by DDP where `network` is one.
 
@@ -131,6 +163,7 @@ def train_epoch(
         batches: uint8 (B, S, S) and int64 (B,) on the device.
         settings: see `StepSettings`.
         schedule: learning-rate factors, one per optimiser step, on the rates set before.
+        after_step: called after each optimiser step (averaging of weights).
 
     Returns:
         Sums over all workers.
@@ -146,9 +179,9 @@ def train_epoch(
         (losses.mean() / settings.accumulate).backward()
         _count(totals, losses, logits, labels)
         if index % settings.accumulate == 0:
-            _step(network, optimizer, settings, rates, schedule)
+            _step(network, optimizer, settings, rates, schedule, after_step)
     if index % settings.accumulate:
-        _step(network, optimizer, settings, rates, schedule)
+        _step(network, optimizer, settings, rates, schedule, after_step)
     return _reduced(totals)
 
 
@@ -164,6 +197,13 @@ def validate(network: Classifier, batches: Iterable[Batch], settings: StepSettin
     return _reduced(totals)
 
 
+def share_buffers(model: nn.Module) -> None:
+    """Give all workers rank 0's BatchNorm statistics: each saw other scans in the last step."""
+    if distributed.is_available() and distributed.is_initialized():
+        for buffer in model.buffers():
+            distributed.broadcast(buffer, src=0)
+
+
 def balanced_class_weights(labels: npt.NDArray[np.int64], k: int) -> npt.NDArray[np.float32]:
     """Weights n / (k * n_c), scikit-learn's 'balanced', from training labels; float32 (k,)."""
     counts = np.bincount(labels, minlength=k).astype(float)
@@ -176,6 +216,7 @@ def _step(
     settings: StepSettings,
     rates: list[float],
     schedule: Iterator[float] | None,
+    after_step: Callable[[], None] | None,
 ) -> None:
     if schedule is not None:
         factor = next(schedule)
@@ -186,6 +227,8 @@ def _step(
         nn.utils.clip_grad_norm_(trainable, settings.clip_norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    if after_step is not None:
+        after_step()
 
 
 def _zeros(settings: StepSettings) -> Tensor:

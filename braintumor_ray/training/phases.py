@@ -1,23 +1,31 @@
 """The test split after each stage, and at the tuned threshold: as the references report it."""
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from typing import Any
+
+import numpy as np
 
 from braintumor_ray.metrics.calibration import softmax
 from braintumor_ray.metrics.classification import classification_metrics
+from braintumor_ray.metrics.intervals import metric_intervals
 from braintumor_ray.models.bundle import Bundle
 from braintumor_ray.predict.predictor import Predictor
+from braintumor_ray.recipes.schema import PublishedSection
 from braintumor_ray.training.finish import Outputs
+from braintumor_ray.training.run_data import Ints
 from braintumor_ray.training.stages import State
 
 UNTUNED = 0.5
+TUNED = "at the tuned threshold"
+FIGURES = ("accuracy", "precision", "recall", "f1")
 
 
 def phase_table(
     bundle: Bundle,
     stages: dict[str, State],
     run: Callable[[Predictor], Outputs],
+    groups_of: Callable[[Ints], Ints],
     device: str = "cpu",
 ) -> list[dict[str, Any]]:
     """Metrics of the test split, a row per phase.
@@ -26,10 +34,14 @@ def phase_table(
         bundle: the finished one, with its tuned threshold.
         stages: weights at the end of each stage but the last, in order; its are the bundle's.
         run: gives the network's outputs of the test split.
+        groups_of: duplicate and patient group of scan ids, for the intervals.
         device: as for `Predictor`.
 
     Returns:
-        Rows with `phase`, `threshold` and the keys of `classification_metrics`.
+        Rows with `phase`, `threshold`, the `FIGURES` and the keys of `classification_metrics`; the
+        last one has `intervals`, too. With two classes the figures are of the tumour decision at
+        the threshold; with more, accuracy is of the likeliest class and the others are macro
+        averages, so that the threshold changes `binary` alone.
     """
     rows = []
     last = str(bundle.fields.recipe["stages"][-1]["name"])
@@ -40,13 +52,78 @@ def phase_table(
         rows.append(_row(f"after {name}", outputs, bundle, UNTUNED))
     outputs = run(Predictor(bundle, device=device))
     rows.append(_row(f"after {last}", outputs, bundle, UNTUNED))
-    rows.append(_row("at the tuned threshold", outputs, bundle, bundle.fields.threshold))
-    return rows
+    tuned = _row(TUNED, outputs, bundle, bundle.fields.threshold)
+    tuned["intervals"] = _intervals(outputs, bundle, groups_of(outputs.scan_ids))
+    return [*rows, tuned]
+
+
+def phase_lines(
+    rows: Sequence[dict[str, Any]], published: Sequence[PublishedSection]
+) -> list[list[str]]:
+    """The table for people: phase, threshold, figures; first ours, then what was published."""
+    lines = [["phase", "threshold", *FIGURES]]
+    lines += [
+        [row["phase"], f"{row['threshold']:.3f}", *(_figure(row[name]) for name in FIGURES)]
+        for row in rows
+    ]
+    for entry in published:
+        label = f"published: {entry.phase}" + (f" ({entry.note})" if entry.note else "")
+        lines.append([label, "", *(_figure(getattr(entry, name)) for name in FIGURES)])
+    return lines
+
+
+def as_text(lines: Sequence[Sequence[str]]) -> str:
+    """Cells in columns, for a terminal."""
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def _row(phase: str, outputs: Outputs, bundle: Bundle, threshold: float) -> dict[str, Any]:
-    probs = softmax(outputs.logits, bundle.fields.temperature)
     metrics = classification_metrics(
-        outputs.labels, probs, bundle.fields.class_names, bundle.positive_indices, threshold
+        outputs.labels,
+        _probs(outputs, bundle),
+        bundle.fields.class_names,
+        bundle.positive_indices,
+        threshold,
     )
-    return {"phase": phase, "threshold": threshold, **metrics}
+    figures = _decision(metrics) if len(bundle.fields.class_names) == 2 else _macro(metrics)
+    return {"phase": phase, "threshold": threshold, **metrics, **figures}
+
+
+def _decision(metrics: dict[str, Any]) -> dict[str, float | None]:
+    binary = metrics["binary"]
+    names = ("accuracy", "precision", "sensitivity", "f1")
+    return {figure: binary[name] for figure, name in zip(FIGURES, names, strict=True)}
+
+
+def _macro(metrics: dict[str, Any]) -> dict[str, float | None]:
+    rows = metrics["per_class"].values()
+    precisions = [row["precision"] or 0.0 for row in rows if row["recall"] is not None]
+    return {
+        "precision": float(np.mean(precisions)) if precisions else None,
+        "recall": metrics["balanced_accuracy"],
+        "f1": metrics["macro_f1"],
+    }
+
+
+def _intervals(outputs: Outputs, bundle: Bundle, groups: Ints) -> dict[str, Any]:
+    found = metric_intervals(
+        outputs.labels,
+        _probs(outputs, bundle),
+        groups,
+        bundle.positive_indices,
+        bundle.fields.threshold,
+        seed=0,
+    )
+    return {name: asdict(interval) for name, interval in found.items()}
+
+
+def _probs(outputs: Outputs, bundle: Bundle) -> Any:  # noqa: ANN401 - an array
+    return softmax(outputs.logits, bundle.fields.temperature)

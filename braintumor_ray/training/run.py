@@ -1,7 +1,6 @@
 """One training run from source to bundle."""
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -11,37 +10,32 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from braintumor_ray.data.catalog import read_catalog, write_catalog
 from braintumor_ray.data.labels import ClassMap
-from braintumor_ray.data.pipeline import Shards, decode_to_shards, training_dataset
+from braintumor_ray.data.pipeline import Shards, training_dataset
 from braintumor_ray.data.preprocess import Preprocessing
-from braintumor_ray.data.splits import LeakReport
-from braintumor_ray.errors import TrainingError, UsageError, WeightsError
+from braintumor_ray.errors import TrainingError, WeightsError
 from braintumor_ray.models.bundle import Bundle, save_bundle
 from braintumor_ray.models.classifier import Architecture, Classifier, normalization_of
 from braintumor_ray.models.freezing import set_trainable
 from braintumor_ray.models.weights import load_pretrained
 from braintumor_ray.predict.predictor import Predictor
 from braintumor_ray.recipes.schema import Recipe
+from braintumor_ray.training.artefacts import model_card, write_history
 from braintumor_ray.training.finish import (
     GATE_SCANS,
+    Outputs,
     provisional_bundle,
     split_outputs,
     tune,
 )
 from braintumor_ray.training.loop import balanced_class_weights
 from braintumor_ray.training.phases import phase_table
-from braintumor_ray.training.split import (
-    HASH_COLUMNS,
-    SplitOptions,
-    check_counts,
-    counts_by_split,
-    with_splits,
-)
-from braintumor_ray.training.stages import State
-from braintumor_ray.training.trainer import Workers, fit, read_fitted
+from braintumor_ray.training.run_data import RunData, Say, class_map, decode_run, split_run
+from braintumor_ray.training.run_folder import RunFolder, run_folder
+from braintumor_ray.training.split import SplitOptions, imbalance
+from braintumor_ray.training.trainer import Fitted, Workers, fit, read_fitted
 
-Say = Callable[[str], None]
+UNBALANCED = 5.0
 
 
 @dataclass(frozen=True)
@@ -50,7 +44,7 @@ class TrainOptions:
 
     Attributes:
         recipe: what to train.
-        output: the run's folder; its bundle will be `output`/bundle.
+        output: the run's folder, a path or a URI; its bundle will be `output`/bundle.
         weights: 'imagenet', 'none' or a file.
         workers: who trains.
         split_by: 'group' or 'official'.
@@ -62,7 +56,7 @@ class TrainOptions:
     """
 
     recipe: Recipe
-    output: Path
+    output: str | Path
     weights: str = "imagenet"
     workers: Workers = field(default_factory=lambda: Workers(1))
     split_by: str = "group"
@@ -72,46 +66,32 @@ class TrainOptions:
     synthetic: bool = False
     device: str = "auto"
 
+    def split(self) -> SplitOptions:
+        """How scans are shared out."""
+        fractions = {str(name): share for name, share in self.recipe.data.fractions.items()}
+        return SplitOptions(fractions, self.split_by, self.recipe.seed, self.allow_leakage)
+
 
 @dataclass(frozen=True)
 class Trained:
-    """What a run ended in."""
+    """What a run ended in.
+
+    Attributes:
+        bundle: as it is at `location`/bundle.
+        location: the run's folder.
+        history: one entry per epoch.
+        phases: see `training.phases.phase_table`; empty without a test split.
+    """
 
     bundle: Bundle
-    path: Path
+    location: str
     history: list[dict[str, Any]]
+    phases: list[dict[str, Any]]
 
-
-@dataclass(frozen=True)
-class _Data:
-    catalog: pa.Table
-    shards: Shards
-    classes: ClassMap
-    leaks: LeakReport
-    counts: dict[str, dict[str, int]]
-
-    def of(self, split: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Scan ids and class indices of a split."""
-        order = {name: index for index, name in enumerate(self.classes.classes)}
-        rows = [
-            (scan, order[name])
-            for scan, name, where in zip(
-                self.catalog["scan_id"].to_pylist(),
-                self.catalog["class_name"].to_pylist(),
-                self.catalog["split"].to_pylist(),
-                strict=True,
-            )
-            if where == split and name is not None
-        ]
-        ids, labels = zip(*rows, strict=True) if rows else ((), ())
-        return np.array(ids, np.int64), np.array(labels, np.int64)
-
-    def fingerprint(self) -> str:
-        """Digest over pixels, classes and splits."""
-        columns = ("pixel_sha256", "class_name", "split")
-        rows = zip(*(self.catalog[name].to_pylist() for name in columns), strict=True)
-        text = "\n".join(sorted(f"{a} {b} {c}" for a, b, c in rows if b is not None))
-        return sha256(text.encode()).hexdigest()[:32]
+    @property
+    def path(self) -> str:
+        """Where the bundle is."""
+        return f"{self.location}/bundle"
 
 
 def train(catalog: pa.Table, options: TrainOptions, say: Say = print) -> Trained:
@@ -128,62 +108,126 @@ def train(catalog: pa.Table, options: TrainOptions, say: Say = print) -> Trained
         WeightsError: pretrained weights cannot be had.
         TrainingError: the folder holds a finished run, or one of another recipe or data.
     """
-    recipe, output = options.recipe, options.output
-    output.mkdir(parents=True, exist_ok=True)
-    classes = _classes(catalog, recipe)
-    architecture = _architecture(recipe, classes)
-    model = _network(architecture, recipe)
-    preprocessing = _preprocessing(model, recipe)
-    data = _prepare(catalog, options, classes, preprocessing, say)
+    recipe, folder = options.recipe, run_folder(options.output)
+    ready = prepare(catalog, options, say)
+    classes, model = ready.classes, ready.model
+    most = options.workers.most
+    data = split_run(catalog, folder, ready.shards, classes, options.split(), most, say)
     weights = _load_weights(model, options, say)
-    name = _claim(options, data, weights)
-    for split, row in data.counts.items():
-        say(f"{split}: {sum(row.values())} scans ({_listed(row)})")
+    name = _claim(folder, options, data, weights)
+    for line in _remarks(options, data):
+        say(line)
+    fitted = _fit(options, folder, name, model, ready.preprocessing, data, say)
+    provisional = provisional_bundle(
+        recipe, model.architecture, ready.preprocessing, classes, fitted.best, data.fingerprint()
+    )
+    return _finish(provisional, fitted, data, options, folder, weights)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a run needs before scans are split: classes, network, decoded scans."""
+
+    classes: ClassMap
+    model: Classifier
+    preprocessing: Preprocessing
+    shards: Shards
+
+
+def prepare(catalog: pa.Table, options: TrainOptions, say: Say) -> Prepared:
+    """Check recipe and labels, build the network (random weights), decode what is not decoded yet.
+
+    Raises:
+        UsageError: data or recipe that cannot be trained.
+    """
+    recipe = options.recipe
+    classes = class_map(catalog, recipe)
+    model = _network(_architecture(recipe, classes), recipe)
+    preprocessing = _preprocessing(model, recipe)
+    shards = decode_run(catalog, run_folder(options.output), options.cache, preprocessing, say)
+    return Prepared(classes, model, preprocessing, shards)
+
+
+def check_run(output: str | Path) -> None:
+    """Refuse a folder whose run is finished, before anything is decoded.
+
+    Raises:
+        TrainingError: it is.
+    """
+    run_folder(output).refuse_finished()
+
+
+def _fit(
+    options: TrainOptions,
+    folder: RunFolder,
+    name: str,
+    model: Classifier,
+    preprocessing: Preprocessing,
+    data: RunData,
+    say: Say,
+) -> Fitted:
+    recipe = options.recipe
     ids, labels = data.of("train")
-    say(_batch_line(recipe, options.workers))
     result = fit(
         recipe,
-        architecture,
+        model.architecture,
         preprocessing,
         {k: v.detach().clone() for k, v in model.state_dict().items()},
-        _class_weights(recipe, labels, len(classes.classes)),
+        _class_weights(recipe, labels, len(data.classes.classes)),
         len(ids),
         {
             split: training_dataset(data.shards, *data.of(split), recipe.data.image_size**2)
             for split in ("train", "val")
         },
         options.workers,
-        str((output / "ray").resolve()),
+        folder.at("ray"),
         name,
         lambda entry: say(_epoch_line(entry)),
     )
-    fitted = read_fitted(result)
-    provisional = provisional_bundle(
-        recipe, architecture, preprocessing, classes, fitted.best, data.fingerprint()
-    )
-    bundle = _write_bundle(provisional, data, options, weights)
-    _write_history(output, fitted.history)
-    _write_phases(output, bundle, fitted.stages, data, options.device)
-    _note(output, status="finished")
-    return Trained(bundle, output / "bundle", fitted.history)
+    return read_fitted(result)
 
 
-def check_run(output: Path) -> None:
-    """Refuse a folder whose run is finished, before anything is decoded.
+def _finish(
+    provisional: Bundle,
+    fitted: Fitted,
+    data: RunData,
+    options: TrainOptions,
+    folder: RunFolder,
+    weights: str,
+) -> Trained:
+    """Tune on validation, look at the test split once, and write what the run ends in."""
 
-    Raises:
-        TrainingError: it is.
-    """
-    if _read_note(output).get("status") == "finished":
-        raise TrainingError(
-            f"'{output}' holds a finished run (bundle at '{output / 'bundle'}'); training it again "
-            "would change nothing: choose another --output"
+    def outputs(predictor: Predictor, split: str, most: int | None = None) -> Outputs:
+        ids, labels = data.of(split)
+        sample = np.random.default_rng(options.recipe.seed).permutation(len(ids))[:most]
+        return split_outputs(
+            predictor, data.shards.paths, data.shards.location, ids[sample], labels[sample]
         )
 
-
-def _classes(catalog: pa.Table, recipe: Recipe) -> ClassMap:
-    labels = [label for label in catalog["label"].to_pylist() if label is not None]
-    return ClassMap.parse(recipe.data.classes, labels, recipe.data.negative_classes)
+    predictor = Predictor(provisional, device=options.device)
+    bundle = tune(
+        provisional,
+        outputs(predictor, "train", GATE_SCANS),
+        outputs(predictor, "val"),
+        options.recipe,
+    )
+    phases = []
+    if data.counts.get("test"):
+        phases = phase_table(
+            bundle,
+            fitted.stages,
+            lambda chosen: outputs(chosen, "test"),
+            data.groups_of,
+            options.device,
+        )
+    folder.drop_unfinished_bundle()
+    with folder.outbox() as box:
+        write_history(fitted.history, box)
+        (box / "phases.json").write_text(json.dumps(phases, indent=1) + "\n", encoding="utf-8")
+        card = model_card(bundle, data, phases, options, weights)
+        saved = save_bundle(box / "bundle", bundle.fields, bundle.build_model(), bundle.gate, card)
+    folder.write_note(status="finished")
+    return Trained(saved, folder.location, fitted.history, phases)
 
 
 def _architecture(recipe: Recipe, classes: ClassMap) -> Architecture:
@@ -218,38 +262,6 @@ def _preprocessing(model: Classifier, recipe: Recipe) -> Preprocessing:
     return Preprocessing(recipe.data.image_size, recipe.data.interpolation, mean, std)  # type: ignore[arg-type]
 
 
-def _prepare(
-    catalog: pa.Table,
-    options: TrainOptions,
-    classes: ClassMap,
-    preprocessing: Preprocessing,
-    say: Say,
-) -> _Data:
-    """Decode, find duplicates, split, and keep the catalog beside the run."""
-    output = options.output
-    path = str((output / "catalog.parquet").resolve())
-    source = str((output / "source.parquet").resolve())
-    write_catalog(catalog, source)
-    cache = options.cache or str((output / "cache").resolve())
-    shards = decode_to_shards(source, catalog, cache, preprocessing)
-    done = "found decoded in" if shards.reused else "decoded into"
-    say(f"{catalog.num_rows} scans {done} {cache}")
-    split = SplitOptions(
-        {str(k): v for k, v in options.recipe.data.fractions.items()},
-        options.split_by,
-        options.recipe.seed,
-        options.allow_leakage,
-    )
-    catalog, leaks = with_splits(catalog, shards.read(HASH_COLUMNS), classes, split)
-    counts = counts_by_split(catalog)
-    check_counts(counts, classes, options.workers.most)
-    write_catalog(catalog, path)
-    bad = sum(status != "ok" for status in catalog["status"].to_pylist())
-    if bad:
-        say(f"{bad} scans could not be read and are left out; their reasons are in {path}")
-    return _Data(read_catalog(path), shards, classes, leaks, counts)
-
-
 def _load_weights(model: Classifier, options: TrainOptions, say: Say) -> str:
     try:
         line = load_pretrained(model.backbone, options.recipe.model.backbone, options.weights)
@@ -263,7 +275,7 @@ def _load_weights(model: Classifier, options: TrainOptions, say: Say) -> str:
     return line
 
 
-def _claim(options: TrainOptions, data: _Data, weights: str) -> str:
+def _claim(folder: RunFolder, options: TrainOptions, data: RunData, weights: str) -> str:
     """Note what is trained in this folder; returns the name of the run for Ray Train.
 
     Raises:
@@ -272,70 +284,16 @@ def _claim(options: TrainOptions, data: _Data, weights: str) -> str:
     recipe = options.recipe.model_dump(mode="json")
     text = json.dumps([recipe, data.fingerprint(), weights], sort_keys=True)
     fingerprint = sha256(text.encode()).hexdigest()[:16]
-    known = _read_note(options.output)
+    known = folder.note()
     if known and known["fingerprint"] != fingerprint:
         changed = [key for key in recipe if recipe[key] != known["recipe"].get(key)]
         what = f"recipe field '{changed[0]}'" if changed else "data or weights"
         raise TrainingError(
-            f"'{options.output}' holds a run with another {what}; choose another --output, or "
+            f"'{folder.location}' holds a run with another {what}; choose another --output, or "
             "remove the folder"
         )
-    _note(options.output, fingerprint=fingerprint, recipe=recipe, status="training")
+    folder.write_note(fingerprint=fingerprint, recipe=recipe, status="training")
     return fingerprint
-
-
-def _write_bundle(provisional: Bundle, data: _Data, options: TrainOptions, weights: str) -> Bundle:
-    predictor = Predictor(provisional, device=options.device)
-    where = (data.shards.paths, data.shards.location)
-    ids, labels = data.of("train")
-    sample = np.random.default_rng(options.recipe.seed).permutation(len(ids))[:GATE_SCANS]
-    training = split_outputs(predictor, *where, ids[sample], labels[sample])
-    validation = split_outputs(predictor, *where, *data.of("val"))
-    fields, gate = tune(provisional, training, validation, options.recipe)
-    card = _card(fields, data, options, weights)
-    return save_bundle(options.output / "bundle", fields, provisional.build_model(), gate, card)
-
-
-def _card(fields: Any, data: _Data, options: TrainOptions, weights: str) -> str:  # noqa: ANN401
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    loader = PackageLoader("braintumor_ray.training", "")
-    environment = Environment(loader=loader, undefined=StrictUndefined, autoescape=False)
-    used = sum(sum(row.values()) for row in data.counts.values())
-    return environment.get_template("model_card.md.j2").render(
-        fields=fields,
-        metrics=fields.metrics["validation"],
-        counts=data.counts,
-        left_out=data.catalog.num_rows - used,
-        source=options.source,
-        synthetic=options.synthetic,
-        split_by="the source's own" if options.split_by == "official" else "by group, stratified",
-        patients=any(key is not None for key in data.catalog["patient_key"].to_pylist()),
-        leaky=data.leaks.describe() if data.leaks.leaky else "",
-        weights=weights,
-    )
-
-
-def _write_history(output: Path, history: list[dict[str, Any]]) -> None:
-    from braintumor_ray.training.curves import draw_curves, write_events
-
-    (output / "history.json").write_text(json.dumps(history, indent=1) + "\n", encoding="utf-8")
-    draw_curves(history, output / "curves.png")
-    write_events(history, output / "tensorboard")
-
-
-def _write_phases(
-    output: Path, bundle: Bundle, stages: dict[str, State], data: _Data, device: str
-) -> None:
-    """phases.json: the test split after each stage; the only time that training looks at it."""
-    ids, labels = data.of("test")
-    if not len(ids):
-        return
-    where = (data.shards.paths, data.shards.location)
-    table = phase_table(
-        bundle, stages, lambda predictor: split_outputs(predictor, *where, ids, labels), device
-    )
-    (output / "phases.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
 
 
 def _class_weights(
@@ -344,6 +302,23 @@ def _class_weights(
     if recipe.class_weights == "none":
         return np.ones(k, np.float32)
     return balanced_class_weights(labels, k)
+
+
+def _remarks(options: TrainOptions, data: RunData) -> list[str]:
+    """What people should know before it starts."""
+    recipe = options.recipe
+    lines = [_batch_line(recipe, options.workers)]
+    if not data.has_patients:
+        lines.append(
+            "the source has no patient ids: the split is duplicate-free, and slices of one patient "
+            "may straddle it"
+        )
+    ratio = imbalance(data.counts["train"])
+    if ratio >= UNBALANCED and recipe.class_weights == "none":
+        lines.append(f"classes are unbalanced 1:{ratio:.0f}; --set class_weights=balanced helps")
+    if recipe.sync_batchnorm and not options.workers.use_gpu:
+        lines.append("sync_batchnorm needs GPUs: each worker keeps statistics of its own")
+    return lines
 
 
 def _batch_line(recipe: Recipe, workers: Workers) -> str:
@@ -362,25 +337,3 @@ def _epoch_line(entry: dict[str, Any]) -> str:
         f"{entry['val_balanced_accuracy']:.3f}), {entry['train_scans_per_s']:.0f} scans/s, "
         f"{entry['seconds']:.0f} s"
     )
-
-
-def _listed(row: dict[str, int]) -> str:
-    return ", ".join(f"{name} {count}" for name, count in row.items())
-
-
-def _note(output: Path, **values: Any) -> None:  # noqa: ANN401 - JSON values
-    from braintumor_ray.data.storage import write_atomically
-
-    note = _read_note(output) | values
-    write_atomically(str(output / "run.json"), (json.dumps(note, indent=1) + "\n").encode())
-
-
-def _read_note(output: Path) -> dict[str, Any]:
-    path = output / "run.json"
-    if not path.exists():
-        return {}
-    try:
-        note: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UsageError(f"'{path}' is damaged: {error}; remove the folder") from error
-    return note

@@ -51,11 +51,10 @@ def with_splits(
         GateError: the split leaks and that was not allowed.
         UsageError: a class has too few groups, or there is no official split.
     """
-    hashes = _in_order(hashes, catalog["scan_id"].to_numpy())
+    hashes = in_order(hashes, catalog["scan_id"].to_numpy())
     digests = hashes["pixel_sha256"].to_pylist()
-    groups = _groups(catalog, hashes)
-    names = [classes.apply(label) for label in catalog["label"].to_pylist()]
-    names = [name if digest else None for name, digest in zip(names, digests, strict=True)]
+    groups = scan_groups(catalog, hashes)
+    names = learnt_names(catalog, hashes, classes)
     split = _assign(catalog, names, groups, options)
     leaks = check_leaks(split, groups, digests)
     if leaks.leaky and not options.allow_leakage:
@@ -124,7 +123,18 @@ def check_counts(counts: dict[str, dict[str, int]], classes: ClassMap, workers: 
         raise UsageError(f"{trained} training scans for {workers} workers; use fewer workers")
 
 
-def _groups(catalog: pa.Table, hashes: pa.Table) -> npt.NDArray[np.int64]:
+def imbalance(counts: dict[str, int]) -> float:
+    """Scans of the largest class over scans of the smallest."""
+    return max(counts.values()) / max(min(counts.values()), 1)
+
+
+def scan_groups(catalog: pa.Table, hashes: pa.Table) -> npt.NDArray[np.int64]:
+    """Copies of an image and scans of a patient have one number, int64 (n,).
+
+    Args:
+        catalog: with `patient_key`.
+        hashes: columns `HASH_COLUMNS`, a row per row of the catalog.
+    """
     dhashes, dct_hashes, flat = unpack_hashes(hashes["hashes"].to_pylist())
     images = duplicate_groups(
         hashes["pixel_sha256"].to_pylist(), dhashes, flat=flat, dct_hashes=dct_hashes
@@ -138,7 +148,7 @@ def _assign(
     groups: npt.NDArray[np.int64],
     options: SplitOptions,
 ) -> list[str | None]:
-    keys = [f"{p}#{f}" for p, f in zip(*_stable_keys(catalog), strict=True)]
+    keys = stable_keys(catalog)
     if "split" in catalog.column_names:
         given = catalog["split"].to_pylist()
         return [s if name else None for s, name in zip(given, names, strict=True)]
@@ -162,12 +172,23 @@ def _assign(
     ]
 
 
-def _stable_keys(catalog: pa.Table) -> tuple[list[str], list[int]]:
+def learnt_names(catalog: pa.Table, hashes: pa.Table, classes: ClassMap) -> list[str | None]:
+    """The class of each scan; None where it is left out or cannot be read."""
+    readable = hashes["pixel_sha256"].is_valid().to_pylist()
+    return [
+        classes.apply(label) if ok else None
+        for label, ok in zip(catalog["label"].to_pylist(), readable, strict=True)
+    ]
+
+
+def stable_keys(catalog: pa.Table) -> list[str]:
     """Paths and frames: unlike scan ids they do not change when an archive is copied."""
-    return catalog["path"].to_pylist(), catalog["frame"].to_pylist()
+    pairs = zip(catalog["path"].to_pylist(), catalog["frame"].to_pylist(), strict=True)
+    return [f"{path}#{frame}" for path, frame in pairs]
 
 
-def _in_order(hashes: pa.Table, scan_ids: npt.NDArray[np.int64]) -> pa.Table:
+def in_order(hashes: pa.Table, scan_ids: npt.NDArray[np.int64]) -> pa.Table:
+    """The rows of `hashes` in the order of the scans."""
     found = hashes["scan_id"].to_numpy()
     order = np.argsort(found)
     position = order[np.searchsorted(found, scan_ids, sorter=order)]

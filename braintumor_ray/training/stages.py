@@ -26,6 +26,7 @@ class Course:
         stage: index of the stage.
         stage_epoch: epochs of this stage that are done.
         epoch: epochs done in all.
+        stage_steps: optimiser steps of this stage that the average of the weights has seen.
         lr_factor: of the plateau schedule.
         bad_epochs: epochs of this stage without improvement, for early stopping.
         plateau_epochs: the same for the plateau schedule.
@@ -39,6 +40,7 @@ class Course:
     stage: int = 0
     stage_epoch: int = 0
     epoch: int = 0
+    stage_steps: int = 0
     lr_factor: float = 1.0
     bad_epochs: int = 0
     plateau_epochs: int = 0
@@ -70,7 +72,7 @@ class Course:
     def next_stage(self) -> None:
         """Go on to the next stage with fresh patience and rates."""
         self.stage += 1
-        self.stage_epoch = self.bad_epochs = self.plateau_epochs = 0
+        self.stage_epoch = self.stage_steps = self.bad_epochs = self.plateau_epochs = 0
         self.lr_factor, self.best_loss = 1.0, math.inf
 
     def _plateau(self, loss: float, recipe: Recipe) -> None:
@@ -134,9 +136,12 @@ def step_factors(
 
 
 def to_checkpoint(
-    course: Course, model: Classifier, optimizer: torch.optim.Optimizer
+    course: Course, model: Classifier, optimizer: torch.optim.Optimizer, average: Classifier
 ) -> dict[str, Any]:
-    """Everything that a resumed run needs, as tensors and plain values."""
+    """Everything that a resumed run needs, as tensors and plain values.
+
+    `average` is the network that is validated: `model` itself where weights are not averaged.
+    """
     weights = ("best_state", "stage_states")
     fields = {k: v for k, v in vars(course).items() if k not in weights}
     return {
@@ -144,6 +149,7 @@ def to_checkpoint(
         "best": course.best_state,
         "stages": course.stage_states,
         "model": cpu_state(model),
+        "average": None if average is model else cpu_state(average),
         "optimizer": optimizer.state_dict(),
     }
 

@@ -183,7 +183,11 @@ def fit(
             name=name,
             storage_path=storage,
             failure_config=FailureConfig(max_failures=workers.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            checkpoint_config=CheckpointConfig(
+                num_to_keep=recipe.keep_checkpoints,
+                checkpoint_score_attribute=recipe.monitor,
+                checkpoint_score_order="min" if recipe.monitor.endswith("loss") else "max",
+            ),
         ),
         datasets=datasets,
         dataset_config=UnevenValidation(

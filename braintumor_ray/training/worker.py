@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import ray
 import ray.train
@@ -16,11 +15,21 @@ from ray.train import Checkpoint
 from torch import nn
 
 from braintumor_ray.data.augment import Augmenter, augment_batch
+from braintumor_ray.data.pipeline import squares
 from braintumor_ray.data.preprocess import Preprocessing
 from braintumor_ray.models.classifier import Architecture, Classifier
 from braintumor_ray.models.freezing import set_trainable, train_mode
+from braintumor_ray.predict.predictor import use_bf16
 from braintumor_ray.recipes.loader import recipe_from_dict
-from braintumor_ray.training.loop import Batch, StepSettings, Trained, train_epoch, validate
+from braintumor_ray.training.loop import (
+    Averaged,
+    Batch,
+    StepSettings,
+    Trained,
+    share_buffers,
+    train_epoch,
+    validate,
+)
 from braintumor_ray.training.stages import (
     Course,
     build_optimizer,
@@ -34,23 +43,22 @@ CHECKPOINT = "checkpoint.pt"
 
 
 class ToBatch(ArrowBatchCollateFn):
-    """Arrow rows (scan_id, label, image) to tensors, augmented where there is an augmenter."""
+    """Arrow rows (scan_id, label, image) to tensors, augmented where there is an augmenter.
+
+    Ray Data runs it in threads of its own, ahead of the steps.
+    """
 
     def __init__(self, size: int, augmenter: Augmenter | None) -> None:
         super().__init__()
         self._size, self._augmenter = size, augmenter
 
     def __call__(self, batch: pa.Table) -> Batch:
-        """uint8 (B, S, S) and int64 (B,)."""
-        size = self._size
-        column = batch["image"].combine_chunks()
-        images = np.stack(
-            [np.frombuffer(v.as_buffer(), np.uint8).reshape(size, size) for v in column]
-        )
+        """uint8 (B, S, S), of the augmenter's size, and int64 (B,)."""
+        images = squares(batch["image"], self._size)
         if self._augmenter is not None:
             images = augment_batch(images, batch["scan_id"].to_numpy(), self._augmenter)
-        labels = np.array(batch["label"].to_numpy(), dtype=np.int64)
-        return torch.from_numpy(images), torch.from_numpy(labels)
+        labels = torch.tensor(batch["label"].to_numpy(), dtype=torch.int64)
+        return torch.from_numpy(images), labels
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -76,6 +84,7 @@ class _Worker:
         self.model = Classifier(Architecture(**config["architecture"]))
         self.model.load_state_dict(ray.get(config["state"]))
         self.course = Course()
+        self.average: Averaged | None = None
         self.saved = _last_checkpoint()
         if self.saved is not None:
             self.course = from_checkpoint(self.saved)
@@ -85,9 +94,6 @@ class _Worker:
                 self.saved = None
                 self.course.next_stage()
         self.model = self.model.to(self.device)
-        bf16 = self.recipe.precision == "bf16" or (
-            self.recipe.precision == "auto" and self.device.type == "cuda"
-        )
         section = self.recipe.optimizer
         self.settings = StepSettings(
             self.preprocessing,
@@ -95,7 +101,7 @@ class _Worker:
             section.label_smoothing,
             section.clip_norm,
             section.accumulate,
-            bf16,
+            use_bf16(self.device, self.recipe.precision),
         )
         self.train_rows = int(config["train_rows"])
         self.batch = max(1, -(-self.recipe.data.batch_size // self.world))
@@ -106,8 +112,13 @@ class _Worker:
         set_trainable(self.model, stage.train)
         network = self._distributed(Trained(self.model))
         optimizer = build_optimizer(self.model, self.recipe, stage)
+        decay = self.recipe.optimizer.average
+        self.average = Averaged(self.model, decay) if decay is not None else None
         if self.saved is not None:
             optimizer.load_state_dict(self.saved["optimizer"])
+            if self.average is not None:
+                self.average.model.load_state_dict(self.saved["average"])
+                self.average.steps = self.course.stage_steps
             self.saved = None
         base = [
             self.recipe.optimizer.lr * stage.lr_scale * factor
@@ -123,13 +134,16 @@ class _Worker:
         stage = self.recipe.stages[self.course.stage]
         started = time.perf_counter()
         train_mode(self.model)
-        augmenter = Augmenter(self.recipe.augment, self.recipe.seed, self.course.epoch)
+        augmenter = Augmenter(
+            self.recipe.augment, self.recipe.seed, self.course.epoch, stage.image_size
+        )
         steps = -(-self.train_rows // (self.batch * self.world))
         factors = step_factors(self.recipe.schedule, stage, self.course.stage_epoch, steps)
         batches = self._batches("train", augmenter)
-        trained = train_epoch(network, optimizer, batches, self.settings, factors)
+        trained = train_epoch(network, optimizer, batches, self.settings, factors, self._after_step)
         middle = time.perf_counter()
-        validated = validate(self.model, self._batches("val", None), self.settings)
+        share_buffers(self.kept)
+        validated = validate(self.kept, self._batches("val", None), self.settings)
         entry = {
             "stage": stage.name,
             "epoch": self.course.epoch + 1,
@@ -142,8 +156,18 @@ class _Worker:
             "seconds": time.perf_counter() - started,
             "workers": self.world,
         }
-        self.course.note(entry, self.model, self.recipe)
+        self.course.note(entry, self.kept, self.recipe)
         self._report(entry, optimizer)
+
+    @property
+    def kept(self) -> Classifier:
+        """The network that is validated and kept: the average, where there is one."""
+        return self.model if self.average is None else self.average.model
+
+    def _after_step(self) -> None:
+        if self.average is not None:
+            self.average.update(self.model)
+            self.course.stage_steps = self.average.steps
 
     def _report(self, entry: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
         """Every rank reports equally often; rank 0 adds the checkpoint."""
@@ -151,7 +175,8 @@ class _Worker:
             ray.train.report(entry)
             return
         with tempfile.TemporaryDirectory() as folder:
-            torch.save(to_checkpoint(self.course, self.model, optimizer), Path(folder) / CHECKPOINT)
+            state = to_checkpoint(self.course, self.model, optimizer, self.kept)
+            torch.save(state, Path(folder) / CHECKPOINT)
             ray.train.report(entry, checkpoint=Checkpoint.from_directory(folder))
         self.board.pin.remote(entry)
 

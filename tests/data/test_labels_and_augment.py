@@ -1,3 +1,4 @@
+import cv2
 import numpy as np
 import pytest
 
@@ -79,6 +80,14 @@ class TestAugmentation:
     def test_without_settings_nothing_changes(self):
         image = disc_scan(3, (64, 64))
         assert np.array_equal(Augmenter(AugmentSection(), 0, 0)(image, 1), image)
+
+    def test_a_smaller_result_is_the_same_change_at_another_scale(self):
+        image = cv2.GaussianBlur(disc_scan(3, (64, 64)), (0, 0), 3)
+        plain = Augmenter(FULL, 0, 0)(image, 1)
+        small = Augmenter(FULL, 0, 0, size=32)(image, 1)
+        assert small.shape == (32, 32)
+        expected = cv2.resize(plain, (32, 32), interpolation=cv2.INTER_AREA)
+        assert np.abs(small.astype(int) - expected).mean() < 3
 
     def test_flips_mirror_exactly(self):
         image = disc_scan(3, (64, 64))

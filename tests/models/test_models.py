@@ -78,6 +78,24 @@ class TestFreezing:
         model(torch.randn(4, 3, 64, 64))
         assert not torch.equal(before, frozen.running_mean)
 
+    def test_the_last_layers_by_number(self):
+        model = make_model("resnet18", size=64)
+        set_trainable(model, 4)
+        names = {n.removeprefix("backbone.") for n in trainable(model) if "backbone" in n}
+        layers = {name.rpartition(".")[0] for name in names}
+        assert layers == {"layer4.1.conv1", "layer4.1.bn1", "layer4.1.conv2", "layer4.1.bn2"}
+        with pytest.raises(UsageError, match="has 40 layers"):
+            set_trainable(model, 41)
+
+    def test_patterns_and_stages_by_name(self):
+        model = make_model("resnet18", size=64)
+        set_trainable(model, ["layer4", "*.bn1.weight"])
+        names = {n.removeprefix("backbone.") for n in trainable(model) if "backbone" in n}
+        assert "layer4.0.conv1.weight" in names
+        assert "layer1.0.bn1.weight" in names
+        assert "layer1.0.bn1.bias" not in names
+        assert "layer3.0.conv1.weight" not in names
+
     def test_a_prefix_that_names_nothing_is_refused(self):
         with pytest.raises(UsageError, match=r"blocks\.99"):
             set_trainable(make_model("mobilenetv2_100", "mlp", 96), ["blocks.99"])

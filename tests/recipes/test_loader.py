@@ -1,7 +1,7 @@
 import pytest
 
 from braintumor_ray.errors import UsageError
-from braintumor_ray.recipes.loader import load_recipe, recipe_names, recipe_text
+from braintumor_ray.recipes.loader import load_recipe, recipe_names, recipe_text, with_backbone
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -56,3 +56,25 @@ def test_a_damaged_file_is_one_line(tmp_path):
     path.write_text("name = ")
     with pytest.raises(UsageError, match="not TOML"):
         load_recipe(str(path))
+
+
+def test_another_backbone_brings_its_size_and_trains_whole_where_layers_were_named():
+    recipe = with_backbone(load_recipe("mobilenetv2-finetune"), "convnext_tiny", 288)
+    assert recipe.model.backbone == "convnext_tiny"
+    assert recipe.data.image_size == 288
+    assert [stage.train for stage in recipe.stages] == ["head", "all"]
+    assert recipe.published == ()
+
+
+@pytest.mark.parametrize("train", ["all", "head", 12, ["blocks.6", "*.bn3"]])
+def test_what_learns_can_be_said_in_four_ways(train):
+    stages = f"stages=[{{name='a',epochs=1,train={train!r}}}]"
+    found = load_recipe("demo", [stages]).stages[0].train
+    assert (list(found) if isinstance(found, tuple) else found) == train
+
+
+def test_the_reference_systems_carry_their_published_figures():
+    named = {name: load_recipe(name).published for name in recipe_names()}
+    for name in ("densenet121-attention", "mobilenetv2-finetune", "cnn-3conv"):
+        assert named[name], name
+    assert [entry.accuracy for entry in named["mobilenetv2-finetune"]] == [0.85, 0.88, 0.91]

@@ -13,6 +13,7 @@ from braintumor_ray.data.preprocess import Preprocessing
 from braintumor_ray.models.freezing import set_trainable, train_mode
 from braintumor_ray.recipes.loader import load_recipe
 from braintumor_ray.training.loop import (
+    Averaged,
     StepSettings,
     Totals,
     Trained,
@@ -83,6 +84,21 @@ def test_accumulated_steps_equal_one_large_step():
     train_epoch(Trained(model), parts, halves, settings(accumulate=2))
     for a, b in zip(whole.kept, parts.kept, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_the_average_of_weights_is_the_hand_worked_one():
+    model = make_model("small-cnn", "mlp", 64)
+    average = Averaged(model, 0.15)
+    expected = model.head[0].weight.clone()
+    for step in (1, 2, 3):
+        model.head[0].weight.data.add_(1.0)
+        model.backbone.layers[1].num_batches_tracked.add_(1)
+        average.update(model)
+        decay = min(0.15, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * model.head[0].weight
+    torch.testing.assert_close(average.model.head[0].weight, expected)
+    assert average.model.backbone.layers[1].num_batches_tracked == 3
+    assert not any(p.requires_grad for p in average.model.parameters())
 
 
 def test_gradients_are_clipped_on_request():
@@ -203,7 +219,7 @@ class TestCourse:
         course = self.run([1.0, 1.1, 1.1])
         model = make_model().requires_grad_(True)
         optimizer = build_optimizer(model, self.recipe, self.recipe.stages[0])
-        torch.save(to_checkpoint(course, model, optimizer), tmp_path / "c.pt")
+        torch.save(to_checkpoint(course, model, optimizer, model), tmp_path / "c.pt")
         again = from_checkpoint(torch.load(tmp_path / "c.pt", weights_only=True))
         assert vars(again) | {"best_state": None} == vars(course) | {"best_state": None}
         assert torch.equal(again.best_state["head.weight"], course.best_state["head.weight"])

@@ -14,6 +14,8 @@ from braintumor_ray.models.bundle import load_bundle
 from braintumor_ray.models.weights import load_pretrained
 from braintumor_ray.recipes.loader import load_recipe
 from braintumor_ray.training import run as run_module
+from braintumor_ray.training.folds import cross_validate
+from braintumor_ray.training.phases import phase_lines
 from braintumor_ray.training.run import TrainOptions, check_run, train
 from braintumor_ray.training.trainer import Workers
 from tests.builders import disc_scan, write_archive
@@ -24,6 +26,7 @@ QUICK = [
     "data.batch_size=8",
     "stages.scratch.epochs=2",
     "data.fractions={train=0.5,val=0.3,test=0.2}",
+    "precision=fp32",
 ]
 
 
@@ -132,7 +135,7 @@ def test_a_killed_worker_is_replaced_and_training_goes_on(archive, tmp_path, clu
                     killed.append(child.pid)
                     return
 
-    settings = ("stages.scratch.epochs=6",)
+    settings = ("stages.scratch.epochs=6", "optimizer.average=0.9")
     found = train(
         load_catalog(archive),
         options(tmp_path / "run", *settings, workers=2),
@@ -157,9 +160,78 @@ def test_two_stages_go_on_from_the_best_weights(archive, tmp_path, cluster):
     phases = json.loads((tmp_path / "run" / "phases.json").read_text())
     assert [row["phase"] for row in phases] == ["after a", "after b", "at the tuned threshold"]
     assert phases[2]["threshold"] == found.bundle.fields.threshold
+    assert phases == found.phases
+    low, high = (phases[2]["intervals"]["accuracy"][name] for name in ("low", "high"))
+    assert low <= phases[2]["accuracy"] <= high
+
+
+def test_the_card_holds_the_test_figures_and_what_was_published(trained):
+    output, found, _ = trained
+    card = (output / "bundle" / "model_card.md").read_text()
+    tested = found.phases[-1]
+    assert f"Test split, n = {tested['n']}" in card
+    assert f"| balanced accuracy | {tested['balanced_accuracy']:.3f} |" in card
+    assert str(tested["confusion_matrix"]) in card
+    recipe = load_recipe("mobilenetv2-finetune")
+    lines = phase_lines(found.phases, recipe.published)
+    assert lines[-1][0].startswith("published: at threshold 0.65")
+    assert lines[-1][2:] == ["0.910", "-", "0.960", "-"]
+    assert len({len(line) for line in lines}) == 1
+
+
+def test_a_run_that_ended_before_saying_so_is_finished_not_refused(trained, archive, tmp_path):
+    again = options(tmp_path / "run")
+    first = train(load_catalog(archive), again, str)
+    note = json.loads((tmp_path / "run" / "run.json").read_text())
+    (tmp_path / "run" / "run.json").write_text(json.dumps(note | {"status": "training"}))
+    second = train(load_catalog(archive), again, str)
+    assert second.bundle.fingerprint == first.bundle.fingerprint
+    assert len(second.history) == 2, "nothing was trained again"
+
+
+def test_a_smaller_picture_in_an_early_stage(archive, tmp_path, cluster):
+    stages = '[{name="small",epochs=1,image_size=32},{name="full",epochs=1}]'
+    found = train(load_catalog(archive), options(tmp_path / "run", f"stages={stages}"), str)
+    assert [entry["stage"] for entry in found.history] == ["small", "full"]
+    assert found.bundle.fields.preprocessing.image_size == 48
+
+
+@pytest.mark.slow
+def test_folds_test_every_scan_once_and_go_on_after_an_interruption(archive, tmp_path, cluster):
+    settings = ("stages.scratch.epochs=1",)
+    lines = []
+    catalog = load_catalog(archive)
+    summary = cross_validate(catalog, options(tmp_path / "cv", *settings), 3, lines.append)
+    tested = []
+    for number in (1, 2, 3):
+        rows = load_catalog(tmp_path / "cv" / f"fold-{number}" / "catalog.parquet").to_pylist()
+        tested += [row["path"] for row in rows if row["split"] == "test"]
+        assert {"train", "val", "test"} <= {row["split"] for row in rows}
+    assert len(tested) == len(set(tested)) == 61
+    assert sum(fold["n"] for fold in summary["folds"]) == 61
+    accuracies = [fold["accuracy"] for fold in summary["folds"]]
+    assert summary["accuracy"]["mean"] == pytest.approx(np.mean(accuracies))
+    assert summary["accuracy"]["low"] <= np.mean(accuracies) <= summary["accuracy"]["high"]
+    again = cross_validate(catalog, options(tmp_path / "cv", *settings), 3, lines.append)
+    assert again == summary
+    assert sum(line.startswith("epoch") for line in lines) == 3, "no fold was trained twice"
 
 
 class TestBeforeTraining:
+    def test_people_are_told_of_unbalanced_classes_and_missing_patients(self, tmp_path, cluster):
+        write_archive(tmp_path / "a", 60, classes=("no_tumor",))
+        write_archive(tmp_path / "a", 6, seed=1, classes=("glioma",))
+        lines = []
+        settings = options(tmp_path / "run", "stages.scratch.epochs=1")
+        found = train(load_catalog(tmp_path / "a"), settings, lines.append)
+        assert any("unbalanced 1:" in line for line in lines)
+        assert any("no patient ids" in line for line in lines)
+        assert found.phases[-1]["n"] > 0
+
+    def test_sigmoid_for_four_classes_is_refused(self, archive, tmp_path):
+        with pytest.raises(UsageError, match="sigmoid"):
+            train(load_catalog(archive), options(tmp_path / "run", "model.output=sigmoid"), str)
+
     def test_one_class_is_refused(self, tmp_path):
         write_archive(tmp_path / "a", 6, classes=("no_tumor",))
         with pytest.raises(UsageError, match="at least two"):

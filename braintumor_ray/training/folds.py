@@ -1,0 +1,101 @@
+"""Grouped k-fold cross-validation: a run per fold, and what they say together."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from braintumor_ray.data.splits import grouped_folds, grouped_split
+from braintumor_ray.data.storage import read_bytes
+from braintumor_ray.errors import UsageError
+from braintumor_ray.training.phases import FIGURES
+from braintumor_ray.training.run import TrainOptions, prepare, train
+from braintumor_ray.training.run_data import Say
+from braintumor_ray.training.run_folder import run_folder
+from braintumor_ray.training.split import (
+    HASH_COLUMNS,
+    in_order,
+    learnt_names,
+    scan_groups,
+    stable_keys,
+)
+
+SUMMARIZED = (*FIGURES, "balanced_accuracy", "macro_auroc")
+
+
+def cross_validate(
+    catalog: pa.Table, options: TrainOptions, folds: int, say: Say = print
+) -> dict[str, Any]:
+    """Train a recipe per fold; each scan is tested once, by a network that never saw its group.
+
+    Decodes once. Each fold is a whole run in OUTPUT/fold-1, fold-2, ...; a share of its training
+    scans validates, as the recipe's fractions say. An interrupted cross-validation goes on.
+
+    Returns:
+        `folds` (the tested figures of each) and, per figure, `mean`, `low` and `high`: the 95%
+        interval of the mean by Student's t over the folds. Folds share training scans, so that it
+        is a little narrow (Bengio and Grandvalet, 2004).
+
+    Raises:
+        UsageError: fewer groups than folds in a class, or an official split was asked for.
+    """
+    if options.split_by != "group":
+        raise UsageError("--folds makes its own splits; leave out --split-by official")
+    folder = run_folder(options.output)
+    options = replace(options, cache=options.cache or folder.at("cache"))
+    found = []
+    for number, split in enumerate(_fold_splits(catalog, options, folds, say), start=1):
+        say(f"fold {number} of {folds}")
+        fold = run_folder(folder.at(f"fold-{number}"))
+        if fold.note().get("status") != "finished":
+            train(_with_split(catalog, split), replace(options, output=fold.location), say)
+        tested = json.loads(read_bytes(fold.at("phases.json")))[-1]
+        figures = {name: tested[name] for name in SUMMARIZED}
+        found.append({"fold": number, "bundle": fold.at("bundle"), "n": tested["n"], **figures})
+    summary: dict[str, Any] = {"folds": found}
+    for name in SUMMARIZED:
+        summary[name] = _mean_interval([entry[name] for entry in found])
+    folder.write_json(summary, "folds.json")
+    return summary
+
+
+def _fold_splits(
+    catalog: pa.Table, options: TrainOptions, folds: int, say: Say
+) -> list[npt.NDArray[np.object_]]:
+    """Per fold, each scan's split (n,): the fold is tested, a share of the rest validates."""
+    recipe = options.recipe
+    ready = prepare(catalog, options, say)
+    hashes = in_order(ready.shards.read(HASH_COLUMNS), catalog["scan_id"].to_numpy())
+    groups, keys = scan_groups(catalog, hashes), stable_keys(catalog)
+    names = learnt_names(catalog, hashes, ready.classes)
+    held = grouped_folds(names, groups, folds, recipe.seed, keys=keys)
+    fractions = recipe.data.fractions
+    share = fractions["val"] / (fractions["train"] + fractions["val"])
+    shares = {"train": 1 - share, "val": share}
+    splits = []
+    for fold in range(folds):
+        rest = [None if where == fold else name for where, name in zip(held, names, strict=True)]
+        split = grouped_split(rest, groups, shares, recipe.seed, keys=keys)
+        split[held == fold] = "test"
+        splits.append(split)
+    return splits
+
+
+def _with_split(catalog: pa.Table, split: npt.NDArray[np.object_]) -> pa.Table:
+    if "split" in catalog.column_names:
+        catalog = catalog.drop_columns(["split"])
+    return catalog.append_column("split", pa.array(split.tolist(), pa.string()))
+
+
+def _mean_interval(values: list[float | None]) -> dict[str, float | None]:
+    from scipy import stats
+
+    known = np.array([value for value in values if value is not None], float)
+    if len(known) < 2:
+        return {"mean": float(known.mean()) if len(known) else None, "low": None, "high": None}
+    half = float(stats.t.ppf(0.975, len(known) - 1) * known.std(ddof=1) / np.sqrt(len(known)))
+    mean = float(known.mean())
+    return {"mean": mean, "low": mean - half, "high": mean + half}

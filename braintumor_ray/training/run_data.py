@@ -1,0 +1,136 @@
+"""The data of a run: decoded once, split without leaks, and kept beside the run."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import sha256
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from braintumor_ray.data.catalog import read_catalog, write_catalog
+from braintumor_ray.data.labels import ClassMap
+from braintumor_ray.data.pipeline import Shards, decode_to_shards, mixed
+from braintumor_ray.data.preprocess import Preprocessing
+from braintumor_ray.data.splits import LeakReport
+from braintumor_ray.recipes.schema import Recipe
+from braintumor_ray.training.run_folder import RunFolder
+from braintumor_ray.training.split import (
+    HASH_COLUMNS,
+    SplitOptions,
+    check_counts,
+    counts_by_split,
+    with_splits,
+)
+
+Say = Callable[[str], None]
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class RunData:
+    """Decoded scans and where each belongs.
+
+    Attributes:
+        catalog: all scans, with class_name, split, duplicate_group, pixel_sha256 and status.
+        shards: the decoded squares.
+        classes: which labels are learnt.
+        leaks: of the split.
+        counts: scans per split and class.
+    """
+
+    catalog: pa.Table
+    shards: Shards
+    classes: ClassMap
+    leaks: LeakReport
+    counts: dict[str, dict[str, int]]
+
+    def of(self, split: str) -> tuple[Ints, Ints]:
+        """Scan ids and class indices of a split, int64 (n,) each."""
+        order = {name: index for index, name in enumerate(self.classes.classes)}
+        rows = [
+            (scan, order[name])
+            for scan, name, where in zip(
+                self.catalog["scan_id"].to_pylist(),
+                self.catalog["class_name"].to_pylist(),
+                self.catalog["split"].to_pylist(),
+                strict=True,
+            )
+            if where == split and name is not None
+        ]
+        ids, labels = zip(*rows, strict=True) if rows else ((), ())
+        return np.array(ids, np.int64), np.array(labels, np.int64)
+
+    def groups_of(self, scan_ids: Ints) -> Ints:
+        """Duplicate and patient group of each scan, int64 (n,)."""
+        known = self.catalog["scan_id"].to_numpy()
+        order = np.argsort(known)
+        position = order[np.searchsorted(known, scan_ids, sorter=order)]
+        return np.asarray(self.catalog["duplicate_group"].to_numpy()[position], np.int64)
+
+    @property
+    def has_patients(self) -> bool:
+        """Whether the source says whose a scan is."""
+        return any(key is not None for key in self.catalog["patient_key"].to_pylist())
+
+    def fingerprint(self) -> str:
+        """Digest over pixels, classes and splits."""
+        columns = ("pixel_sha256", "class_name", "split")
+        rows = zip(*(self.catalog[name].to_pylist() for name in columns), strict=True)
+        text = "\n".join(sorted(f"{a} {b} {c}" for a, b, c in rows if b is not None))
+        return sha256(text.encode()).hexdigest()[:32]
+
+
+def class_map(catalog: pa.Table, recipe: Recipe) -> ClassMap:
+    """Which labels of a catalog are learnt, as the recipe says.
+
+    Raises:
+        UsageError: there are no two classes.
+    """
+    labels = [label for label in catalog["label"].to_pylist() if label is not None]
+    return ClassMap.parse(recipe.data.classes, labels, recipe.data.negative_classes)
+
+
+def decode_run(
+    catalog: pa.Table, folder: RunFolder, cache: str | None, preprocessing: Preprocessing, say: Say
+) -> Shards:
+    """Decode every scan of a catalog once; later runs with the same cache reuse it."""
+    source = folder.at("source.parquet")
+    write_catalog(mixed(catalog), source)
+    cache = cache or folder.at("cache")
+    shards = decode_to_shards(source, catalog, cache, preprocessing)
+    done = "found decoded in" if shards.reused else "decoded into"
+    say(f"{catalog.num_rows} scans {done} {cache}")
+    return shards
+
+
+def split_run(
+    catalog: pa.Table,
+    folder: RunFolder,
+    shards: Shards,
+    classes: ClassMap,
+    options: SplitOptions,
+    workers: int,
+    say: Say,
+) -> RunData:
+    """Find duplicates, split, check, and keep the catalog beside the run.
+
+    Raises:
+        GateError: the split leaks and that was not allowed.
+        UsageError: a class is missing from a split that must have it.
+    """
+    catalog, leaks = with_splits(catalog, shards.read(HASH_COLUMNS), classes, options)
+    counts = counts_by_split(catalog)
+    check_counts(counts, classes, workers)
+    path = folder.at("catalog.parquet")
+    write_catalog(catalog, path)
+    bad = sum(status != "ok" for status in catalog["status"].to_pylist())
+    if bad:
+        say(f"{bad} scans could not be read and are left out; their reasons are in {path}")
+    for split, row in counts.items():
+        say(f"{split}: {sum(row.values())} scans ({_listed(row)})")
+    return RunData(read_catalog(path), shards, classes, leaks, counts)
+
+
+def _listed(row: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in row.items())

@@ -1,0 +1,101 @@
+"""The folder of a run, local or on an object store: its note, and what it ends in."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from braintumor_ray.data.storage import is_local, local_path, read_bytes, write_atomically
+from braintumor_ray.errors import TrainingError, UsageError
+
+NOTE = "run.json"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where things of one run are.
+
+    Attributes:
+        location: an absolute local path, or a URI; without a trailing slash.
+    """
+
+    location: str
+
+    def at(self, *parts: str) -> str:
+        """The location of something inside."""
+        return "/".join((self.location, *parts))
+
+    def note(self) -> dict[str, Any]:
+        """What is trained here and how far it is; empty for a new folder.
+
+        Raises:
+            UsageError: the note is damaged.
+        """
+        try:
+            note: dict[str, Any] = json.loads(read_bytes(self.at(NOTE)))
+        except FileNotFoundError:
+            return {}
+        except ValueError as error:
+            raise UsageError(f"'{self.at(NOTE)}' is damaged: {error}; remove the folder") from error
+        return note
+
+    def write_note(self, **values: Any) -> None:  # noqa: ANN401 - JSON values
+        """Add to the note."""
+        self.write_json(self.note() | values, NOTE)
+
+    def write_json(self, value: Any, *parts: str) -> None:  # noqa: ANN401 - JSON values
+        """Write a JSON file inside, whole or not at all."""
+        text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+        write_atomically(self.at(*parts), text.encode())
+
+    @contextmanager
+    def outbox(self) -> Iterator[Path]:
+        """A local folder for files of the run; they are there when the block has ended.
+
+        On an object store the bundle is copied last: where it is, the rest is.
+        """
+        if is_local(self.location):
+            yield local_path(self.location)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+            self._upload(Path(folder))
+
+    def refuse_finished(self) -> None:
+        """Refuse a folder whose run is finished, before anything is decoded.
+
+        Raises:
+            TrainingError: it is.
+        """
+        if self.note().get("status") == "finished":
+            raise TrainingError(
+                f"'{self.location}' holds a finished run (bundle at '{self.at('bundle')}'); "
+                "training it again would change nothing: choose another --output"
+            )
+
+    def drop_unfinished_bundle(self) -> None:
+        """Remove the bundle of a run that ended between writing it and saying so.
+
+        On an object store it is written over.
+        """
+        if is_local(self.location) and self.note().get("status") != "finished":
+            shutil.rmtree(local_path(self.at("bundle")), ignore_errors=True)
+
+    def _upload(self, folder: Path) -> None:
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        for path in sorted(files, key=lambda p: p.relative_to(folder).parts[0] == "bundle"):
+            write_atomically(self.at(path.relative_to(folder).as_posix()), path.read_bytes())
+
+
+def run_folder(output: str | Path) -> RunFolder:
+    """The folder at a path or URI; a local one is made."""
+    text = str(output)
+    if not is_local(text):
+        return RunFolder(text.rstrip("/"))
+    path = local_path(text).resolve()
+    path.mkdir(parents=True, exist_ok=True)
+    return RunFolder(str(path))
