@@ -93,7 +93,7 @@ class _Worker:
                 self._end_stage()
                 self.saved = None
                 self.course.next_stage()
-        self.model = self.model.to(self.device)
+        self.model = self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         section = self.recipe.optimizer
         self.settings = StepSettings(
             self.preprocessing,

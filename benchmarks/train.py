@@ -1,0 +1,266 @@
+"""Training epochs against a hand-written loop, and the frozen stage against backpropagation.
+
+    python benchmarks/train.py [--scans FOLDER] [--weights FILE] [--rounds 3] [--json FILE]
+
+Both sides: one process that trains, the same network, batch, augmentation, precision and torch
+threads, decoded scans in memory. The peer is what one would write by hand: a Dataset, a DataLoader
+with worker processes, the usual loop. Rounds alternate between the two; medians are compared.
+Limits: an epoch at least 0.95 of the loop's scans/s; the frozen stage at least 2x a loop that
+back-propagates through the backbone; the second epoch decodes nothing (the files are gone by then).
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from braintumor_ray.data.augment import Augmenter
+from braintumor_ray.data.catalog import load_catalog
+from braintumor_ray.data.preprocess import Preprocessing
+from braintumor_ray.local_ray import ray_session
+from braintumor_ray.models.classifier import Architecture, Classifier
+from braintumor_ray.models.freezing import set_trainable, train_mode
+from braintumor_ray.predict.predictor import normalise, use_bf16
+from braintumor_ray.recipes.loader import load_recipe
+from braintumor_ray.recipes.schema import Recipe
+from braintumor_ray.training.loop import StepSettings, Trained, train_epoch
+from braintumor_ray.training.run import TrainOptions, train
+from braintumor_ray.training.trainer import Workers
+
+EPOCH_LIMIT, FROZEN_LIMIT = 0.95, 2.0
+
+
+def main() -> None:
+    options = parse()
+    with tempfile.TemporaryDirectory() as work, ray_session(1):
+        folder = scans(options, Path(work))
+        figures = measure(options, folder, Path(work))
+    figures |= machine(options)
+    show(figures)
+    if options.json:
+        Path(options.json).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--scans", help="folder of class folders; default $BRAINTUMOR_DATA/mri4, else phantoms"
+    )
+    parser.add_argument("--count", type=int, default=640, help="scans that are trained on")
+    parser.add_argument(
+        "--weights", default="none", help="as for 'train'; speed does not depend on it"
+    )
+    parser.add_argument("--backbone", default="mobilenetv2_100")
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=3, help="per round; the first is left out")
+    parser.add_argument("--loader-workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--json", help="write the figures here")
+    return parser.parse_args()
+
+
+def scans(options: argparse.Namespace, work: Path) -> Path:
+    """A copy of some scans that may be deleted, half of each class for validation and test."""
+    source = options.scans
+    if source is None and os.environ.get("BRAINTUMOR_DATA"):
+        source = Path(os.environ["BRAINTUMOR_DATA"]) / "mri4" / "Training"
+    folder = work / "scans"
+    if source is None:
+        from braintumor_ray.data.phantom import write_phantoms
+
+        write_phantoms(work / "phantoms", patients=max(8, options.count // 3))
+        source = work / "phantoms" / "scans"
+    files = sorted(p for p in Path(source).rglob("*") if p.suffix.lower() in {".jpg", ".png"})
+    step = max(1, len(files) // options.count)
+    for path in files[::step][: options.count]:
+        target = folder / path.parent.name / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+    return folder
+
+
+def recipe_for(options: argparse.Namespace, name: str, epochs: int, train: str) -> Recipe:
+    stage = f"[{{name='{name}',epochs={epochs},train='{train}'}}]"
+    return load_recipe(
+        "best",
+        [
+            f"stages={stage}",
+            f"model.backbone={options.backbone}",
+            f"data.image_size={options.size}",
+            "data.fractions={train=0.9,val=0.05,test=0.05}",
+            "optimizer.average=0.99" if train == "all" else "optimizer.clip_norm=1.0",
+        ],
+    )
+
+
+def measure(options: argparse.Namespace, folder: Path, work: Path) -> dict:
+    catalog = load_catalog(folder)
+    ours: list[float] = []
+    theirs: list[float] = []
+    images = labels = None
+    for number in range(options.rounds):
+        recipe = recipe_for(options, f"round{number}", options.epochs, "all")
+        run = TrainOptions(
+            recipe, work / f"run{number}", options.weights, Workers(1), cache=str(work / "cache")
+        )
+        trained = train(catalog, run, lambda line: None)
+        if folder.exists():  # from here on nothing can be decoded
+            images, labels = in_memory(trained, work)
+            shutil.rmtree(folder)
+        ours += [entry["train_scans_per_s"] for entry in trained.history[1:]]
+        theirs += hand_written(options, recipe, images, labels)
+    epoch = {"ours": ours, "loop": theirs}
+    return {"epoch": epoch, "frozen": frozen(options, images, labels), "scans": len(images)}
+
+
+def in_memory(trained, work: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The same decoded training scans, for the loop by hand."""
+    import pyarrow.parquet as pq
+
+    catalog = load_catalog(f"{trained.location}/catalog.parquet").to_pylist()
+    names = trained.bundle.fields.class_names
+    wanted = {r["scan_id"]: names.index(r["class_name"]) for r in catalog if r["split"] == "train"}
+    size = trained.bundle.preprocessing.image_size
+    rows = [
+        row
+        for path in (work / "cache").rglob("*.parquet")
+        for row in pq.read_table(path, columns=["scan_id", "image"]).to_pylist()
+    ]
+    kept = [row for row in rows if row["scan_id"] in wanted]
+    images = np.stack([np.frombuffer(r["image"], np.uint8).reshape(size, size) for r in kept])
+    return images, np.array([wanted[r["scan_id"]] for r in kept])
+
+
+class InMemory(Dataset):
+    """What one would write: decoded scans, augmented one by one."""
+
+    def __init__(self, images, labels, recipe: Recipe) -> None:
+        self.images, self.labels, self.recipe, self.epoch = images, labels, recipe, 0
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index):
+        augment = Augmenter(self.recipe.augment, self.recipe.seed, self.epoch)
+        image = torch.from_numpy(augment(self.images[index], index))
+        return image, int(self.labels[index])
+
+
+def hand_written(options, recipe: Recipe, images, labels) -> list[float]:
+    """Scans/s of each epoch but the first of a plain loop."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    model, preprocessing = network(options, recipe)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
+    average = torch.optim.swa_utils.AveragedModel(
+        model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.99), use_buffers=True
+    )
+    bf16 = use_bf16(torch.device("cpu"), "auto")
+    data = InMemory(images, labels, recipe)
+    loader = DataLoader(
+        data,
+        recipe.data.batch_size,
+        shuffle=True,
+        num_workers=options.loader_workers,
+        persistent_workers=options.loader_workers > 0,
+    )
+    speeds = []
+    for _ in range(options.epochs):
+        model.train()
+        started = time.perf_counter()
+        for batch, targets in loader:
+            x = normalise(batch, preprocessing)
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+                logits = model(x)
+            loss = nn.functional.cross_entropy(logits.float(), targets, label_smoothing=0.05)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            average.update_parameters(model)
+        speeds.append(len(data) / (time.perf_counter() - started))
+    return speeds[1:]
+
+
+def network(options, recipe: Recipe) -> tuple[Classifier, Preprocessing]:
+    torch.manual_seed(0)
+    model = Classifier(Architecture(options.backbone, "linear", 4, options.size, dropout=0.2))
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    model = model.to(memory_format=torch.channels_last)
+    return model, Preprocessing(options.size, recipe.data.interpolation, mean, std)
+
+
+def frozen(options, images, labels) -> dict:
+    """The head's training: without gradients through the backbone, and with them; no Ray."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    recipe = recipe_for(options, "frozen", 1, "head")
+    model, preprocessing = network(options, recipe)
+    bf16 = use_bf16(torch.device("cpu"), "auto")
+    settings = StepSettings(preprocessing, torch.ones(4), bf16=bf16)
+    count = min(len(images), 8 * 32)
+    ours, naive = [], []
+    for _ in range(options.rounds):
+        set_trainable(model, "head")
+        train_mode(model)
+        ours.append(timed(Trained(model), model, settings, images[:count], labels[:count]))
+        set_trainable(model, "all")  # gradients are computed all the way, the head alone is stepped
+        naive.append(timed(Trained(model), model, settings, images[:count], labels[:count]))
+    return {"ours": ours, "backpropagating": naive}
+
+
+def timed(network, model, settings, images, labels) -> float:
+    optimizer = torch.optim.Adam(model.head.parameters(), lr=1e-4)
+    started = time.perf_counter()
+    train_epoch(network, optimizer, batches(images, labels), settings)
+    return len(images) / (time.perf_counter() - started)
+
+
+def batches(images, labels, size: int = 32) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    for start in range(0, len(images), size):
+        part = slice(start, start + size)
+        yield torch.from_numpy(images[part]), torch.from_numpy(labels[part])
+
+
+def machine(options) -> dict:
+    return {
+        "backbone": options.backbone,
+        "size": options.size,
+        "precision": "bf16" if use_bf16(torch.device("cpu"), "auto") else "fp32",
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def show(figures: dict) -> None:
+    print(
+        ", ".join(
+            f"{key} {figures[key]}"
+            for key in ("backbone", "size", "precision", "cores", "scans", "torch", "date")
+        )
+    )
+    for name, limit in (("epoch", EPOCH_LIMIT), ("frozen", FROZEN_LIMIT)):
+        (ours, a), (peer, b) = figures[name].items()
+        ratio = statistics.median(a) / statistics.median(b)
+        figures[name]["ratio"] = ratio
+        sides = f"{ours} {spread(a)}, {peer} {spread(b)} scans/s"
+        print(f"{name:<7} {sides}: {ratio:.2f} (at least {limit})")
+
+
+def spread(values: list[float]) -> str:
+    return f"{statistics.median(values):.1f} ({min(values):.1f} to {max(values):.1f})"
+
+
+if __name__ == "__main__":
+    main()
