@@ -1,6 +1,7 @@
 """Runs on Ray Train, on a handful of small synthetic scans."""
 
 import json
+import shutil
 import signal
 
 import numpy as np
@@ -102,11 +103,16 @@ class TestARun:
             for key in ("train_loss", "val_loss", "val_accuracy", "lr"):
                 assert a[key] == pytest.approx(b[key], abs=1e-6)
 
-    def test_decoded_scans_are_reused(self, trained, archive, tmp_path):
-        output, _, _ = trained
+    def test_decoded_scans_are_reused_and_no_epoch_decodes_again(self, archive, tmp_path, cluster):
+        """The files are gone after the first run: whatever decoded once more would fail."""
+        shutil.copytree(archive, tmp_path / "archive")
+        catalog = load_catalog(tmp_path / "archive")
         lines = []
-        cached = options(tmp_path / "run", "optimizer.lr=1e-4", cache=str(output / "cache"))
-        train(load_catalog(archive), cached, lines.append)
+        cache = str(tmp_path / "cache")
+        train(catalog, options(tmp_path / "first", cache=cache), lines.append)
+        shutil.rmtree(tmp_path / "archive")
+        again = options(tmp_path / "second", "optimizer.lr=1e-4", cache=cache)
+        assert len(train(catalog, again, lines.append).history) == 2
         assert any("found decoded" in line for line in lines)
 
 
