@@ -11,7 +11,7 @@ def catalog(files, frames):
     return pa.table(
         {
             "scan_id": random.choice(2**62, count, replace=False) - 2**61,
-            "uri": [f"/archive/class{i // (files // 4)}/{i}.nii" for i in range(files) for _ in range(frames)],
+            "uri": [f"/a/class{i * 4 // files}/{i}.nii" for i in range(files) for _ in range(frames)],
             "frame": [frame for _ in range(files) for frame in range(frames)],
         }
     )  # fmt: skip
@@ -43,8 +43,8 @@ def test_the_order_does_not_depend_on_the_catalogs():
 
 def test_squares_come_out_as_they_went_in():
     images = np.random.default_rng(0).integers(0, 256, (5, 8, 8), dtype=np.uint8)
-    column = pa.chunked_array([pa.array([i.tobytes() for i in images[:2]], pa.large_binary()),
-                               pa.array([i.tobytes() for i in images[2:]], pa.large_binary())])  # fmt: skip
+    parts = [[image.tobytes() for image in part] for part in (images[:2], images[2:])]
+    column = pa.chunked_array([pa.array(part, pa.large_binary()) for part in parts])
     found = squares(column, 8)
     assert np.array_equal(found, images)
     found += 1  # writable, and not the shard's own memory
