@@ -144,6 +144,7 @@ def training_dataset(
         labels: int64 (n,), their class indices.
         square_bytes: size of one image, S * S.
     """
+    quiet_progress()
     order = np.argsort(scan_ids)
     lookup = ray.put((scan_ids[order], labels[order]))
     filesystem, _ = open_filesystem(shards.location)

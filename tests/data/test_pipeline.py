@@ -11,7 +11,7 @@ def catalog(files, frames):
     return pa.table(
         {
             "scan_id": random.choice(2**62, count, replace=False) - 2**61,
-            "uri": [f"/a/class{i * 4 // files}/{i}.nii" for i in range(files) for _ in range(frames)],
+            "uri": [f"/a/class{i * 4 // files}/{i}" for i in range(files) for _ in range(frames)],
             "frame": [frame for _ in range(files) for frame in range(frames)],
         }
     )  # fmt: skip
