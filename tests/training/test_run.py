@@ -226,7 +226,7 @@ def test_folds_test_every_scan_once_and_go_on_after_an_interruption(archive, tmp
 class TestBeforeTraining:
     def test_people_are_told_of_unbalanced_classes_and_missing_patients(self, tmp_path, cluster):
         write_archive(tmp_path / "a", 60, classes=("no_tumor",))
-        write_archive(tmp_path / "a", 6, seed=1, classes=("glioma",))
+        write_archive(tmp_path / "a", 3, seed=1, classes=("glioma",))
         lines = []
         settings = options(tmp_path / "run", "stages.scratch.epochs=1")
         found = train(load_catalog(tmp_path / "a"), settings, lines.append)
