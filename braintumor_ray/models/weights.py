@@ -1,5 +1,6 @@
 """Pretrained weights: from a file, from the hub, or none."""
 
+import hashlib
 import os
 import socket
 from pathlib import Path
@@ -36,7 +37,8 @@ def load_pretrained(backbone: nn.Module, name: str, source: str) -> str:
         return f"weights: timm's pretrained {name}"
     path = Path(source)
     _check_fit(backbone, _read(path), path)
-    return f"weights: {path}"
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return f"weights: {path.name} (sha256 {digest[:12]})"
 
 
 def _read(path: Path) -> dict[str, Tensor]:
