@@ -13,7 +13,6 @@ from braintumor_ray.cli import app
 PROJECT = Path(__file__).resolve().parent.parent.parent
 CLUSTER = PROJECT / "cluster"
 WORKDIR = "/home/ray/braintumor/"  # the Dockerfile's; a test compares
-JOBS = {"train": "train", "evaluate": "evaluate", "score_archive": "score"}  # file -> CLI command
 
 
 def read_yaml(path):
@@ -84,7 +83,7 @@ USAGE_ERROR = typer.BadParameter.__base__  # of the click that typer uses, its o
 def check_entrypoint(words):
     """An entrypoint of ours: the file or command exists, and every option and argument is taken.
 
-    The jobs pass their arguments on to the command of the same purpose.
+    A job passes its arguments on to one command.
 
     Raises:
         AssertionError: no such file or command.
@@ -94,11 +93,20 @@ def check_entrypoint(words):
         path = Path(words[1].removeprefix(WORKDIR))
         assert path.parent == Path("jobs"), f"not one of our jobs: {words[1]}"
         assert (PROJECT / path).is_file(), f"{path} does not exist"
-        words = ["braintumor-ray", JOBS[path.stem], *words[2:]]
+        words = ["braintumor-ray", command_of(PROJECT / path), *words[2:]]
     assert words[0] == "braintumor-ray", f"not a command of ours: {words}"
     command = typer.main.get_command(app).commands.get(words[1])
     assert command is not None, f"no such command: {words[1]}"
     command.make_context(words[1], list(words[2:]))
+
+
+def command_of(job):
+    """The command that a job's file calls: app(["NAME", *sys.argv[1:]])."""
+    found = re.findall(
+        r"""app\(\["([\w-]+)", \*sys\.argv\[1:\]\]\)""", job.read_text(encoding="utf-8")
+    )
+    assert len(found) == 1, f"{job.name} does not pass its arguments on to one command"
+    return found[0]
 
 
 def console_commands(markdown):

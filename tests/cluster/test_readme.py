@@ -20,7 +20,7 @@ README = (CLUSTER / "README.md").read_text(encoding="utf-8")
 COMMANDS = list(console_commands(README))
 PROGRAMS = {
     *("kind", "docker", "sed", "helm", "kubectl", "umask", "mkdir", "python", "export"),
-    *("ray", "serve", "aws", "curl"),
+    *("ray", "serve", "aws", "curl", "echo"),
 }
 COPIES = {"cp"}
 
