@@ -1,0 +1,97 @@
+"""The walk in `cluster/README.md`: every command is one that exists, with options that it has."""
+
+import re
+import shlex
+
+import click
+import pytest
+from ray.scripts.scripts import cli as ray_cli
+from ray.serve.scripts import cli as serve_cli
+
+from tests.cluster.manifests import (
+    CLUSTER,
+    PROJECT,
+    USAGE_ERROR,
+    check_entrypoint,
+    console_commands,
+)
+
+README = (CLUSTER / "README.md").read_text(encoding="utf-8")
+COMMANDS = list(console_commands(README))
+PROGRAMS = {
+    *("kind", "docker", "sed", "helm", "kubectl", "umask", "mkdir", "python", "export"),
+    *("ray", "serve", "aws", "curl", "echo"),
+}
+COPIES = {"cp"}
+
+
+def of(program):
+    return [words for words in COMMANDS if words[0] == program]
+
+
+def check_click(group, words):
+    """Parse without running: an unknown command or option raises."""
+    command = group
+    context = click.Context(group)
+    while isinstance(command, click.Group):
+        name, words = words[0], words[1:]
+        command = command.get_command(context, name)
+        assert command is not None, f"no such command: {name}"
+    command.make_context(command.name, list(words))
+
+
+def test_programs_are_known():
+    assert {words[0] for words in COMMANDS} == PROGRAMS
+
+
+@pytest.mark.parametrize("words", of("ray"), ids=lambda w: " ".join(w[1:5]))
+def test_ray_takes_its_commands_and_ours_take_theirs(words):
+    check_click(ray_cli, words[1:])
+    if "--" in words:
+        inner = words[words.index("--") + 1 :]
+        if inner[0] not in COPIES:
+            check_entrypoint(inner)
+
+
+@pytest.mark.parametrize("words", of("serve"), ids=lambda w: " ".join(w[1:3]))
+def test_serve_takes_its_commands(words):
+    check_click(serve_cli, words[1:])
+
+
+def test_an_unknown_option_is_noticed():
+    for group, line in (
+        (ray_cli, "job submit --submission x -- true"),
+        (ray_cli, "job send -- true"),
+        (serve_cli, "deploy --adress x cluster/serve.yaml"),
+    ):
+        with pytest.raises((click.ClickException, AssertionError)):
+            check_click(group, shlex.split(line))
+    for line in (
+        "python jobs/training.py /shared/x",
+        "python /tmp/train.py /shared/x",
+        "braintumor-ray train /shared/x --recepe demo",
+        "braintumor-ray trane /shared/x",
+        "braintumor-ray phantom /shared/x --patient 4",
+        "braintumor-ray verify",
+    ):
+        with pytest.raises((USAGE_ERROR, AssertionError)):
+            check_entrypoint(shlex.split(line))
+
+
+def test_files_that_are_named_exist():
+    named = set(re.findall(r"\bcluster/[\w./-]+", " ".join(" ".join(words) for words in COMMANDS)))
+    assert {"cluster/kind", "cluster/kuberay", "cluster/launcher.yaml"} <= named
+    for name in named - {"cluster/kuberay/ray"}:  # the pattern `ray*.yaml`
+        assert (PROJECT / name).exists(), name
+
+
+def test_submissions_are_named():
+    submits = [w for w in of("ray") if w[1:3] == ["job", "submit"] and "--runtime-env" not in w]
+    assert len(submits) >= 5
+    for words in submits:
+        assert "--submission-id" in words
+
+
+def test_what_was_not_run_is_said():
+    assert "not built" in README
+    assert "not a medical device" in README
