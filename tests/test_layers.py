@@ -23,6 +23,7 @@ RAY_MODULES = {
     "training/trainer.py",
     "training/worker.py",
     "scoring/job.py",
+    "scoring/pipeline.py",
     "evaluation/audit_job.py",
     "scoring/preflight.py",
     "serving/app.py",

@@ -1,0 +1,20 @@
+"""What went wrong, without the frames of the machinery around it."""
+
+
+def root_cause(error: BaseException) -> str:
+    """The innermost cause of an error on one line: its type and the first line of its text."""
+    seen = {id(error)}
+    while (inner := _inner(error)) is not None and id(inner) not in seen:
+        seen.add(id(inner))
+        error = inner
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # The text of an error that crossed processes is a traceback: its last line says what it was.
+    remote = bool(lines) and "Traceback" in str(error)
+    text = (lines[-1] if remote else lines[0]) if lines else ""
+    name = type(error).__name__
+    return text if text.startswith(name) or remote else f"{name}: {text}".rstrip(": ")
+
+
+def _inner(error: BaseException) -> BaseException | None:
+    cause = getattr(error, "cause", None) or error.__cause__
+    return cause if isinstance(cause, BaseException) else None
