@@ -4,15 +4,15 @@ import os
 from datetime import timedelta
 from typing import Any
 
-# Attempts wait 1, 2, 4, 8, 16 and then 20 s at most, half of it on average: about 90 s in all.
-MAX_ATTEMPTS = 12
-RETRY_LIMIT_S = 90.0
+# Attempts wait 1, 2, 4, 8, 16 and then 20 s at most, half of it on average: half a minute in all.
+MAX_ATTEMPTS = 8
+RETRY_LIMIT_S = 30.0
 CONNECT_TIMEOUT_S = 10.0
 REQUEST_TIMEOUT_S = 60.0  # without a byte; a slow read that goes on is not cut off
 
 
 def open_store(scheme: str, authority: str) -> Any:  # noqa: ANN401 - pyarrow has no stubs
-    """pyarrow's file system of a bucket, patient where pyarrow lets us say so.
+    """Pyarrow's file system of a bucket, patient where pyarrow lets us say so.
 
     `AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL` name another S3 than Amazon's.
 

@@ -15,7 +15,7 @@ from braintumor_ray.predict.results import ResultsFolder
 
 RUNS = 7
 LEAST_RUNS = 3  # fewer have no spread to speak of
-ERRORS = 3.0  # standard errors: about one false alarm in 300 nights and figure
+ERRORS = 3.0  # standard errors: a false alarm in some 100 to 300 nights, for each figure
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,11 @@ def _classes(
         for run in earlier
     ]
     count = sum(tonight["classes"].values())
-    chance = 0.5 * sum(math.sqrt(p * (1 - p) / count) for p in usual.values())
-    limit = _mean(past) + ERRORS * math.hypot(_spread(past), chance)
+    errors = sum(math.sqrt(p * (1 - p) / count) for p in usual.values())
+    # Half a sum of absolute normal deviates: its mean, and at most this deviation.
+    expected = 0.5 * math.sqrt(2 / math.pi) * errors
+    chance = 0.5 * math.sqrt(1 - 2 / math.pi) * errors
+    limit = max(_mean(past), expected) + ERRORS * math.hypot(_spread(past), chance)
     return Figure("class shares", distance, 0.0, limit, distance, distance > limit)
 
 

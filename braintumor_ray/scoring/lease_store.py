@@ -74,8 +74,8 @@ class StoreLease(Lease):
             return None, None
         except obstore.exceptions.BaseError as error:
             raise _as_os_error(error) from error
-        version = {"e_tag": found.meta["e_tag"], "version": found.meta["version"]}
-        return Holder.parse(found.bytes().to_bytes(), f"{self.results}/{LEASE}"), version
+        holder = Holder.parse(found.bytes().to_bytes(), f"{self.results}/{LEASE}")
+        return holder, _version(found.meta)
 
     def _put(self, holder: Holder, expected: dict[str, Any] | None) -> bool:
         """Write unless somebody else has since; True where what is there now is ours."""
@@ -94,8 +94,13 @@ class StoreLease(Lease):
             return True
         except BaseError as error:
             raise _as_os_error(error) from error
-        self._version = {"e_tag": put["e_tag"], "version": put["version"]}
+        self._version = _version(put)
         return True
+
+
+def _version(found: Any) -> dict[str, Any]:  # noqa: ANN401 - two kinds of answers
+    """What a conditional put names; some stores have no numbered versions."""
+    return {key: found[key] for key in ("e_tag", "version") if found.get(key) is not None}
 
 
 def _as_os_error(error: Exception) -> OSError:

@@ -16,7 +16,8 @@ from braintumor_ray.models.bundle import Bundle
 from braintumor_ray.scoring.generation import Generation
 from braintumor_ray.scoring.layout import Layout
 from braintumor_ray.scoring.options import ScoreOptions
-from braintumor_ray.scoring.stages import DecodeStage, PredictSettings, PredictStage
+from braintumor_ray.scoring.stages import PredictSettings, PredictStage
+from braintumor_ray.scoring.watchful import WatchfulDecode
 
 Progress = Callable[[int, int], None]
 
@@ -25,7 +26,7 @@ Progress = Callable[[int, int], None]
 class Stages:
     """The classes of the two stages; a benchmark of the rest puts mocks in their place."""
 
-    decode: type = DecodeStage
+    decode: type = WatchfulDecode
     predict: type = PredictStage
 
 
@@ -37,10 +38,12 @@ class Counter:
         self._rows, self._seconds = 0, 0.0
 
     def add(self, rows: int, seconds: float) -> None:
+        """Count a block."""
         self._rows += rows
         self._seconds += seconds
 
     def read(self) -> tuple[int, float]:
+        """Scans and seconds."""
         return self._rows, self._seconds
 
 
@@ -127,7 +130,9 @@ class watched:
     def __init__(
         self,
         counter: Any,  # noqa: ANN401 - an actor handle
-        done: int, total: int, progress: Progress | None
+        done: int,
+        total: int,
+        progress: Progress | None,
     ) -> None:
         self._counter, self._progress = counter, progress
         self._done, self._total = done, total

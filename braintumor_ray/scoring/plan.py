@@ -233,8 +233,7 @@ def _superseded(
     columns = ["scan_id", "uri", "frame"]
     suspects = {
         int(manifest["generation"]): pa.concat_tables(
-            _with_keys(part, keys)
-            for part in _earlier(generation.folder, manifest).parts(columns)
+            _with_keys(part, keys) for part in _earlier(generation.folder, manifest).parts(columns)
         )
         for manifest in manifests
         if manifest["catalogs"]
@@ -242,7 +241,9 @@ def _superseded(
     versions = _versions(work, keys, suspects, redaction)
     found = {}
     for number, table in suspects.items():
-        old = [row["scan_id"] for row in table.to_pylist() if (row["uri"], row["frame"]) in versions]
+        old = [
+            row["scan_id"] for row in table.to_pylist() if (row["uri"], row["frame"]) in versions
+        ]
         if old:
             found[number] = sorted(old)
     own = sorted(scan for ids in versions.values() for scan in ids[:-1])

@@ -117,7 +117,10 @@ def scans_in_table(table: pa.Table) -> Scans:
 
 
 def scans_in_files(
-    location: str, paths: Sequence[str], filesystem: Any, count: int | None = None  # noqa: ANN401
+    location: str,
+    paths: Sequence[str],
+    filesystem: Any,  # noqa: ANN401 - pyarrow has no stubs
+    count: int | None = None,
 ) -> Scans:
     """Catalogs in Parquet files.
 
@@ -183,7 +186,10 @@ def _metadata(source: str, path: str, filesystem: Any) -> Any:  # noqa: ANN401
 
 
 def _parts_of_file(
-    source: str, path: str, filesystem: Any, columns: Sequence[str] | None  # noqa: ANN401
+    source: str,
+    path: str,
+    filesystem: Any,  # noqa: ANN401 - pyarrow has no stubs
+    columns: Sequence[str] | None,
 ) -> Iterator[pa.Table]:
     try:
         with filesystem.open_input_file(path) as stream:

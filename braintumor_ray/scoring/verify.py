@@ -182,9 +182,7 @@ def _paths(folder: ResultsFolder, manifest: dict[str, Any], ids: Ids) -> list[st
     return names
 
 
-def _repeated(
-    folder: ResultsFolder, manifests: list[dict[str, Any]], keys: Ids
-) -> Iterator[str]:
+def _repeated(folder: ResultsFolder, manifests: list[dict[str, Any]], keys: Ids) -> Iterator[str]:
     """Scans with more than one current row; equal hashes are confirmed by the rows themselves."""
     values, counts = np.unique(keys, return_counts=True)
     suspects = values[counts > 1]
