@@ -38,6 +38,7 @@ class MockDecode:
         self._square = bytes(preprocessing.image_size**2)
 
     def __call__(self, rows):
+        """A block of rows."""
         count = rows.num_rows
         kept = rows.select(["scan_id", "uri", "frame", *KEYS])
         for name, value, kind in (
@@ -68,6 +69,7 @@ class MockPredict:
         self._random = np.random.default_rng(0)
 
     def __call__(self, rows):
+        """A block of rows."""
         started = time.perf_counter()
         columns = {name: rows[name] for name in rows.column_names if name != "image"}
         columns |= self._predictions(rows.num_rows)
@@ -145,6 +147,7 @@ class Watch:
         self._thread.join()
 
     def advance(self, done, total):
+        """Note the progress."""
         if done and done < total:
             self.progress.append((time.perf_counter(), done))
 

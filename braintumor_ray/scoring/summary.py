@@ -19,7 +19,7 @@ class Summary:
         scans: rows committed by this generation, `resumed` of them by an interrupted attempt.
         known: scans of the source that earlier generations had scored.
         status, classes, reasons: counts; classes of ok rows, reasons of the others.
-        mean_entropy, entropy_deviation: over ok rows, nats; None where there are none.
+        mean_entropy, entropy_deviation: over ok rows, 0 to 1; None where there are none.
         out_of_domain: ok rows flagged.
         seconds, scans_per_s: of this run, start of the pipeline included.
         model_scans_per_s: while predicting, one predictor; what the model alone could do here.
