@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray
+from ray.data.exceptions import ExecutionTimeoutError
 
 from braintumor_ray.errors import BrainTumorError, ResultsError
 from braintumor_ray.models.bundle import Bundle, load_bundle
@@ -22,11 +23,11 @@ from braintumor_ray.predict.results import (
     results_folder,
 )
 from braintumor_ray.predict.schema import SCHEMA_VERSION, stored_shape
-from braintumor_ray.scoring.failures import root_cause
+from braintumor_ray.scoring.failures import innermost, root_cause
 from braintumor_ray.scoring.generation import drop_other_attempts
 from braintumor_ray.scoring.lease import Lease, lease_on
 from braintumor_ray.scoring.options import ScoreOptions
-from braintumor_ray.scoring.pipeline import Counter, Progress, Stages, execute, watched
+from braintumor_ray.scoring.pipeline import Progress, Stages, counter_beside_us, execute, watched
 from braintumor_ray.scoring.plan import Plan, make_plan, write_work
 from braintumor_ray.scoring.preflight import check_cluster
 from braintumor_ray.scoring.scans import Scans
@@ -146,7 +147,7 @@ def _run(
     layout = check_cluster(options.request)
     attempt = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S%fZ")
     catalogs = write_work(plan, attempt)
-    counter = Counter.remote()  # type: ignore[attr-defined]
+    counter = counter_beside_us()
     for number in range(1, ATTEMPTS + 1):
         if not _missing(plan):
             break
@@ -225,10 +226,12 @@ def _survivable(number: int) -> Iterator[None]:
     """The death of a node, worker or actor ends an execution, not the run: it is tried again."""
     try:
         yield
-    except ray.exceptions.RayTaskError:
-        raise  # our code or the file system said no, and would again
     except ray.exceptions.RayError as error:
-        if number == ATTEMPTS:
+        cause = innermost(error)
+        said_no = not isinstance(cause, ray.exceptions.RayError) or isinstance(
+            cause, ray.exceptions.RayTaskError
+        )  # our code or the file system, and would again
+        if said_no or number == ATTEMPTS:
             raise
         log.warning("execution %d of %d ended: %s", number, ATTEMPTS, root_cause(error))
 
@@ -240,7 +243,7 @@ def _said_in_one_line(results: str) -> Iterator[None]:
         yield
     except BrainTumorError:
         raise
-    except (OSError, ray.exceptions.RayError) as error:
+    except (OSError, ray.exceptions.RayError, ExecutionTimeoutError) as error:
         raise ResultsError(
             f"scoring into '{results}' stopped: {root_cause(error)}; every committed scan is kept: "
             "mend the cause and run the same command again"

@@ -9,6 +9,7 @@ from typing import Any
 import ray
 from ray.data import ActorPoolStrategy, SaveMode
 from ray.data.checkpoint import CheckpointConfig
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from braintumor_ray.data.pipeline import quiet_progress
 from braintumor_ray.data.storage import open_filesystem
@@ -45,6 +46,13 @@ class Counter:
     def read(self) -> tuple[int, float]:
         """Scans and seconds."""
         return self._rows, self._seconds
+
+
+def counter_beside_us() -> Any:  # noqa: ANN401 - an actor handle
+    """A counter on the driver's node, so that it does not end with any other."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    made = Counter.options(scheduling_strategy=here, max_restarts=-1)  # type: ignore[attr-defined]
+    return made.remote()
 
 
 def execute(

@@ -36,7 +36,7 @@ class Spoken:
         self.process.stdin.write(line + "\n")
         self.process.stdin.flush()
 
-    def hear(self, timeout=180):
+    def hear(self, timeout=300):
         """The next answer; None if it ended without one."""
         line = self._lines.get(timeout=timeout)
         return None if line is None else json.loads(line)
