@@ -178,7 +178,7 @@ def _commit(
     """Write the manifest, after which the generation counts, and tidy up."""
     generation, redaction = plan.generation, options.decode.redaction
     if redaction:  # from here on nothing in the folder tells where a scan is
-        catalogs = write_work(plan, f"{attempt_of(catalogs)}-redacted", redaction)
+        catalogs = write_work(plan, f"{_attempt_of(catalogs)}-redacted", redaction)
     tally = Tally()
     manifest = _manifest(plan, catalogs, started, tally)
     summary = summarize(plan, tally, time.time() - started, model_scans_per_s)
@@ -191,7 +191,7 @@ def _commit(
     return summary
 
 
-def attempt_of(catalogs: list[str]) -> str:
+def _attempt_of(catalogs: list[str]) -> str:
     """The attempt that wrote some catalogs."""
     return catalogs[0].rsplit("/", 1)[-1].rsplit("-", 1)[0]
 

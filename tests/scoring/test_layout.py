@@ -84,3 +84,20 @@ class TestPlan:
         table = pa.table({"scan_id": list(range(1000))})
         ids = sample_of(scans_in_table(table), 10)["scan_id"].to_pylist()
         assert ids == list(range(0, 1000, 100))
+
+    def test_the_command_prints_it_and_writes_nothing(self, tmp_path, bundle_path):
+        import json
+
+        from typer.testing import CliRunner
+
+        from braintumor_ray.cli import app
+
+        write_archive(tmp_path / "archive", 12)
+        words = ["score", tmp_path / "archive", "-b", bundle_path, "-o", tmp_path / "results"]
+        words += ["--plan", "--device", "cpu", "--gpu-scans-per-s", "500", "--json"]
+        found = CliRunner().invoke(app, [str(word) for word in words])
+        assert found.exit_code == 0, found.output
+        told = json.loads(found.stdout)
+        assert (told["remaining"], told["device"]) == (12, "given")
+        assert told["cpus_per_gpu"] == pytest.approx(told["decoders_per_gpu"] + 1)
+        assert not (tmp_path / "results").exists()
