@@ -1,7 +1,6 @@
 """What the longer commands do, between the options and the library."""
 
 import os
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +8,6 @@ import pyarrow as pa
 
 from braintumor_ray.console import progress_bar, say
 from braintumor_ray.data.catalog import CatalogOptions, load_catalog
-from braintumor_ray.data.identity import uri_redaction
 from braintumor_ray.errors import UsageError
 from braintumor_ray.local_ray import ray_session
 
@@ -68,7 +66,7 @@ def train_command(
             loaded,
             output,
             weights,
-            Workers(number, _wants_gpu(use_gpu)),
+            Workers(number, wants_gpu(use_gpu)),
             split_by,
             allow_leakage,
             cache,
@@ -103,63 +101,6 @@ def _train_once(table: pa.Table, options: "TrainOptions") -> dict[str, Any]:
         "curves": f"{trained.location}/curves.png",
         "phases": f"{trained.location}/phases.json",
     }
-
-
-def score_command(
-    *,
-    source: str,
-    bundle: str,
-    output: str,
-    limit: int | None,
-    dry_run: bool,
-    retry_quarantined: bool,
-    redact_uri: bool,
-    cam_class: str,
-    block_size: int,
-    batch_size: int | None,
-    num_predictors: str,
-    device: str,
-    precision: str,
-    decode_timeout: float,
-    catalog_options: CatalogOptions,
-) -> dict[str, Any]:
-    """Score an archive; see `braintumor-ray score --help`."""
-    from braintumor_ray.models.bundle import load_bundle
-
-    number = parse_range("--num-predictors", num_predictors)
-    load_bundle(bundle)  # a wrong path is found before the archive is listed
-    with progress_bar("cataloguing") as advance:
-        table = load_catalog(source, catalog_options, advance)
-    from braintumor_ray.scoring.job import ScoreOptions, plan_only, score
-    from braintumor_ray.scoring.stages import DecodeSettings, PredictSettings
-
-    predict = PredictSettings(
-        bundle=os.path.abspath(bundle) if "://" not in bundle else bundle,
-        device=device,
-        precision=precision,  # type: ignore[arg-type]
-        cam_class=cam_class,  # type: ignore[arg-type]
-        batch_size=batch_size,
-    )
-    options = ScoreOptions(
-        predict,
-        DecodeSettings(
-            timeout_s=decode_timeout,
-            redaction=uri_redaction(catalog_options.identity) if redact_uri else None,
-        ),
-        block_size=block_size,
-        num_predictors=number if isinstance(number, tuple) else (number, number),
-        limit=limit,
-        retry_quarantined=retry_quarantined,
-    )
-    if dry_run:
-        plan = plan_only(table, output, options)
-        return {"would_score": plan.remaining, "scans": table.num_rows, "known": plan.known}
-    least = options.num_predictors[0]
-    with ray_session(least + 1), progress_bar("scoring") as advance:
-        if _wants_gpu(False if device == "cpu" else None):
-            options = replace(options, gpus_per_predictor=1.0)
-        summary = score(table, output, options, advance)
-    return asdict(summary) | {"quarantine_fraction": summary.quarantine_fraction}
 
 
 def explain_command(
@@ -243,7 +184,12 @@ def phantom_catalog(directory: Path, patients: int = PHANTOM_PATIENTS) -> pa.Tab
     return load_catalog(str(directory / "scans.csv"), options)
 
 
-def _wants_gpu(wanted: bool | None) -> bool:
+def wants_gpu(wanted: bool | None) -> bool:
+    """Whether to use GPUs: as wanted, else where the cluster has any.
+
+    Raises:
+        UsageError: wanted, and there is none.
+    """
     import ray
 
     have = ray.cluster_resources().get("GPU", 0) > 0

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from braintumor_ray.commands import explain_command, phantom_catalog, score_command
+from braintumor_ray.archive_commands import ScoreChoices, score_command
+from braintumor_ray.commands import explain_command, phantom_catalog
 from braintumor_ray.data.catalog import CatalogOptions
 from braintumor_ray.errors import UsageError
 from braintumor_ray.local_ray import ray_session
@@ -75,21 +76,11 @@ def _train(catalog: Any, output: Path, say: Say) -> str:  # noqa: ANN401 - a pya
 
 def _score(output: Path, bundle: str, results: str, say: Say) -> dict[str, Any]:
     found = score_command(
-        source=str(output / "phantoms" / "scans"),
-        bundle=bundle,
-        output=results,
-        limit=None,
-        dry_run=False,
-        retry_quarantined=False,
-        redact_uri=False,
-        cam_class="predicted",
-        block_size=128,
-        batch_size=None,
-        num_predictors="1",
-        device="auto",
-        precision="auto",
-        decode_timeout=30.0,
-        catalog_options=CatalogOptions(),
+        str(output / "phantoms" / "scans"),
+        bundle,
+        results,
+        ScoreChoices(block_size=128),
+        CatalogOptions(),
     )
     say(f"scored {found['scans']} scans: {found['status']}; quarantined because:")
     for reason, count in found["reasons"].items():

@@ -15,7 +15,7 @@ LAYERS = [
     {"explain"},
     {"metrics", "predict"},
     {"training", "scoring", "evaluation", "serving"},
-    {"cli", "client", "commands", "console", "demo", "local_ray"},
+    {"archive_commands", "cli", "client", "commands", "console", "demo", "local_ray"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 RAY_MODULES = {
@@ -23,6 +23,7 @@ RAY_MODULES = {
     "training/trainer.py",
     "training/worker.py",
     "scoring/job.py",
+    "scoring/pipeline.py",
     "evaluation/audit_job.py",
     "scoring/preflight.py",
     "serving/app.py",

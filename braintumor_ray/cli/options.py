@@ -56,20 +56,38 @@ _CATALOG_OPTIONS: dict[str, tuple[Any, Any]] = {
 
 def takes_catalog_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options of a source; it gets them as one `catalog_options`."""
+    return with_options(command, "catalog_options", _CATALOG_OPTIONS, _catalog_options)
+
+
+def with_options(
+    command: Callable[..., None],
+    name: str,
+    options: dict[str, tuple[Any, Any]],
+    gathered: Callable[..., Any],
+) -> Callable[..., None]:
+    """Replace a keyword of a command by options, given to it as what `gathered` makes of them.
+
+    Args:
+        command: takes `name`.
+        name: of the keyword.
+        options: by their names, annotation for typer and default.
+        gathered: takes the options' values as keywords.
+    """
 
     @functools.wraps(command)
     def wrapped(**values: Any) -> None:  # noqa: ANN401 - as typer passes them
-        chosen = {name: values.pop(name) for name in _CATALOG_OPTIONS}
-        command(**values, catalog_options=_catalog_options(**chosen))
+        chosen = {key: values.pop(key) for key in options}
+        command(**values, **{name: gathered(**chosen)})
 
     signature = inspect.signature(command)
-    kept = [p for name, p in signature.parameters.items() if name != "catalog_options"]
+    kept = [p for key, p in signature.parameters.items() if key != name]
     added = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
-        for name, (kind, default) in _CATALOG_OPTIONS.items()
+        inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+        for key, (kind, default) in options.items()
     ]
-    wrapped.__signature__ = signature.replace(parameters=[*kept, *added])  # type: ignore[attr-defined]
-    wrapped.__annotations__ = {p.name: p.annotation for p in (*kept, *added)}
+    every = [*kept, *added]
+    wrapped.__signature__ = signature.replace(parameters=every)  # type: ignore[attr-defined]
+    wrapped.__annotations__ = {p.name: p.annotation for p in every}
     return wrapped
 
 

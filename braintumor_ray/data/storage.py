@@ -29,8 +29,10 @@ def _filesystem(scheme: str, authority: str) -> tuple[Any, Any]:  # pyarrow has 
     """A pyarrow FileSystem, and the fsspec one inside it where it is not pyarrow's own."""
     import pyarrow.fs as pafs
 
+    from braintumor_ray.data.stores import open_store
+
     try:
-        return pafs.FileSystem.from_uri(f"{scheme}://{authority}/")[0], None
+        return open_store(scheme, authority), None
     except (ValueError, OSError):
         import fsspec
 

@@ -64,19 +64,27 @@ class ResultsFolder:
 
     def manifests(self) -> list[dict[str, Any]]:
         """The committed manifests, oldest first."""
-        found = []
-        for name in self.names(MANIFESTS):
-            if name.endswith(".json"):
-                found.append(self._manifest(name))
-        return found
+        return [self._manifest(n) for n in self.names(MANIFESTS) if n.endswith(".json")]
+
+    def manifest(self, generation: int) -> dict[str, Any]:
+        """One committed manifest.
+
+        Raises:
+            ResultsError: it is missing or damaged.
+        """
+        return self._manifest(f"{generation:06d}.json")
 
     def names(self, *parts: str) -> list[str]:
         """Names in a folder inside, sorted; none where it does not exist."""
+        return sorted(self.sizes(*parts))
+
+    def sizes(self, *parts: str) -> dict[str, int | None]:
+        """Bytes of what is in a folder inside, by name; None for folders."""
         from pyarrow.fs import FileSelector
 
         filesystem, path = open_filesystem(self.at(*parts))
         infos = filesystem.get_file_info(FileSelector(path, allow_not_found=True))
-        return sorted(info.base_name for info in infos)
+        return {info.base_name: info.size for info in infos}
 
     def read_parquet(
         self, paths: Sequence[str], columns: list[str] | None = None

@@ -1,24 +1,20 @@
 """The archive job on Ray Data: exactly once, resumable, incremental."""
 
-import threading
+import logging
 import time
 import uuid
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import datetime, timezone
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
-from ray.data import ActorPoolStrategy, SaveMode
-from ray.data.checkpoint import CheckpointConfig
+from ray.data.exceptions import ExecutionTimeoutError
 
-from braintumor_ray.data.pipeline import quiet_progress
-from braintumor_ray.data.storage import open_filesystem
-from braintumor_ray.errors import ResultsError
+from braintumor_ray.errors import BrainTumorError, ResultsError
 from braintumor_ray.models.bundle import Bundle, load_bundle
 from braintumor_ray.predict.results import (
     MANIFESTS,
@@ -27,93 +23,58 @@ from braintumor_ray.predict.results import (
     results_folder,
 )
 from braintumor_ray.predict.schema import SCHEMA_VERSION, stored_shape
-from braintumor_ray.scoring.lease import Lease
-from braintumor_ray.scoring.plan import Plan, drop_other_attempts, make_plan, write_work
-from braintumor_ray.scoring.preflight import Resources, check_cluster
-from braintumor_ray.scoring.stages import (
-    DecodeSettings,
-    DecodeStage,
-    PredictSettings,
-    PredictStage,
-)
-from braintumor_ray.scoring.summary import Summary, summarize
+from braintumor_ray.scoring.failures import innermost, root_cause
+from braintumor_ray.scoring.generation import drop_other_attempts
+from braintumor_ray.scoring.lease import Lease, lease_on
+from braintumor_ray.scoring.options import ScoreOptions
+from braintumor_ray.scoring.pipeline import Progress, Stages, counter_beside_us, execute, watched
+from braintumor_ray.scoring.plan import Plan, make_plan, write_work
+from braintumor_ray.scoring.preflight import check_cluster
+from braintumor_ray.scoring.scans import Scans
+from braintumor_ray.scoring.summary import COLUMNS, Summary, Tally, nothing_new, summarize
 
-ATTEMPTS = 3
-Progress = Callable[[int, int], None]
+__all__ = ["ScoreOptions", "Stages", "describe_settings", "open_results", "plan_only", "score"]
 
-
-@dataclass(frozen=True)
-class ScoreOptions:
-    """How a job runs; nothing here changes a prediction but `predict`.
-
-    Attributes:
-        predict: the predictor's settings.
-        decode: the decoders' settings.
-        block_size: scans per commit: what a crash can cost; a multiple of the batch size.
-        num_predictors: (least, most) predictor actors.
-        num_decoders: (least, most) decoder actors; None: as many as the cluster has room for.
-        gpus_per_predictor: 0 on CPU.
-        limit: at most so many new scans.
-        retry_quarantined: score quarantined scans again; their newer rows become current.
-        no_progress_timeout_s: the job fails instead of hanging when nothing moves so long.
-    """
-
-    predict: PredictSettings
-    decode: DecodeSettings = field(default_factory=DecodeSettings)
-    block_size: int = 256
-    num_predictors: tuple[int, int] = (1, 1)
-    num_decoders: tuple[int, int] | None = None
-    gpus_per_predictor: float = 0.0
-    limit: int | None = None
-    retry_quarantined: bool = False
-    no_progress_timeout_s: float = 600.0
-
-
-@ray.remote(num_cpus=0)
-class _Counter:
-    """Scans predicted so far, and seconds spent predicting them."""
-
-    def __init__(self) -> None:
-        self._rows, self._seconds = 0, 0.0
-
-    def add(self, rows: int, seconds: float) -> None:
-        self._rows += rows
-        self._seconds += seconds
-
-    def read(self) -> tuple[int, float]:
-        return self._rows, self._seconds
+ATTEMPTS = 5  # executions of one run: nodes and workers die, and orphans of theirs are tidied up
+log = logging.getLogger(__name__)
 
 
 def score(
-    catalog: pa.Table, results: str, options: ScoreOptions, progress: Progress | None = None
+    catalog: pa.Table | Scans,
+    results: str,
+    options: ScoreOptions,
+    progress: Progress | None = None,
+    stages: Stages | None = None,
 ) -> Summary:
     """Score what is new in a catalog and commit it as one generation.
 
     A run that was interrupted, however hard, is resumed by calling this again.
 
     Args:
-        catalog: all scans of the source (`data.catalog.load_catalog`).
+        catalog: all scans of the source (`scoring.scans.open_scans`, or a table).
         results: the results folder, made if it is not there; belongs to one bundle.
         options: how to run.
         progress: called with scans done and to do.
+        stages: other classes than the decoder's and the predictor's, for measurements.
 
     Raises:
-        ResultsError: the folder belongs to another bundle or is held by a live job, or the rows
-            could not be made to agree with the catalog.
+        ResultsError: the folder belongs to another bundle, is held by a live job or cannot be
+            written, or the rows could not be made to agree with the catalog.
         UsageError: the cluster lacks CPUs or GPUs that the job must have.
     """
     bundle = load_bundle(options.predict.bundle)
     folder = results_folder(results)
-    fingerprint = open_results(folder, bundle, options)
-    with Lease(folder.location) as lease:
-        plan = _plan(folder, catalog, fingerprint, options)
-        plan.generation.reconcile()
-        if not plan.work.num_rows:
-            return summarize(plan, [], None, 0.0, 0.0)
-        return _run(plan, bundle, options, lease, progress)
+    with _said_in_one_line(results):
+        fingerprint = open_results(folder, bundle, options)
+        with lease_on(folder.location) as lease:
+            plan = _plan(folder, catalog, fingerprint, options)
+            plan.generation.reconcile()
+            if not plan.work.num_rows:
+                return nothing_new(plan)
+            return _run(plan, bundle, options, lease, progress, stages or Stages())
 
 
-def plan_only(catalog: pa.Table, results: str, options: ScoreOptions) -> Plan:
+def plan_only(catalog: pa.Table | Scans, results: str, options: ScoreOptions) -> Plan:
     """What `score` would do; writes nothing and needs no Ray."""
     bundle = load_bundle(options.predict.bundle)
     folder = results_folder(results)
@@ -123,7 +84,7 @@ def plan_only(catalog: pa.Table, results: str, options: ScoreOptions) -> Plan:
 
 
 def _plan(
-    folder: ResultsFolder, catalog: pa.Table, fingerprint: str, options: ScoreOptions
+    folder: ResultsFolder, catalog: pa.Table | Scans, fingerprint: str, options: ScoreOptions
 ) -> Plan:
     return make_plan(
         folder,
@@ -175,145 +136,79 @@ def open_results(folder: ResultsFolder, bundle: Bundle, options: ScoreOptions) -
 
 
 def _run(
-    plan: Plan, bundle: Bundle, options: ScoreOptions, lease: Lease, progress: Progress | None
+    plan: Plan,
+    bundle: Bundle,
+    options: ScoreOptions,
+    lease: Lease,
+    progress: Progress | None,
+    stages: Stages,
 ) -> Summary:
     started = time.time()
-    generation = plan.generation
-    resources = check_cluster(options.gpus_per_predictor, options.num_predictors)
+    layout = check_cluster(options.request)
     attempt = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S%fZ")
     catalogs = write_work(plan, attempt)
-    counter = _Counter.remote()  # type: ignore[attr-defined]
-    for _ in range(ATTEMPTS):
+    counter = counter_beside_us()
+    for number in range(1, ATTEMPTS + 1):
         if not _missing(plan):
             break
-        with _watched(counter, plan, progress):
-            _execute(plan, catalogs, bundle, options, resources, counter)
-        generation.reconcile()
+        lease.check()  # before our files in flight meet another job's
+        with watched(counter, plan.resumed, plan.work.num_rows, progress), _survivable(number):
+            execute(plan.generation, catalogs, bundle, options, layout, counter, stages)
+        plan.generation.reconcile()
     lost = _missing(plan)
     if lost:
         raise ResultsError(
             f"{lost} of {plan.work.num_rows} scans have no committed row after {ATTEMPTS} "
             "attempts; nothing was published; run the same command again"
         )
+    if progress:
+        progress(plan.work.num_rows, plan.work.num_rows)
     predicted, seconds = ray.get(counter.read.remote())
-    lease.check()
-    redaction = options.decode.redaction
+    return _commit(plan, catalogs, lease, started, predicted / seconds if seconds else 0.0, options)
+
+
+def _commit(
+    plan: Plan,
+    catalogs: list[str],
+    lease: Lease,
+    started: float,
+    model_scans_per_s: float,
+    options: ScoreOptions,
+) -> Summary:
+    """Write the manifest, after which the generation counts, and tidy up."""
+    generation, redaction = plan.generation, options.decode.redaction
     if redaction:  # from here on nothing in the folder tells where a scan is
-        catalogs = write_work(plan, f"{attempt}-redacted", redaction)
-    manifest = _manifest(plan, catalogs, started)
-    folder = generation.folder
-    summary = summarize(
-        plan,
-        folder.read_parquet([file["path"] for file in manifest["files"]], SUMMARY_COLUMNS),
-        folder.location,
-        time.time() - started,
-        predicted / seconds if seconds else 0.0,
+        catalogs = write_work(plan, f"{_attempt_of(catalogs)}-redacted", redaction)
+    tally = Tally()
+    manifest = _manifest(plan, catalogs, started, tally)
+    summary = summarize(plan, tally, time.time() - started, model_scans_per_s)
+    lease.check()
+    generation.folder.write_json(
+        manifest | {"summary": asdict(summary)}, MANIFESTS, f"{generation.name}.json"
     )
-    folder.write_json(manifest | {"summary": asdict(summary)}, MANIFESTS, f"{generation.name}.json")
     drop_other_attempts(generation, catalogs)
     generation.drop_checkpoints()
     return summary
 
 
-SUMMARY_COLUMNS = ["status", "reason", "predicted_class", "entropy", "out_of_domain"]
-
-
-def _execute(
-    plan: Plan,
-    catalogs: list[str],
-    bundle: Bundle,
-    options: ScoreOptions,
-    resources: Resources,
-    counter: Any,  # noqa: ANN401 - an actor handle
-) -> None:
-    folder, generation = plan.generation.folder, plan.generation
-    quiet_progress()
-    filesystem, base = open_filesystem(folder.location)
-    # Only reads filter by checkpoints: the work must be a Parquet file, not rows in memory.
-    data = ray.data.read_parquet([f"{base}/{path}" for path in catalogs], filesystem=filesystem)
-    context = data.context
-    context.checkpoint_config = CheckpointConfig(
-        id_column="scan_id",
-        checkpoint_path=f"{base}/{generation.checkpoints}",
-        override_filesystem=filesystem,
-        delete_checkpoint_on_success=False,  # the default would score everything again next time
-    )
-    context.execution_no_progress_timeout_s = options.no_progress_timeout_s
-    decoders = options.num_decoders or resources.decoders
-    report = _reporter(counter)
-    scored = (
-        data.repartition(target_num_rows_per_block=options.block_size)
-        .map_batches(
-            DecodeStage,
-            fn_constructor_args=(bundle.preprocessing, options.decode),
-            batch_format="pyarrow",
-            batch_size=None,
-            num_cpus=1,
-            compute=ActorPoolStrategy(min_size=decoders[0], max_size=decoders[1]),
-        )
-        .map_batches(
-            PredictStage,
-            fn_constructor_args=(
-                _with_threads(options.predict, resources),
-                bundle.fingerprint,
-                report,
-            ),
-            batch_format="pyarrow",
-            batch_size=None,
-            num_cpus=resources.cpus_per_predictor,
-            num_gpus=options.gpus_per_predictor or None,
-            compute=ActorPoolStrategy(
-                min_size=options.num_predictors[0], max_size=options.num_predictors[1]
-            ),
-        )
-    )
-    filesystem.create_dir(f"{base}/{generation.rows}", recursive=True)
-    scored.write_parquet(
-        f"{base}/{generation.rows}",
-        filesystem=filesystem,
-        mode=SaveMode.APPEND,  # OVERWRITE destroys committed rows, IGNORE does nothing
-        compression="zstd",
-    )
-
-
-def _with_threads(predict: PredictSettings, resources: Resources) -> PredictSettings:
-    if predict.torch_threads is not None:
-        return predict
-    return PredictSettings(**{**asdict(predict), "torch_threads": resources.torch_threads})
-
-
-def _reporter(counter: Any) -> Callable[[int, float], None]:  # noqa: ANN401 - an actor handle
-    def report(rows: int, seconds: float) -> None:
-        counter.add.remote(rows, seconds)
-
-    return report
+def _attempt_of(catalogs: list[str]) -> str:
+    """The attempt that wrote some catalogs."""
+    return catalogs[0].rsplit("/", 1)[-1].rsplit("-", 1)[0]
 
 
 def _missing(plan: Plan) -> int:
-    """Scans of the work without a committed row.
-
-    Raises:
-        ResultsError: a scan has two rows, which no restart can mend.
-    """
-    ids = plan.generation.committed_ids()
-    if len(np.unique(ids)) != len(ids):
-        raise ResultsError(
-            f"{len(ids) - len(np.unique(ids))} scans have two rows in "
-            f"'{plan.generation.folder.at(plan.generation.rows)}'; remove that folder and "
-            f"'{plan.generation.folder.at(plan.generation.checkpoints)}', then score again"
-        )
-    return int((~np.isin(plan.work["scan_id"].to_numpy(), ids)).sum())
+    """Scans of the work without a committed row."""
+    return int((~np.isin(plan.work.ids, plan.generation.settled_ids())).sum())
 
 
-def _manifest(plan: Plan, catalogs: list[str], started: float) -> dict[str, Any]:
+def _manifest(plan: Plan, catalogs: list[str], started: float, tally: Tally) -> dict[str, Any]:
     generation = plan.generation
+    sizes = generation.folder.sizes(generation.rows)
     files = []
-    for name in sorted(generation.committed_files()):
-        path = f"{generation.rows}/{name}"
-        filesystem, inner = open_filesystem(generation.folder.at(path))
-        size = filesystem.get_file_info(inner).size
-        rows = pq.read_metadata(inner, filesystem=filesystem).num_rows
-        files.append({"path": path, "rows": rows, "bytes": size})
+    for path, rows in generation.read_files(sorted(generation.committed_files()), COLUMNS):
+        tally.add(rows)
+        size = sizes[path.rsplit("/", 1)[-1]]
+        files.append({"path": path, "rows": rows.num_rows, "bytes": size})
     return {
         "generation": generation.number,
         "run_id": uuid.uuid4().hex,
@@ -326,28 +221,30 @@ def _manifest(plan: Plan, catalogs: list[str], started: float) -> dict[str, Any]
     }
 
 
-class _watched:
-    """Passes the counter on to `progress` twice a second while the job runs."""
+@contextmanager
+def _survivable(number: int) -> Iterator[None]:
+    """The death of a node, worker or actor ends an execution, not the run: it is tried again."""
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        cause = innermost(error)
+        said_no = not isinstance(cause, ray.exceptions.RayError) or isinstance(
+            cause, ray.exceptions.RayTaskError
+        )  # our code or the file system, and would again
+        if said_no or number == ATTEMPTS:
+            raise
+        log.warning("execution %d of %d ended: %s", number, ATTEMPTS, root_cause(error))
 
-    def __init__(self, counter: Any, plan: Plan, progress: Progress | None) -> None:  # noqa: ANN401
-        self._counter, self._plan, self._progress = counter, plan, progress
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="progress", daemon=True)
 
-    def __enter__(self) -> None:
-        if self._progress:
-            self._thread.start()
-
-    def __exit__(self, *error: object) -> None:
-        self._stop.set()
-        if self._progress:
-            self._thread.join()
-
-    def _watch(self) -> None:
-        assert self._progress is not None
-        total = self._plan.work.num_rows
-        while not self._stop.wait(0.5):
-            with suppress(ray.exceptions.RayError):  # the job itself will report it
-                rows, _ = ray.get(self._counter.read.remote(), timeout=5)
-                self._progress(min(self._plan.resumed + rows, total), total)
-        self._progress(total - _missing(self._plan), total)
+@contextmanager
+def _said_in_one_line(results: str) -> Iterator[None]:
+    """Failures that are no scan's fault, as one line that says what to do."""
+    try:
+        yield
+    except BrainTumorError:
+        raise
+    except (OSError, ray.exceptions.RayError, ExecutionTimeoutError) as error:
+        raise ResultsError(
+            f"scoring into '{results}' stopped: {root_cause(error)}; every committed scan is kept: "
+            "mend the cause and run the same command again"
+        ) from error

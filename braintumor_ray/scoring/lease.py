@@ -1,29 +1,31 @@
 """A lease on a results folder: two jobs at once would delete each other's files in flight.
 
-On a local file system the holder is `lease.json` (host, pid, start time, heartbeat), changed only
-under a file lock. A dead holder on this host is taken over at once, one elsewhere when its
-heartbeat is 60 s old; a live one is named and refused.
+The holder is in `lease.json` (host, pid, start time, heartbeat): on a file system changed under a
+file lock (`lease_file`), on an object store by conditional put (`lease_store`). A dead holder on
+this host is taken over at once, one elsewhere when its heartbeat is 60 s old; a live one is named
+and refused.
 """
 
 import json
+import logging
 import os
 import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from types import TracebackType
 
 import psutil
 
-from braintumor_ray.data.storage import is_local, local_path, write_atomically
+from braintumor_ray.data.storage import is_local
 from braintumor_ray.errors import ResultsError
 
 STALE_AFTER_S = 60.0
 HEARTBEAT_S = 10.0
+LEASE = "lease.json"
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,31 @@ class Holder:
     pid: int
     process_started: float
     heartbeat: float
+
+    @classmethod
+    def this_process(cls, token: str) -> "Holder":
+        """We, now."""
+        me = psutil.Process()
+        return cls(token, socket.gethostname(), os.getpid(), me.create_time(), time.time())
+
+    @classmethod
+    def parse(cls, data: bytes, location: str) -> "Holder":
+        """Read what `dump` wrote.
+
+        Raises:
+            ResultsError: it is something else.
+        """
+        try:
+            return cls(**json.loads(data))
+        except (ValueError, TypeError) as error:
+            raise ResultsError(
+                f"'{location}' is damaged ({error}); make sure that no job writes there, "
+                "then remove it"
+            ) from error
+
+    def dump(self) -> bytes:
+        """As JSON."""
+        return json.dumps(asdict(self)).encode()
 
     def is_alive(self, now: float) -> bool:
         """Whether the holder must be respected."""
@@ -51,7 +78,7 @@ class Holder:
         return f"process {self.pid} on {self.host} (last sign of life {age} s ago)"
 
 
-class Lease:
+class Lease(ABC):
     """Context manager: holds the folder until left; the heartbeat is kept up by a thread.
 
     Raises (on entering):
@@ -59,26 +86,18 @@ class Lease:
     """
 
     def __init__(self, results: str) -> None:
-        self._results = results
-        self._local = is_local(results)
-        self._path = local_path(results) / "lease.json"
-        self._token = uuid.uuid4().hex
+        self.results = results
+        self.token = uuid.uuid4().hex
         self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
 
     def __enter__(self) -> "Lease":
-        if not self._local:
-            return self  # no conditional put through pyarrow: the submission id is the guard
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._locked():
-            holder = self._read()
-            if holder is not None and holder.is_alive(time.time()):
-                raise ResultsError(
-                    f"'{self._results}' is being written by {holder.describe()}; wait for it, "
-                    "end it, or score into another folder"
-                )
-            self._write()
-        self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
+        holder = self.take()
+        if holder is not None:
+            raise ResultsError(
+                f"'{self.results}' is being written by {holder.describe()}; wait for it, "
+                "end it, or score into another folder"
+            )
         self._thread.start()
         return self
 
@@ -88,15 +107,12 @@ class Lease:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if not self._local:
-            return
         self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
-        with self._locked():
-            holder = self._read()
-            if holder is not None and holder.token == self._token:
-                self._path.unlink()
+        self._thread.join()
+        try:
+            self.release()
+        except OSError as failure:  # it goes stale by itself
+            log.warning("the lease on '%s' was not released: %s", self.results, failure)
 
     def check(self) -> None:
         """Before a commit: whether the lease is still ours.
@@ -104,46 +120,77 @@ class Lease:
         Raises:
             ResultsError: another job took it, because our heartbeat had stopped.
         """
-        if not self._local:
-            return
-        holder = self._read()
-        if holder is None or holder.token != self._token:
+        holder = self.read()
+        if holder is None or holder.token != self.token:
             taker = holder.describe() if holder else "nobody (its file was removed)"
             raise ResultsError(
-                f"the lease on '{self._results}' now belongs to {taker}; this run commits nothing"
+                f"the lease on '{self.results}' now belongs to {taker}; this run commits nothing"
             )
+
+    @abstractmethod
+    def take(self) -> Holder | None:
+        """Become the holder, or tell who is and lives."""
+
+    @abstractmethod
+    def read(self) -> Holder | None:
+        """Who holds it; None where nobody does."""
+
+    @abstractmethod
+    def renew(self) -> bool:
+        """Show a sign of life; False where the lease is another's by now."""
+
+    @abstractmethod
+    def release(self) -> None:
+        """Let others in, if the lease is still ours."""
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT_S):
-            with self._locked():
-                holder = self._read()
-                if holder is None or holder.token != self._token:
+            try:
+                if not self.renew():
                     return  # `check` will say so before anything is committed
-                with suppress(OSError):  # a full disk: the next beat may succeed
-                    self._write()
+            except OSError as error:  # a full disk, a busy store: the next beat may succeed
+                log.warning("no heartbeat on '%s': %s", self.results, error)
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        import fcntl
 
-        with open(self._path.with_suffix(".lock"), "w", encoding="utf-8") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield  # closing the file releases the lock, also when the process dies
+class NoLease(Lease):
+    """Where there is no way to hold one: the submission id of the job is the guard."""
 
-    def _read(self) -> Holder | None:
-        try:
-            return Holder(**json.loads(Path(self._path).read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            return None
-        except (ValueError, TypeError) as error:
-            raise ResultsError(
-                f"'{self._path}' is damaged ({error}); make sure that no job writes there, "
-                "then remove it"
-            ) from error
-
-    def _write(self) -> None:
-        me = psutil.Process()
-        holder = Holder(
-            self._token, socket.gethostname(), os.getpid(), me.create_time(), time.time()
+    def __enter__(self) -> "Lease":
+        log.warning(
+            "no lease on '%s': install braintumor-ray[stores], or make sure that only one job "
+            "writes there (a submission id does)",
+            self.results,
         )
-        write_atomically(str(self._path), json.dumps(asdict(holder)).encode())
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Nothing was held."""
+
+    def check(self) -> None:
+        """Nothing can be checked."""
+
+    def take(self) -> Holder | None:
+        """Nobody is known to hold it."""
+        return None
+
+    def read(self) -> Holder | None:
+        """Nobody is known to hold it."""
+        return None
+
+    def renew(self) -> bool:
+        """There is nothing to renew."""
+        return True
+
+    def release(self) -> None:
+        """There is nothing to release."""
+
+
+def lease_on(results: str) -> Lease:
+    """The lease that fits where the results are."""
+    if is_local(results):
+        from braintumor_ray.scoring.lease_file import FileLease
+
+        return FileLease(results)
+    from braintumor_ray.scoring.lease_store import StoreLease, has_conditional_put
+
+    return StoreLease(results) if has_conditional_put(results) else NoLease(results)

@@ -1,103 +1,38 @@
-"""What there is to score: the catalog less what earlier generations have committed."""
+"""What there is to score: the catalog less what earlier generations have committed.
+
+Of each scan the driver keeps its id and two hashes, 24 bytes; rows pass by in parts.
+"""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from braintumor_ray.data.catalog import CATALOG_SCHEMA
 from braintumor_ray.data.identity import UriRedaction
 from braintumor_ray.data.storage import open_filesystem, write_atomically
 from braintumor_ray.errors import CatalogError
-from braintumor_ray.predict.results import (
-    CATALOGS,
-    CHECKPOINTS,
-    ROWS,
-    ResultsFolder,
-    current_rows,
-)
+from braintumor_ray.predict.results import CATALOGS, ResultsFolder, superseded_rows
+from braintumor_ray.scoring.generation import Generation
 from braintumor_ray.scoring.redaction import redact_catalog
+from braintumor_ray.scoring.scans import (
+    ROWS_PER_PART,
+    Ids,
+    Mask,
+    Scans,
+    Work,
+    joined,
+    keys_of,
+    scans_in_files,
+    scans_in_table,
+)
 
-ROWS_PER_CATALOG_FILE = 1_000_000
-PENDING = ".pending.parquet"
-
-
-@dataclass(frozen=True)
-class Generation:
-    """One run's share of a results folder.
-
-    Attributes:
-        folder: the results.
-        number: 1 upwards; the generation is committed when its manifest exists.
-        fingerprint: names the checkpoints, so that another model never inherits "done".
-    """
-
-    folder: ResultsFolder
-    number: int
-    fingerprint: str
-
-    @property
-    def name(self) -> str:
-        """The number as it stands in file names."""
-        return f"{self.number:06d}"
-
-    @property
-    def rows(self) -> str:
-        """Where its predictions are, below the folder."""
-        return f"{ROWS}/{self.name}"
-
-    @property
-    def checkpoints(self) -> str:
-        """Where Ray Data notes what is done, below the folder."""
-        return f"{CHECKPOINTS}/{self.fingerprint}/{self.name}"
-
-    def committed_files(self) -> dict[str, str]:
-        """Data files with a committed checkpoint: file name -> checkpoint name.
-
-        Ray names a data file after its checkpoint, with a suffix.
-        """
-        prefixes = {
-            name.removesuffix(".parquet"): name
-            for name in self.folder.names(self.checkpoints)
-            if name.endswith(".parquet") and not name.endswith(PENDING)
-        }
-        found = {}
-        for name in self.folder.names(self.rows):
-            prefix = _prefix_in(name, prefixes)
-            if prefix is not None:
-                found[name] = prefixes[prefix]
-        return found
-
-    def committed_ids(self) -> npt.NDArray[np.int64]:
-        """Scan ids in committed files of this generation, in no order."""
-        paths = [f"{self.rows}/{name}" for name in self.committed_files()]
-        return _ids(self.folder.read_parquet(paths, ["scan_id"]))
-
-    def reconcile(self) -> None:
-        """Make data files and checkpoints agree, after a crash.
-
-        A data file without a committed checkpoint was in flight: it goes, and its scans are
-        scored again. So does a checkpoint without its file, whose scans would be lost.
-        """
-        committed = self.committed_files()
-        filesystem, base = open_filesystem(self.folder.location)
-        for name in self.folder.names(self.rows):
-            if name not in committed:
-                filesystem.delete_file(f"{base}/{self.rows}/{name}")
-        for name in self.folder.names(self.checkpoints):
-            if name not in committed.values():
-                filesystem.delete_file(f"{base}/{self.checkpoints}/{name}")
-
-    def drop_checkpoints(self) -> None:
-        """Forget the checkpoints; the manifest has taken their place."""
-        filesystem, base = open_filesystem(self.folder.location)
-        if self.folder.names(self.checkpoints):
-            filesystem.delete_dir(f"{base}/{self.checkpoints}")
+Manifests = Sequence[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -113,7 +48,7 @@ class Plan:
     """
 
     generation: Generation
-    work: pa.Table
+    work: Work
     resumed: int
     known: int
     supersedes: dict[int, list[int]] = field(default_factory=dict)
@@ -121,13 +56,13 @@ class Plan:
     @property
     def remaining(self) -> int:
         """Scans still to be scored."""
-        return int(self.work.num_rows) - self.resumed
+        return self.work.num_rows - self.resumed
 
 
 def make_plan(
     folder: ResultsFolder,
-    catalog: pa.Table,
-    manifests: Sequence[dict[str, Any]],
+    catalog: Scans | pa.Table,
+    manifests: Manifests,
     fingerprint: str,
     limit: int | None = None,
     *,
@@ -147,24 +82,22 @@ def make_plan(
         redaction: of a folder that keeps redacted catalogs only; the work itself is never redacted.
 
     Raises:
-        CatalogError: a scan has the id of another that was scored earlier.
+        CatalogError: a scan has the id of another, in the catalog or among those scored earlier.
     """
+    scans = scans_in_table(catalog) if isinstance(catalog, pa.Table) else catalog
     generation = Generation(folder, len(manifests) + 1, fingerprint)
-    wanted = _not_committed(folder, redact_catalog(catalog, redaction), manifests)
+    wanted = _not_committed(folder, scans, manifests, redaction)
     if retry_quarantined:
-        wanted |= np.isin(catalog["scan_id"].to_numpy(), _quarantined_ids(folder, manifests))
-    new = catalog.filter(pa.array(wanted))
-    known = catalog.num_rows - new.num_rows
+        wanted |= np.isin(scans.ids, _quarantined_ids(folder, manifests))
+    known = scans.num_rows - int(np.count_nonzero(wanted))
     done = np.sort(generation.committed_ids())
-    work = _resume(generation, new, done)
+    carried = _carried(generation, np.setdiff1d(done, scans.ids[wanted]))
     if limit is not None:
-        work = _limited(work, done, limit)
-    shown = redact_catalog(work, redaction)
-    supersedes = _superseded(folder, shown, manifests)
-    own = _superseded_inside(shown)
-    if own:
-        supersedes[generation.number] = own
-    resumed = int(np.isin(work["scan_id"].to_numpy(), done).sum())
+        committed = np.isin(scans.ids, done)
+        wanted &= committed | (np.cumsum(wanted & ~committed) <= limit)
+    work = Work(scans, wanted, carried)
+    supersedes = _superseded(generation, work, manifests, redaction)
+    resumed = int(np.isin(work.ids, done).sum())
     return Plan(generation, work, resumed, known, supersedes)
 
 
@@ -174,129 +107,167 @@ def write_work(plan: Plan, attempt: str, redaction: UriRedaction | None = None) 
     Each attempt has files of its own: those of an interrupted one are still needed until this one
     is complete. A redacted catalog cannot be scored from: it takes the other's place at the end.
     """
-    paths = []
-    work = redact_catalog(plan.work, redaction)
-    starts = range(0, max(plan.work.num_rows, 1), ROWS_PER_CATALOG_FILE)
-    for part, start in enumerate(starts):
+    paths: list[str] = []
+    for rows in _rechunked(plan.work.parts()):
         buffer = io.BytesIO()
-        rows = work.slice(start, ROWS_PER_CATALOG_FILE)
-        pq.write_table(rows, buffer, compression="zstd")
-        path = f"{CATALOGS}/{plan.generation.name}/{attempt}-{part:05d}.parquet"
+        pq.write_table(redact_catalog(rows, redaction), buffer, compression="zstd")
+        path = f"{CATALOGS}/{plan.generation.name}/{attempt}-{len(paths):05d}.parquet"
         write_atomically(plan.generation.folder.at(path), buffer.getvalue())
         paths.append(path)
     return paths
 
 
-def drop_other_attempts(generation: Generation, kept: Sequence[str]) -> None:
-    """Remove the catalogs of interrupted attempts."""
-    filesystem, base = open_filesystem(generation.folder.location)
-    parent = f"{CATALOGS}/{generation.name}"
-    for name in generation.folder.names(parent):
-        if f"{parent}/{name}" not in kept:
-            filesystem.delete_file(f"{base}/{parent}/{name}")
+def _rechunked(parts: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """The same rows in tables of about `ROWS_PER_PART`, at least one."""
+    held: list[pa.Table] = []
+    written = 0
+    for part in parts:
+        held.append(part)
+        if sum(table.num_rows for table in held) >= ROWS_PER_PART:
+            yield pa.concat_tables(held, promote_options="default")
+            held, written = [], written + 1
+    rest = pa.concat_tables(held, promote_options="default") if held else None
+    if rest is not None and (rest.num_rows or not written):
+        yield rest
+
+
+def _earlier(folder: ResultsFolder, manifest: dict[str, Any]) -> Scans:
+    """The catalog of a committed generation."""
+    filesystem, base = open_filesystem(folder.location)
+    paths = [f"{base}/{path}" for path in manifest["catalogs"]]
+    return scans_in_files(folder.location, paths, filesystem, count=0)
 
 
 def _not_committed(
-    folder: ResultsFolder, catalog: pa.Table, manifests: Sequence[dict[str, Any]]
-) -> npt.NDArray[np.bool_]:
-    """Which catalog rows are in no generation; one generation in memory at a time."""
-    ids = catalog["scan_id"].to_numpy()
+    folder: ResultsFolder, scans: Scans, manifests: Manifests, redaction: UriRedaction | None
+) -> Mask:
+    """Which catalog rows are in no generation."""
+    paths = _keys(scans, "path", redaction)
+    order = np.argsort(scans.ids, kind="stable")
+    ids = scans.ids[order]
+    _check_distinct(scans, ids)
     fresh = np.ones(len(ids), dtype=bool)
     for manifest in manifests:
-        earlier = folder.catalog_of(manifest, ["scan_id", "path", "frame"])
-        seen = np.isin(ids, earlier["scan_id"].to_numpy())
-        _check_same_scans(catalog.filter(pa.array(seen)), earlier)
-        fresh &= ~seen
+        for part in _earlier(folder, manifest).parts(["scan_id", "path", "frame"]):
+            part_ids = part["scan_id"].to_numpy()
+            place = np.minimum(np.searchsorted(ids, part_ids), max(len(ids) - 1, 0))
+            seen = ids[place] == part_ids if len(ids) else np.zeros(len(part_ids), bool)
+            rows = order[place[seen]]
+            both = part.filter(pa.array(seen))
+            other = np.flatnonzero(keys_of(both, "path") != paths[rows])
+            if len(other):
+                _clash(scans, int(rows[other[0]]), both["path"][int(other[0])].as_py(), redaction)
+            fresh[rows] = False
     return fresh
 
 
-def _quarantined_ids(
-    folder: ResultsFolder, manifests: Sequence[dict[str, Any]]
-) -> npt.NDArray[np.int64]:
-    tables = current_rows(folder, manifests, ["scan_id", "status"])
-    return _ids([table.filter(pc.equal(table["status"], "quarantined")) for table in tables])
+def _keys(rows: Scans | Work, name: str, redaction: UriRedaction | None) -> Ids:
+    columns = None if redaction else [name, "frame"]
+    parts = rows.parts(columns)
+    return joined(keys_of(redact_catalog(part, redaction), name) for part in parts)
 
 
-def _check_same_scans(ours: pa.Table, earlier: pa.Table) -> None:
-    both = ours.select(["scan_id", "path", "frame"]).join(
-        earlier, "scan_id", join_type="inner", right_suffix="_then"
-    )
-    other = pc.or_(
-        pc.not_equal(both["path"], both["path_then"]),
-        pc.not_equal(both["frame"], both["frame_then"]),
-    )
-    clash = both.filter(other)
-    if clash.num_rows:
-        row = clash.slice(0, 1).to_pylist()[0]
+def _check_distinct(scans: Scans, sorted_ids: Ids) -> None:
+    twice = sorted_ids[1:][sorted_ids[1:] == sorted_ids[:-1]]
+    if len(twice):
+        rows = np.flatnonzero(scans.ids == twice[0])
+        one, other = (_path_of(scans, int(row)) for row in rows[:2])
+        cause = "the path is listed twice" if one == other else "their hashes collide"
         raise CatalogError(
-            f"'{row['path']}' has the scan id of '{row['path_then']}', scored earlier: their "
-            "hashes collide; rename one of them"
+            f"'{one}' and '{other}' have the same scan id: {cause}; list each file once, or "
+            "rename one"
         )
 
 
-def _resume(generation: Generation, new: pa.Table, done: npt.NDArray[np.int64]) -> pa.Table:
-    """Add scans that an interrupted attempt committed and that have since changed or gone."""
-    gone = np.setdiff1d(done, new["scan_id"].to_numpy())
+def _clash(scans: Scans, row: int, then: str, redaction: UriRedaction | None) -> None:
+    path = _path_of(scans, row)
+    shown = redaction(path) if redaction else path
+    raise CatalogError(
+        f"'{shown}' has the scan id of '{then}', scored earlier: their hashes collide; "
+        "rename one of them"
+    )
+
+
+def _path_of(scans: Scans, row: int) -> str:
+    for part in scans.parts(["path"]):
+        if row < part.num_rows:
+            return str(part["path"][row].as_py())
+        row -= part.num_rows
+    raise IndexError(row)
+
+
+def _quarantined_ids(folder: ResultsFolder, manifests: Manifests) -> Ids:
+    """Scans whose current row is quarantined."""
+    superseded = superseded_rows(manifests)
+    found = []
+    for manifest in manifests:
+        gone = np.array(sorted(superseded.get(int(manifest["generation"]), ())), np.int64)
+        for file in manifest["files"]:
+            (table,) = folder.read_parquet([file["path"]], ["scan_id", "status"])
+            bad = table.filter(pc.equal(table["status"], "quarantined"))["scan_id"].to_numpy()
+            found.append(np.setdiff1d(bad, gone))
+    return joined(iter(found))
+
+
+def _carried(generation: Generation, gone: Ids) -> pa.Table:
+    """Scans that an interrupted attempt committed and that have since changed or gone."""
     if not len(gone):
-        return new
+        return CATALOG_SCHEMA.empty_table()
     parent = f"{CATALOGS}/{generation.name}"
-    names = generation.folder.names(parent)
-    tables = generation.folder.read_parquet([f"{parent}/{name}" for name in names])
-    earlier = pa.concat_tables(tables, promote_options="default")
-    kept = earlier.filter(pc.is_in(earlier["scan_id"], value_set=pa.array(gone)))
-    _, first = np.unique(kept["scan_id"].to_numpy(), return_index=True)
-    # First, so that the newer version of the same file comes after it.
-    return pa.concat_tables([kept.take(pa.array(first)), new], promote_options="default")
-
-
-def _limited(work: pa.Table, done: npt.NDArray[np.int64], limit: int) -> pa.Table:
-    committed = np.isin(work["scan_id"].to_numpy(), done)
-    chosen = committed | (np.cumsum(~committed) <= limit)
-    return work.filter(pa.array(chosen))
+    kept = []
+    for name in generation.folder.names(parent):
+        (table,) = generation.folder.read_parquet([f"{parent}/{name}"])
+        kept.append(table.filter(pc.is_in(table["scan_id"], value_set=pa.array(gone))))
+    rows = pa.concat_tables(kept, promote_options="default")
+    _, first = np.unique(rows["scan_id"].to_numpy(), return_index=True)
+    return rows.take(pa.array(first))
 
 
 def _superseded(
-    folder: ResultsFolder, work: pa.Table, manifests: Sequence[dict[str, Any]]
+    generation: Generation, work: Work, manifests: Manifests, redaction: UriRedaction | None
 ) -> dict[int, list[int]]:
-    """Earlier rows of the same (uri, frame)."""
+    """Rows of older versions of the work's scans, by generation; its own number included."""
     if not work.num_rows:
         return {}
-    keys = work.select(["uri", "frame"])
-    found: dict[int, list[int]] = {}
-    for manifest in manifests:
-        earlier = folder.catalog_of(manifest, ["scan_id", "uri", "frame"])
-        old = earlier.join(keys, ["uri", "frame"], join_type="left semi")["scan_id"].to_pylist()
+    keys = _keys(work, "uri", redaction)
+    columns = ["scan_id", "uri", "frame"]
+    suspects = {
+        int(manifest["generation"]): pa.concat_tables(
+            _with_keys(part, keys) for part in _earlier(generation.folder, manifest).parts(columns)
+        )
+        for manifest in manifests
+        if manifest["catalogs"]
+    }
+    versions = _versions(work, keys, suspects, redaction)
+    found = {}
+    for number, table in suspects.items():
+        old = [
+            row["scan_id"] for row in table.to_pylist() if (row["uri"], row["frame"]) in versions
+        ]
         if old:
-            found[int(manifest["generation"])] = sorted(old)
-    return found
+            found[number] = sorted(old)
+    own = sorted(scan for ids in versions.values() for scan in ids[:-1])
+    return found | ({generation.number: own} if own else {})
 
 
-def _superseded_inside(work: pa.Table) -> list[int]:
-    """Of two versions of a file in one generation the later one, as written, is current."""
-    latest: dict[tuple[str, int], int] = {}
-    old = []
-    counts = work.group_by(["uri", "frame"]).aggregate([([], "count_all")])
-    twice = counts.filter(pc.greater(counts["count_all"], 1))
-    if not twice.num_rows:
-        return []
-    rows = work.join(twice.select(["uri", "frame"]), ["uri", "frame"], join_type="left semi")
-    order = {value: i for i, value in enumerate(work["scan_id"].to_pylist())}
-    for row in sorted(rows.to_pylist(), key=lambda row: order[row["scan_id"]]):
-        key = (row["uri"], row["frame"])
-        if key in latest:
-            old.append(latest[key])
-        latest[key] = row["scan_id"]
-    return sorted(old)
+def _with_keys(part: pa.Table, keys: Ids) -> pa.Table:
+    return part.filter(pa.array(np.isin(keys_of(part, "uri"), keys)))
 
 
-def _prefix_in(name: str, prefixes: dict[str, str]) -> str | None:
-    stem = name.removesuffix(".parquet")
-    while stem and stem not in prefixes:
-        cut = max(stem.rfind("_"), stem.rfind("-"))
-        stem = stem[:cut] if cut > 0 else ""
-    return stem or None
+def _versions(
+    work: Work, keys: Ids, suspects: dict[int, pa.Table], redaction: UriRedaction | None
+) -> dict[tuple[str, int], list[int]]:
+    """(uri, frame) -> ids in the work, oldest first; of scans with more than one version.
 
-
-def _ids(tables: Sequence[pa.Table]) -> npt.NDArray[np.int64]:
-    parts = [table["scan_id"].to_numpy() for table in tables]
-    return np.concatenate(parts) if parts else np.empty(0, np.int64)
+    Of two versions of a file in one generation the later one, as written, is current.
+    """
+    values, counts = np.unique(keys, return_counts=True)
+    wanted = np.concatenate([values[counts > 1], *(keys_of(t, "uri") for t in suspects.values())])
+    versions: dict[tuple[str, int], list[int]] = {}
+    if not len(wanted):
+        return versions
+    for part in work.parts(None if redaction else ["scan_id", "uri", "frame"]):
+        shown = redact_catalog(part, redaction)
+        for row in _with_keys(shown, wanted).select(["scan_id", "uri", "frame"]).to_pylist():
+            versions.setdefault((row["uri"], row["frame"]), []).append(row["scan_id"])
+    return versions

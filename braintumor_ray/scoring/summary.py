@@ -1,6 +1,7 @@
 """What a run did, in figures."""
 
-from collections.abc import Sequence
+import math
+from collections import Counter
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -18,7 +19,7 @@ class Summary:
         scans: rows committed by this generation, `resumed` of them by an interrupted attempt.
         known: scans of the source that earlier generations had scored.
         status, classes, reasons: counts; classes of ok rows, reasons of the others.
-        mean_entropy: over ok rows, None where there are none.
+        mean_entropy, entropy_deviation: over ok rows, 0 to 1; None where there are none.
         out_of_domain: ok rows flagged.
         seconds, scans_per_s: of this run, start of the pipeline included.
         model_scans_per_s: while predicting, one predictor; what the model alone could do here.
@@ -34,6 +35,7 @@ class Summary:
     classes: dict[str, int] = field(default_factory=dict)
     reasons: dict[str, int] = field(default_factory=dict)
     mean_entropy: float | None = None
+    entropy_deviation: float | None = None
     out_of_domain: int = 0
     seconds: float = 0.0
     scans_per_s: float = 0.0
@@ -46,29 +48,62 @@ class Summary:
         return self.status.get("quarantined", 0) / self.scans if self.scans else 0.0
 
 
-def summarize(
-    plan: Plan,
-    tables: Sequence[pa.Table],
-    location: str | None,
-    seconds: float,
-    model_scans_per_s: float,
-) -> Summary:
-    """Count a generation's rows (columns status, reason, predicted_class, entropy, ...)."""
-    if location is None:
-        return Summary(None, 0, 0, plan.known)
-    rows = pa.concat_tables(tables)
-    fresh = rows.num_rows - plan.resumed
+COLUMNS = ["status", "reason", "predicted_class", "entropy", "out_of_domain"]
+
+
+class Tally:
+    """Counts the rows of a generation, a table at a time."""
+
+    def __init__(self) -> None:
+        self.scans = self.out_of_domain = 0
+        self.status, self.classes, self.reasons = Counter[str](), Counter[str](), Counter[str]()
+        self._scored, self._sum, self._squares = 0, 0.0, 0.0
+
+    def add(self, rows: pa.Table) -> None:
+        """Count rows with the columns `COLUMNS`."""
+        self.scans += rows.num_rows
+        self.out_of_domain += pc.sum(rows["out_of_domain"]).as_py() or 0
+        for counter, name in (
+            (self.status, "status"),
+            (self.classes, "predicted_class"),
+            (self.reasons, "reason"),
+        ):
+            counter.update(_counts(rows[name]))
+        entropy = rows["entropy"].drop_null().to_numpy().astype(float)
+        self._scored += len(entropy)
+        self._sum += float(entropy.sum())
+        self._squares += float((entropy**2).sum())
+
+    @property
+    def entropy(self) -> tuple[float | None, float | None]:
+        """Mean and standard deviation."""
+        if not self._scored:
+            return None, None
+        mean = self._sum / self._scored
+        return mean, math.sqrt(max(0.0, self._squares / self._scored - mean**2))
+
+
+def nothing_new(plan: Plan) -> Summary:
+    """Of a run that had nothing to score."""
+    return Summary(None, 0, 0, plan.known)
+
+
+def summarize(plan: Plan, tally: Tally, seconds: float, model_scans_per_s: float) -> Summary:
+    """The figures of a run whose rows are counted."""
+    fresh = tally.scans - plan.resumed
     speed = fresh / seconds if seconds else 0.0
+    mean, deviation = tally.entropy
     return Summary(
         generation=plan.generation.number,
-        scans=rows.num_rows,
+        scans=tally.scans,
         resumed=plan.resumed,
         known=plan.known,
-        status=_counts(rows["status"]),
-        classes=_counts(rows["predicted_class"]),
-        reasons=_counts(rows["reason"]),
-        mean_entropy=pc.mean(rows["entropy"]).as_py(),
-        out_of_domain=pc.sum(rows["out_of_domain"]).as_py() or 0,
+        status=dict(tally.status.most_common()),
+        classes=dict(tally.classes.most_common()),
+        reasons=dict(tally.reasons.most_common()),
+        mean_entropy=mean,
+        entropy_deviation=deviation,
+        out_of_domain=tally.out_of_domain,
         seconds=seconds,
         scans_per_s=speed,
         model_scans_per_s=model_scans_per_s,
@@ -77,6 +112,6 @@ def summarize(
 
 
 def _counts(column: pa.ChunkedArray) -> dict[str, int]:
-    """Values that are not null, most frequent first."""
+    """How often each value occurs that is not null."""
     pairs = [(item["values"], item["counts"]) for item in pc.value_counts(column).to_pylist()]
-    return dict(sorted((p for p in pairs if p[0] is not None), key=lambda pair: -pair[1]))
+    return {value: count for value, count in pairs if value is not None}

@@ -16,10 +16,12 @@ from braintumor_ray.predict.results import (
     MANIFESTS,
     ROWS,
     ResultsFolder,
+    current_rows,
     results_folder,
     superseded_rows,
 )
 from braintumor_ray.predict.schema import STATUSES, result_schema
+from braintumor_ray.scoring.scans import Ids, joined, keys_of
 
 SHOWN = 5  # examples per kind of difference
 
@@ -39,8 +41,15 @@ class Report:
     differences: list[str]
 
 
-def verify(results: str) -> Report:
+def verify(results: str, newest: int | None = None) -> Report:
     """Check a results folder against its own catalogs and manifests; reads every row once.
+
+    Of each scan 8 bytes stay in memory.
+
+    Args:
+        results: the folder.
+        newest: check the rows of so many generations only, the newest (what each adds is new, so
+            that nights cost what they scored); files and numbering are checked throughout.
 
     Raises:
         ResultsError: this is not a results folder at all.
@@ -54,37 +63,51 @@ def verify(results: str) -> Report:
         return Report(0, 0, [*differences, unfinished])
     scans = rows = 0
     superseded = superseded_rows(manifests)
-    current: set[tuple[str, int]] = set()
-    for manifest in manifests:
+    keys: list[Ids] = []
+    for manifest in manifests if newest is None else manifests[-newest:]:
+        gone = np.array(sorted(superseded.get(int(manifest["generation"]), ())), np.int64)
         try:
-            table, found = _generation_rows(folder, manifest, meta)
+            found = _generation_rows(folder, manifest, meta, gone)
         except ResultsError as error:
             differences.append(str(error))
             continue
-        rows += table.num_rows
-        gone = superseded.get(int(manifest["generation"]), set())
-        scans += len(set(table["scan_id"].to_pylist()) - gone)
-        differences += found
-        differences += _compare(folder, manifest, table)
-        differences += _repeated(table, gone, current)
+        rows += len(found.ids)
+        scans += len(np.setdiff1d(found.ids, gone))
+        differences += found.faults
+        differences += _compare(folder, manifest, found.ids)
+        keys.append(found.keys)
+    differences += _repeated(folder, manifests, np.concatenate([np.empty(0, np.int64), *keys]))
     return Report(scans, rows, differences)
 
 
+@dataclass(frozen=True)
+class _Found:
+    """What a generation's files hold.
+
+    Attributes:
+        ids: of all rows.
+        keys: of (uri, frame) of the current ones.
+        faults: inside the files.
+    """
+
+    ids: Ids
+    keys: Ids
+    faults: list[str]
+
+
 def _generation_rows(
-    folder: ResultsFolder, manifest: dict[str, Any], meta: dict[str, Any]
-) -> tuple[pa.Table, list[str]]:
-    """The rows that matter for comparing (scan_id, uri, frame), and faults inside the files."""
+    folder: ResultsFolder, manifest: dict[str, Any], meta: dict[str, Any], gone: Ids
+) -> _Found:
     schema = result_schema(tuple(meta["cam_shape"]), meta["cam_methods"])
-    parts, differences = [], []
+    ids, keys, faults = [], [], []
     for file in manifest["files"]:
         (table,) = folder.read_parquet([file["path"]])
-        faults = list(_file_faults(table, file, schema, meta))
-        differences += [f"{file['path']}: {fault}" for fault in faults]
-        wanted = [name for name in ("scan_id", "uri", "frame") if name in table.column_names]
-        if len(wanted) == 3:
-            parts.append(table.select(wanted))
-    empty = schema.empty_table().select(["scan_id", "uri", "frame"])
-    return pa.concat_tables([empty, *parts], promote_options="permissive"), differences
+        faults += [f"{file['path']}: {fault}" for fault in _file_faults(table, file, schema, meta)]
+        if {"scan_id", "uri", "frame"} <= {*table.column_names}:
+            found = table["scan_id"].to_numpy()
+            ids.append(found)
+            keys.append(keys_of(table, "uri")[~np.isin(found, gone)])
+    return _Found(joined(iter(ids)), joined(iter(keys)), faults)
 
 
 def _file_faults(
@@ -125,22 +148,23 @@ def _value_faults(table: pa.Table, meta: dict[str, Any]) -> Iterator[str]:
         yield f"{unscored['reason'].null_count} rows that are not ok and have no reason"
 
 
-def _compare(folder: ResultsFolder, manifest: dict[str, Any], rows: pa.Table) -> Iterator[str]:
-    """Catalog of a generation against its rows, both ways."""
+def _compare(folder: ResultsFolder, manifest: dict[str, Any], found: Ids) -> Iterator[str]:
+    """Catalog of a generation against the ids of its rows, both ways."""
     number = manifest["generation"]
     try:
-        catalog = folder.catalog_of(manifest, ["scan_id", "path"])
+        wanted = joined(
+            table["scan_id"].to_numpy()
+            for path in manifest["catalogs"]
+            for table in folder.read_parquet([path], ["scan_id"])
+        )
     except ResultsError as error:
         yield str(error)
         return
-    wanted, found = catalog["scan_id"].to_numpy(), rows["scan_id"].to_numpy()
     lost = np.setdiff1d(wanted, found)
     if len(lost):
-        names = catalog.filter(pc.is_in(catalog["scan_id"], value_set=pa.array(lost)))["path"]
-        yield (
-            f"generation {number}: {len(lost)} scans without a row, such as "
-            f"{', '.join(repr(name) for name in names.slice(0, SHOWN).to_pylist())}"
-        )
+        names = _paths(folder, manifest, lost[:SHOWN])
+        shown = ", ".join(repr(name) for name in names)
+        yield f"generation {number}: {len(lost)} scans without a row, such as {shown}"
     strange = np.setdiff1d(found, wanted)
     if len(strange):
         yield f"generation {number}: {len(strange)} rows that its catalog does not have"
@@ -149,11 +173,26 @@ def _compare(folder: ResultsFolder, manifest: dict[str, Any], rows: pa.Table) ->
         yield f"generation {number}: {twice} surplus rows of scans that have one already"
 
 
-def _repeated(rows: pa.Table, gone: set[int], current: set[tuple[str, int]]) -> Iterator[str]:
-    """Scans that are current in two generations; `current` grows."""
-    kept = [(row["uri"], row["frame"]) for row in rows.to_pylist() if row["scan_id"] not in gone]
-    twice = [key for key, count in Counter(kept).items() if count > 1 or key in current]
-    current.update(kept)
+def _paths(folder: ResultsFolder, manifest: dict[str, Any], ids: Ids) -> list[str]:
+    """Paths of a few scans."""
+    wanted, names = pa.array(ids), []
+    for path in manifest["catalogs"]:
+        (table,) = folder.read_parquet([path], ["scan_id", "path"])
+        names += table.filter(pc.is_in(table["scan_id"], value_set=wanted))["path"].to_pylist()
+    return names
+
+
+def _repeated(folder: ResultsFolder, manifests: list[dict[str, Any]], keys: Ids) -> Iterator[str]:
+    """Scans with more than one current row; equal hashes are confirmed by the rows themselves."""
+    values, counts = np.unique(keys, return_counts=True)
+    suspects = values[counts > 1]
+    if not len(suspects):
+        return
+    kept: Counter[tuple[str, int]] = Counter()
+    for table in current_rows(folder, manifests, ["uri", "frame"]):
+        rows = table.filter(pa.array(np.isin(keys_of(table, "uri"), suspects)))
+        kept.update((row["uri"], row["frame"]) for row in rows.to_pylist())
+    twice = [key for key, count in kept.items() if count > 1]
     if twice:
         yield f"{len(twice)} scans have more than one current row, such as {twice[0][0]!r}"
 

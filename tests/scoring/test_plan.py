@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from braintumor_ray.data.catalog import CATALOG_SCHEMA, load_catalog
-from braintumor_ray.errors import CatalogError, ResultsError, UsageError
+from braintumor_ray.errors import CatalogError, ResultsError
 from braintumor_ray.predict.results import read_results, results_folder
-from braintumor_ray.scoring import preflight
-from braintumor_ray.scoring.lease import Holder, Lease
+from braintumor_ray.scoring.lease import Holder
+from braintumor_ray.scoring.lease_file import FileLease
 from braintumor_ray.scoring.plan import make_plan, write_work
 from tests.builders import write_archive
 
@@ -39,7 +39,7 @@ def commit(plan, checkpoint="a_000000"):
     """What Ray Data leaves when the work is done, and the manifest."""
     folder, generation = plan.generation.folder, plan.generation
     catalogs = write_work(plan, "attempt")
-    write_rows(plan, plan.work, checkpoint)
+    write_rows(plan, plan.work.read(), checkpoint)
     files = [{"path": f"{generation.rows}/{checkpoint}-0.parquet", "rows": plan.work.num_rows}]
     manifest = {
         "generation": generation.number,
@@ -79,7 +79,7 @@ class TestPlan:
         folder = results_folder(tmp_path)
         commit(plan_for(folder, scans("a", "b")))
         plan = plan_for(folder, scans("a", "b", "c"))
-        assert plan.work["path"].to_pylist() == ["c"]
+        assert plan.work.read()["path"].to_pylist() == ["c"]
         assert plan.generation.number == 2
         assert plan.supersedes == {}
 
@@ -88,7 +88,7 @@ class TestPlan:
         commit(plan_for(folder, scans("a", "b")))
         changed = pa.concat_tables([scans("a"), scans("b", version=1, start=1)])
         plan = plan_for(folder, changed)
-        assert plan.work["scan_id"].to_pylist() == [1001]
+        assert plan.work.read()["scan_id"].to_pylist() == [1001]
         assert plan.supersedes == {1: [1]}
         commit(plan, "b_000000")
         current = read_results(tmp_path, ["scan_id"])["scan_id"].to_pylist()
@@ -98,7 +98,7 @@ class TestPlan:
         folder = results_folder(tmp_path)
         first = plan_for(folder, scans("a", "b", "c"))
         write_work(first, "one")
-        write_rows(first, first.work.slice(0, 2), "x_000000")
+        write_rows(first, first.work.read().slice(0, 2), "x_000000")
         plan = plan_for(folder, scans("a", "b", "c"))
         assert (plan.generation.number, plan.resumed, plan.remaining) == (1, 2, 1)
 
@@ -106,26 +106,26 @@ class TestPlan:
         folder = results_folder(tmp_path)
         first = plan_for(folder, scans("a", "b", "c"))
         write_work(first, "one")
-        write_rows(first, first.work.slice(0, 1), "x_000000")
+        write_rows(first, first.work.read().slice(0, 1), "x_000000")
         plan = plan_for(folder, scans("b", "c", start=1))
-        assert sorted(plan.work["path"].to_pylist()) == ["a", "b", "c"]
+        assert sorted(plan.work.read()["path"].to_pylist()) == ["a", "b", "c"]
 
     def test_a_file_changed_between_two_attempts_is_superseded_inside(self, tmp_path):
         folder = results_folder(tmp_path)
         first = plan_for(folder, scans("a", "b"))
         write_work(first, "one")
-        write_rows(first, first.work.slice(0, 1), "x_000000")
+        write_rows(first, first.work.read().slice(0, 1), "x_000000")
         changed = pa.concat_tables([scans("a", version=1), scans("b", start=1)])
         plan = plan_for(folder, changed)
-        assert sorted(plan.work["scan_id"].to_pylist()) == [0, 1, 1000]
+        assert sorted(plan.work.read()["scan_id"].to_pylist()) == [0, 1, 1000]
         assert plan.supersedes == {1: [0]}
 
     def test_files_and_checkpoints_are_made_to_agree(self, tmp_path):
         folder = results_folder(tmp_path)
         plan = plan_for(folder, scans("a", "b", "c"))
-        write_rows(plan, plan.work.slice(0, 1), "kept_000000")
-        write_rows(plan, plan.work.slice(1, 1), "flight_000001", pending=True)
-        write_rows(plan, plan.work.slice(2, 1), "lost_000002", with_data=False)
+        write_rows(plan, plan.work.read().slice(0, 1), "kept_000000")
+        write_rows(plan, plan.work.read().slice(1, 1), "flight_000001", pending=True)
+        write_rows(plan, plan.work.read().slice(2, 1), "lost_000002", with_data=False)
         plan.generation.reconcile()
         assert folder.names(plan.generation.rows) == ["kept_000000-0.parquet"]
         assert folder.names(plan.generation.checkpoints) == ["kept_000000.parquet"]
@@ -134,7 +134,7 @@ class TestPlan:
     def test_another_model_never_inherits_what_is_done(self, tmp_path):
         folder = results_folder(tmp_path)
         first = plan_for(folder, scans("a"))
-        write_rows(first, first.work, "x_000000")
+        write_rows(first, first.work.read(), "x_000000")
         other = make_plan(folder, scans("a"), [], "other model")
         assert "other model" in other.generation.checkpoints
         assert other.resumed == 0
@@ -143,7 +143,7 @@ class TestPlan:
         folder = results_folder(tmp_path)
         commit(plan_for(folder, scans("a", "b", "c"), limit=2))
         plan = plan_for(folder, scans("a", "b", "c"), limit=2)
-        assert plan.work["path"].to_pylist() == ["c"]
+        assert plan.work.read()["path"].to_pylist() == ["c"]
 
     def test_an_id_that_collides_with_an_earlier_scan_is_refused(self, tmp_path):
         folder = results_folder(tmp_path)
@@ -155,7 +155,7 @@ class TestPlan:
         folder = results_folder(tmp_path)
         folder.write_json({}, "results.json")
         plan = plan_for(folder, scans("a"))
-        write_rows(plan, plan.work, "x_000000")
+        write_rows(plan, plan.work.read(), "x_000000")
         with pytest.raises(ResultsError, match="no committed run"):
             read_results(tmp_path)
 
@@ -176,14 +176,14 @@ class TestLease:
         return Holder(**values | changes)
 
     def test_a_live_holder_is_named_and_refused(self, tmp_path):
-        with Lease(str(tmp_path)), pytest.raises(ResultsError, match=f"process {os.getpid()}"):
-            Lease(str(tmp_path)).__enter__()
+        with FileLease(str(tmp_path)), pytest.raises(ResultsError, match=f"process {os.getpid()}"):
+            FileLease(str(tmp_path)).__enter__()
 
     def test_it_is_given_back(self, tmp_path):
-        with Lease(str(tmp_path)):
+        with FileLease(str(tmp_path)):
             assert (tmp_path / "lease.json").exists()
         assert not (tmp_path / "lease.json").exists()
-        with Lease(str(tmp_path)):
+        with FileLease(str(tmp_path)):
             pass
 
     def test_a_dead_local_holder_is_taken_over_at_once(self, tmp_path):
@@ -191,7 +191,7 @@ class TestLease:
                               capture_output=True, text=True, check=True)  # fmt: skip
         dead = self.holder(pid=int(done.stdout))
         (tmp_path / "lease.json").write_text(json.dumps(asdict(dead)))
-        with Lease(str(tmp_path)) as lease:
+        with FileLease(str(tmp_path)) as lease:
             lease.check()
 
     def test_a_recycled_pid_is_not_the_holder(self):
@@ -203,7 +203,7 @@ class TestLease:
         assert not self.holder(host="elsewhere", heartbeat=now - 61).is_alive(now)
 
     def test_a_lease_that_was_taken_commits_nothing(self, tmp_path):
-        with Lease(str(tmp_path)) as lease:
+        with FileLease(str(tmp_path)) as lease:
             other = self.holder(host="elsewhere")
             (tmp_path / "lease.json").write_text(json.dumps(asdict(other)))
             with pytest.raises(ResultsError, match="elsewhere"):
@@ -213,19 +213,7 @@ class TestLease:
     def test_a_damaged_lease_is_one_line(self, tmp_path):
         (tmp_path / "lease.json").write_text("{")
         with pytest.raises(ResultsError, match="damaged"):
-            Lease(str(tmp_path)).__enter__()
-
-
-class TestPreflight:
-    def test_too_few_cpus_are_refused_instead_of_hanging(self, monkeypatch):
-        monkeypatch.setattr(preflight.ray, "cluster_resources", lambda: {"CPU": 2.0})
-        with pytest.raises(UsageError, match="2 CPUs and the job needs 4"):
-            preflight.check_cluster(0, (1, 1))
-
-    def test_missing_gpus_are_named(self, monkeypatch):
-        monkeypatch.setattr(preflight.ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 1.0})
-        with pytest.raises(UsageError, match="1 GPUs and 2 predictors need 2"):
-            preflight.check_cluster(1.0, (2, 2))
+            FileLease(str(tmp_path)).__enter__()
 
 
 def test_catalogs_of_an_archive_feed_the_plan(tmp_path):

@@ -12,7 +12,8 @@ from braintumor_ray.data.identity import IdentityHash, UriRedaction, uri_redacti
 from braintumor_ray.data.preprocess import Preprocessing
 from braintumor_ray.errors import UsageError
 from braintumor_ray.predict.results import read_results, results_folder
-from braintumor_ray.scoring.plan import drop_other_attempts, make_plan, write_work
+from braintumor_ray.scoring.generation import drop_other_attempts
+from braintumor_ray.scoring.plan import make_plan, write_work
 from braintumor_ray.scoring.redaction import redact_catalog
 from braintumor_ray.scoring.stages import DecodeSettings, DecodeStage
 from tests.builders import write_archive
@@ -29,7 +30,7 @@ def night(folder, catalog, redaction=None, **options):
         return plan
     generation = plan.generation
     catalogs = write_work(plan, "attempt")
-    rows = DecodeStage(SQUARE, DecodeSettings(redaction=redaction))(plan.work)
+    rows = DecodeStage(SQUARE, DecodeSettings(redaction=redaction))(plan.work.read())
     os.makedirs(folder.at(generation.rows))
     file = f"{generation.rows}/a_000000-0.parquet"
     pq.write_table(rows.drop_columns(["image"]), folder.at(file), compression="none")
@@ -72,7 +73,7 @@ class TestRetry:
     def test_a_retry_takes_quarantined_scans_only(self, archive, folder):
         night(folder, load_catalog(archive))
         plan = night(folder, load_catalog(archive), retry_quarantined=True)
-        assert plan.work["path"].to_pylist() == ["broken.png"]
+        assert plan.work.read()["path"].to_pylist() == ["broken.png"]
         assert plan.known == 3
         assert list(plan.supersedes) == [1]
         assert statuses(folder) == ["ok", "ok", "ok", "quarantined"]
@@ -106,7 +107,7 @@ class TestRetry:
         write_work(plan, "one")
         for part in (plan.generation.rows, plan.generation.checkpoints):
             os.makedirs(folder.at(part))
-        ids = plan.work.select(["scan_id"])
+        ids = plan.work.read().select(["scan_id"])
         pq.write_table(ids, folder.at(plan.generation.checkpoints, "x_000000.parquet"))
         pq.write_table(ids, folder.at(plan.generation.rows, "x_000000-0.parquet"))
         for retry in (True, False):  # also where the second run is not asked to retry

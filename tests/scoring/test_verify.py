@@ -33,7 +33,7 @@ def clean(tmp_path_factory):
     plan = make_plan(folder, load_catalog(root / "archive"), [], "fp")
     catalogs = write_work(plan, "one")
     decode = DecodeStage(bundle.preprocessing, DecodeSettings())
-    rows = PredictStage(settings, bundle.fingerprint)(decode(plan.work))
+    rows = PredictStage(settings, bundle.fingerprint)(decode(plan.work.read()))
     (root / "results" / "rows" / "000001").mkdir(parents=True)
     files = []
     for name, part in (("a-0", rows.slice(0, 6)), ("b-0", rows.slice(6))):

@@ -26,3 +26,9 @@ def slow(data, options):
     """Leaves time to be killed."""
     time.sleep(0.02)
     return prepare_file(data, options)
+
+
+def drowsy(data, options):
+    """Leaves more time to be killed."""
+    time.sleep(0.1)
+    return prepare_file(data, options)

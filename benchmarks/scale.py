@@ -1,0 +1,259 @@
+"""Does the archive job stay flat? A catalog of many rows, a mock model, no decoding.
+
+    python benchmarks/scale.py --scans 30000 300000
+
+Everything but decoding and the network is real: catalog, plan, Ray Data with checkpoints, Parquet,
+manifest, verify. Each size runs in a fresh process. Memory is each process's own (RSS less what it
+shares with others, so not Ray's object store), the peak of samples every 0.2 s.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from braintumor_ray.data.catalog import CATALOG_SCHEMA
+from braintumor_ray.predict.schema import KEYS, result_schema
+
+ROWS_PER_WRITE = 100_000
+
+
+class MockDecode:
+    """The decoder's columns without reading anything."""
+
+    def __init__(self, preprocessing, settings):
+        self._square = bytes(preprocessing.image_size**2)
+
+    def __call__(self, rows):
+        """A block of rows."""
+        count = rows.num_rows
+        kept = rows.select(["scan_id", "uri", "frame", *KEYS])
+        for name, value, kind in (
+            ("status", "ok", pa.string()),
+            ("reason", None, pa.string()),
+            ("height", 224, pa.int32()),
+            ("width", 224, pa.int32()),
+            ("pixel_sha256", "0" * 64, pa.string()),
+            ("image", self._square, pa.large_binary()),
+        ):
+            kept = kept.append_column(name, pa.array([value] * count, kind))
+        return kept
+
+
+class MockPredict:
+    """The predictor's columns, at once: random maps, so that Parquet cannot fold them away."""
+
+    def __init__(self, settings, fingerprint, report=None):
+        from braintumor_ray.models.bundle import load_bundle
+        from braintumor_ray.predict.schema import stored_shape
+
+        bundle = load_bundle(settings.bundle)
+        shape = stored_shape(bundle.build_model().map_shape[1:])
+        self._schema = result_schema(shape, settings.methods)
+        self._classes = bundle.fields.class_names
+        self._fingerprint, self._report = fingerprint, report
+        self._size = shape[0] * shape[1]
+        self._random = np.random.default_rng(0)
+
+    def __call__(self, rows):
+        """A block of rows."""
+        started = time.perf_counter()
+        columns = {name: rows[name] for name in rows.column_names if name != "image"}
+        columns |= self._predictions(rows.num_rows)
+        arrays = [columns[field.name].cast(field.type) for field in self._schema]
+        table = pa.Table.from_arrays(arrays, schema=self._schema)
+        if self._report:
+            self._report(rows.num_rows, time.perf_counter() - started)
+        return table
+
+    def _predictions(self, count):
+        chosen = self._random.integers(0, len(self._classes), count)
+        maps = self._random.random((count, self._size)).astype(np.float16)
+        offsets = pa.array(np.arange(count + 1, dtype=np.int32) * self._size)
+        names = np.array(self._classes)[chosen]
+        uniform = [[1 / len(self._classes)] * len(self._classes)] * count
+        found = {
+            "predicted_class": pa.array(names),
+            "cam_class": pa.array(names),
+            "probabilities": pa.array(uniform, pa.list_(pa.float32())),
+            "decision": pa.array(chosen > 0),
+            "entropy": pa.array(self._random.random(count, np.float32)),
+            "out_of_domain": pa.array(np.zeros(count, bool)),
+            "bundle_fingerprint": pa.array([self._fingerprint] * count),
+            "scored_at": pa.array([datetime.now(timezone.utc)] * count),
+        }
+        for field in self._schema:
+            if field.name.startswith("heat_"):
+                found[field.name] = pa.array(self._random.random(count, np.float32))
+            elif field.type == pa.list_(pa.float16()):
+                found[field.name] = pa.ListArray.from_arrays(offsets, pa.array(maps.reshape(-1)))
+        return found
+
+
+def write_catalog(path, count):
+    """A catalog of scans that do not exist."""
+    with pq.ParquetWriter(path, CATALOG_SCHEMA, compression="zstd") as writer:
+        for start in range(0, count, ROWS_PER_WRITE):
+            numbers = np.arange(start, min(start + ROWS_PER_WRITE, count))
+            writer.write_table(catalog_part(numbers))
+
+
+def catalog_part(numbers):
+    paths = [f"site{n % 40:02d}/{n // 4000:06d}/series-{n // 20:09d}/{n:010d}.dcm" for n in numbers]
+    ids = (numbers.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)).view(np.int64)
+    columns = {
+        "scan_id": pa.array(ids),
+        "path": pa.array(paths),
+        "uri": pa.array([f"/archive/of/the/hospital/{path}" for path in paths]),
+        "frame": pa.array(np.zeros(len(numbers), np.int32)),
+        "size": pa.array(numbers + 100_000),
+        "format": pa.array(["dicom"] * len(numbers)),
+        "patient_key": pa.array([f"{n // 60:016x}" for n in numbers]),
+        "series_key": pa.array([f"{n // 20:016x}" for n in numbers]),
+    }
+    for field in CATALOG_SCHEMA:
+        columns.setdefault(field.name, pa.nulls(len(numbers), field.type))
+    return pa.table([columns[f.name].cast(f.type) for f in CATALOG_SCHEMA], schema=CATALOG_SCHEMA)
+
+
+class Watch:
+    """Peak memory of this process and of the largest Ray worker, and scans over time."""
+
+    def __init__(self):
+        self.driver = self.worker = self.workers = 0
+        self.progress = []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._stop.set()
+        self._thread.join()
+
+    def advance(self, done, total):
+        """Note the progress."""
+        if done and done < total:
+            self.progress.append((time.perf_counter(), done))
+
+    def _sample(self):
+        me = psutil.Process()
+        while not self._stop.wait(0.2):
+            self.driver = max(self.driver, own_memory(me))
+            sizes = [own_memory(p) for p in me.children(recursive=True) if is_worker(p)]
+            self.worker = max([self.worker, *sizes])
+            self.workers = max(self.workers, sum(sizes))
+
+
+def is_worker(process):
+    try:
+        return "ray::" in " ".join(process.cmdline())
+    except psutil.Error:
+        return False
+
+
+def own_memory(process):
+    """Bytes that are not shared with other processes."""
+    try:
+        found = process.memory_info()
+    except psutil.Error:
+        return 0
+    return found.rss - found.shared
+
+
+def run_one(count, folder, block_size):
+    """Score a catalog of `count` rows; the figures."""
+    from braintumor_ray.local_ray import ray_session
+    from braintumor_ray.scoring.job import ScoreOptions, Stages, plan_only, score
+    from braintumor_ray.scoring.scans import open_scans
+    from braintumor_ray.scoring.stages import PredictSettings
+    from braintumor_ray.scoring.verify import verify
+
+    catalog, bundle = f"{folder}/catalog.parquet", f"{folder}/bundle"
+    results = f"{folder}/results"
+    write_catalog(catalog, count)
+    options = ScoreOptions(PredictSettings(bundle), block_size=block_size)
+    started = time.perf_counter()
+    with ray_session(), Watch() as watch:
+        score(open_scans(catalog), results, options, watch.advance, Stages(MockDecode, MockPredict))
+        seconds = time.perf_counter() - started
+    peak_driver, first = watch.driver, time.perf_counter()
+    again = plan_only(open_scans(catalog), results, replace(options, limit=None))
+    second_night = time.perf_counter() - first
+    with Watch() as checking:
+        report = verify(results)
+    assert (again.remaining, report.scans, report.differences) == (0, count, [])
+    (t0, n0), (t1, n1) = watch.progress[0], watch.progress[-1]
+    sizes = [path.stat().st_size for path in Path(results).glob("rows/*/*.parquet")]
+    return {
+        "scans": count,
+        "seconds": seconds,
+        "steady_scans_per_s": (n1 - n0) / (t1 - t0),
+        "driver_mb": peak_driver / 1e6,
+        "largest_worker_mb": watch.worker / 1e6,
+        "all_workers_mb": watch.workers / 1e6,
+        "second_night_plan_s": second_night,
+        "verify_driver_mb": checking.driver / 1e6,
+        "files": len(sizes),
+        "bytes_per_scan": sum(sizes) / count,
+        "catalog_bytes_per_scan": Path(catalog).stat().st_size / count,
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--scans", type=int, nargs="+", default=[30_000, 300_000])
+    parser.add_argument("--block-size", type=int, default=512)
+    parser.add_argument("--output", help="JSON file of the figures")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        print(json.dumps(run_one(arguments.scans[0], arguments.one, arguments.block_size)))
+        return
+    rows = [in_fresh_process(count, arguments.block_size) for count in arguments.scans]
+    report(rows)
+    if arguments.output:
+        Path(arguments.output).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+def in_fresh_process(count, block_size):
+    from tests.builders import make_bundle
+
+    with tempfile.TemporaryDirectory() as folder:
+        make_bundle(Path(folder) / "bundle")
+        command = [sys.executable, __file__, "--scans", str(count), "--one", folder]
+        command += ["--block-size", str(block_size)]
+        root = str(Path(__file__).resolve().parents[1])
+        environment = {**os.environ, "PYTHONPATH": root}
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, text=True, check=True, env=environment
+        )
+        return json.loads(done.stdout.splitlines()[-1])
+
+
+def report(rows):
+    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores")
+    for key in rows[0]:
+        values = [f"{row[key]:>14,.1f}" for row in rows]
+        last = f"{rows[-1][key] / rows[0][key]:>8.2f}x" if rows[0][key] else ""
+        print(f"{key:<24}", *values, last)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    main()

@@ -1,0 +1,138 @@
+"""What a job would ask of a cluster, from a sample measured here: `score --plan`."""
+
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+
+from braintumor_ray.models.bundle import load_bundle
+from braintumor_ray.predict.predictor import choose_device
+from braintumor_ray.scoring.options import ScoreOptions
+from braintumor_ray.scoring.scans import Scans
+from braintumor_ray.scoring.stages import DecodeStage, PredictStage
+
+SAMPLE = 96  # scans, evenly over the catalog
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds per scan, of one decoder (reading included) and of one predictor.
+
+    Attributes:
+        decode_s, predict_s: seconds per scan.
+        device: what predicted: 'cpu', 'cuda', or 'given' where the user said its speed.
+        block_bytes: of a block of decoded scans in Ray's memory.
+    """
+
+    decode_s: float
+    predict_s: float
+    device: str
+    block_bytes: int
+
+
+def estimate(
+    scans: Scans,
+    remaining: int,
+    options: ScoreOptions,
+    gpu_scans_per_s: float | None = None,
+    gpus_per_predictor: float | None = None,
+) -> dict[str, Any]:
+    """Measure a sample and work out what one predictor needs beside it.
+
+    Args:
+        scans: the catalog.
+        remaining: scans still to be scored.
+        options: of the run.
+        gpu_scans_per_s: what one GPU predicts; None: measured where there is a GPU here.
+        gpus_per_predictor: share of a GPU; None: a whole one.
+
+    Returns:
+        The figures, with `lines` for people.
+    """
+    costs = measure(sample_of(scans), options, gpu_scans_per_s)
+    share = (gpus_per_predictor or 1.0) if costs.device != "cpu" else 0.0
+    return ask(costs, remaining, replace(options, gpus_per_predictor=share))
+
+
+def sample_of(scans: Scans, count: int = SAMPLE) -> pa.Table:
+    """Some rows, evenly spread over a catalog."""
+    step = max(1, scans.num_rows // count)
+    taken, start = [], 0
+    for part in scans.parts():
+        rows = range(-start % step, part.num_rows, step)
+        taken.append(part.take(pa.array(rows, pa.int64())))
+        start += part.num_rows
+    return pa.concat_tables(taken, promote_options="default").slice(0, count)
+
+
+def measure(sample: pa.Table, options: ScoreOptions, gpu_scans_per_s: float | None) -> Costs:
+    """Decode and predict a sample in this process, the second time by the clock."""
+    bundle = load_bundle(options.predict.bundle)
+    decode = DecodeStage(bundle.preprocessing, options.decode)
+    decode(sample.slice(0, 8))  # its child process has started
+    decoded, decode_s = _timed(decode, sample)
+    if gpu_scans_per_s:
+        return Costs(decode_s, 1 / gpu_scans_per_s, "given", _block_bytes(decoded, options))
+    predict = PredictStage(options.predict, bundle.fingerprint)
+    predict(decoded)
+    _, predict_s = _timed(predict, decoded)
+    device = choose_device(options.predict.device).type
+    return Costs(decode_s, predict_s, device, _block_bytes(decoded, options))
+
+
+def ask(costs: Costs, remaining: int, options: ScoreOptions) -> dict[str, Any]:
+    """What follows from the costs.
+
+    A GPU (or a node's predictor) is kept busy by decode_s / predict_s decoders. In Ray's memory
+    lie the blocks in flight: one being made and one waiting per decoder, two per predictor.
+    """
+    speed = 1 / costs.predict_s
+    decoders = costs.decode_s * speed
+    per_gpu = 1 / options.gpus_per_predictor if options.gpus_per_predictor else 1.0
+    cpus = decoders * options.cpus_per_decode + per_gpu
+    memory = costs.block_bytes * (2 * decoders + 2 * per_gpu) / options.object_store_fraction
+    found = {
+        "remaining": remaining,
+        "decode_ms": 1000 * costs.decode_s,
+        "predict_ms": 1000 * costs.predict_s,
+        "device": costs.device,
+        "predictors_per_gpu": per_gpu if options.gpus_per_predictor else None,
+        "cpus_per_predictor": 1.0,
+        "gpus_per_predictor": options.gpus_per_predictor,
+        "cpus_per_decode": options.cpus_per_decode,
+        "decoders_per_gpu": decoders,
+        "cpus_per_gpu": cpus,
+        "object_store_bytes": int(memory),
+        "hours": remaining / speed / 3600,
+    }
+    return found | {"lines": _lines(found)}
+
+
+def _lines(found: dict[str, Any]) -> list[str]:
+    one = "GPU" if found["device"] != "cpu" else "CPU predictor"
+    each = (
+        f"{found['predictors_per_gpu']:g} per GPU, {found['gpus_per_predictor']:g} GPU and 1 CPU"
+        if found["predictors_per_gpu"]
+        else "1 CPU"
+    )
+    return [
+        f"{found['remaining']} scans to score",
+        f"a decoder takes {found['decode_ms']:.2f} ms a scan here, reading included; "
+        f"a {one} {found['predict_ms']:.3f} ms ({found['device']})",
+        f"predictors: {each} each; decoders: {found['cpus_per_decode']:g} CPU each",
+        f"to keep one {one} busy: {found['decoders_per_gpu']:.1f} decoders, "
+        f"{found['cpus_per_gpu']:.1f} CPUs in all, "
+        f"{found['object_store_bytes'] / 1e6:.0f} MB of object store",
+        f"with that, {found['hours']:.2f} hours on one {one}, {found['hours'] / 8:.2f} on eight",
+    ]
+
+
+def _timed(stage: Any, rows: pa.Table) -> tuple[pa.Table, float]:  # noqa: ANN401 - a stage
+    started = time.perf_counter()
+    out = stage(rows)
+    return out, (time.perf_counter() - started) / max(1, rows.num_rows)
+
+
+def _block_bytes(decoded: pa.Table, options: ScoreOptions) -> int:
+    return int(decoded.nbytes / max(1, decoded.num_rows) * options.block_size)

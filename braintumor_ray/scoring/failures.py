@@ -1,0 +1,27 @@
+"""What went wrong, without the frames of the machinery around it."""
+
+
+def root_cause(error: BaseException) -> str:
+    """The innermost cause of an error on one line: its type and the first line of its text."""
+    error = innermost(error)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # The text of an error that crossed processes is a traceback: its last line says what it was.
+    remote = bool(lines) and "Traceback" in str(error)
+    text = (lines[-1] if remote else lines[0]) if lines else ""
+    name = type(error).__name__
+    return text if text.startswith(name) or remote else f"{name}: {text}".rstrip(": ")
+
+
+def innermost(error: BaseException) -> BaseException:
+    """The error at the end of the chain of causes, also of those that came from other processes."""
+    seen = {id(error)}
+    while (inner := _inner(error)) is not None and id(inner) not in seen:
+        seen.add(id(inner))
+        error = inner
+    return error
+
+
+def _inner(error: BaseException) -> BaseException | None:
+    cause = getattr(error, "cause", None) or error.__cause__
+    # Ray marks whose fault an error is by a cause without words.
+    return cause if isinstance(cause, BaseException) and str(cause) else None

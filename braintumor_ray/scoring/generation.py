@@ -1,0 +1,140 @@
+"""One run's share of a results folder: its files, and making them agree after a crash."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from braintumor_ray.data.storage import open_filesystem
+from braintumor_ray.predict.results import CATALOGS, CHECKPOINTS, ROWS, ResultsFolder
+from braintumor_ray.scoring.scans import Ids, joined
+
+PENDING = ".pending.parquet"
+READERS = 16  # files read at a time: an object store's latency, not its bandwidth, is the limit
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One run's share of a results folder.
+
+    Attributes:
+        folder: the results.
+        number: 1 upwards; the generation is committed when its manifest exists.
+        fingerprint: names the checkpoints, so that another model never inherits "done".
+    """
+
+    folder: ResultsFolder
+    number: int
+    fingerprint: str
+
+    @property
+    def name(self) -> str:
+        """The number as it stands in file names."""
+        return f"{self.number:06d}"
+
+    @property
+    def rows(self) -> str:
+        """Where its predictions are, below the folder."""
+        return f"{ROWS}/{self.name}"
+
+    @property
+    def checkpoints(self) -> str:
+        """Where Ray Data notes what is done, below the folder."""
+        return f"{CHECKPOINTS}/{self.fingerprint}/{self.name}"
+
+    def committed_files(self) -> dict[str, str]:
+        """Data files with a committed checkpoint: file name -> checkpoint name.
+
+        Ray names a data file after its checkpoint, with a suffix.
+        """
+        prefixes = {
+            name.removesuffix(".parquet"): name
+            for name in self.folder.names(self.checkpoints)
+            if name.endswith(".parquet") and not name.endswith(PENDING)
+        }
+        found = {}
+        for name in self.folder.names(self.rows):
+            prefix = _prefix_in(name, prefixes)
+            if prefix is not None:
+                found[name] = prefixes[prefix]
+        return found
+
+    def read_files(
+        self, names: Sequence[str], columns: Sequence[str]
+    ) -> Iterator[tuple[str, pa.Table]]:
+        """Some columns of data files, by file, several read at a time and few held."""
+        paths = [f"{self.rows}/{name}" for name in names]
+        with ThreadPoolExecutor(READERS) as pool:
+            for start in range(0, len(paths), 4 * READERS):
+                batch = paths[start : start + 4 * READERS]
+                tables = pool.map(lambda p: self.folder.read_parquet([p], list(columns))[0], batch)
+                yield from zip(batch, tables, strict=True)
+
+    def committed_ids(self) -> Ids:
+        """Scan ids in committed files of this generation, in no order: 8 bytes a scan."""
+        names = list(self.committed_files())
+        return joined(t["scan_id"].to_numpy() for _, t in self.read_files(names, ["scan_id"]))
+
+    def reconcile(self) -> None:
+        """Make data files and checkpoints agree, after a crash.
+
+        A data file without a committed checkpoint was in flight: it goes, and its scans are
+        scored again. So does a checkpoint without its file, whose scans would be lost.
+        """
+        committed = self.committed_files()
+        filesystem, base = open_filesystem(self.folder.location)
+        kept = set(committed.values())
+        for name in self.folder.names(self.rows):
+            if name not in committed:
+                filesystem.delete_file(f"{base}/{self.rows}/{name}")
+        for name in self.folder.names(self.checkpoints):
+            if name not in kept:
+                filesystem.delete_file(f"{base}/{self.checkpoints}/{name}")
+
+    def settled_ids(self) -> Ids:
+        """Committed scan ids, each once: files that repeat a scan of another file are given up.
+
+        A writer that outlived its driver or its node may commit scans that were meanwhile scored
+        again. Nothing is published yet: what only the lost file had is scored once more.
+        """
+        committed = self.committed_files()
+        tables = dict(self.read_files(sorted(committed), ["scan_id"]))
+        ids = joined(table["scan_id"].to_numpy() for table in tables.values())
+        if len(np.unique(ids)) == len(ids):
+            return ids
+        filesystem, base = open_filesystem(self.folder.location)
+        seen = np.empty(0, np.int64)
+        for path, table in sorted(tables.items(), key=lambda pair: -pair[1].num_rows):
+            own = table["scan_id"].to_numpy()
+            if len(np.unique(own)) == len(own) and not np.isin(own, seen).any():
+                seen = np.union1d(seen, own)
+                continue
+            checkpoint = committed[path.rsplit("/", 1)[-1]]
+            filesystem.delete_file(f"{base}/{self.checkpoints}/{checkpoint}")
+            filesystem.delete_file(f"{base}/{path}")
+        return seen
+
+    def drop_checkpoints(self) -> None:
+        """Forget the checkpoints; the manifest has taken their place."""
+        filesystem, base = open_filesystem(self.folder.location)
+        if self.folder.names(self.checkpoints):
+            filesystem.delete_dir(f"{base}/{self.checkpoints}")
+
+
+def drop_other_attempts(generation: Generation, kept: Sequence[str]) -> None:
+    """Remove the catalogs of interrupted attempts."""
+    filesystem, base = open_filesystem(generation.folder.location)
+    parent = f"{CATALOGS}/{generation.name}"
+    for name in generation.folder.names(parent):
+        if f"{parent}/{name}" not in kept:
+            filesystem.delete_file(f"{base}/{parent}/{name}")
+
+
+def _prefix_in(name: str, prefixes: dict[str, str]) -> str | None:
+    stem = name.removesuffix(".parquet")
+    while stem and stem not in prefixes:
+        cut = max(stem.rfind("_"), stem.rfind("-"))
+        stem = stem[:cut] if cut > 0 else ""
+    return stem or None

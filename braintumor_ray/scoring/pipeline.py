@@ -1,0 +1,164 @@
+"""The archive job's pipeline on Ray Data: read, decode, predict, write with checkpoints."""
+
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import ray
+from ray.data import ActorPoolStrategy, SaveMode
+from ray.data.checkpoint import CheckpointConfig
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from braintumor_ray.data.pipeline import quiet_progress
+from braintumor_ray.data.storage import open_filesystem
+from braintumor_ray.models.bundle import Bundle
+from braintumor_ray.scoring.generation import Generation
+from braintumor_ray.scoring.layout import Layout
+from braintumor_ray.scoring.options import ScoreOptions
+from braintumor_ray.scoring.stages import PredictSettings, PredictStage
+from braintumor_ray.scoring.watchful import WatchfulDecode
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The classes of the two stages; a benchmark of the rest puts mocks in their place."""
+
+    decode: type = WatchfulDecode
+    predict: type = PredictStage
+
+
+@ray.remote(num_cpus=0)
+class Counter:
+    """Scans predicted so far, and seconds spent predicting them."""
+
+    def __init__(self) -> None:
+        self._rows, self._seconds = 0, 0.0
+
+    def add(self, rows: int, seconds: float) -> None:
+        """Count a block."""
+        self._rows += rows
+        self._seconds += seconds
+
+    def read(self) -> tuple[int, float]:
+        """Scans and seconds."""
+        return self._rows, self._seconds
+
+
+def counter_beside_us() -> Any:  # noqa: ANN401 - an actor handle
+    """A counter on the driver's node, so that it does not end with any other."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    made = Counter.options(scheduling_strategy=here, max_restarts=-1)  # type: ignore[attr-defined]
+    return made.remote()
+
+
+def execute(
+    generation: Generation,
+    catalogs: list[str],
+    bundle: Bundle,
+    options: ScoreOptions,
+    layout: Layout,
+    counter: Any,  # noqa: ANN401 - an actor handle
+    stages: Stages,
+) -> None:
+    """Score the catalogs' scans that have no committed row yet; see `pipeline` for the rest.
+
+    Raises:
+        ResultsError: something failed that is no scan's fault; what is committed is kept.
+    """
+    quiet_progress()
+    filesystem, base = open_filesystem(generation.folder.location)
+    # Only reads filter by checkpoints: the work must be a Parquet file, not rows in memory.
+    data = ray.data.read_parquet([f"{base}/{path}" for path in catalogs], filesystem=filesystem)
+    context = data.context
+    context.checkpoint_config = CheckpointConfig(
+        id_column="scan_id",
+        checkpoint_path=f"{base}/{generation.checkpoints}",
+        override_filesystem=filesystem,
+        delete_checkpoint_on_success=False,  # the default would score everything again next time
+    )
+    context.execution_no_progress_timeout_s = options.no_progress_timeout_s
+    context.override_object_store_memory_limit_fraction = options.object_store_fraction
+    scored = (
+        data.repartition(target_num_rows_per_block=options.block_size)
+        .map_batches(
+            stages.decode,
+            fn_constructor_args=(bundle.preprocessing, options.decode),
+            batch_format="pyarrow",
+            batch_size=None,
+            num_cpus=layout.cpus_per_decode,
+            compute=_pool(layout.decoders),
+        )
+        .map_batches(
+            stages.predict,
+            fn_constructor_args=(
+                _with_threads(options.predict, layout),
+                bundle.fingerprint,
+                _reporter(counter),
+            ),
+            batch_format="pyarrow",
+            batch_size=None,
+            num_cpus=layout.cpus_per_predictor,
+            num_gpus=layout.gpus_per_predictor or None,
+            compute=_pool(layout.predictors),
+        )
+    )
+    filesystem.create_dir(f"{base}/{generation.rows}", recursive=True)
+    scored.write_parquet(
+        f"{base}/{generation.rows}",
+        filesystem=filesystem,
+        mode=SaveMode.APPEND,  # OVERWRITE destroys committed rows, IGNORE does nothing
+        compression="zstd",
+    )
+
+
+def _pool(size: tuple[int, int]) -> ActorPoolStrategy:
+    return ActorPoolStrategy(min_size=size[0], max_size=size[1])
+
+
+def _with_threads(predict: PredictSettings, layout: Layout) -> PredictSettings:
+    if predict.torch_threads is not None:
+        return predict
+    return PredictSettings(**{**asdict(predict), "torch_threads": layout.torch_threads})
+
+
+def _reporter(counter: Any) -> Callable[[int, float], None]:  # noqa: ANN401 - an actor handle
+    def report(rows: int, seconds: float) -> None:
+        counter.add.remote(rows, seconds)
+
+    return report
+
+
+class watched:
+    """Passes the counter on to `progress` twice a second while the job runs."""
+
+    def __init__(
+        self,
+        counter: Any,  # noqa: ANN401 - an actor handle
+        done: int,
+        total: int,
+        progress: Progress | None,
+    ) -> None:
+        self._counter, self._progress = counter, progress
+        self._done, self._total = done, total
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="progress", daemon=True)
+
+    def __enter__(self) -> None:
+        if self._progress:
+            self._thread.start()
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        if self._progress:
+            self._thread.join()
+
+    def _watch(self) -> None:
+        assert self._progress is not None
+        while not self._stop.wait(0.5):
+            with suppress(ray.exceptions.RayError):  # the job itself will report it
+                rows, _ = ray.get(self._counter.read.remote(), timeout=5)
+                self._progress(min(self._done + rows, self._total), self._total)

@@ -1,0 +1,209 @@
+"""Catalogs read a part at a time, so that the driver's memory does not grow with the archive."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from braintumor_ray.data.catalog import (
+    CATALOG_SCHEMA,
+    HEADER_COLUMNS,
+    CatalogOptions,
+    Progress,
+    load_catalog,
+)
+from braintumor_ray.data.storage import open_filesystem
+from braintumor_ray.errors import CatalogError
+
+ROWS_PER_PART = 100_000  # about 30 MB
+
+Ids = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Scans:
+    """Rows of a catalog, in parts.
+
+    Attributes:
+        num_rows: in all parts together.
+        read_parts: gives tables of at most `ROWS_PER_PART` rows with the named columns (None:
+            all), always in the same order.
+    """
+
+    num_rows: int
+    read_parts: Callable[[Sequence[str] | None], Iterator[pa.Table]]
+
+    def parts(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """Tables of at most `ROWS_PER_PART` rows."""
+        return self.read_parts(columns)
+
+    @cached_property
+    def ids(self) -> Ids:
+        """int64 (n,): the scan ids, 8 bytes a scan; all that is kept of most rows."""
+        return joined(part["scan_id"].to_numpy() for part in self.parts(["scan_id"]))
+
+    def read(self) -> pa.Table:
+        """All rows in memory."""
+        return pa.concat_tables(self.parts(), promote_options="default")
+
+
+@dataclass(frozen=True)
+class Work:
+    """The scans of one generation: some rows of a catalog, after some of an earlier attempt.
+
+    Attributes:
+        catalog: the source.
+        chosen: bool (n,), which of its rows.
+        carried: rows that an interrupted attempt has committed and the catalog no longer has.
+    """
+
+    catalog: Scans
+    chosen: Mask
+    carried: pa.Table
+
+    @property
+    def num_rows(self) -> int:
+        """Scans."""
+        return int(self.carried.num_rows) + int(np.count_nonzero(self.chosen))
+
+    @cached_property
+    def ids(self) -> Ids:
+        """int64 (n,): their ids, in the order of the rows."""
+        return np.concatenate([self.carried["scan_id"].to_numpy(), self.catalog.ids[self.chosen]])
+
+    def parts(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """Tables of at most `ROWS_PER_PART` rows; at least one, which may be empty."""
+        yield self.carried if columns is None else self.carried.select(list(columns))
+        start = 0
+        for part in self.catalog.parts(columns):
+            chosen = self.chosen[start : start + part.num_rows]
+            start += part.num_rows
+            if chosen.any():
+                yield part.filter(pa.array(chosen))
+
+    def read(self) -> pa.Table:
+        """All rows in memory."""
+        return pa.concat_tables(self.parts(), promote_options="default")
+
+
+def open_scans(
+    source: str, options: CatalogOptions | None = None, progress: Progress | None = None
+) -> Scans:
+    """The catalog of any SOURCE; one that is Parquet already never is in memory as a whole.
+
+    Raises:
+        CatalogError: nothing there, or not a catalog.
+    """
+    if source.rstrip("/").endswith(".parquet"):
+        return _scans_in_parquet(source.rstrip("/"))
+    return scans_in_table(load_catalog(source, options, progress))
+
+
+def scans_in_table(table: pa.Table) -> Scans:
+    """A catalog that is in memory."""
+
+    def parts(columns: Sequence[str] | None) -> Iterator[pa.Table]:
+        chosen = table if columns is None else table.select(list(columns))
+        for start in range(0, max(table.num_rows, 1), ROWS_PER_PART):
+            yield chosen.slice(start, ROWS_PER_PART)
+
+    return Scans(table.num_rows, parts)
+
+
+def scans_in_files(
+    location: str,
+    paths: Sequence[str],
+    filesystem: Any,  # noqa: ANN401 - pyarrow has no stubs
+    count: int | None = None,
+) -> Scans:
+    """Catalogs in Parquet files.
+
+    Raises:
+        CatalogError: one cannot be read, also later, when its rows are.
+    """
+    if count is None:
+        count = sum(_metadata(location, path, filesystem).num_rows for path in paths)
+
+    def parts(columns: Sequence[str] | None) -> Iterator[pa.Table]:
+        for path in paths:
+            yield from _parts_of_file(location, path, filesystem, columns)
+
+    return Scans(count, parts)
+
+
+def joined(parts: Iterator[Any]) -> Ids:
+    """int64 (n,) of several."""
+    arrays = list(parts)
+    return np.concatenate(arrays) if arrays else np.empty(0, np.int64)
+
+
+def keys_of(table: pa.Table, name: str) -> Ids:
+    """int64 (n,): a hash of (column `name`, frame) of each row.
+
+    Equal rows have equal keys in this process; unequal ones hardly ever: confirm what it finds.
+    """
+    pairs = zip(table[name].to_pylist(), table["frame"].to_pylist(), strict=True)
+    return np.fromiter(map(hash, pairs), np.int64, table.num_rows)
+
+
+def _scans_in_parquet(source: str) -> Scans:
+    from pyarrow.fs import FileSelector, FileType
+
+    filesystem, base = open_filesystem(source)
+    try:
+        if filesystem.get_file_info(base).type == FileType.Directory:
+            infos = filesystem.get_file_info(FileSelector(base, recursive=True))
+            paths = sorted(info.path for info in infos if info.path.endswith(".parquet"))
+        else:
+            paths = [base]
+    except OSError as error:
+        raise CatalogError(f"catalog '{source}' cannot be read: {error}") from error
+    for path in paths[:1]:
+        _check_columns(source, _metadata(source, path, filesystem).schema.to_arrow_schema())
+    return scans_in_files(source, paths, filesystem)
+
+
+def _check_columns(source: str, schema: pa.Schema) -> None:
+    missing = {*CATALOG_SCHEMA.names} - {*schema.names} - {*HEADER_COLUMNS}
+    if missing:
+        raise CatalogError(
+            f"'{source}' is not a catalog: column '{sorted(missing)[0]}' is missing; make one with "
+            "'braintumor-ray catalog SOURCE --output CATALOG.parquet'"
+        )
+
+
+def _metadata(source: str, path: str, filesystem: Any) -> Any:  # noqa: ANN401
+    try:
+        return pq.read_metadata(path, filesystem=filesystem)
+    except (OSError, pa.ArrowException) as error:
+        raise CatalogError(f"catalog '{source}' cannot be read: {error}") from error
+
+
+def _parts_of_file(
+    source: str,
+    path: str,
+    filesystem: Any,  # noqa: ANN401 - pyarrow has no stubs
+    columns: Sequence[str] | None,
+) -> Iterator[pa.Table]:
+    try:
+        with filesystem.open_input_file(path) as stream:
+            file = pq.ParquetFile(stream)
+            names = columns and [name for name in columns if name in file.schema_arrow.names]
+            for batch in file.iter_batches(ROWS_PER_PART, columns=names):
+                yield _with_headers(pa.Table.from_batches([batch]), columns)
+    except (OSError, pa.ArrowException) as error:
+        raise CatalogError(f"catalog '{source}' cannot be read: {error}") from error
+
+
+def _with_headers(part: pa.Table, columns: Sequence[str] | None) -> pa.Table:
+    """Older catalogs lack some columns of CATALOG_SCHEMA."""
+    for name in HEADER_COLUMNS:
+        if name not in part.column_names and (columns is None or name in columns):
+            part = part.append_column(name, pa.nulls(part.num_rows, pa.string()))
+    return part

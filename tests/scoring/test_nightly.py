@@ -1,0 +1,129 @@
+"""Tonight against the last nights: what is drift, and what is chance."""
+
+import numpy as np
+import pytest
+
+from braintumor_ray.predict.results import results_folder
+from braintumor_ray.scoring.history import compare, last_summaries, total_variation
+from braintumor_ray.scoring.nightly import judge
+
+CLASSES = ("glioma", "meningioma", "none", "pituitary")
+SHARES = np.array([0.4, 0.2, 0.3, 0.1])
+
+
+def night(number, scans=500, shares=SHARES, quarantined=5, entropy=0.6, seed=None):
+    """A night's summary, drawn by chance."""
+    random = np.random.default_rng(number if seed is None else seed)
+    counts = random.multinomial(scans - quarantined, shares)
+    return {
+        "generation": number,
+        "scans": scans,
+        "status": {"ok": scans - quarantined, "quarantined": quarantined},
+        "classes": {name: int(n) for name, n in zip(CLASSES, counts, strict=True) if n},
+        "mean_entropy": entropy + random.normal(0, 0.3 / np.sqrt(scans)),
+        "entropy_deviation": 0.3,
+    }
+
+
+def week(**changes):
+    return [night(number, **changes) for number in range(1, 8)]
+
+
+def drifts(tonight, earlier=None):
+    return [figure.name for figure in compare(tonight, earlier or week()).drifts]
+
+
+class TestDrift:
+    def test_ordinary_nights_are_as_usual(self):
+        alarms = [drifts(night(8, seed=seed)) for seed in range(100, 300)]
+        assert sum(map(bool, alarms)) <= 6, "about 1 in 100 nights, over three figures"
+
+    def test_small_ordinary_nights_are_as_usual_too(self):
+        alarms = [drifts(night(8, scans=12, quarantined=0, seed=seed)) for seed in range(100, 300)]
+        assert sum(map(bool, alarms)) <= 6
+
+    def test_other_class_shares_drift(self):
+        other = np.array([0.2, 0.2, 0.5, 0.1])
+        assert drifts(night(8, shares=other)) == ["class shares"]
+
+    def test_a_class_never_seen_before_counts(self):
+        tonight = night(8)
+        tonight["classes"] = {"glioma": 250, "metastasis": 245}
+        found = compare(tonight, week())
+        assert "class shares" in [figure.name for figure in found.drifts]
+        assert found.shares["metastasis"] == (245 / 495, 0.0)
+
+    def test_higher_and_lower_entropy_drift(self):
+        assert drifts(night(8, entropy=0.75)) == ["mean entropy"]
+        assert drifts(night(8, entropy=0.45)) == ["mean entropy"]
+
+    def test_more_quarantined_scans_drift_and_fewer_do_not(self):
+        assert drifts(night(8, quarantined=40)) == ["quarantine share"]
+        assert drifts(night(8, quarantined=0), week(quarantined=40)) == []
+
+    def test_one_bad_file_after_clean_nights_is_no_alarm(self):
+        assert drifts(night(8, scans=20, quarantined=1), week(quarantined=0)) == []
+
+    def test_where_nights_vary_by_nature_more_is_allowed(self):
+        random = np.random.default_rng(0)
+        varied = [night(n, shares=random.dirichlet(20 * SHARES)) for n in range(1, 8)]
+        tonight = night(8, shares=np.array([0.25, 0.28, 0.35, 0.12]))
+        assert drifts(tonight) == ["class shares"]
+        assert drifts(tonight, varied) == []
+
+    def test_two_nights_are_too_few(self):
+        assert compare(night(3), week()[:2]).figures == []
+
+    def test_a_night_without_a_readable_scan_drifts_by_its_quarantine(self):
+        tonight = night(8, scans=50, quarantined=50)
+        tonight |= {"mean_entropy": None, "classes": {}}
+        assert drifts(tonight) == ["quarantine share"]
+
+    def test_total_variation(self):
+        assert total_variation({"a": 1.0}, {"b": 1.0}) == 1.0
+        assert total_variation({"a": 0.5, "b": 0.5}, {"a": 0.25, "b": 0.75}) == 0.25
+
+
+class TestHistory:
+    def test_the_last_seven_are_read_and_empty_ones_left_out(self, tmp_path):
+        folder = results_folder(tmp_path)
+        for number in range(1, 11):
+            summary = night(number) | ({"scans": 0} if number == 9 else {})
+            folder.write_json({"summary": summary}, "manifests", f"{number:06d}.json")
+        found = last_summaries(folder, before=11)
+        assert [summary["generation"] for summary in found] == [4, 5, 6, 7, 8, 10]
+
+
+class TestVerdict:
+    @pytest.fixture
+    def whole(self, monkeypatch):
+        from braintumor_ray.scoring import nightly
+        from braintumor_ray.scoring.verify import Report
+
+        reports = {"differences": []}
+        monkeypatch.setattr(nightly, "verify", lambda *_: Report(10, 10, reports["differences"]))
+        return reports["differences"]
+
+    def write(self, root):
+        for summary in week():
+            name = f"{summary['generation']:06d}.json"
+            results_folder(root).write_json({"summary": summary}, "manifests", name)
+
+    def test_all_is_well(self, tmp_path, whole):
+        self.write(tmp_path)
+        found = judge(str(tmp_path), night(8), 0.1, 1)
+        assert found.gates == []
+        assert any("as usual" in line for line in found.report)
+
+    def test_each_gate_is_named(self, tmp_path, whole):
+        self.write(tmp_path)
+        whole.append("a row too many")
+        bad = night(8, quarantined=100, shares=np.array([0.05, 0.05, 0.1, 0.8]))
+        gates = " | ".join(judge(str(tmp_path), bad, 0.1, 1).gates)
+        assert "verify: a row too many" in gates
+        assert "20.0% of the scans are quarantined" in gates
+        assert "drift: class shares" in gates
+
+    def test_a_night_with_nothing_new_is_only_verified(self, tmp_path, whole):
+        found = judge(str(tmp_path), {"generation": None, "known": 5}, 0.1, 1)
+        assert (found.gates, found.comparison, found.verified) == ([], None, 10)
