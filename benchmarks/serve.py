@@ -9,6 +9,7 @@ predictor's own, p50 at low load at most 1.5 single predictions plus 10 ms, no f
 
 import argparse
 import http.client
+import itertools
 import json
 import os
 import platform
@@ -21,6 +22,7 @@ import tempfile
 import threading
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 PATH = "/v1/predict?explain=both&heatmap=array"
@@ -51,7 +53,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--json", help="write the figures here")
     parser.add_argument("--role", choices=["whole", "alone", "client"], default="whole")
     parser.add_argument("--port", type=int)
-    parser.add_argument("--threads", type=int, help="of torch, for the predictor alone")
     return parser.parse_args()
 
 
@@ -59,18 +60,17 @@ def whole_run(options: argparse.Namespace) -> dict:
     with tempfile.TemporaryDirectory() as work:
         options.bundle = options.bundle or untrained_bundle(Path(work) / "bundle")
         options.scans = options.scans or os.environ.get("BRAINTUMOR_DATA") or phantoms(work)
-        # With one thread too: where cores are shared, a team of threads waits for its slowest.
-        runs = [child(options, "alone", threads=count) for count in (1, os.cpu_count())]
+        # Before and after: what else runs on the machine may slow the one and not the other.
+        first = child(options, "alone")
         served = serve_and_load(options)
-        runs += [child(options, "alone", threads=count) for count in (1, os.cpu_count())]
-    return {"alone": runs, **served}
+        return {"alone": [first, child(options, "alone")], **served}
 
 
 def child(options: argparse.Namespace, role: str, **changes) -> dict:
     """Run a part of this file as a process of its own; its last line is JSON."""
     values = vars(options) | {"role": role} | changes
     names = ("role", "bundle", "scans", "distinct", "requests", "clients", "single", "precision")
-    names += ("max_seconds", "port", "threads")
+    names += ("max_seconds", "port")
     arguments = [
         f"--{name.replace('_', '-')}={values[name]}" for name in names if values[name] is not None
     ]
@@ -87,50 +87,70 @@ def read_scans(options: argparse.Namespace) -> list[bytes]:
 
 
 def alone(options: argparse.Namespace) -> dict:
-    """The predictor in one process: scans/s in batches, and one at a time."""
+    """The predictor in one process, files in: scans/s of every layout tried, and one at a time."""
     import torch
 
     from braintumor_ray.data.decode import decode
     from braintumor_ray.predict.predictor import Predictor
 
-    if options.threads:
-        torch.set_num_threads(options.threads)
     scans = read_scans(options)
     predictor = Predictor.from_bundle(options.bundle, precision=options.precision)
-    grays = [decode(data).gray for data in scans]
-    batches = [scans[i : i + 16] for i in range(0, len(scans), 16)]
-    predictor(grays[:16])
-    predictor(grays[:1])
-    start, done = time.perf_counter(), 0
-    while done < 2 * len(scans) and time.perf_counter() - start < options.max_seconds / 3:
-        batch = batches[(done // 16) % len(batches)]
-        predictor([decode(data).gray for data in batch])
-        done += len(batch)
-    batched = done / (time.perf_counter() - start)
-    singles = []
-    start = time.perf_counter()
-    for data in scans[: options.single]:
-        one = time.perf_counter()
-        predictor([decode(data).gray])
-        singles.append(time.perf_counter() - one)
-        if time.perf_counter() - start > options.max_seconds / 3:
-            break
+    rates, singles = {}, {}
+    stop = time.perf_counter() + options.max_seconds
+    for threads in sorted({1, os.cpu_count()}):
+        torch.set_num_threads(threads)
+        for size, ahead in itertools.product((16, 32), (False, True)):
+            predictor([decode(data).gray for data in scans[:size]])
+            name = f"{threads} threads, batches of {size}{', decoding ahead' * ahead}"
+            if time.perf_counter() < stop:
+                rates[name] = batched_rate(predictor, decode, scans, size, ahead)
+        singles[f"{threads} threads"] = single_ms(predictor, decode, scans[: options.single])
     precision = "bf16" if predictor.bf16 else "fp32"
-    median = 1000 * statistics.median(singles)
-    return {"scans_per_s": batched, "single_p50_ms": median, "precision": precision}
+    return {"scans_per_s": rates, "single_p50_ms": singles, "precision": precision}
+
+
+def batched_rate(predictor, decode, scans: list[bytes], size: int, ahead: bool) -> float:
+    """Scans/s; `ahead`: another thread decodes the next batch while this one is predicted."""
+    batches = [scans[i : i + size] for i in range(0, len(scans), size)] * 2
+
+    def grays(batch: list[bytes]) -> list:
+        return [decode(data).gray for data in batch]
+
+    start = time.perf_counter()
+    if ahead:
+        with ThreadPoolExecutor(1) as thread:
+            coming = thread.submit(grays, batches[0])
+            for following in [*batches[1:], []]:
+                ready, coming = coming, thread.submit(grays, following)
+                predictor(ready.result())
+    else:
+        for batch in batches:
+            predictor(grays(batch))
+    return 2 * len(scans) / (time.perf_counter() - start)
+
+
+def single_ms(predictor, decode, scans: list[bytes]) -> float:
+    """Median milliseconds from a file's bytes to its prediction."""
+    times = []
+    predictor([decode(scans[0]).gray])
+    for data in scans:
+        start = time.perf_counter()
+        predictor([decode(data).gray])
+        times.append(time.perf_counter() - start)
+    return 1000 * statistics.median(times)
 
 
 def serve_and_load(options: argparse.Namespace) -> dict:
     from braintumor_ray.local_ray import ray_session
     from braintumor_ray.serving import app
-    from braintumor_ray.serving.command import prepare_environment, serving_settings
+    from braintumor_ray.serving.command import serving_settings
+    from braintumor_ray.serving.haproxy import haproxy_environment
 
     settings = serving_settings(
         bundle=options.bundle, replicas=options.replicas, precision=options.precision
     )
     port = free_port()
-    prepare_environment()
-    with ray_session(options.replicas + 1):
+    with haproxy_environment(), ray_session(options.replicas + 1):
         app.start(settings, "127.0.0.1", port)
         child(options, "client", port=port, clients=4, requests=100)  # warm
         low = child(options, "client", port=port, clients=1, requests=options.single)
@@ -237,12 +257,15 @@ def histogram(text: str, name: str) -> dict:
 
 
 def report(options: argparse.Namespace, found: dict) -> None:
-    alone_rate = max(run["scans_per_s"] for run in found["alone"])
-    single = min(run["single_p50_ms"] for run in found["alone"])
+    alone_rate, layout = max(
+        (rate, name) for run in found["alone"] for name, rate in run["scans_per_s"].items()
+    )
+    single = min(ms for run in found["alone"] for ms in run["single_p50_ms"].values())
     high, low, cpu = found["high"], found["low"], found["cpu_s"]
     client_share = high["cpu_s"] / (high["cpu_s"] + sum(cpu.values()))
     limit_ms = 1.5 * single + 10
     found |= {
+        "alone_scans_per_s": alone_rate,
         "ratio": high["per_s"] / alone_rate,
         "client_cpu_share": client_share,
         "low_p50_limit_ms": limit_ms,
@@ -251,14 +274,12 @@ def report(options: argparse.Namespace, found: dict) -> None:
     }
     latencies = " / ".join(f"{high[f'p{p}_ms']:.0f}" for p in (50, 95, 99)) + " ms"
     lines = [
-        ("predictor alone, best of 1 or all threads", f"{alone_rate:.1f} scans/s"),
+        ("predictor alone, files in", f"{alone_rate:.1f} scans/s ({layout})"),
+        ("the same, the other layouts", "; ".join(other_rates(found["alone"]))),
         ("service, " + f"{options.clients} clients", f"{high['per_s']:.1f} requests/s"),
         ("ratio (at least 0.6)", f"{found['ratio']:.2f}"),
         ("requests / failed", f"{high['requests']} / {high['failed']}"),
-        (
-            "p50 / p95 / p99 under load",
-            latencies,
-        ),
+        ("p50 / p95 / p99 under load", latencies),
         ("single prediction alone, p50", f"{single:.1f} ms"),
         (f"one client, p50 (at most {limit_ms:.0f} ms)", f"{low['p50_ms']:.1f} ms"),
         ("client's share of CPU time", f"{client_share:.1%}"),
@@ -271,6 +292,13 @@ def report(options: argparse.Namespace, found: dict) -> None:
         print(f"{name:<36} {value}")
     if options.json:
         Path(options.json).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+def other_rates(runs: list[dict]) -> list[str]:
+    return [
+        f"{name}: " + ", ".join(f"{run['scans_per_s'].get(name, 0):.1f}" for run in runs)
+        for name in runs[0]["scans_per_s"]
+    ]
 
 
 def per_request(cpu: dict[str, float], high: dict) -> list[str]:

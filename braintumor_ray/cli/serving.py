@@ -23,7 +23,7 @@ def serve(
         typer.Option(help="File with the token that requests must carry (else BRAINTUMOR_TOKEN)."),
     ] = None,
     max_queued: Annotated[
-        int, typer.Option(min=1, help="Requests that may wait; more are answered 503.")
+        int, typer.Option(min=1, help="Requests in hand at a time; more are answered 503.")
     ] = 128,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -31,11 +31,8 @@ def serve(
     """Answer predictions over HTTP, with a page at /; ends with Ctrl-C. See docs/serving.md."""
     from braintumor_ray.commands import parse_range
     from braintumor_ray.local_ray import ray_session
-    from braintumor_ray.serving.command import (
-        prepare_environment,
-        serve_command,
-        serving_settings,
-    )
+    from braintumor_ray.serving.command import serve_command, serving_settings
+    from braintumor_ray.serving.haproxy import haproxy_environment
 
     check_choice("--precision", precision, ("auto", "fp32", "bf16"))
     number = parse_range("--replicas", replicas)
@@ -47,6 +44,6 @@ def serve(
         precision=precision,
         max_queued=max_queued,
     )
-    prepare_environment()  # before Ray starts
-    with ray_session((number if isinstance(number, int) else number[1]) + 1):
+    predictors = number if isinstance(number, int) else number[1]
+    with haproxy_environment(), ray_session(predictors + 1):
         serve_command(settings, host, port, say)

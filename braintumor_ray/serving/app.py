@@ -46,7 +46,6 @@ class PredictorReplica:
 
     def __init__(self, settings: dict[str, Any]) -> None:
         chosen = parse_settings(settings)
-        _set_threads(chosen)
         self._predictor = make_predictor(chosen)
         self._card = describe_model(self._predictor)
         sizes = Histogram(
@@ -54,7 +53,13 @@ class PredictorReplica:
             description="scans per forward pass",
             boundaries=[1, 2, 4, 8, 12, 16, 24, 32, 64, 128, 256],
         )
-        self._batched = Batcher(self._predict, chosen.max_batch_size, sizes.observe)
+        self._batched = Batcher(
+            self._predict,
+            chosen.max_batch_size,
+            sizes.observe,
+            # OpenMP counts threads per calling thread, and Ray starts actors with one.
+            start=lambda: _set_threads(chosen),
+        )
         blank = np.zeros((self._card.image_size,) * 2, np.uint8)
         for count in (1, chosen.max_batch_size):
             self._batched.warm_up([(blank, True)] * count)

@@ -21,6 +21,7 @@ class Batcher(Generic[Item, Result]):
         run: a batch in, one result each out, in order.
         max_size: largest batch.
         observe: told the size of each batch.
+        start: called once in that thread before the first batch.
     """
 
     def __init__(
@@ -28,12 +29,13 @@ class Batcher(Generic[Item, Result]):
         run: Callable[[Sequence[Item]], Sequence[Result]],
         max_size: int,
         observe: Callable[[int], None] = lambda size: None,
+        start: Callable[[], None] = lambda: None,
     ) -> None:
         self._run = run
         self._max_size = max_size
         self._observe = observe
         # One thread for ever: OpenMP keeps a team of threads for each thread that computes.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="predict")
+        self._thread = ThreadPoolExecutor(1, "predict", initializer=start)
         self._waiting: list[tuple[Item, asyncio.Future[Result]]] = []
         self._working: asyncio.Task[None] | None = None
 

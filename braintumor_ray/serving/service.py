@@ -127,7 +127,7 @@ class Service:
     @contextmanager
     def _admitted(self) -> Iterator[None]:
         """A place among the requests in hand; refused before a byte of the body is read."""
-        if self._in_hand >= self.settings.max_queued:
+        if self._in_hand >= self.settings.queue_per_front:
             raise busy(f"{self._in_hand} requests are in hand, as many as may be; try again")
         self._in_hand += 1
         try:

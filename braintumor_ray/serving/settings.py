@@ -1,6 +1,7 @@
 """What a service may use and accept: the arguments of the Serve config, checked."""
 
 import hashlib
+import math
 import os
 from pathlib import Path
 from typing import Literal
@@ -26,11 +27,13 @@ class ServingSettings(BaseModel):
     cam_class: Literal["predicted", "positive"] = "predicted"
     replicas: int = Field(1, ge=1, description="predictors; the least where they scale by load")
     max_replicas: int | None = Field(None, ge=1, description="most predictors, scaled by load")
-    front_replicas: int = Field(1, ge=1, description="processes that speak HTTP and decode")
+    front_replicas: int = Field(
+        2, ge=1, description="processes that speak HTTP and decode: one answers while one restarts"
+    )
     gpus_per_replica: float = Field(0, ge=0)
     torch_threads: int | None = Field(None, ge=1, description="of each predictor on CPU")
     max_batch_size: int = Field(16, ge=1, description="scans per forward pass")
-    max_queued: int = Field(128, ge=1, description="requests in hand per front before 503")
+    max_queued: int = Field(128, ge=1, description="requests in hand, over all fronts, before 503")
     decoders: int | None = Field(None, ge=1, description="decoding processes per front")
     decode_timeout_s: float = Field(10.0, gt=0)
     decode_memory_mib: int = Field(2048, ge=256, description="most that one decoder may hold")
@@ -42,6 +45,11 @@ class ServingSettings(BaseModel):
     body_timeout_s: float = Field(30.0, gt=0, description="longest silence inside a body")
     token_file: str | None = Field(None, description="read where the application is built")
     token_sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+
+    @property
+    def queue_per_front(self) -> int:
+        """Requests that one front may have in hand; a balancer fills the fronts evenly."""
+        return math.ceil(self.max_queued / self.front_replicas)
 
     @property
     def limits(self) -> DecodeLimits:

@@ -76,7 +76,8 @@ class FakeModel:
 
 
 def make_client(decoders, model=None, digest=None, **settings):
-    service = Service(ServingSettings(bundle="none", **settings), model or FakeModel(), decoders)
+    chosen = ServingSettings(bundle="none", **{"front_replicas": 1} | settings)
+    service = Service(chosen, model or FakeModel(), decoders)
     return TestClient(create_app(service, digest), raise_server_exceptions=False)
 
 
@@ -91,7 +92,8 @@ def encoded(suffix=".png", seed=1, size=(96, 112)):
 @contextmanager
 def listening(decoders, digest=None, **settings):
     """The service on a real socket of this process; yields its address."""
-    service = Service(ServingSettings(bundle="none", **settings), FakeModel(), decoders)
+    chosen = ServingSettings(bundle="none", **{"front_replicas": 1} | settings)
+    service = Service(chosen, FakeModel(), decoders)
     config = uvicorn.Config(create_app(service, digest), log_level="error", lifespan="off")
     server = uvicorn.Server(config)
     with socket.socket() as listener:

@@ -61,3 +61,17 @@ def test_a_request_that_was_given_up_is_not_predicted():
 
     assert asyncio.run(scene()) == "here"
     assert seen == ["here"]
+
+
+def test_the_thread_that_predicts_is_the_one_that_was_prepared():
+    prepared, predicted = [], []
+
+    def run(items):
+        predicted.append(threading.get_ident())
+        return list(items)
+
+    batcher = Batcher(run, max_size=2, start=lambda: prepared.append(threading.get_ident()))
+    batcher.warm_up([1])
+    assert asyncio.run(batcher(1)) == 1
+    assert predicted == prepared * 2
+    assert prepared[0] != threading.get_ident()
