@@ -56,7 +56,8 @@ class Predictor:
             are always computed in float32.
         cam_class: whose map: the predicted class, or the likeliest positive class.
         methods: CAM methods, keys of `explain.cam.METHODS`.
-        batch_size: images per forward pass; default 32 on CPU, 256 on CUDA.
+        batch_size: images per forward pass; default 16 on CPU, whose caches larger ones leave,
+            256 on CUDA.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class Predictor:
         self.bf16 = use_bf16(self.device, precision)
         self.cam_class = cam_class
         self.methods = tuple(methods)
-        self.batch_size = batch_size or (256 if self.device.type == "cuda" else 32)
+        self.batch_size = batch_size or (256 if self.device.type == "cuda" else 16)
         self._model = for_inference(bundle.build_model(), self.device, bf16=self.bf16)
         self.cam_shape = stored_shape(self._model.map_shape[1:])
         self._preprocessing = bundle.preprocessing
