@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+BENCH_STAMP := $(VENV)/.installed-bench
 
-.PHONY: demo test lint types tests bench clean
+.PHONY: demo test lint types tests bench bench-full clean
 
 demo: $(STAMP)
 	$(BIN)/braintumor-ray demo --output demo-output
@@ -21,6 +22,20 @@ types: $(STAMP)
 tests: $(STAMP)
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
 
+# Peers come by the extra `bench`; figures go to bench-output/. A quiet machine, please.
+bench: $(BENCH_STAMP)
+	$(BIN)/python benchmarks/explain.py
+	$(BIN)/python benchmarks/score.py
+	$(BIN)/python benchmarks/decode.py
+	$(BIN)/python benchmarks/startup.py
+
+bench-full: $(BENCH_STAMP)
+	$(BIN)/python benchmarks/explain.py --full
+	$(BIN)/python benchmarks/score.py --full
+	$(BIN)/python benchmarks/decode.py --count 2000
+	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/serve.py
+
 # Installed anew only when what is to be installed has changed.
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -28,5 +43,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
+$(BENCH_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) demo-output
+	rm -rf $(VENV) demo-output bench-output

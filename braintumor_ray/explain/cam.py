@@ -25,6 +25,7 @@ class ClassGradient:
     Attributes:
         logits: (B, k) float32.
         classes: (B,) int64, the class that each map explains.
+        mean: (B, C) float32, average of A over positions.
         pooled: gradient (B, C) with respect to the sum over positions divided by Z, that is
             g = pooled / Z at every position; None where g varies.
         full: gradient g (B, C, h, w); None where `pooled` says it all.
@@ -32,6 +33,7 @@ class ClassGradient:
 
     logits: Tensor
     classes: Tensor
+    mean: Tensor
     pooled: Tensor | None
     full: Tensor | None
 
@@ -55,25 +57,25 @@ def class_gradient(model: Classifier, features: Tensor, choose: ChooseClass) -> 
     Raises:
         UsageError: `choose` gives a wrong number of classes or an index out of range.
     """
-    features = features.detach()
+    features = features.detach().float()
+    mean = features.mean(dim=(2, 3))
     weight = model.linear_weight()
     if weight is not None:
-        return _closed_form(model, features, weight, choose)
+        return _closed_form(model, mean, weight, choose)
     if model.pools:
-        pooled = features.float().mean(dim=(2, 3))
-        logits, classes, gradient = _differentiate(model.logits_from_pooled, pooled, choose)
-        return ClassGradient(logits, classes, gradient, None)
-    logits, classes, gradient = _differentiate(model.logits, features.float(), choose)
-    return ClassGradient(logits, classes, None, gradient)
+        logits, classes, gradient = _differentiate(model.logits_from_pooled, mean, choose)
+        return ClassGradient(logits, classes, mean, gradient, None)
+    logits, classes, gradient = _differentiate(model.logits, features, choose)
+    return ClassGradient(logits, classes, mean, None, gradient)
 
 
 def _closed_form(
-    model: Classifier, features: Tensor, weight: Tensor, choose: ChooseClass
+    model: Classifier, mean: Tensor, weight: Tensor, choose: ChooseClass
 ) -> ClassGradient:
     with torch.no_grad():
-        logits = model.logits_from_pooled(features.float().mean(dim=(2, 3)))
+        logits = model.logits_from_pooled(mean)
         classes = _checked(choose(logits), logits)
-    return ClassGradient(logits, classes, weight[classes], None)
+    return ClassGradient(logits, classes, mean, weight[classes], None)
 
 
 def _differentiate(
@@ -117,8 +119,7 @@ def grad_cam_pp(features: Tensor, gradient: ClassGradient) -> Tensor:
     """
     if gradient.pooled is not None:
         p = gradient.pooled
-        mean = features.float().mean(dim=(2, 3))
-        return _weighted(features, _safe_ratio(p.relu(), 2 + p * mean))
+        return _weighted(features, _safe_ratio(p.relu(), 2 + p * gradient.mean))
     assert gradient.full is not None
     g = gradient.full
     total = features.float().sum(dim=(2, 3), keepdim=True)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from braintumor_ray.data.preprocess import GrayImage
@@ -18,6 +18,8 @@ from braintumor_ray.explain.cam import METHODS, SCORED_METHODS, cams, class_grad
 from braintumor_ray.explain.library import library_cams
 from braintumor_ray.explain.regions import head_regions, heat_shares_batch, region_weights
 from braintumor_ray.models.bundle import Bundle, load_bundle
+from braintumor_ray.models.classifier import Classifier
+from braintumor_ray.models.folding import fold_batch_norms
 from braintumor_ray.predict.schema import stored_shape
 
 CamClass = Literal["predicted", "positive"]
@@ -54,7 +56,8 @@ class Predictor:
             are always computed in float32.
         cam_class: whose map: the predicted class, or the likeliest positive class.
         methods: CAM methods, keys of `explain.cam.METHODS`.
-        batch_size: images per forward pass; default 32 on CPU, 256 on CUDA.
+        batch_size: images per forward pass; default 16 on CPU, whose caches larger ones leave,
+            256 on CUDA.
     """
 
     def __init__(
@@ -75,9 +78,8 @@ class Predictor:
         self.bf16 = use_bf16(self.device, precision)
         self.cam_class = cam_class
         self.methods = tuple(methods)
-        self.batch_size = batch_size or (256 if self.device.type == "cuda" else 32)
-        model = bundle.build_model().to(self.device)
-        self._model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.batch_size = batch_size or (256 if self.device.type == "cuda" else 16)
+        self._model = for_inference(bundle.build_model(), self.device, bf16=self.bf16)
         self.cam_shape = stored_shape(self._model.map_shape[1:])
         self._preprocessing = bundle.preprocessing
         self._positive = torch.tensor(bundle.positive_indices, device=self.device)
@@ -175,11 +177,11 @@ class Predictor:
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
                 features = self._model.features(self._normalise(images))
             features = features.float()
-        gradient = class_gradient(self._model, features, self._choose)
-        maps = cams(features, gradient, self.methods) if explain else {}
+            gradient = class_gradient(self._model, features, self._choose)
+            maps = cams(features, gradient, self.methods) if explain else {}
         return RawOutput(
             gradient.logits.cpu().numpy(),
-            features.mean(dim=(2, 3)).cpu().numpy(),
+            gradient.mean.cpu().numpy(),
             gradient.classes.cpu().numpy(),
             {name: self._stored(maps[name]).cpu().numpy() for name in maps},
         )
@@ -245,13 +247,32 @@ class Predictor:
         return columns
 
 
+def for_inference(model: Classifier, device: torch.device, *, bf16: bool) -> Classifier:
+    """The same network as it runs fastest: BatchNorm folded, channels last, weights cast once.
+
+    Args:
+        model: in eval mode, on CPU; it is not changed.
+        device: where it will run.
+        bf16: it will run under autocast to bfloat16, which else casts the weights in every call.
+    """
+    ready = fold_batch_norms(model).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if bf16:
+        for module in ready.backbone.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                module.to(torch.bfloat16)
+    return ready
+
+
 def normalise(images: Tensor, preprocessing: Any) -> Tensor:  # noqa: ANN401
-    """Gray uint8 (B, S, S) to the network's float32 input (B, 3, S, S), channels last."""
-    mean = torch.tensor(preprocessing.mean, device=images.device).view(1, 3, 1, 1)
-    std = torch.tensor(preprocessing.std, device=images.device).view(1, 3, 1, 1)
-    gray = images.unsqueeze(1).float()
-    planes = gray * (1 / (255 * std)) - mean / std
-    return planes.contiguous(memory_format=torch.channels_last)
+    """Gray uint8 (B, S, S) to the network's float32 input (B, 3, S, S), channels last.
+
+    Each of the 256 grays is normalised once and looked up: half the time of the arithmetic.
+    """
+    mean = torch.tensor(preprocessing.mean, device=images.device)
+    std = torch.tensor(preprocessing.std, device=images.device)
+    grays = torch.arange(256, dtype=torch.float32, device=images.device).unsqueeze(1)
+    table = grays * (1 / (255 * std)) - mean / std
+    return functional.embedding(images.int(), table).permute(0, 3, 1, 2)
 
 
 def softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -16,6 +16,7 @@ from braintumor_ray.data.prepare import WORKER, Prepared
 from braintumor_ray.data.preprocess import Preprocessing
 from braintumor_ray.data.reading import group_frames, prepare_scans
 from braintumor_ray.data.sandbox import DecodeSandbox
+from braintumor_ray.predict.parallel import ParallelPredictor
 from braintumor_ray.predict.predictor import CamClass, Columns, Precision, Predictor
 from braintumor_ray.predict.schema import KEYS, result_schema
 from braintumor_ray.scoring.redaction import redact_catalog
@@ -77,7 +78,11 @@ def _pixel_columns(scans: Sequence[Prepared]) -> dict[str, pa.Array]:
 
 @dataclass(frozen=True)
 class PredictSettings:
-    """How the predictor of a job is made."""
+    """How the predictor of a job is made.
+
+    Attributes:
+        torch_threads: batches at a time, each on one thread; None: one at a time, torch's threads.
+    """
 
     bundle: str
     device: str = "auto"
@@ -94,10 +99,6 @@ class PredictStage:
     def __init__(
         self, settings: PredictSettings, fingerprint: str, report: Report | None = None
     ) -> None:
-        import torch
-
-        if settings.torch_threads:
-            torch.set_num_threads(settings.torch_threads)
         self._predictor = Predictor.from_bundle(
             settings.bundle,
             settings.device,
@@ -106,6 +107,8 @@ class PredictStage:
             methods=settings.methods,
             batch_size=settings.batch_size,
         )
+        threads = settings.torch_threads
+        self._predict = ParallelPredictor(self._predictor, threads) if threads else self._predictor
         self._fingerprint = fingerprint
         self._report = report
         self._schema = result_schema(self._predictor.cam_shape, settings.methods)
@@ -114,7 +117,7 @@ class PredictStage:
         """Predict the ok rows; the others keep their status and reason."""
         started = time.perf_counter()
         usable = np.flatnonzero(np.array(rows["image"].is_valid()))
-        predictions = self._predictor(self._images(rows, usable))
+        predictions = self._predict(self._images(rows, usable))
         columns = {name: rows[name] for name in rows.column_names if name != "image"}
         columns |= as_arrow(predictions, usable, rows.num_rows, self._schema)
         count = rows.num_rows

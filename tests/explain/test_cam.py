@@ -175,7 +175,11 @@ def test_an_unknown_method_is_named():
 def test_a_map_of_zeros_stays_zeros():
     features = torch.zeros(2, 3, 4, 4)
     gradient = ClassGradient(
-        torch.zeros(2, 2), torch.zeros(2, dtype=torch.int64), torch.ones(2, 3), None
+        torch.zeros(2, 2),
+        torch.zeros(2, dtype=torch.int64),
+        torch.zeros(2, 3),
+        torch.ones(2, 3),
+        None,
     )
     for name, maps in cams(features, gradient, tuple(METHODS)).items():
         assert torch.equal(maps, torch.zeros(2, 4, 4)), name
@@ -185,7 +189,8 @@ def test_hand_worked_values():
     """One image, two channels of 1 x 2 positions, g = (0.5, -0.5) everywhere (p = Z g)."""
     features = torch.tensor([[[[2.0, 4.0]], [[6.0, 0.0]]]])
     pooled = torch.tensor([[1.0, -1.0]])
-    gradient = ClassGradient(torch.zeros(1, 2), torch.tensor([0]), pooled, None)
+    mean = features.mean(dim=(2, 3))
+    gradient = ClassGradient(torch.zeros(1, 2), torch.tensor([0]), mean, pooled, None)
     # Grad-CAM: 0.5 * (2, 4) - 0.5 * (6, 0) = (-2, 2), ReLU.
     assert grad_cam(features, gradient).tolist() == [[[0.0, 2.0]]]
     # Grad-CAM++: w_0 = 1 / (2 + 1 * 3) = 0.2, w_1 = 0 as g < 0.

@@ -1,0 +1,67 @@
+"""Each benchmark's tiny mode: its figures mean nothing, but it still runs and still measures."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parent.parent.parent
+
+
+def tiny(name, tmp_path, *arguments):
+    """Run it on phantoms; returns what it wrote as JSON, having checked that there is a picture."""
+    environment = os.environ | {"PYTHONPATH": str(PROJECT)}
+    empty = tmp_path / "scans"  # BRAINTUMOR_DATA: the same few scans wherever this runs
+    from braintumor_ray.data.phantom import write_phantoms
+
+    write_phantoms(empty, patients=4)
+    environment["BRAINTUMOR_DATA"] = str(empty / "scans")
+    done = subprocess.run(
+        [sys.executable, f"benchmarks/{name}.py", "--tiny", "--output", str(tmp_path), *arguments],
+        cwd=PROJECT,
+        env=environment,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=570,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / f"{name}.png").stat().st_size > 5000
+    return json.loads((tmp_path / f"{name}.json").read_text())
+
+
+@pytest.mark.slow
+def test_explain(tmp_path):
+    cases = tiny("explain", tmp_path, "--rounds", "3", "--only", "fp32")["cases"]
+    (case,) = cases.values()
+    assert all(rate["median"] > 0 for rate in case["rates"].values())
+    assert case["ratios"]["ours / grad-cam"]["n"] == 3
+    assert case["agreement"]["ours"]["gradcam"] < 1e-4
+    assert case["agreement"]["ours"]["gradcam_pp"] < 1e-4
+    assert case["agreement"]["grad-cam"]["gradcam"] < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_score(tmp_path):
+    found = tiny("score", tmp_path)
+    jobs = found["jobs"]
+    assert [jobs[name]["scans"] for name in ("ours, 24", "ray", "plain")] == [24, 24, 8]
+    assert all(one["limit_per_s"] > 0 for one in found["limits"])
+    assert jobs["ours, 24"]["heatmap_bytes_per_scan"] <= 1024
+    assert jobs["ours, 24"]["cpu_s"]["predict actor"] > 0
+
+
+def test_decode(tmp_path):
+    found = tiny("decode", tmp_path)
+    assert found["equal_pixels"]["Pillow, gray"] == 1
+    assert all(rate["median"] > 0 for rate in found["rates"].values())
+
+
+@pytest.mark.slow
+def test_startup(tmp_path):
+    seconds = tiny("startup", tmp_path)["seconds"]
+    assert 0 < seconds["python, nothing"]["median"] < seconds["ours: explain one file"]["median"]
