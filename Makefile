@@ -28,12 +28,15 @@ bench: $(BENCH_STAMP)
 	$(BIN)/python benchmarks/score.py
 	$(BIN)/python benchmarks/decode.py
 	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/train.py
+	$(BIN)/python benchmarks/serve.py
 
 bench-full: $(BENCH_STAMP)
 	$(BIN)/python benchmarks/explain.py --full
 	$(BIN)/python benchmarks/score.py --full
 	$(BIN)/python benchmarks/decode.py --count 2000
 	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/train.py --count 1280 --rounds 5
 	$(BIN)/python benchmarks/serve.py
 
 # Installed anew only when what is to be installed has changed.

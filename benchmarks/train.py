@@ -1,6 +1,6 @@
 """Training epochs against a hand-written loop, and the frozen stage against backpropagation.
 
-    python benchmarks/train.py [--scans FOLDER] [--weights FILE] [--rounds 3] [--json FILE]
+    python benchmarks/train.py [--count 640] [--rounds 3] [--tiny] [--output DIR]
 
 Both sides: one process that trains, the same network, batch, augmentation, precision and torch
 threads, decoded scans in memory. The peer is what one would write by hand: a Dataset, a DataLoader
@@ -10,11 +10,9 @@ back-propagates through the backbone; the second epoch decodes nothing (the file
 """
 
 import argparse
-import json
 import os
-import platform
 import shutil
-import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -25,6 +23,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks import common
 from braintumor_ray.data.augment import Augmenter
 from braintumor_ray.data.catalog import load_catalog
 from braintumor_ray.data.preprocess import Preprocessing
@@ -43,51 +44,36 @@ EPOCH_LIMIT, FROZEN_LIMIT = 0.95, 2.0
 
 def main() -> None:
     options = parse()
+    if options.tiny:
+        options.count, options.rounds, options.epochs, options.size = 64, 1, 2, 64
     with tempfile.TemporaryDirectory() as work, ray_session(1):
-        folder = scans(options, Path(work))
+        folder, kind = scans(options.count, Path(work))
         figures = measure(options, folder, Path(work))
-    figures |= machine(options)
-    show(figures)
-    if options.json:
-        Path(options.json).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    show(options, figures | {"kind": kind})
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--scans", help="folder of class folders; default $BRAINTUMOR_DATA/mri4, else phantoms"
-    )
-    parser.add_argument("--count", type=int, default=640, help="scans that are trained on")
-    parser.add_argument(
-        "--weights", default="none", help="as for 'train'; speed does not depend on it"
-    )
+    parser.add_argument("--count", type=int, default=640, help="scans, 9 of 10 are trained on")
     parser.add_argument("--backbone", default="mobilenetv2_100")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=3, help="per round; the first is left out")
     parser.add_argument("--loader-workers", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--json", help="write the figures here")
+    parser.add_argument("--tiny", action="store_true", help="seconds only: does it still run?")
+    parser.add_argument("--output", default=common.OUTPUT)
     return parser.parse_args()
 
 
-def scans(options: argparse.Namespace, work: Path) -> Path:
-    """A copy of some scans that may be deleted, half of each class for validation and test."""
-    source = options.scans
-    if source is None and os.environ.get("BRAINTUMOR_DATA"):
-        source = Path(os.environ["BRAINTUMOR_DATA"]) / "mri4" / "Training"
+def scans(count: int, work: Path) -> tuple[Path, str]:
+    """A copy of some scans, by class, that may be deleted."""
+    files, kind = common.scan_files(count, work)
     folder = work / "scans"
-    if source is None:
-        from braintumor_ray.data.phantom import write_phantoms
-
-        write_phantoms(work / "phantoms", patients=max(8, options.count // 3))
-        source = work / "phantoms" / "scans"
-    files = sorted(p for p in Path(source).rglob("*") if p.suffix.lower() in {".jpg", ".png"})
-    step = max(1, len(files) // options.count)
-    for path in files[::step][: options.count]:
-        target = folder / path.parent.name / path.name
+    for number, path in enumerate(files):
+        target = folder / path.parent.name / f"{number}{path.suffix}"
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, target)
-    return folder
+    return folder, kind
 
 
 def recipe_for(options: argparse.Namespace, name: str, epochs: int, train: str) -> Recipe:
@@ -112,7 +98,7 @@ def measure(options: argparse.Namespace, folder: Path, work: Path) -> dict:
     for number in range(options.rounds):
         recipe = recipe_for(options, f"round{number}", options.epochs, "all")
         run = TrainOptions(
-            recipe, work / f"run{number}", options.weights, Workers(1), cache=str(work / "cache")
+            recipe, work / f"run{number}", "none", Workers(1), cache=str(work / "cache")
         )
         trained = train(catalog, run, lambda line: None)
         if folder.exists():  # from here on nothing can be decoded
@@ -231,35 +217,32 @@ def batches(images, labels, size: int = 32) -> Iterator[tuple[torch.Tensor, torc
         yield torch.from_numpy(images[part]), torch.from_numpy(labels[part])
 
 
-def machine(options) -> dict:
-    return {
-        "backbone": options.backbone,
-        "size": options.size,
-        "precision": "bf16" if use_bf16(torch.device("cpu"), "auto") else "fp32",
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "date": time.strftime("%Y-%m-%d"),
-    }
-
-
-def show(figures: dict) -> None:
-    print(
-        ", ".join(
-            f"{key} {figures[key]}"
-            for key in ("backbone", "size", "precision", "cores", "scans", "torch", "date")
-        )
-    )
+def show(options, figures: dict) -> None:
+    rates, checks = {}, []
     for name, limit in (("epoch", EPOCH_LIMIT), ("frozen", FROZEN_LIMIT)):
-        (ours, a), (peer, b) = figures[name].items()
-        ratio = statistics.median(a) / statistics.median(b)
-        figures[name]["ratio"] = ratio
-        sides = f"{ours} {spread(a)}, {peer} {spread(b)} scans/s"
-        print(f"{name:<7} {sides}: {ratio:.2f} (at least {limit})")
-
-
-def spread(values: list[float]) -> str:
-    return f"{statistics.median(values):.1f} ({min(values):.1f} to {max(values):.1f})"
+        rates[name] = {side: common.spread(values) for side, values in figures[name].items()}
+        ours, peer = (one["median"] for one in rates[name].values())
+        checks.append((f"{name}: {' / '.join(rates[name])}", ours / peer, ">=", limit))
+    precision = "bf16" if use_bf16(torch.device("cpu"), "auto") else "fp32"
+    about = {"backbone": options.backbone, "size": options.size, "precision": precision}
+    found = {"machine": common.machine(), **about, **figures, "rates": rates, "checks": checks}
+    known = common.write_json(options.output, "train", found)
+    title = f"Training {options.backbone}, {options.size} px, {precision}: {common.cpu_name()}"
+    common.bars(known.with_suffix(".png"), title, rates, "scans/s, median and quartiles")
+    rows = [
+        {
+            "stage": name,
+            "side": side,
+            "scans/s": f"{one['median']:.1f}",
+            "quartiles": f"{one['q1']:.1f} to {one['q3']:.1f}",
+        }
+        for name, sides in rates.items()
+        for side, one in sides.items()
+    ]
+    print(common.table(rows))
+    print(common.checks_table(checks))
+    print(f"{figures['scans']} {figures['kind']}, {about}, {found['machine']}")
+    print(f"written: {known}, {known.with_suffix('.png')}")
 
 
 if __name__ == "__main__":

@@ -65,3 +65,11 @@ def test_decode(tmp_path):
 def test_startup(tmp_path):
     seconds = tiny("startup", tmp_path)["seconds"]
     assert 0 < seconds["python, nothing"]["median"] < seconds["ours: explain one file"]["median"]
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_train(tmp_path):
+    found = tiny("train", tmp_path)
+    assert found["scans"] > 30
+    assert all(rate["median"] > 0 for sides in found["rates"].values() for rate in sides.values())
