@@ -17,7 +17,8 @@ from tests.chaos.cluster import ClusterOfNodes, Spoken
 from tests.scoring.test_job import rows_on_disk
 
 pytestmark = [pytest.mark.chaos, pytest.mark.slow, pytest.mark.ray]
-ROUNDS, SCANS = 10, 30
+ROUNDS = int(os.environ.get("BRAINTUMOR_CHAOS_ROUNDS", "4"))  # 10 by hand: each kind in turn
+SCANS = 30
 STAGES = ("ReadParquet", "Decode", "PredictStage", "Write", "MapWorker", "Checkpoint")
 
 
@@ -106,16 +107,18 @@ class Chaos:
 
 
 def kinds(seed):
-    """Every kind at least twice, in an order of its own."""
-    every = ["driver", "worker", "actor", "node"]
+    """As many kinds as there are rounds, each before any comes again, in an order of its own."""
     order = random.Random(seed)
-    drawn = every * 2 + order.choices(every, k=ROUNDS - 8)
-    order.shuffle(drawn)
-    return drawn
+    drawn = []
+    while len(drawn) < ROUNDS:
+        every = ["driver", "worker", "actor", "node"]
+        order.shuffle(every)
+        drawn += every
+    return drawn[:ROUNDS]
 
 
 @pytest.mark.timeout(900)
-def test_ten_rounds_of_kills_lose_nothing_and_double_nothing(nodes, bundle_path, tmp_path, capsys):
+def test_rounds_of_kills_lose_nothing_and_double_nothing(nodes, bundle_path, tmp_path, capsys):
     seed = int(os.environ.get("BRAINTUMOR_CHAOS_SEED", "7"))
     chaos = Chaos(nodes, bundle_path, tmp_path, seed)
     try:
