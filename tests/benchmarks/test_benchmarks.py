@@ -11,13 +11,13 @@ import pytest
 PROJECT = Path(__file__).resolve().parent.parent.parent
 
 
-def tiny(name, tmp_path, *arguments):
+def tiny(name, tmp_path, *arguments, patients=4):
     """Run it on phantoms; returns what it wrote as JSON, having checked that there is a picture."""
     environment = os.environ | {"PYTHONPATH": str(PROJECT)}
     empty = tmp_path / "scans"  # BRAINTUMOR_DATA: the same few scans wherever this runs
     from braintumor_ray.data.phantom import write_phantoms
 
-    write_phantoms(empty, patients=4)
+    write_phantoms(empty, patients=patients)
     environment["BRAINTUMOR_DATA"] = str(empty / "scans")
     done = subprocess.run(
         [sys.executable, f"benchmarks/{name}.py", "--tiny", "--output", str(tmp_path), *arguments],
@@ -70,6 +70,6 @@ def test_startup(tmp_path):
 @pytest.mark.slow
 @pytest.mark.ray
 def test_train(tmp_path):
-    found = tiny("train", tmp_path)
+    found = tiny("train", tmp_path, patients=24)
     assert found["scans"] > 30
     assert all(rate["median"] > 0 for sides in found["rates"].values() for rate in sides.values())
