@@ -205,7 +205,7 @@ def bars(
         ]
         colours = ["#1f6f8b" if "ours" in label else "#b8c4cc" for label in group]
         drawn = panel.barh(list(group), middles, xerr=errors, color=colours, ecolor="#555555")
-        labels = [f"{value:.3g}" for value in middles]
+        labels = [f"{value:,.0f}" if value >= 1000 else f"{value:.3g}" for value in middles]
         panel.bar_label(drawn, labels=labels, padding=6, fontsize=8)
         panel.invert_yaxis()
         panel.margins(x=0.12)
