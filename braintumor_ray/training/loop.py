@@ -197,6 +197,17 @@ def validate(network: Classifier, batches: Iterable[Batch], settings: StepSettin
     return _reduced(totals)
 
 
+def without_lone_scans(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Leave out a later batch of one scan, from which no BatchNorm can learn.
+
+    All workers have equally many scans, so that all leave it out; the next epoch's shuffle makes
+    another scan the last one.
+    """
+    for number, (images, labels) in enumerate(batches):
+        if number == 0 or len(labels) > 1:
+            yield images, labels
+
+
 def share_buffers(model: nn.Module) -> None:
     """Give all workers rank 0's BatchNorm statistics: each saw other scans in the last step."""
     if distributed.is_available() and distributed.is_initialized():

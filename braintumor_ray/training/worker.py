@@ -29,6 +29,7 @@ from braintumor_ray.training.loop import (
     share_buffers,
     train_epoch,
     validate,
+    without_lone_scans,
 )
 from braintumor_ray.training.stages import (
     Course,
@@ -139,7 +140,7 @@ class _Worker:
         )
         steps = -(-self.train_rows // (self.batch * self.world))
         factors = step_factors(self.recipe.schedule, stage, self.course.stage_epoch, steps)
-        batches = self._batches("train", augmenter)
+        batches = without_lone_scans(self._batches("train", augmenter))
         trained = train_epoch(network, optimizer, batches, self.settings, factors, self._after_step)
         middle = time.perf_counter()
         share_buffers(self.kept)

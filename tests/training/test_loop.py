@@ -21,6 +21,7 @@ from braintumor_ray.training.loop import (
     train_epoch,
     validate,
     weighted_loss,
+    without_lone_scans,
 )
 from braintumor_ray.training.stages import (
     Course,
@@ -99,6 +100,19 @@ def test_the_average_of_weights_is_the_hand_worked_one():
     torch.testing.assert_close(average.model.head[0].weight, expected)
     assert average.model.backbone.layers[1].num_batches_tracked == 3
     assert not any(p.requires_grad for p in average.model.parameters())
+
+
+def test_a_last_batch_of_one_scan_does_not_stop_a_head_with_batchnorm():
+    model = make_model("small-cnn", "attention", 64)
+    set_trainable(model, "all")
+    train_mode(model)
+    images, labels = batch(33)
+    parts = [(images[:32], labels[:32]), (images[32:], labels[32:])]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    totals = train_epoch(Trained(model), optimizer, without_lone_scans(parts), settings())
+    assert totals.scans == 32
+    with pytest.raises(ValueError, match="more than 1 value"):
+        train_epoch(Trained(model), optimizer, parts, settings())
 
 
 def test_gradients_are_clipped_on_request():
