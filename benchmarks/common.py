@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -125,7 +126,15 @@ def scan_files(count: int, work: Path) -> tuple[list[Path], str]:
     if not paths:
         raise SystemExit(f"no images below {folder}; set BRAINTUMOR_DATA to a folder of scans")
     step = max(1, len(paths) // count)
-    return paths[::step][:count], kind
+    # The contenders would stop at a damaged file, of which phantoms have some on purpose.
+    readable = (path for path in paths[::step] if is_readable(path))
+    return list(islice(readable, count)), kind
+
+
+def is_readable(path: Path) -> bool:
+    from braintumor_ray.data.decode import decode
+
+    return decode(path.read_bytes()).gray is not None
 
 
 def phantoms(work: Path, count: int) -> Path:
