@@ -1,5 +1,7 @@
 """What went wrong, without the frames of the machinery around it."""
 
+import traceback
+
 
 def root_cause(error: BaseException) -> str:
     """The innermost cause of an error on one line: its type and the first line of its text."""
@@ -10,6 +12,23 @@ def root_cause(error: BaseException) -> str:
     text = (lines[-1] if remote else lines[0]) if lines else ""
     name = type(error).__name__
     return text if text.startswith(name) or remote else f"{name}: {text}".rstrip(": ")
+
+
+def let_go(error: BaseException) -> None:
+    """Empty the frames of an error and of its causes.
+
+    They hold the failed execution, and with it actors whose CPUs the next one needs: whoever kept
+    the error (a test, a notebook) and tried again would wait for ever.
+    """
+    chain: list[object] = [error]
+    seen: set[int] = set()
+    while chain:
+        one = chain.pop()
+        if not isinstance(one, BaseException) or id(one) in seen:
+            continue
+        seen.add(id(one))
+        traceback.clear_frames(one.__traceback__)
+        chain += [one.__cause__, one.__context__, getattr(one, "cause", None)]
 
 
 def innermost(error: BaseException) -> BaseException:

@@ -23,7 +23,7 @@ from braintumor_ray.predict.results import (
     results_folder,
 )
 from braintumor_ray.predict.schema import SCHEMA_VERSION, stored_shape
-from braintumor_ray.scoring.failures import innermost, root_cause
+from braintumor_ray.scoring.failures import innermost, let_go, root_cause
 from braintumor_ray.scoring.generation import drop_other_attempts
 from braintumor_ray.scoring.lease import Lease, lease_on
 from braintumor_ray.scoring.options import ScoreOptions
@@ -244,6 +244,7 @@ def _said_in_one_line(results: str) -> Iterator[None]:
     except BrainTumorError:
         raise
     except (OSError, ray.exceptions.RayError, ExecutionTimeoutError) as error:
+        let_go(error)
         raise ResultsError(
             f"scoring into '{results}' stopped: {root_cause(error)}; every committed scan is kept: "
             "mend the cause and run the same command again"
