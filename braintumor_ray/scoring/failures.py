@@ -1,5 +1,6 @@
 """What went wrong, without the frames of the machinery around it."""
 
+import gc
 import traceback
 
 
@@ -29,6 +30,7 @@ def let_go(error: BaseException) -> None:
         seen.add(id(one))
         traceback.clear_frames(one.__traceback__)
         chain += [one.__cause__, one.__context__, getattr(one, "cause", None)]
+    gc.collect()
 
 
 def innermost(error: BaseException) -> BaseException:

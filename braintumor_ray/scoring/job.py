@@ -1,5 +1,6 @@
 """The archive job on Ray Data: exactly once, resumable, incremental."""
 
+import gc
 import logging
 import time
 import uuid
@@ -154,6 +155,7 @@ def _run(
         lease.check()  # before our files in flight meet another job's
         with watched(counter, plan.resumed, plan.work.num_rows, progress), _survivable(number):
             execute(plan.generation, catalogs, bundle, options, layout, counter, stages)
+        gc.collect()  # an ended execution keeps its actors, and their CPUs, until it is collected
         plan.generation.reconcile()
     lost = _missing(plan)
     if lost:

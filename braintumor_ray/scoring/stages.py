@@ -161,7 +161,8 @@ def _dense(values: Any, kind: pa.DataType) -> pa.Array:  # noqa: ANN401 - list o
     if values.ndim == 1:
         missing = np.isnan(values) if values.dtype.kind == "f" else None
         return pa.array(values, kind, mask=missing)
-    flat = np.ascontiguousarray(values).reshape(len(values), -1)
+    # Not -1: a block without a readable scan has no rows to work the width out from.
+    flat = np.ascontiguousarray(values).reshape(len(values), int(np.prod(values.shape[1:])))
     offsets = np.arange(len(flat) + 1, dtype=np.int32) * flat.shape[1]
     return pa.ListArray.from_arrays(offsets, pa.array(flat.reshape(-1), kind.value_type), type=kind)
 

@@ -7,6 +7,7 @@
 import contextlib
 import json
 import os
+import socket
 import sys
 
 SYSTEM = {
@@ -25,8 +26,8 @@ def main():
         head = {"num_cpus": cpus, "_system_config": SYSTEM, "include_dashboard": bool(dashboard)}
         if dashboard:
             head["dashboard_port"] = dashboard
-        cluster = Cluster(initialize_head=True, head_node_args=head)
-        workers = [cluster.add_node(num_cpus=cpus) for _ in range(nodes - 1)]
+        cluster = Cluster(initialize_head=True, head_node_args=head | own_port())
+        workers = [cluster.add_node(num_cpus=cpus, **own_port()) for _ in range(nodes - 1)]
 
         def answer(**values):
             answers.write(json.dumps(values) + "\n")
@@ -39,9 +40,16 @@ def main():
                 break
             index = int(words[1]) % len(workers)
             cluster.remove_node(workers[index], allow_graceful=False)
-            workers[index] = cluster.add_node(num_cpus=cpus)
+            workers[index] = cluster.add_node(num_cpus=cpus, **own_port())
             answer(raylets=[raylet_of(node) for node in workers])
         cluster.shutdown()
+
+
+def own_port():
+    """A port for a node's agent: the usual one is taken by any other node on this machine."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return {"dashboard_agent_listen_port": free.getsockname()[1]}
 
 
 def raylet_of(node):

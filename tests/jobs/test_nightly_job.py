@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -17,7 +18,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a-token-for-this-test-only-0123456789"}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def job_server():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -32,14 +33,19 @@ def submit(server, identity, *arguments, env=TOKEN):
     command = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit"]
     command += ["--address", server, "--submission-id", identity, "--working-dir", str(PROJECT)]
     job = [sys.executable, "jobs/score_archive.py", *map(str, arguments), "--json"]
-    return subprocess.run(
-        [*command, "--", *job],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-        env={**{k: v for k, v in os.environ.items() if not k.startswith("RAY_")}, **env},
-    )
+    deadline = time.monotonic() + 120
+    while True:
+        done = subprocess.run(
+            [*command, "--", *job],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+            env={**{k: v for k, v in os.environ.items() if not k.startswith("RAY_")}, **env},
+        )
+        if "No available agent" not in done.stderr or time.monotonic() > deadline:
+            return done
+        time.sleep(2)  # the cluster is up before its nodes' agents are
 
 
 def summary_in(done):

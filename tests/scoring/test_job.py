@@ -163,11 +163,12 @@ class TestBadInput:
     def test_quarantined_scans_can_be_tried_again(self, tmp_path, bundle_path, cluster):
         paths = write_archive(tmp_path / "archive", 6)
         catalog = load_catalog(tmp_path / "archive")
-        data = paths[0].read_bytes()
+        data, state = paths[0].read_bytes(), paths[0].stat()
         paths[0].unlink()
         results = str(tmp_path / "results")
         assert score(catalog, results, options(bundle_path)).status["quarantined"] == 1
-        paths[0].write_bytes(data)  # the share is mounted again
+        paths[0].write_bytes(data)  # the share is mounted again, with the file as it was
+        os.utime(paths[0], ns=(state.st_atime_ns, state.st_mtime_ns))
         again = score(catalog, results, options(bundle_path, retry_quarantined=True))
         assert (again.scans, again.status) == (1, {"ok": 1})
         rows = read_results(results)

@@ -1,0 +1,43 @@
+"""The stages of the job in one process, on the blocks that break careless code."""
+
+import pyarrow as pa
+
+from braintumor_ray.scoring.stages import PredictSettings, PredictStage
+from tests.builders import disc_scan
+
+
+def block(images):
+    count = len(images)
+    return pa.table(
+        {
+            "scan_id": pa.array(range(count), pa.int64()),
+            "uri": [f"{i}.png" for i in range(count)],
+            "frame": pa.array([0] * count, pa.int32()),
+            **{name: pa.nulls(count, pa.string()) for name in KEYS},
+            "status": ["quarantined" if image is None else "ok" for image in images],
+            "reason": ["empty file" if image is None else None for image in images],
+            "height": pa.array([64] * count, pa.int32()),
+            "width": pa.array([64] * count, pa.int32()),
+            "pixel_sha256": pa.nulls(count, pa.string()),
+            "image": pa.array(images, pa.large_binary()),
+        }
+    )
+
+
+KEYS = ("patient_key", "study_key", "series_key", "sop_key")
+
+
+def test_a_block_without_a_readable_scan_is_rows_of_reasons(bundle_path):
+    stage = PredictStage(PredictSettings(str(bundle_path)), "fingerprint")
+    rows = stage(block([None, None, None]))
+    assert rows["status"].to_pylist() == ["quarantined"] * 3
+    assert rows["gradcam"].null_count == rows["probabilities"].null_count == 3
+
+
+def test_maps_stand_beside_the_scan_they_explain(bundle_path):
+    stage = PredictStage(PredictSettings(str(bundle_path)), "fingerprint")
+    first, second = (disc_scan(seed, (64, 64)).tobytes() for seed in (1, 2))
+    rows = stage(block([None, first, None, second]))
+    assert rows["gradcam"].is_valid().to_pylist() == [False, True, False, True]
+    alone = stage(block([second]))
+    assert rows["predicted_class"][3] == alone["predicted_class"][0]
