@@ -23,7 +23,8 @@ def job_server():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    cluster = ClusterOfNodes(nodes=2, cpus=2, dashboard=port, env=TOKEN)
+    # One node: several on one machine would share, and tidy up, each other's working directories.
+    cluster = ClusterOfNodes(nodes=1, cpus=4, dashboard=port, env=TOKEN)
     yield f"http://127.0.0.1:{port}"
     cluster.close()
 
