@@ -33,8 +33,8 @@ def scans(real_data, tmp_path_factory):
     """Every so-many-th scan of each class, in folders by class."""
     archive = tmp_path_factory.mktemp("archive")
     found = sorted((real_data / "mri4").rglob("*.jpg"))
-    for path in found[:: len(found) // COUNT][:COUNT]:
-        target = archive / path.parent.name / path.name
+    for number, path in enumerate(found[:: len(found) // COUNT][:COUNT]):
+        target = archive / path.parent.name / f"{number}-{path.name}"
         target.parent.mkdir(exist_ok=True)
         shutil.copyfile(path, target)
     return archive
