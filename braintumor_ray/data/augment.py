@@ -9,6 +9,9 @@ import numpy.typing as npt
 from braintumor_ray.data.preprocess import GrayImage
 from braintumor_ray.recipes.schema import AugmentSection
 
+ERASED_AREA = (0.02, 0.15)
+"""Share of the picture that an erased rectangle covers: small enough to leave most tumours."""
+ERASED_ASPECT = (0.5, 2.0)
 _BORDERS = {
     "nearest": cv2.BORDER_REPLICATE,
     "constant": cv2.BORDER_CONSTANT,
@@ -44,7 +47,7 @@ class Augmenter:
             flags=cv2.INTER_LINEAR,
             borderMode=_BORDERS[self.settings.fill],
         )
-        return self._tone(random, np.asarray(warped, dtype=np.uint8))
+        return self._erase(random, self._tone(random, np.asarray(warped, dtype=np.uint8)))
 
     def _matrix(self, random: np.random.Generator, size: int, side: int) -> npt.NDArray[np.float64]:
         """Affine map (2, 3) about the centre: flip, zoom, shear, rotation, shift, then scale."""
@@ -71,6 +74,18 @@ class Augmenter:
         offset = random.uniform(-s.brightness, s.brightness) * 255
         table = np.clip(np.arange(256) * gain + offset, 0, 255).astype(np.uint8)
         return np.asarray(cv2.LUT(image, table), dtype=np.uint8)
+
+    def _erase(self, random: np.random.Generator, image: GrayImage) -> GrayImage:
+        """Random erasing (Zhong et al. 2020), in one gray; `image` is ours to change."""
+        if not self.settings.erase or random.random() >= self.settings.erase:
+            return image
+        side = image.shape[0]
+        area = random.uniform(*ERASED_AREA) * side**2
+        aspect = np.exp(random.uniform(*np.log(ERASED_ASPECT)))
+        height, width = round(np.sqrt(area * aspect)), round(np.sqrt(area / aspect))
+        top, left = random.integers(0, side - height + 1), random.integers(0, side - width + 1)
+        image[top : top + height, left : left + width] = random.integers(0, 256)
+        return image
 
 
 def augment_batch(

@@ -58,6 +58,9 @@ class AugmentSection(Section):
     )
     contrast: float = Field(0.0, ge=0, lt=1, description="factor uniform in [1-c, 1+c]")
     brightness: float = Field(0.0, ge=0, lt=1, description="offset uniform in [-b, b] of 255")
+    erase: float = Field(
+        0.0, ge=0, le=1, description="probability that a rectangle of 2-15% is filled with one gray"
+    )
 
 
 class ModelSection(Section):

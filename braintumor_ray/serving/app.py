@@ -53,12 +53,10 @@ class PredictorReplica:
             description="scans per forward pass",
             boundaries=[1, 2, 4, 8, 12, 16, 24, 32, 64, 128, 256],
         )
+        self._threads = _torch_threads(chosen)
+        self._lanes = 2 if self._card.device == "cpu" and self._threads > 1 else 1
         self._batched = Batcher(
-            self._predict,
-            chosen.max_batch_size,
-            sizes.observe,
-            # OpenMP counts threads per calling thread, and Ray starts actors with one.
-            start=lambda: _set_threads(chosen),
+            self._predict, chosen.max_batch_size, sizes.observe, lanes=self._lanes
         )
         blank = np.zeros((self._card.image_size,) * 2, np.uint8)
         for count in (1, chosen.max_batch_size):
@@ -72,7 +70,11 @@ class PredictorReplica:
         """What the model is."""
         return self._card
 
-    def _predict(self, items: Sequence[tuple[GrayImage, bool]]) -> list[Row]:
+    def _predict(self, items: Sequence[tuple[GrayImage, bool]], alone: bool) -> list[Row]:
+        import torch
+
+        # OpenMP counts threads per calling thread, and Ray starts actors with one.
+        torch.set_num_threads(self._threads if alone else self._threads // self._lanes)
         squares = [square for square, _ in items]
         return predict_rows(self._predictor, squares, [explain for _, explain in items])
 
@@ -218,12 +220,9 @@ def _quiet() -> LoggingConfig:
     return LoggingConfig(enable_access_log=False, log_level=logging.WARNING)
 
 
-def _set_threads(settings: ServingSettings) -> None:
+def _torch_threads(settings: ServingSettings) -> int:
     """Ray gives an actor one thread per CPU it asks for; predictors share the machine instead."""
-    import torch
-
     if settings.torch_threads:
-        torch.set_num_threads(settings.torch_threads)
-        return
+        return settings.torch_threads
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    torch.set_num_threads(max(1, (cores or 1) // settings.replicas))
+    return max(1, (cores or 1) // settings.replicas)

@@ -126,6 +126,41 @@ class TestPreprocessing:
         assert small.mean() == pytest.approx(100, abs=0.5)
 
 
+class TestErasing:
+    """One rectangle of one gray, in the given share of the draws, that leaves most tumours."""
+
+    GRADIENT = np.tile(np.arange(100, dtype=np.uint8), (100, 1))
+
+    def changed(self, scan, erase=1.0):
+        out = Augmenter(AugmentSection(erase=erase), 0, 0)(self.GRADIENT, scan)
+        return out, out != self.GRADIENT
+
+    def test_area_shape_and_gray(self):
+        for scan in range(200):
+            out, changed = self.changed(scan)
+            rows, columns = np.flatnonzero(changed.any(1)), np.flatnonzero(changed.any(0))
+            box = out[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+            assert len(np.unique(box)) == 1
+            # A column of the gradient may have the same gray already: a side may read one less.
+            assert 0.015 * 100**2 <= box.size <= 0.16 * 100**2
+
+    def test_probability(self):
+        share = np.mean([self.changed(scan, 0.3)[1].any() for scan in range(1000)])
+        assert 0.25 < share < 0.35
+
+    def test_the_source_is_not_changed(self):
+        before = self.GRADIENT.copy()
+        self.changed(0)
+        assert np.array_equal(before, self.GRADIENT)
+
+    def test_off_draws_nothing_more(self):
+        """Recipes without it keep their pictures."""
+        for scan in range(20):
+            off = Augmenter(FULL, 0, 0)(self.GRADIENT, scan)
+            on = Augmenter(FULL.model_copy(update={"erase": 1.0}), 0, 0)(self.GRADIENT, scan)
+            assert 0.5 < np.mean(off == on) < 1.0
+
+
 def test_frames_of_a_file_are_read_once(tmp_path, monkeypatch):
     from PIL import Image
 

@@ -11,7 +11,7 @@ from braintumor_ray.serving.batching import Batcher
 def test_a_lone_request_goes_at_once_and_those_that_wait_go_together():
     sizes, free = [], threading.Event()
 
-    def run(items):
+    def run(items, alone):
         free.wait(5)
         return [item * 2 for item in items]
 
@@ -29,7 +29,7 @@ def test_a_lone_request_goes_at_once_and_those_that_wait_go_together():
 
 
 def test_a_failing_batch_fails_its_members_only():
-    def run(items):
+    def run(items, alone):
         if "bad" in items:
             raise ValueError("bad")
         return list(items)
@@ -46,7 +46,7 @@ def test_a_failing_batch_fails_its_members_only():
 def test_a_request_that_was_given_up_is_not_predicted():
     seen = []
 
-    def run(items):
+    def run(items, alone):
         seen.extend(items)
         return list(items)
 
@@ -63,15 +63,51 @@ def test_a_request_that_was_given_up_is_not_predicted():
     assert seen == ["here"]
 
 
-def test_the_thread_that_predicts_is_the_one_that_was_prepared():
-    prepared, predicted = [], []
+def test_one_batch_alone_may_use_every_core_and_two_at_a_time_share():
+    """A lone request: alone. The rest start beside it, in a thread of their own."""
+    seen, free = [], threading.Event()
 
-    def run(items):
-        predicted.append(threading.get_ident())
+    def run(items, alone):
+        seen.append((list(items), alone, threading.get_ident()))
+        free.wait(5)
         return list(items)
 
-    batcher = Batcher(run, max_size=2, start=lambda: prepared.append(threading.get_ident()))
+    async def scene():
+        batcher = Batcher(run, max_size=4, lanes=2)
+        tasks = [asyncio.create_task(batcher(0))]
+        await asyncio.sleep(0.05)
+        for number in range(1, 4):
+            tasks.append(asyncio.create_task(batcher(number)))
+            await asyncio.sleep(0.05)
+        free.set()
+        await asyncio.gather(*tasks)
+        return await batcher(9)
+
+    assert asyncio.run(scene()) == 9
+    assert [(items, alone) for items, alone, _ in seen] == [
+        ([0], True),
+        ([1], False),
+        ([2, 3], False),
+        ([9], True),
+    ]
+    assert seen[0][2] != seen[1][2]
+
+
+def test_every_thread_that_predicts_is_warmed_up_in_both_ways():
+    warmed, predicted = [], set()
+
+    def run(items, alone):
+        warmed.append((threading.get_ident(), alone))
+        predicted.add(threading.get_ident())
+        return list(items)
+
+    batcher = Batcher(run, max_size=2, lanes=2)
     batcher.warm_up([1])
-    assert asyncio.run(batcher(1)) == 1
-    assert predicted == prepared * 2
-    assert prepared[0] != threading.get_ident()
+    assert len(set(warmed)) == 4
+    predicted.clear()
+
+    async def scene():
+        return await asyncio.gather(*(batcher(i) for i in range(6)))
+
+    assert asyncio.run(scene()) == list(range(6))
+    assert predicted <= {thread for thread, _ in warmed}
