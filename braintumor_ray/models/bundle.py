@@ -62,6 +62,9 @@ class BundleFields(_Strict):
     class_names: tuple[str, ...]
     positive_classes: tuple[str, ...]
     cam_layer: str
+    map_shape: tuple[int, int, int] | None = Field(
+        None, description="channels, height, width of the map layer; none: an earlier bundle"
+    )
     threshold: float = Field(ge=0, le=1)
     temperature: float = Field(gt=0)
     domain_limit: float | None = Field(
@@ -126,8 +129,17 @@ class Bundle:
         fields = self.fields
         return [i for i, name in enumerate(fields.class_names) if name in fields.positive_classes]
 
+    @cached_property
+    def map_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the map layer; without building the network if it can."""
+        return self.fields.map_shape or self.build_model().map_shape
+
     def build_model(self) -> Classifier:
-        """The network in eval mode, with its weights, learning nothing."""
+        """The network in eval mode, with its weights, learning nothing.
+
+        Raises:
+            BundleError: the weights or the map's shape are not those of the architecture.
+        """
         model = Classifier(Architecture(**self.fields.architecture.model_dump()))
         try:
             model.load_state_dict(dict(self.state))
@@ -135,6 +147,11 @@ class Bundle:
             raise BundleError(
                 f"{WEIGHTS} does not fit the architecture in {DESCRIPTION}: {error}"
             ) from error
+        if self.fields.map_shape not in (None, model.map_shape):
+            raise BundleError(
+                f"{DESCRIPTION} says map_shape {self.fields.map_shape}, the network has "
+                f"{model.map_shape}; restore the file as it was written"
+            )
         return model.eval().requires_grad_(False)
 
 
@@ -159,7 +176,8 @@ def save_bundle(
         weights = _pack(model, gate)
         (work / WEIGHTS).write_bytes(weights)
         digest = hashlib.sha256(weights).hexdigest()
-        fields = fields.model_copy(update={"weights_sha256": digest})
+        known = {"weights_sha256": digest, "map_shape": model.map_shape}
+        fields = fields.model_copy(update=known)
         text = json.dumps(fields.model_dump(mode="json"), indent=2, ensure_ascii=False)
         (work / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
         (work / CARD).write_text(card, encoding="utf-8")

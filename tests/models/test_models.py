@@ -193,6 +193,24 @@ class TestBundle:
         with pytest.raises(BundleError, match=words):
             load_bundle(tmp_path / "b")
 
+    def test_the_shape_of_the_maps_is_kept_and_must_be_the_networks(self, tmp_path, monkeypatch):
+        bundle = make_bundle(tmp_path / "b")
+        path = tmp_path / "b" / "bundle.json"
+        fields = json.loads(path.read_text())
+        assert tuple(fields["map_shape"]) == bundle.build_model().map_shape
+        with monkeypatch.context() as patch:
+            patch.setattr("braintumor_ray.models.bundle.Classifier", None)  # not to be built
+            assert load_bundle(tmp_path / "b").map_shape == bundle.map_shape
+
+        path.write_text(json.dumps(fields | {"map_shape": [8, 3, 3]}))
+        with pytest.raises(BundleError, match="map_shape"):
+            load_bundle(tmp_path / "b").build_model()
+
+        del fields["map_shape"]  # an earlier bundle
+        path.write_text(json.dumps(fields))
+        earlier = load_bundle(tmp_path / "b")
+        assert (earlier.map_shape, earlier.fingerprint) == (bundle.map_shape, bundle.fingerprint)
+
     def test_a_folder_that_is_no_bundle_says_what_one_is(self, tmp_path):
         with pytest.raises(BundleError, match="RUN/bundle"):
             load_bundle(tmp_path)
