@@ -31,17 +31,19 @@ def fold_batch_norms(model: Classifier) -> Classifier:
     size = model.architecture.image_size
     sample = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
     folded = copy.deepcopy(model)
-    pairs = _pairs(folded, sample)
+    pairs, before = _pairs(folded, sample)
     for convolution, norm in pairs:
         _fold(convolution, norm)
     _replace(folded, {norm: _rest(norm) for _, norm in pairs})
-    before, after = model.features(sample), folded.features(sample)
+    after = folded.features(sample)
     close = torch.allclose(before, after, rtol=0, atol=_TOLERANCE * float(before.abs().max()))
     return folded if close else model
 
 
-def _pairs(model: Classifier, sample: Tensor) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
-    """Convolutions and the BatchNorms that take their output, each used once in a forward pass."""
+def _pairs(
+    model: Classifier, sample: Tensor
+) -> tuple[list[tuple[nn.Conv2d, nn.BatchNorm2d]], Tensor]:
+    """Convolutions and the BatchNorms that take their output, each used once; and the features."""
     makers: list[tuple[Tensor, nn.Conv2d]] = []  # tensors are kept, so that ids stay theirs
     found: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
 
@@ -59,12 +61,13 @@ def _pairs(model: Classifier, sample: Tensor) -> list[tuple[nn.Conv2d, nn.BatchN
             handles.append(module.register_forward_hook(after))
         elif isinstance(module, nn.BatchNorm2d) and module.affine and module.track_running_stats:
             handles.append(module.register_forward_pre_hook(before))
-    model.features(sample)
+    features = model.features(sample)
     for handle in handles:
         handle.remove()
     calls = [made for _, made in makers]
     norms = [norm for _, norm in found]
-    return [(c, norm) for c, norm in found if calls.count(c) == 1 and norms.count(norm) == 1]
+    once = [(c, norm) for c, norm in found if calls.count(c) == 1 and norms.count(norm) == 1]
+    return once, features
 
 
 def _fold(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
