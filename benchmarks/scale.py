@@ -180,8 +180,8 @@ def run_one(count, folder, block_size):
     """Score a catalog of `count` rows; the figures."""
     from braintumor_ray.local_ray import ray_session
     from braintumor_ray.scoring.job import ScoreOptions, Stages, plan_only, score
+    from braintumor_ray.scoring.predict_stage import PredictSettings
     from braintumor_ray.scoring.scans import open_scans
-    from braintumor_ray.scoring.stages import PredictSettings
     from braintumor_ray.scoring.verify import verify
 
     catalog, bundle = f"{folder}/catalog.parquet", f"{folder}/bundle"

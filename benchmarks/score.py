@@ -104,7 +104,7 @@ def ours(options: argparse.Namespace) -> dict:
     catalog = load_catalog(options.scans)
     catalogued = time.time()
     from braintumor_ray.scoring.job import ScoreOptions, score
-    from braintumor_ray.scoring.stages import PredictSettings
+    from braintumor_ray.scoring.predict_stage import PredictSettings
 
     job = ScoreOptions(
         PredictSettings(options.bundle, precision=options.precision, batch_size=options.batch),

@@ -112,8 +112,9 @@ def _prepare(
 
 
 def _options(bundle: str, choices: ScoreChoices, catalog_options: CatalogOptions) -> "ScoreOptions":
+    from braintumor_ray.scoring.decode_stage import DecodeSettings
     from braintumor_ray.scoring.options import ScoreOptions
-    from braintumor_ray.scoring.stages import DecodeSettings, PredictSettings
+    from braintumor_ray.scoring.predict_stage import PredictSettings
 
     number = None
     if choices.num_predictors != "auto":

@@ -87,3 +87,15 @@ def test_import_and_help_load_nothing_heavy(code):
         [sys.executable, "-c", probe], capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stderr.strip().endswith("[]")
+
+
+def test_a_decoding_actor_does_not_load_torch():
+    """It would cost each of them a second and 200 MB, and there are many."""
+    probe = (
+        "import sys, braintumor_ray.scoring.watchful, braintumor_ray.data.sandbox_child\n"
+        "print([m for m in ('torch', 'timm', 'ray') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", probe], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.strip() == "[]"

@@ -8,9 +8,10 @@ import pyarrow as pa
 
 from braintumor_ray.models.bundle import load_bundle
 from braintumor_ray.predict.predictor import choose_device
+from braintumor_ray.scoring.decode_stage import DecodeStage
 from braintumor_ray.scoring.options import ScoreOptions
+from braintumor_ray.scoring.predict_stage import PredictStage
 from braintumor_ray.scoring.scans import Scans
-from braintumor_ray.scoring.stages import DecodeStage, PredictStage
 
 SAMPLE = 96  # scans, evenly over the catalog
 

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass, field
 
+from braintumor_ray.scoring.decode_stage import DecodeSettings
 from braintumor_ray.scoring.layout import Request
-from braintumor_ray.scoring.stages import DecodeSettings, PredictSettings
+from braintumor_ray.scoring.predict_stage import PredictSettings
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from braintumor_ray.models.bundle import Bundle
 from braintumor_ray.scoring.generation import Generation
 from braintumor_ray.scoring.layout import Layout
 from braintumor_ray.scoring.options import ScoreOptions
-from braintumor_ray.scoring.stages import PredictSettings, PredictStage
+from braintumor_ray.scoring.predict_stage import PredictSettings, PredictStage
 from braintumor_ray.scoring.watchful import WatchfulDecode
 
 Progress = Callable[[int, int], None]

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from braintumor_ray.data.decode import unmark
 from braintumor_ray.data.storage import is_local, open_filesystem
-from braintumor_ray.scoring.stages import DecodeStage
+from braintumor_ray.scoring.decode_stage import DecodeStage
 
 CHANGED = "changed since it was catalogued"
 NOT_READABLE = "file not readable: OSError"

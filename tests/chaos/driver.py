@@ -12,8 +12,9 @@ def main():
         from braintumor_ray.data.catalog import load_catalog
         from braintumor_ray.errors import BrainTumorError
         from braintumor_ray.local_ray import ray_session
+        from braintumor_ray.scoring.decode_stage import DecodeSettings
         from braintumor_ray.scoring.job import ScoreOptions, score
-        from braintumor_ray.scoring.stages import DecodeSettings, PredictSettings
+        from braintumor_ray.scoring.predict_stage import PredictSettings
 
         with ray_session():
             for line in sys.stdin:

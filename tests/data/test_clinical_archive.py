@@ -11,7 +11,7 @@ from braintumor_ray.data.decode import VolumeOptions
 from braintumor_ray.data.identity import IdentityHash
 from braintumor_ray.data.preprocess import Preprocessing
 from braintumor_ray.errors import CatalogError
-from braintumor_ray.scoring.stages import DecodeSettings, DecodeStage
+from braintumor_ray.scoring.decode_stage import DecodeSettings, DecodeStage
 from tests.data.mutations import slice_like
 from tests.data.volume_files import (
     as_axial_volume,

@@ -6,8 +6,8 @@ from braintumor_ray.errors import UsageError
 from braintumor_ray.scoring.estimate import Costs, ask, estimate, sample_of
 from braintumor_ray.scoring.layout import Cluster, Request, lay_out
 from braintumor_ray.scoring.options import ScoreOptions
+from braintumor_ray.scoring.predict_stage import PredictSettings
 from braintumor_ray.scoring.scans import scans_in_table
-from braintumor_ray.scoring.stages import PredictSettings
 from tests.builders import write_archive
 
 

@@ -10,7 +10,7 @@ from braintumor_ray.data.identity import IdentityHash
 from braintumor_ray.predict.results import read_results
 from braintumor_ray.predict.study import read_studies
 from braintumor_ray.scoring.job import ScoreOptions, score
-from braintumor_ray.scoring.stages import PredictSettings
+from braintumor_ray.scoring.predict_stage import PredictSettings
 from braintumor_ray.scoring.verify import verify
 from tests.data.test_clinical_archive import PLANTED, planted_archive
 

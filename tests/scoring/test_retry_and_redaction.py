@@ -12,10 +12,10 @@ from braintumor_ray.data.identity import IdentityHash, UriRedaction, uri_redacti
 from braintumor_ray.data.preprocess import Preprocessing
 from braintumor_ray.errors import UsageError
 from braintumor_ray.predict.results import read_results, results_folder
+from braintumor_ray.scoring.decode_stage import DecodeSettings, DecodeStage
 from braintumor_ray.scoring.generation import drop_other_attempts
 from braintumor_ray.scoring.plan import make_plan, write_work
 from braintumor_ray.scoring.redaction import redact_catalog
-from braintumor_ray.scoring.stages import DecodeSettings, DecodeStage
 from tests.builders import write_archive
 
 SQUARE = Preprocessing(32, "area", (0.5,) * 3, (0.25,) * 3)

@@ -20,10 +20,11 @@ from braintumor_ray.models.bundle import load_bundle
 from braintumor_ray.predict.results import read_results
 from braintumor_ray.scoring import lease as lease_module
 from braintumor_ray.scoring import watchful
+from braintumor_ray.scoring.decode_stage import DecodeSettings
 from braintumor_ray.scoring.job import ScoreOptions, score
 from braintumor_ray.scoring.lease import Holder, NoLease, lease_on
 from braintumor_ray.scoring.lease_store import StoreLease
-from braintumor_ray.scoring.stages import DecodeSettings, PredictSettings
+from braintumor_ray.scoring.predict_stage import PredictSettings
 from braintumor_ray.scoring.verify import verify
 from tests.builders import write_archive
 from tests.s3 import upload

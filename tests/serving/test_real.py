@@ -11,7 +11,7 @@ from braintumor_ray.data.catalog import load_catalog
 from braintumor_ray.models.bundle import save_bundle
 from braintumor_ray.predict.results import read_results
 from braintumor_ray.scoring.job import ScoreOptions, score
-from braintumor_ray.scoring.stages import PredictSettings
+from braintumor_ray.scoring.predict_stage import PredictSettings
 from braintumor_ray.serving.settings import ServingSettings
 from tests.builders import make_fields, make_model
 

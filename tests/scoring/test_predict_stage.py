@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-from braintumor_ray.scoring.stages import PredictSettings, PredictStage
+from braintumor_ray.scoring.predict_stage import PredictSettings, PredictStage
 from tests.builders import disc_scan
 
 
