@@ -38,6 +38,7 @@ bench-full: $(BENCH_STAMP)
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/train.py --count 1280 --rounds 5
 	$(BIN)/python benchmarks/serve.py
+	$(BIN)/python benchmarks/scale.py
 
 # Installed anew only when what is to be installed has changed.
 $(STAMP): pyproject.toml constraints.txt

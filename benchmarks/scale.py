@@ -1,17 +1,15 @@
 """Does the archive job stay flat? A catalog of many rows, a mock model, no decoding.
 
-    python benchmarks/scale.py --scans 30000 300000
+    python benchmarks/scale.py [--scans 30000 300000] [--output DIR]
 
 Everything but decoding and the network is real: catalog, plan, Ray Data with checkpoints, Parquet,
 manifest, verify. Each size runs in a fresh process. Memory is each process's own (RSS less what it
-shares with others, so not Ray's object store), the peak of samples every 0.2 s.
+shares with others, so not Ray's object store), the peak of samples every 0.2 s. Scans/s is of the
+steady state, from the first commit to the last.
 """
 
 import argparse
 import json
-import os
-import platform
-import subprocess
 import sys
 import tempfile
 import threading
@@ -25,6 +23,10 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks import common
+from benchmarks.score import committed, steady_rate
 from braintumor_ray.data.catalog import CATALOG_SCHEMA
 from braintumor_ray.predict.schema import KEYS, result_schema
 
@@ -130,11 +132,10 @@ def catalog_part(numbers):
 
 
 class Watch:
-    """Peak memory of this process and of the largest Ray worker, and scans over time."""
+    """Peak memory of this process and of Ray's workers."""
 
     def __init__(self):
         self.driver = self.worker = self.workers = 0
-        self.progress = []
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
 
@@ -145,11 +146,6 @@ class Watch:
     def __exit__(self, *_):
         self._stop.set()
         self._thread.join()
-
-    def advance(self, done, total):
-        """Note the progress."""
-        if done and done < total:
-            self.progress.append((time.perf_counter(), done))
 
     def _sample(self):
         me = psutil.Process()
@@ -176,34 +172,33 @@ def own_memory(process):
     return found.rss - found.shared
 
 
-def run_one(count, folder, block_size):
-    """Score a catalog of `count` rows; the figures."""
+def score_mock(options):
+    """Score a catalog of `options.count` rows; the figures."""
     from braintumor_ray.local_ray import ray_session
     from braintumor_ray.scoring.job import ScoreOptions, Stages, plan_only, score
     from braintumor_ray.scoring.predict_stage import PredictSettings
     from braintumor_ray.scoring.scans import open_scans
     from braintumor_ray.scoring.verify import verify
 
-    catalog, bundle = f"{folder}/catalog.parquet", f"{folder}/bundle"
-    results = f"{folder}/results"
+    count, work = options.count, Path(options.work)
+    catalog, results = str(work / "catalog.parquet"), str(work / "results")
     write_catalog(catalog, count)
-    options = ScoreOptions(PredictSettings(bundle), block_size=block_size)
+    job = ScoreOptions(PredictSettings(str(work / "bundle")), block_size=options.block_size)
     started = time.perf_counter()
     with ray_session(), Watch() as watch:
-        score(open_scans(catalog), results, options, watch.advance, Stages(MockDecode, MockPredict))
+        score(open_scans(catalog), results, job, None, Stages(MockDecode, MockPredict))
         seconds = time.perf_counter() - started
     peak_driver, first = watch.driver, time.perf_counter()
-    again = plan_only(open_scans(catalog), results, replace(options, limit=None))
+    again = plan_only(open_scans(catalog), results, replace(job, limit=None))
     second_night = time.perf_counter() - first
     with Watch() as checking:
         report = verify(results)
     assert (again.remaining, report.scans, report.differences) == (0, count, [])
-    (t0, n0), (t1, n1) = watch.progress[0], watch.progress[-1]
     sizes = [path.stat().st_size for path in Path(results).glob("rows/*/*.parquet")]
     return {
         "scans": count,
         "seconds": seconds,
-        "steady_scans_per_s": (n1 - n0) / (t1 - t0),
+        "steady_scans_per_s": steady_rate(committed(Path(results) / "rows")),
         "driver_mb": peak_driver / 1e6,
         "largest_worker_mb": watch.worker / 1e6,
         "all_workers_mb": watch.workers / 1e6,
@@ -215,45 +210,93 @@ def run_one(count, folder, block_size):
     }
 
 
+def run(options):
+    """Each size in a process of its own."""
+    jobs = []
+    for count in options.scans:
+        with tempfile.TemporaryDirectory(prefix="bench-scale-") as work:
+            common.untrained_bundle(Path(work) / "bundle")
+            values = {"count": count, "work": work, "block-size": options.block_size}
+            jobs.append(common.child(__file__, "job", **values))
+            print(jobs[-1], file=sys.stderr, flush=True)
+    return {"jobs": jobs, "machine": common.machine()}
+
+
+def checks(small, large):
+    """Flat: ten times the scans, within 10%."""
+    times = f"{large['scans'] / small['scans']:.0f}x the scans"
+    list_ = [
+        (f"{times}: peak memory of the driver", large["driver_mb"] / small["driver_mb"], "<=", 1.1),
+        (
+            f"{times}: of the largest worker",
+            large["largest_worker_mb"] / small["largest_worker_mb"],
+            "<=",
+            1.1,
+        ),
+    ]
+    if small["steady_scans_per_s"]:
+        rate = large["steady_scans_per_s"] / small["steady_scans_per_s"]
+        list_.append((f"{times}: scans/s", rate, ">=", 0.9))
+    return list_
+
+
+def report(options):
+    """Table, JSON and picture."""
+    found = run(options)
+    jobs = found["jobs"]
+    found["checks"] = checks(jobs[0], jobs[-1])
+    known = common.write_json(options.output, "scale", found)
+    draw(known.with_suffix(".png"), jobs)
+    print(
+        common.table(
+            [
+                {"": key, **{f"{job['scans']:,} scans": shown(job[key]) for job in jobs}}
+                for key in jobs[0]
+            ]
+        )
+    )
+    print(common.checks_table(found["checks"]))
+    print(f"{found['machine']}\nwritten: {known}, {known.with_suffix('.png')}")
+
+
+def shown(value):
+    return "" if value is None else f"{value:,.1f}"
+
+
+def draw(path, jobs):
+    """Memory and speed for each size."""
+    panels = {
+        "peak private memory of the driver, MB": "driver_mb",
+        "of the largest worker, MB": "largest_worker_mb",
+        "scans/s in steady state": "steady_scans_per_s",
+    }
+    groups = {
+        title: {
+            f"ours, {job['scans']:,} scans": dict.fromkeys(("median", "q1", "q3"), job[key] or 0.0)
+            for job in jobs
+        }
+        for title, key in panels.items()
+    }
+    common.bars(path, f"The archive job with a mock model: {common.cpu_name()}", groups, "")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--scans", type=int, nargs="+", default=[30_000, 300_000])
     parser.add_argument("--block-size", type=int, default=512)
-    parser.add_argument("--output", help="JSON file of the figures")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.one:
-        print(json.dumps(run_one(arguments.scans[0], arguments.one, arguments.block_size)))
-        return
-    rows = [in_fresh_process(count, arguments.block_size) for count in arguments.scans]
-    report(rows)
-    if arguments.output:
-        Path(arguments.output).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-
-
-def in_fresh_process(count, block_size):
-    from tests.builders import make_bundle
-
-    with tempfile.TemporaryDirectory() as folder:
-        make_bundle(Path(folder) / "bundle")
-        command = [sys.executable, __file__, "--scans", str(count), "--one", folder]
-        command += ["--block-size", str(block_size)]
-        root = str(Path(__file__).resolve().parents[1])
-        environment = {**os.environ, "PYTHONPATH": root}
-        done = subprocess.run(
-            command, stdout=subprocess.PIPE, text=True, check=True, env=environment
-        )
-        return json.loads(done.stdout.splitlines()[-1])
-
-
-def report(rows):
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores")
-    for key in rows[0]:
-        values = [f"{row[key]:>14,.1f}" for row in rows]
-        last = f"{rows[-1][key] / rows[0][key]:>8.2f}x" if rows[0][key] else ""
-        print(f"{key:<24}", *values, last)
+    parser.add_argument("--tiny", action="store_true", help="seconds only: does it still run?")
+    parser.add_argument("--output", default=common.OUTPUT)
+    parser.add_argument("--role", default="whole", choices=["whole", "job"], help=argparse.SUPPRESS)
+    parser.add_argument("--count", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--work", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.tiny:
+        options.scans, options.block_size = [40, 400], 40
+    if options.role == "job":
+        print(json.dumps(score_mock(options)))
+    else:
+        report(options)
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     main()

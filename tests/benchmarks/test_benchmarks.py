@@ -55,6 +55,16 @@ def test_score(tmp_path):
     assert jobs["ours, 24"]["cpu_s"]["predict actor"] > 0
 
 
+@pytest.mark.slow
+@pytest.mark.ray
+def test_scale(tmp_path):
+    found = tiny("scale", tmp_path)
+    assert [job["scans"] for job in found["jobs"]] == [40, 400]
+    assert all(job["driver_mb"] > 50 and job["largest_worker_mb"] > 50 for job in found["jobs"])
+    assert found["jobs"][1]["files"] >= 10
+    assert found["jobs"][1]["steady_scans_per_s"] > 0
+
+
 def test_decode(tmp_path):
     found = tiny("decode", tmp_path)
     assert found["equal_pixels"]["Pillow, gray"] > 0.5  # not of 16-bit files
