@@ -25,6 +25,7 @@ from ray.train import (
 from ray.train.torch import TorchTrainer
 
 from braintumor_ray.data.preprocess import Preprocessing
+from braintumor_ray.data.storage import is_local, open_filesystem
 from braintumor_ray.models.classifier import Architecture
 from braintumor_ray.recipes.schema import Recipe
 from braintumor_ray.training.stages import State
@@ -181,7 +182,7 @@ def fit(
         scaling_config=workers.scaling(),
         run_config=RunConfig(
             name=name,
-            storage_path=storage,
+            **_where(storage),
             failure_config=FailureConfig(max_failures=workers.max_failures),
             checkpoint_config=CheckpointConfig(
                 num_to_keep=recipe.keep_checkpoints,
@@ -196,6 +197,14 @@ def fit(
     )
     with _read_aloud(board, on_epoch):
         return trainer.fit()
+
+
+def _where(storage: str) -> dict[str, Any]:
+    """A store is reached as everything else of ours reaches it: its endpoint, its patience."""
+    if is_local(storage):
+        return {"storage_path": storage}
+    filesystem, path = open_filesystem(storage)
+    return {"storage_path": path, "storage_filesystem": filesystem}
 
 
 @dataclass(frozen=True)
