@@ -1,11 +1,13 @@
 """Dynamic batching: whatever waits when the predictor becomes free is predicted together.
 
-Nothing ever waits for a batch to fill: alone, a request goes at once; under load, requests pile up
-while the predictor works and so batches grow by themselves. (`ray.serve.batch` forms its batches
-before the predictor is free: without a wait they hold one request each, whatever the load.)
+Alone, a request goes at once; under load, requests pile up while the predictor works and so batches
+grow by themselves. (`ray.serve.batch` forms its batches before the predictor is free: without a
+wait they hold one request each, whatever the load.)
 
 On CPU, two batches at a time with half of the cores each cost less than one with all of them, whose
 threads wait for each other after every layer; a lone batch still gets all cores, for its latency.
+Beside a running batch a small one waits a moment for company, and none takes more than its share:
+else most requests sit in one large batch, and the others go one by one.
 """
 
 import asyncio
@@ -13,6 +15,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
 
+COMPANY = 4
+"""Scans that make a batch worth running beside another: one alone costs twice as much."""
+PAUSE_S = 0.005
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -38,9 +43,12 @@ class Batcher(Generic[Item, Result]):
         self._run = run
         self._max_size = max_size
         self._observe = observe
-        # The same threads for ever: OpenMP keeps a team for each thread that computes.
-        self._free = [ThreadPoolExecutor(1, "predict") for _ in range(lanes)]
-        self._lanes = lanes
+        # The same threads for ever: OpenMP keeps a team for each thread that computes. Only the
+        # first lane is ever alone: with more than one team on its cores, OpenMP puts threads to
+        # sleep after every layer, and a lone prediction takes twice as long.
+        self._threads = [ThreadPoolExecutor(1, "predict") for _ in range(lanes)]
+        self._free = list(reversed(range(lanes)))
+        self._share = max(1, max_size // lanes)
         self._waiting: list[tuple[Item, asyncio.Future[Result]]] = []
         self._working: set[asyncio.Task[None]] = set()
 
@@ -53,38 +61,44 @@ class Batcher(Generic[Item, Result]):
         result: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, result))
         if self._free:
-            thread = self._free.pop()
-            task = asyncio.create_task(self._work(thread))
+            task = asyncio.create_task(self._work(self._free.pop()))
             self._working.add(task)  # the loop itself holds tasks only weakly
             task.add_done_callback(self._working.discard)
         return await result
 
     def warm_up(self, items: Sequence[Item]) -> None:
-        """Run a batch in each thread that will do the work, in both ways, and wait for it."""
-        for thread in self._free:
-            for alone in (True, False):
+        """Run a batch in each thread that will do the work, as it will, and wait for it."""
+        for lane, thread in enumerate(self._threads):
+            for alone in (True, False) if lane == 0 else (False,):
                 thread.submit(self._run, items, alone).result()
 
-    async def _work(self, thread: ThreadPoolExecutor) -> None:
+    async def _work(self, lane: int) -> None:
         try:
             while self._waiting:
-                batch = self._waiting[: self._max_size]
-                del self._waiting[: self._max_size]
+                if self._others_work and len(self._waiting) < COMPANY:
+                    await asyncio.sleep(PAUSE_S)
+                most = self._share if self._others_work else self._max_size
+                batch, self._waiting = self._waiting[:most], self._waiting[most:]
                 batch = [(item, result) for item, result in batch if not result.cancelled()]
                 if batch:
-                    await self._one_batch(thread, batch)
+                    await self._one_batch(lane, batch)
         finally:
-            self._free.append(thread)
+            self._free = sorted([*self._free, lane], reverse=True)  # the first one is taken first
+
+    @property
+    def _others_work(self) -> bool:
+        """Whether the lane that asks is not the only one at work."""
+        return len(self._free) < len(self._threads) - 1
 
     async def _one_batch(
-        self, thread: ThreadPoolExecutor, batch: "list[tuple[Item, asyncio.Future[Result]]]"
+        self, lane: int, batch: "list[tuple[Item, asyncio.Future[Result]]]"
     ) -> None:
         self._observe(len(batch))
-        alone = len(self._free) == self._lanes - 1 and not self._waiting
+        alone = lane == 0 and not self._others_work and not self._waiting
         items = [item for item, _ in batch]
         loop = asyncio.get_running_loop()
         try:
-            found = await loop.run_in_executor(thread, self._run, items, alone)
+            found = await loop.run_in_executor(self._threads[lane], self._run, items, alone)
             assert len(found) == len(batch)
         except Exception as error:  # each caller gets it; the next batch must still run
             for _, result in batch:

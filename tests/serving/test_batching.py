@@ -93,21 +93,47 @@ def test_one_batch_alone_may_use_every_core_and_two_at_a_time_share():
     assert seen[0][2] != seen[1][2]
 
 
-def test_every_thread_that_predicts_is_warmed_up_in_both_ways():
+def test_threads_are_warmed_up_as_they_will_work():
+    """Only the first is ever alone."""
     warmed, predicted = [], set()
 
     def run(items, alone):
         warmed.append((threading.get_ident(), alone))
-        predicted.add(threading.get_ident())
+        predicted.add((threading.get_ident(), alone))
         return list(items)
 
     batcher = Batcher(run, max_size=2, lanes=2)
     batcher.warm_up([1])
-    assert len(set(warmed)) == 4
+    first, second = warmed[0][0], warmed[2][0]
+    assert first != second
+    assert warmed == [(first, True), (first, False), (second, False)]
     predicted.clear()
 
     async def scene():
         return await asyncio.gather(*(batcher(i) for i in range(6)))
 
     assert asyncio.run(scene()) == list(range(6))
-    assert predicted <= {thread for thread, _ in warmed}
+    assert predicted <= set(warmed)
+
+
+def test_beside_another_batch_a_small_one_waits_for_company_and_a_large_one_shares():
+    sizes, free = [], threading.Event()
+
+    def run(items, alone):
+        free.wait(5)
+        return list(items)
+
+    async def scene():
+        batcher = Batcher(run, max_size=8, observe=sizes.append, lanes=2)
+        tasks = [asyncio.create_task(batcher(0))]
+        await asyncio.sleep(0.05)
+        tasks.append(asyncio.create_task(batcher(1)))
+        await asyncio.sleep(0)  # the second lane has seen it, and waits
+        tasks += [asyncio.create_task(batcher(i)) for i in range(2, 12)]
+        await asyncio.sleep(0.05)
+        free.set()
+        return await asyncio.gather(*tasks)
+
+    assert asyncio.run(scene()) == list(range(12))
+    assert sizes[:2] == [1, 4]  # of 11 that wait, half of the largest batch
+    assert sum(sizes) == 12
