@@ -63,7 +63,7 @@ class MockPredict:
         from braintumor_ray.predict.schema import stored_shape
 
         bundle = load_bundle(settings.bundle)
-        shape = stored_shape(bundle.build_model().map_shape[1:])
+        shape = stored_shape(bundle.map_shape[1:])
         self._schema = result_schema(shape, settings.methods)
         self._classes = bundle.fields.class_names
         self._fingerprint, self._report = fingerprint, report
@@ -271,10 +271,7 @@ def draw(path, jobs):
         "scans/s in steady state": "steady_scans_per_s",
     }
     groups = {
-        title: {
-            f"ours, {job['scans']:,} scans": dict.fromkeys(("median", "q1", "q3"), job[key] or 0.0)
-            for job in jobs
-        }
+        title: {f"ours, {job['scans']:,} scans": common.spread([job[key] or 0.0]) for job in jobs}
         for title, key in panels.items()
     }
     common.bars(path, f"The archive job with a mock model: {common.cpu_name()}", groups, "")

@@ -326,9 +326,9 @@ def run(options: argparse.Namespace) -> dict:
     with tempfile.TemporaryDirectory(prefix="bench-score-") as name:
         work = Path(name)
         bundle = options.bundle or common.untrained_bundle(work / "bundle")
-        counts = [1000, 3000, 10_000] if options.full else []
+        counts = [n for n in (1000, 3000, 10_000) if options.full and n != options.count]
         found: dict = {"jobs": {}, "rounds": [], "limits": []}
-        for count in dict.fromkeys([options.count, *counts]):
+        for count in (options.count, *counts):
             found["kind"] = linked_scans(count, work / str(count), work)
         scans = str(work / str(options.count))
         values = {"scans": scans, "bundle": bundle, "precision": options.precision}
@@ -476,9 +476,6 @@ def checks(found: dict, main: dict) -> list[tuple[str, float, str, float]]:
 
 
 def draw(path: Path, found: dict, main: dict) -> None:
-    def one(value: float | None) -> dict:
-        return {"median": value or 0.0, "q1": value or 0.0, "q3": value or 0.0}
-
     limits = [one["limit_per_s"] for one in found["limits"]]
     steady = [job["steady_per_s"] or 0.0 for job in found["rounds"]]
     rates = {
@@ -487,10 +484,14 @@ def draw(path: Path, found: dict, main: dict) -> None:
         "ours, start included": common.spread([job["whole_per_s"] for job in found["rounds"]]),
     }
     if "ray" in found["jobs"]:
-        rates["Ray's pattern, predictions only"] = one(found["jobs"]["ray"]["whole_per_s"])
-        rates["plain script"] = one(found["jobs"]["plain"]["whole_per_s"])
+        rates["Ray's pattern, predictions only"] = common.spread(
+            [found["jobs"]["ray"]["whole_per_s"]]
+        )
+        rates["plain script"] = common.spread([found["jobs"]["plain"]["whole_per_s"]])
     cpu = {
-        ("ours: " if part in ("predict actor", "decoder child") else "") + part: one(value)
+        ("ours: " if part in ("predict actor", "decoder child") else "") + part: common.spread(
+            [value]
+        )
         for part, value in per_scan(main).items()
     }
     title = f"Files to Parquet with both maps: {common.cpu_name()}, {CORES} cores"

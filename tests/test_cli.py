@@ -1,8 +1,6 @@
 """The commands as a user calls them."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import typer.main
@@ -13,6 +11,7 @@ from braintumor_ray.cli import app
 from braintumor_ray.commands import parse_range
 from braintumor_ray.errors import UsageError
 from tests.builders import write_archive
+from tests.command import run_command
 
 
 def call(*arguments, env=None):
@@ -110,24 +109,19 @@ def test_score_verify_and_explain_from_the_command_line(tmp_path, bundle_path):
     paths = write_archive(archive, 10)
     paths[0].write_bytes(b"")
     paths[1].write_bytes(b"not an image")
-    command = [sys.executable, "-m", "braintumor_ray.cli"]
-
-    def run(*arguments):
-        return subprocess.run(
-            [*command, *map(str, arguments)], capture_output=True, text=True, check=False
-        )
-
     results = tmp_path / "results"
-    dry = run("score", archive, "-b", bundle_path, "-o", results, "--dry-run", "--json")
+    dry = run_command("score", archive, "-b", bundle_path, "-o", results, "--dry-run", "--json")
     assert json.loads(dry.stdout)["would_score"] == 10
     assert not results.exists()
-    gate = run("score", archive, "-b", bundle_path, "-o", results, "--json")
+    gate = run_command("score", archive, "-b", bundle_path, "-o", results, "--json")
     assert gate.returncode == 3, gate.stderr
     assert "20.0% of the scans are quarantined" in gate.stderr
     assert json.loads(gate.stdout)["status"] == {"ok": 8, "quarantined": 2}
-    again = run("score", archive, "-b", bundle_path, "-o", results)
+    again = run_command("score", archive, "-b", bundle_path, "-o", results)
     assert again.returncode == 0
     assert "nothing new" in again.stdout
-    assert run("verify", results).returncode == 0
-    drawn = run("explain", "--results", results, "-o", tmp_path / "drawn", "--limit", 4, "--json")
+    assert run_command("verify", results).returncode == 0
+    drawn = run_command(
+        "explain", "--results", results, "-o", tmp_path / "drawn", "--limit", 4, "--json"
+    )
     assert len(json.loads(drawn.stdout)["pictures"]) == 5

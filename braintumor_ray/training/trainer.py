@@ -25,7 +25,7 @@ from ray.train import (
 from ray.train.torch import TorchTrainer
 
 from braintumor_ray.data.preprocess import Preprocessing
-from braintumor_ray.data.storage import is_local, open_filesystem
+from braintumor_ray.data.storage import open_filesystem
 from braintumor_ray.models.classifier import Architecture
 from braintumor_ray.recipes.schema import Recipe
 from braintumor_ray.training.stages import State
@@ -165,6 +165,7 @@ def fit(
     Returns:
         Ray's result; its checkpoint holds the best weights.
     """
+    filesystem, path = open_filesystem(storage)
     board = _Board.remote()  # type: ignore[attr-defined]
     config = {
         "board": board,
@@ -182,7 +183,8 @@ def fit(
         scaling_config=workers.scaling(),
         run_config=RunConfig(
             name=name,
-            **_where(storage),
+            storage_path=path,
+            storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=workers.max_failures),
             checkpoint_config=CheckpointConfig(
                 num_to_keep=recipe.keep_checkpoints,
@@ -197,14 +199,6 @@ def fit(
     )
     with _read_aloud(board, on_epoch):
         return trainer.fit()
-
-
-def _where(storage: str) -> dict[str, Any]:
-    """A store is reached as everything else of ours reaches it: its endpoint, its patience."""
-    if is_local(storage):
-        return {"storage_path": storage}
-    filesystem, path = open_filesystem(storage)
-    return {"storage_path": path, "storage_filesystem": filesystem}
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,7 @@
 
 import json
 import os
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -27,9 +24,8 @@ from braintumor_ray.scoring.lease_store import StoreLease
 from braintumor_ray.scoring.predict_stage import PredictSettings
 from braintumor_ray.scoring.verify import verify
 from tests.builders import write_archive
+from tests.command import run_command
 from tests.s3 import upload
-
-PROJECT = Path(__file__).resolve().parents[2]
 
 
 class TestLeaseOnAStore:
@@ -199,16 +195,7 @@ PARTS = ("archive", "bundle", "results")
 
 
 def score_by_command(source, bundle, output):
-    command = [sys.executable, "-m", "braintumor_ray.cli", "score", source, "-b", bundle]
-    done = subprocess.run(
-        [*map(str, command), "-o", str(output), "--json", "--block-size", "20"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=PROJECT,
-        env={k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"},
-        timeout=300,
-    )
+    done = run_command("score", source, "-b", bundle, "-o", output, "--json", "--block-size", "20")
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 

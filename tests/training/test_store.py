@@ -1,33 +1,20 @@
 """A run whose source, decoded shards and folder are in an object store."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+from pyarrow.fs import FileSelector
 
 from braintumor_ray.data.storage import open_filesystem, read_bytes
 from braintumor_ray.predict.predictor import Predictor
 from tests.builders import disc_scan, write_archive
+from tests.command import PROJECT, run_command
 from tests.s3 import upload
 from tests.training.test_run import QUICK
-
-PROJECT = Path(__file__).resolve().parents[2]
 
 
 def train_by_command(source, output, *more):
     settings = [part for setting in QUICK for part in ("--set", setting)]
-    return subprocess.run(
-        [sys.executable, "-m", "braintumor_ray.cli", "train", source, "--recipe", "demo",
-         "--weights", "none", "--output", output, *settings, *more],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=PROJECT,
-        env={k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"},
-        timeout=300,
-    )  # fmt: skip
+    where = ("--recipe", "demo", "--weights", "none", "--output", output)
+    return run_command("train", source, *where, *settings, *more)
 
 
 @pytest.mark.ray
@@ -47,8 +34,6 @@ def test_a_run_on_a_store_ends_in_a_bundle_there(s3, tmp_path):
     for name in ("run.json", "history.json", "curves.png", "phases.json", "catalog.parquet"):
         assert read_bytes(f"{output}/{name}"), name
     filesystem, base = open_filesystem(f"s3://{bucket}/cache")
-    from pyarrow.fs import FileSelector
-
     names = [info.path for info in filesystem.get_file_info(FileSelector(base, recursive=True))]
     assert any(name.endswith(".parquet") for name in names)
 
