@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import uuid
 from collections import Counter
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import ray
+from pyarrow.fs import FileSystem
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from braintumor_ray.data.decode import DecodeLimits
@@ -105,8 +107,7 @@ def decode_to_shards(
     if known is not None:
         return Shards(location, known, reused=True)
     filesystem, path = open_filesystem(catalog)
-    quiet_progress()
-    data = ray.data.read_parquet(path, filesystem=filesystem, columns=["scan_id", "uri", "frame"])
+    data = read_rows([path], filesystem, ["scan_id", "uri", "frame"])
     shards = data.repartition(target_num_rows_per_block=SCANS_PER_SHARD).map_batches(
         _DecodeToShard,
         fn_constructor_args=(preprocessing, limits or DecodeLimits()),
@@ -122,12 +123,24 @@ def decode_to_shards(
     return _publish(location, attempt, table.num_rows)
 
 
-def quiet_progress() -> None:
-    """Ray Data's own bars and log lines off: commands report progress themselves."""
+def read_rows(
+    paths: list[str], filesystem: FileSystem, columns: list[str] | None = None
+) -> Dataset:
+    """Parquet files as a data set; without bars and log lines of Ray Data: commands report.
+
+    Args:
+        paths: of files, on `filesystem`.
+        filesystem: where the files are.
+        columns: to read; None: all.
+    """
+    # Ray's default is 32 processes for each read, to look into the files' footers: the start of a
+    # job on few cores is mostly theirs. One reads 128 footers at a time.
+    os.environ.setdefault("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "1")
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+    return ray.data.read_parquet(paths, filesystem=filesystem, columns=columns)
 
 
 def training_dataset(
@@ -144,11 +157,10 @@ def training_dataset(
         labels: int64 (n,), their class indices.
         square_bytes: size of one image, S * S.
     """
-    quiet_progress()
     order = np.argsort(scan_ids)
     lookup = ray.put((scan_ids[order], labels[order]))
     filesystem, _ = open_filesystem(shards.location)
-    data = ray.data.read_parquet(shards.paths, filesystem=filesystem, columns=["scan_id", "image"])
+    data = read_rows(shards.paths, filesystem, ["scan_id", "image"])
     data = data.map_batches(_select(lookup), batch_format="pyarrow", batch_size=None, num_cpus=0.5)
     # In memory where it fits well: each epoch then starts at once, instead of reading again.
     return data.materialize() if len(scan_ids) * square_bytes < _memory_for_data() else data

@@ -1,7 +1,7 @@
 """What went wrong, without the frames of the machinery around it."""
 
 import gc
-import traceback
+from types import FrameType, TracebackType
 
 
 def root_cause(error: BaseException) -> str:
@@ -18,8 +18,8 @@ def root_cause(error: BaseException) -> str:
 def let_go(error: BaseException) -> None:
     """Empty the frames of an error and of its causes.
 
-    They hold the failed execution, and with it actors whose CPUs the next one needs: whoever kept
-    the error (a test, a notebook) and tried again would wait for ever.
+    They hold the failed execution, and with it actors and tasks whose CPUs the next one needs:
+    whoever kept the error (a test, a notebook) and tried again would wait for ever.
     """
     chain: list[object] = [error]
     seen: set[int] = set()
@@ -28,9 +28,23 @@ def let_go(error: BaseException) -> None:
         if not isinstance(one, BaseException) or id(one) in seen:
             continue
         seen.add(id(one))
-        traceback.clear_frames(one.__traceback__)
+        _empty_frames(one.__traceback__)
         chain += [one.__cause__, one.__context__, getattr(one, "cause", None)]
     gc.collect()
+
+
+def _empty_frames(trace: TracebackType | None) -> None:
+    """Also of the callers of what a traceback names: each frame holds the one that called it."""
+    while trace is not None:
+        frame: FrameType | None = trace.tb_frame
+        while frame is not None:
+            caller = frame.f_back
+            try:
+                frame.clear()
+            except RuntimeError:
+                break  # it still runs, and so do its callers
+            frame = caller
+        trace = trace.tb_next
 
 
 def innermost(error: BaseException) -> BaseException:

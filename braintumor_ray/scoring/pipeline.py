@@ -11,7 +11,7 @@ from ray.data import ActorPoolStrategy, SaveMode
 from ray.data.checkpoint import CheckpointConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from braintumor_ray.data.pipeline import quiet_progress
+from braintumor_ray.data.pipeline import read_rows
 from braintumor_ray.data.storage import open_filesystem
 from braintumor_ray.models.bundle import Bundle
 from braintumor_ray.scoring.generation import Generation
@@ -69,10 +69,9 @@ def execute(
     Raises:
         ResultsError: something failed that is no scan's fault; what is committed is kept.
     """
-    quiet_progress()
     filesystem, base = open_filesystem(generation.folder.location)
     # Only reads filter by checkpoints: the work must be a Parquet file, not rows in memory.
-    data = ray.data.read_parquet([f"{base}/{path}" for path in catalogs], filesystem=filesystem)
+    data = read_rows([f"{base}/{path}" for path in catalogs], filesystem)
     context = data.context
     context.checkpoint_config = CheckpointConfig(
         id_column="scan_id",
