@@ -30,7 +30,7 @@ from benchmarks.score import committed, steady_rate
 from braintumor_ray.data.catalog import CATALOG_SCHEMA
 from braintumor_ray.predict.schema import KEYS, result_schema
 
-ROWS_PER_WRITE = 100_000
+ROWS_PER_WRITE = 20_000
 
 
 class MockDecode:

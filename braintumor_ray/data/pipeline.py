@@ -28,6 +28,13 @@ from braintumor_ray.errors import CatalogError
 SCANS_PER_SHARD = 512
 INDEX = "index.json"
 MOST_UNREADABLE = 0.5
+# How Ray Data reads Parquet. Its defaults are 32 processes for each read, to look into footers (one
+# reads 128 at a time; on few cores the others were most of a job's start), and tasks of 128 MB,
+# which are too much memory and too little at once for a catalog of small rows.
+_READING = {
+    "RAY_DATA_PARQUET_FOOTER_NUM_ACTORS": "1",
+    "RAY_DATA_PARQUET_BIN_PACKING_BYTES": str(4 << 20),
+}
 
 
 @dataclass(frozen=True)
@@ -133,9 +140,8 @@ def read_rows(
         filesystem: where the files are.
         columns: to read; None: all.
     """
-    # Ray's default is 32 processes for each read, to look into the files' footers: the start of a
-    # job on few cores is mostly theirs. One reads 128 footers at a time.
-    os.environ.setdefault("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "1")
+    for name, value in _READING.items():
+        os.environ.setdefault(name, value)
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

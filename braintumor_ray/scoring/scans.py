@@ -20,7 +20,7 @@ from braintumor_ray.data.catalog import (
 from braintumor_ray.data.storage import open_filesystem
 from braintumor_ray.errors import CatalogError
 
-ROWS_PER_PART = 100_000  # about 30 MB
+ROWS_PER_PART = 20_000  # about 10 MB with what is made of them
 
 Ids = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
