@@ -34,6 +34,7 @@ def ray_session(workers: int = 2) -> Iterator[None]:
     cpus = max(os.cpu_count() or 1, LEAST_CPUS, workers + SPARE_CPUS)
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value.format(cpus=cpus))
+    _let_arrow_give_memory_back()
     import logging
 
     import ray
@@ -55,6 +56,15 @@ def ray_session(workers: int = 2) -> Iterator[None]:
             yield
         finally:
             ray.shutdown()  # prints what is left, too
+
+
+def _let_arrow_give_memory_back() -> None:
+    """Arrow's default, mimalloc, keeps what was freed: memory would grow with the archive."""
+    import pyarrow as pa
+
+    if "jemalloc" in pa.supported_memory_backends():
+        pa.set_memory_pool(pa.jemalloc_memory_pool())
+        os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "jemalloc")  # of local Ray's workers
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from braintumor_ray.data.storage import open_filesystem
 from braintumor_ray.predict.results import CATALOGS, CHECKPOINTS, ROWS, ResultsFolder
-from braintumor_ray.scoring.scans import Ids, joined
+from braintumor_ray.scoring.scans import Ids, are_distinct, are_in, joined
 
 PENDING = ".pending.parquet"
 READERS = 16  # files read at a time: an object store's latency, not its bandwidth, is the limit
@@ -100,16 +100,16 @@ class Generation:
         again. Nothing is published yet: what only the lost file had is scored once more.
         """
         committed = self.committed_files()
-        tables = dict(self.read_files(sorted(committed), ["scan_id"]))
-        ids = joined(table["scan_id"].to_numpy() for table in tables.values())
-        if len(np.unique(ids)) == len(ids):
+        files = self.read_files(sorted(committed), ["scan_id"])
+        found = {path: table["scan_id"].to_numpy() for path, table in files}
+        ids = joined(iter(found.values()))
+        if are_distinct(ids):
             return ids
         filesystem, base = open_filesystem(self.folder.location)
         seen = np.empty(0, np.int64)
-        for path, table in sorted(tables.items(), key=lambda pair: -pair[1].num_rows):
-            own = table["scan_id"].to_numpy()
-            if len(np.unique(own)) == len(own) and not np.isin(own, seen).any():
-                seen = np.union1d(seen, own)
+        for path, own in sorted(found.items(), key=lambda pair: -len(pair[1])):
+            if are_distinct(own) and not are_in(own, seen).any():
+                seen = np.concatenate([seen, own])
                 continue
             checkpoint = committed[path.rsplit("/", 1)[-1]]
             filesystem.delete_file(f"{base}/{self.checkpoints}/{checkpoint}")

@@ -31,7 +31,7 @@ from braintumor_ray.scoring.options import ScoreOptions
 from braintumor_ray.scoring.pipeline import Progress, Stages, counter_beside_us, execute, watched
 from braintumor_ray.scoring.plan import Plan, make_plan, write_work
 from braintumor_ray.scoring.preflight import check_cluster
-from braintumor_ray.scoring.scans import Scans
+from braintumor_ray.scoring.scans import Scans, are_in
 from braintumor_ray.scoring.summary import COLUMNS, Summary, Tally, nothing_new, summarize
 
 __all__ = ["ScoreOptions", "Stages", "describe_settings", "open_results", "plan_only", "score"]
@@ -200,7 +200,7 @@ def _attempt_of(catalogs: list[str]) -> str:
 
 def _missing(plan: Plan) -> int:
     """Scans of the work without a committed row."""
-    return int((~np.isin(plan.work.ids, plan.generation.settled_ids())).sum())
+    return int(np.count_nonzero(~are_in(plan.work.ids, plan.generation.settled_ids())))
 
 
 def _manifest(plan: Plan, catalogs: list[str], started: float, tally: Tally) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from braintumor_ray.scoring.scans import (
     Mask,
     Scans,
     Work,
+    are_in,
     joined,
     keys_of,
     scans_in_files,
@@ -88,16 +89,16 @@ def make_plan(
     generation = Generation(folder, len(manifests) + 1, fingerprint)
     wanted = _not_committed(folder, scans, manifests, redaction)
     if retry_quarantined:
-        wanted |= np.isin(scans.ids, _quarantined_ids(folder, manifests))
+        wanted |= are_in(scans.ids, _quarantined_ids(folder, manifests))
     known = scans.num_rows - int(np.count_nonzero(wanted))
     done = np.sort(generation.committed_ids())
-    carried = _carried(generation, np.setdiff1d(done, scans.ids[wanted]))
+    carried = _carried(generation, done[~are_in(done, scans.ids[wanted])])
     if limit is not None:
-        committed = np.isin(scans.ids, done)
+        committed = are_in(scans.ids, done)
         wanted &= committed | (np.cumsum(wanted & ~committed) <= limit)
     work = Work(scans, wanted, carried)
     supersedes = _superseded(generation, work, manifests, redaction)
-    resumed = int(np.isin(work.ids, done).sum())
+    resumed = int(np.count_nonzero(are_in(work.ids, done)))
     return Plan(generation, work, resumed, known, supersedes)
 
 
@@ -142,7 +143,7 @@ def _not_committed(
     folder: ResultsFolder, scans: Scans, manifests: Manifests, redaction: UriRedaction | None
 ) -> Mask:
     """Which catalog rows are in no generation."""
-    paths = _keys(scans, "path", redaction)
+    paths = _keys(scans, "path", redaction) if manifests else np.empty(0, np.int64)
     order = np.argsort(scans.ids, kind="stable")
     ids = scans.ids[order]
     _check_distinct(scans, ids)

@@ -143,6 +143,21 @@ def joined(parts: Iterator[Any]) -> Ids:
     return np.concatenate(arrays) if arrays else np.empty(0, np.int64)
 
 
+def are_distinct(ids: Ids) -> bool:
+    """Whether no id is there twice. `np.unique` takes several times the memory."""
+    ordered = np.sort(ids)
+    return not bool((ordered[1:] == ordered[:-1]).any())
+
+
+def are_in(ids: Ids, others: Ids) -> Mask:
+    """Which ids are among others, bool (n,). `np.isin` takes several times the memory."""
+    if not len(others):
+        return np.zeros(len(ids), bool)
+    ordered = np.sort(others)
+    place = np.minimum(np.searchsorted(ordered, ids), len(ordered) - 1)
+    return np.asarray(ordered[place] == ids)
+
+
 def keys_of(table: pa.Table, name: str) -> Ids:
     """int64 (n,): a hash of (column `name`, frame) of each row.
 
