@@ -424,6 +424,8 @@ def report(options: argparse.Namespace) -> None:
             f"(decode alone {one['decode_per_s']:.0f}/s, model alone {one['model_per_s']:.0f}/s)"
         )
     print("CPU ms per scan of ours:", per_scan(main))
+    print("peak private MB of each part, at whatever moment:")
+    print(common.table([part_row(name, job) for name, job in jobs.items() if name[:4] == "ours"]))
     print(common.checks_table(found["checks"]))
     print(f"{found['kind']}, {found['machine']}\nwritten: {known}, {known.with_suffix('.png')}")
 
@@ -431,6 +433,11 @@ def report(options: argparse.Namespace) -> None:
 def per_scan(job: dict) -> dict:
     parts = sorted(job["cpu_s"].items(), key=lambda pair: -pair[1])
     return {part: round(1000 * seconds / job["scans"], 2) for part, seconds in parts}
+
+
+def part_row(name: str, job: dict) -> dict:
+    parts = sorted(job["peak_mb_by_part"].items(), key=lambda pair: -pair[1])
+    return {"job": name} | {part: f"{mb:.0f}" for part, mb in parts}
 
 
 def job_row(name: str, job: dict) -> dict:
