@@ -377,7 +377,8 @@ def best_checks(cases: dict) -> list[tuple[str, float, str, float]]:
 
 def report(options: argparse.Namespace) -> None:
     known = Path(options.output) / "explain.json"
-    earlier = json.loads(known.read_text(encoding="utf-8")) if options.append else {"cases": {}}
+    kept = options.append and known.exists()
+    earlier = json.loads(known.read_text(encoding="utf-8")) if kept else {"cases": {}}
     cases = earlier["cases"] | run_cases(options, earlier["cases"])
     found = {"machine": common.machine(), "threads": options.threads, "cases": cases}
     found["checks"] = checks(cases)
