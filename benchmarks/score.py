@@ -425,7 +425,9 @@ def report(options: argparse.Namespace) -> None:
         )
     print("CPU ms per scan of ours:", per_scan(main))
     print("peak private MB of each part, at whatever moment:")
-    print(common.table([part_row(name, job) for name, job in jobs.items() if name[:4] == "ours"]))
+    print(
+        common.table([part_row(name, job) for name, job in jobs.items() if name.startswith("ours")])
+    )
     print(common.checks_table(found["checks"]))
     print(f"{found['kind']}, {found['machine']}\nwritten: {known}, {known.with_suffix('.png')}")
 

@@ -62,9 +62,13 @@ def _let_arrow_give_memory_back() -> None:
     """Arrow's default, mimalloc, keeps what was freed: memory would grow with the archive."""
     import pyarrow as pa
 
-    if "jemalloc" in pa.supported_memory_backends():
-        pa.set_memory_pool(pa.jemalloc_memory_pool())
-        os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "jemalloc")  # of local Ray's workers
+    if (
+        "ARROW_DEFAULT_MEMORY_POOL" in os.environ
+        or "jemalloc" not in pa.supported_memory_backends()
+    ):
+        return
+    os.environ["ARROW_DEFAULT_MEMORY_POOL"] = "jemalloc"  # of local Ray's workers
+    pa.set_memory_pool(pa.jemalloc_memory_pool())
 
 
 @contextmanager

@@ -109,7 +109,7 @@ class Generation:
         seen = np.empty(0, np.int64)
         for path, own in sorted(found.items(), key=lambda pair: -len(pair[1])):
             if are_distinct(own) and not are_in(own, seen).any():
-                seen = np.concatenate([seen, own])
+                seen = np.sort(np.concatenate([seen, own]))
                 continue
             checkpoint = committed[path.rsplit("/", 1)[-1]]
             filesystem.delete_file(f"{base}/{self.checkpoints}/{checkpoint}")

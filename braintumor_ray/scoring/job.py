@@ -200,7 +200,8 @@ def _attempt_of(catalogs: list[str]) -> str:
 
 def _missing(plan: Plan) -> int:
     """Scans of the work without a committed row."""
-    return int(np.count_nonzero(~are_in(plan.work.ids, plan.generation.settled_ids())))
+    settled = np.sort(plan.generation.settled_ids())
+    return int(np.count_nonzero(~are_in(plan.work.ids, settled)))
 
 
 def _manifest(plan: Plan, catalogs: list[str], started: float, tally: Tally) -> dict[str, Any]:

@@ -89,10 +89,10 @@ def make_plan(
     generation = Generation(folder, len(manifests) + 1, fingerprint)
     wanted = _not_committed(folder, scans, manifests, redaction)
     if retry_quarantined:
-        wanted |= are_in(scans.ids, _quarantined_ids(folder, manifests))
+        wanted |= are_in(scans.ids, np.sort(_quarantined_ids(folder, manifests)))
     known = scans.num_rows - int(np.count_nonzero(wanted))
     done = np.sort(generation.committed_ids())
-    carried = _carried(generation, done[~are_in(done, scans.ids[wanted])])
+    carried = _carried(generation, done[~are_in(done, np.sort(scans.ids[wanted]))])
     if limit is not None:
         committed = are_in(scans.ids, done)
         wanted &= committed | (np.cumsum(wanted & ~committed) <= limit)
@@ -230,7 +230,7 @@ def _superseded(
     """Rows of older versions of the work's scans, by generation; its own number included."""
     if not work.num_rows:
         return {}
-    keys = _keys(work, "uri", redaction)
+    keys = np.sort(_keys(work, "uri", redaction))
     columns = ["scan_id", "uri", "frame"]
     suspects = {
         int(manifest["generation"]): pa.concat_tables(
@@ -252,7 +252,8 @@ def _superseded(
 
 
 def _with_keys(part: pa.Table, keys: Ids) -> pa.Table:
-    return part.filter(pa.array(np.isin(keys_of(part, "uri"), keys)))
+    """Rows whose URI and frame have one of the sorted keys."""
+    return part.filter(pa.array(are_in(keys_of(part, "uri"), keys)))
 
 
 def _versions(
@@ -263,7 +264,8 @@ def _versions(
     Of two versions of a file in one generation the later one, as written, is current.
     """
     values, counts = np.unique(keys, return_counts=True)
-    wanted = np.concatenate([values[counts > 1], *(keys_of(t, "uri") for t in suspects.values())])
+    earlier = (keys_of(table, "uri") for table in suspects.values())
+    wanted = np.sort(np.concatenate([values[counts > 1], *earlier]))
     versions: dict[tuple[str, int], list[int]] = {}
     if not len(wanted):
         return versions

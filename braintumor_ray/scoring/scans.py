@@ -149,11 +149,13 @@ def are_distinct(ids: Ids) -> bool:
     return not bool((ordered[1:] == ordered[:-1]).any())
 
 
-def are_in(ids: Ids, others: Ids) -> Mask:
-    """Which ids are among others, bool (n,). `np.isin` takes several times the memory."""
-    if not len(others):
+def are_in(ids: Ids, ordered: Ids) -> Mask:
+    """Which ids are among others, which are sorted: bool (n,).
+
+    `np.isin` takes several times the memory, and sorts the others again for every part.
+    """
+    if not len(ordered):
         return np.zeros(len(ids), bool)
-    ordered = np.sort(others)
     place = np.minimum(np.searchsorted(ordered, ids), len(ordered) - 1)
     return np.asarray(ordered[place] == ids)
 

@@ -21,7 +21,7 @@ from braintumor_ray.predict.results import (
     superseded_rows,
 )
 from braintumor_ray.predict.schema import STATUSES, result_schema
-from braintumor_ray.scoring.scans import Ids, joined, keys_of
+from braintumor_ray.scoring.scans import Ids, are_in, joined, keys_of
 
 SHOWN = 5  # examples per kind of difference
 
@@ -106,7 +106,7 @@ def _generation_rows(
         if {"scan_id", "uri", "frame"} <= {*table.column_names}:
             found = table["scan_id"].to_numpy()
             ids.append(found)
-            keys.append(keys_of(table, "uri")[~np.isin(found, gone)])
+            keys.append(keys_of(table, "uri")[~are_in(found, gone)])
     return _Found(joined(iter(ids)), joined(iter(keys)), faults)
 
 
@@ -190,7 +190,7 @@ def _repeated(folder: ResultsFolder, manifests: list[dict[str, Any]], keys: Ids)
         return
     kept: Counter[tuple[str, int]] = Counter()
     for table in current_rows(folder, manifests, ["uri", "frame"]):
-        rows = table.filter(pa.array(np.isin(keys_of(table, "uri"), suspects)))
+        rows = table.filter(pa.array(are_in(keys_of(table, "uri"), suspects)))
         kept.update((row["uri"], row["frame"]) for row in rows.to_pylist())
     twice = [key for key, count in kept.items() if count > 1]
     if twice:

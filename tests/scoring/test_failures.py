@@ -1,5 +1,6 @@
 """Errors lose what they hold, and say in a line what went wrong."""
 
+import errno
 import weakref
 
 import pytest
@@ -53,7 +54,17 @@ def test_a_kept_error_holds_nothing_of_its_execution():
     assert [held() for held in watch] == [None]
 
 
-def test_the_root_cause_is_one_line():
-    error = ResultsError("outer")
-    error.__cause__ = OSError(28, "No space left on device")
-    assert root_cause(error) == "OSError: [Errno 28] No space left on device"
+class TestRootCause:
+    def test_the_innermost_cause_is_one_line(self):
+        outer = RuntimeError("a long story\nof frames")
+        outer.__cause__ = OSError(errno.ENOSPC, "No space left on device")
+        assert root_cause(outer) == "OSError: [Errno 28] No space left on device"
+
+    def test_a_traceback_from_elsewhere_ends_in_its_error(self):
+        remote = RuntimeError("ray::Write()\nTraceback (most recent call last):\nOSError: full")
+        assert root_cause(remote) == "OSError: full"
+
+    def test_a_cause_without_words_is_a_mark_and_no_cause(self):
+        error = OSError("full")
+        error.__cause__ = RuntimeError()
+        assert root_cause(error) == "OSError: full"
