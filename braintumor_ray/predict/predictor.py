@@ -17,6 +17,7 @@ from braintumor_ray.errors import UsageError
 from braintumor_ray.explain.cam import METHODS, SCORED_METHODS, cams, class_gradient
 from braintumor_ray.explain.library import library_cams
 from braintumor_ray.explain.regions import head_regions, heat_shares_batch, region_weights
+from braintumor_ray.models.allocator import keep_freed_memory
 from braintumor_ray.models.bundle import Bundle, load_bundle
 from braintumor_ray.models.classifier import Classifier
 from braintumor_ray.models.folding import fold_batch_norms
@@ -47,7 +48,8 @@ class RawOutput:
 class Predictor:
     """Scores gray scans and explains each prediction, from one forward pass.
 
-    Safe to call from several threads: a call changes nothing on the object or the network.
+    Safe to call from several threads: a call changes nothing on the object or the network. On CPU
+    the process's allocator is set, see `models.allocator`.
 
     Args:
         bundle: a loaded bundle.
@@ -75,6 +77,8 @@ class Predictor:
             raise UsageError(f"CAM method '{unknown[0]}' is unknown; use {', '.join(METHODS)}")
         self.bundle = bundle
         self.device = choose_device(device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.bf16 = use_bf16(self.device, precision)
         self.cam_class = cam_class
         self.methods = tuple(methods)

@@ -143,8 +143,8 @@ class Recipe(Section):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="auto: bf16 autocast where the hardware gains, else fp32"
     )
-    monitor: Literal["val_loss", "val_balanced_accuracy"] = Field(
-        "val_loss", description="what chooses the best checkpoint"
+    monitor: Literal["val_loss", "val_balanced_accuracy", "epoch"] = Field(
+        "val_loss", description="what chooses the weights that are kept; epoch: the last ones"
     )
     threshold_by: Literal["f1", "youden"] = "f1"
     sync_batchnorm: bool = Field(False, description="statistics over all workers; GPUs only")
@@ -163,4 +163,6 @@ class Recipe(Section):
     def _whole(self) -> "Recipe":
         if not self.stages:
             raise ValueError("at least one [[stages]] table is needed")
+        if self.monitor == "epoch" and self.schedule.early_stopping is not None:
+            raise ValueError("monitor 'epoch' keeps the last weights: leave early_stopping out")
         return self

@@ -26,6 +26,7 @@ from ray.train.torch import TorchTrainer
 
 from braintumor_ray.data.preprocess import Preprocessing
 from braintumor_ray.data.storage import open_filesystem
+from braintumor_ray.models.allocator import allocator_environment
 from braintumor_ray.models.classifier import Architecture
 from braintumor_ray.recipes.schema import Recipe
 from braintumor_ray.training.stages import State
@@ -185,6 +186,7 @@ def fit(
             name=name,
             storage_path=path,
             storage_filesystem=filesystem,
+            worker_runtime_env={"env_vars": allocator_environment()},
             failure_config=FailureConfig(max_failures=workers.max_failures),
             checkpoint_config=CheckpointConfig(
                 num_to_keep=recipe.keep_checkpoints,

@@ -18,6 +18,7 @@ from braintumor_ray.data.augment import Augmenter, augment_batch
 from braintumor_ray.data.pipeline import squares
 from braintumor_ray.data.preprocess import Preprocessing
 from braintumor_ray.models.classifier import Architecture, Classifier
+from braintumor_ray.models.depthwise import quicken_depthwise
 from braintumor_ray.models.freezing import set_trainable, train_mode
 from braintumor_ray.predict.predictor import use_bf16
 from braintumor_ray.recipes.loader import recipe_from_dict
@@ -94,6 +95,8 @@ class _Worker:
                 self._end_stage()
                 self.saved = None
                 self.course.next_stage()
+        if self.device.type == "cpu":
+            quicken_depthwise(self.model)
         self.model = self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         section = self.recipe.optimizer
         self.settings = StepSettings(
