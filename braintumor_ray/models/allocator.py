@@ -41,7 +41,8 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # another C library: musl, macOS, Windows
         return False
-    return all([mallopt(number, value) == 1 for number, value in _SETTINGS.values()])
+    done = [mallopt(number, value) for number, value in _SETTINGS.values()]
+    return all(done)
 
 
 def _is_set() -> bool:

@@ -74,10 +74,10 @@ def _input_gradient(
 ) -> Tensor:
     kernel = weight.shape[2:]
     sides = [x.shape[2 + i] + 2 * padding[i] - kernel[i] + 1 for i in (0, 1)]  # of stride 1
-    layout = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else None
-    spread = torch.empty(
-        (*x.shape[:2], *sides), dtype=gradient.dtype, memory_format=layout or torch.contiguous_format
-    ).zero_()
+    shape = (*x.shape[:2], *sides)
+    last = x.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if last else torch.contiguous_format
+    spread = torch.empty(shape, dtype=gradient.dtype, memory_format=layout).zero_()
     spread[:, :, :: stride[0], :: stride[1]] = gradient
     rest = [kernel[i] - 1 - padding[i] for i in (0, 1)]
     return functional.conv2d(spread, weight.flip(2, 3), None, 1, rest, 1, len(weight))
