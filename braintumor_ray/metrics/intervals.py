@@ -149,8 +149,8 @@ def metric_intervals(
         level: coverage in (0, 1).
 
     Returns:
-        ``accuracy``, ``balanced_accuracy``, ``macro_f1`` over the classes; ``sensitivity``,
-        ``specificity``, ``auroc`` of the tumour decision.
+        ``accuracy``, ``balanced_accuracy``, ``macro_f1`` over the classes; ``decision_accuracy``,
+        ``sensitivity``, ``specificity``, ``auroc`` of the tumour decision.
 
     Raises:
         MetricsError: the inputs do not fit.
@@ -164,7 +164,11 @@ def metric_intervals(
         "balanced_accuracy": table_balanced_accuracy,
         "macro_f1": table_macro_f1,
     }
-    by_decision = {"sensitivity": table_sensitivity, "specificity": table_specificity}
+    by_decision = {
+        "decision_accuracy": table_accuracy,
+        "sensitivity": table_sensitivity,
+        "specificity": table_specificity,
+    }
     predicted = classes * k + array.argmax(axis=1)
     decided = truth.astype(np.int64) * 2 + (score >= check_threshold(threshold))
     return {

@@ -122,6 +122,8 @@ def _intervals(outputs: Outputs, bundle: Bundle, groups: Ints) -> dict[str, Any]
         bundle.fields.threshold,
         seed=0,
     )
+    if len(bundle.fields.class_names) == 2:  # as the figures beside it
+        found["accuracy"] = found["decision_accuracy"]
     return {name: asdict(interval) for name, interval in found.items()}
 
 

@@ -187,6 +187,7 @@ def test_headline_intervals_hold_the_metrics_they_are_named_after():
         "accuracy": accuracy_score(labels, predicted),
         "balanced_accuracy": balanced_accuracy_score(labels, predicted),
         "macro_f1": f1_score(labels, predicted, average="macro"),
+        "decision_accuracy": accuracy_score(truth, score >= 0.7),
         "sensitivity": recall_score(truth, score >= 0.7),
         "specificity": recall_score(~truth, score < 0.7),
         "auroc": auroc(truth, score),
