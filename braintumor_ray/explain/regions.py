@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from braintumor_ray.errors import UsageError
@@ -82,7 +83,9 @@ def region_weights(
     rows = _upsampling_matrix(regions.shape[0], height)
     columns = _upsampling_matrix(regions.shape[1], width)
     one_hot = np.stack([regions == region for region in (BACKGROUND, RIM, INSIDE)])
-    return rows.T @ (one_hot.astype(np.float32) @ columns)
+    # torch multiplies, as NumPy's BLAS has threads of its own, which take torch's cores.
+    inner = torch.from_numpy(one_hot).float() @ columns
+    return (rows.T @ inner).numpy()
 
 
 def heat_shares(cam: NDArray[Any], weights: NDArray[np.float32]) -> Shares:
@@ -181,16 +184,18 @@ def _plausible(head: NDArray[np.uint8]) -> bool:
 
 
 @lru_cache(maxsize=64)
-def _upsampling_matrix(size: int, raw: int) -> NDArray[np.float32]:
-    """Bilinear upsampling from `raw` to `size` samples, align_corners=False: (size, raw)."""
+def _upsampling_matrix(size: int, raw: int) -> torch.Tensor:
+    """Bilinear upsampling from `raw` to `size` samples, align_corners=False: float32 (size, raw).
+
+    Shared by every caller of the cache: not to be changed.
+    """
     position = np.clip((np.arange(size) + 0.5) * raw / size - 0.5, 0, raw - 1)
     left = np.floor(position).astype(int)
     right = np.minimum(left + 1, raw - 1)
     matrix = np.zeros((size, raw), np.float32)
     np.add.at(matrix, (np.arange(size), left), 1 - (position - left))
     np.add.at(matrix, (np.arange(size), right), position - left)
-    matrix.setflags(write=False)  # shared by every caller of the cache
-    return matrix
+    return torch.from_numpy(matrix)
 
 
 def _check_gray(gray: NDArray[np.uint8]) -> None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 FloatArray = npt.NDArray[np.floating]
 
@@ -50,9 +51,11 @@ class DomainGate:
     def distance(self, features: FloatArray) -> npt.NDArray[np.float32]:
         """Distance of pooled features (n, C), float32 (n,), 0 upwards."""
         centred = _unit_length(np.asarray(features, dtype=np.float32)) - self.mean
-        coordinates = centred @ self.basis
-        inside = ((coordinates / self.scale) ** 2).mean(axis=1)
-        rest = centred - coordinates @ self.basis.T
+        # torch multiplies, as NumPy's BLAS has threads of its own, which take torch's cores.
+        basis = torch.from_numpy(self.basis)
+        coordinates = torch.from_numpy(centred) @ basis
+        rest = centred - (coordinates @ basis.T).numpy()
+        inside = ((coordinates.numpy() / self.scale) ** 2).mean(axis=1)
         outside = (rest**2).sum(axis=1) / self.residual**2
         return np.asarray(np.sqrt(inside + outside), dtype=np.float32)
 

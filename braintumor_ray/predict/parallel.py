@@ -5,8 +5,6 @@ which costs most where other processes (the decoders) want the same cores. Whole
 of their own wait once per call.
 """
 
-import ctypes
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -18,15 +16,12 @@ import torch
 from braintumor_ray.data.preprocess import GrayImage
 from braintumor_ray.predict.predictor import Columns, Predictor
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
-_KEPT_BYTES = 2**30
-
 
 class ParallelPredictor:
     """Calls a predictor for several batches at a time; the same columns, in the same order.
 
-    Changes this process for good: one torch thread per batch, and freed memory is kept. For a
-    process that does nothing else.
+    Changes this process for good: one torch thread per batch. For a process that does nothing
+    else.
 
     Args:
         predictor: safe to call from several threads.
@@ -36,7 +31,6 @@ class ParallelPredictor:
     def __init__(self, predictor: Predictor, threads: int) -> None:
         self.predictor = predictor
         _one_thread_per_operation()
-        _keep_freed_memory()
         self._pool = ThreadPoolExecutor(threads, initializer=_one_thread_per_operation)
 
     def __call__(self, images: Sequence[GrayImage]) -> Columns:
@@ -56,16 +50,3 @@ def _join(parts: Sequence[Any]) -> Any:  # noqa: ANN401 - lists or arrays
 def _one_thread_per_operation() -> None:
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-
-
-def _keep_freed_memory() -> None:
-    """Let glibc reuse large buffers instead of giving their pages back after every operation.
-
-    Feature maps are large enough for an mmap each, whose pages the kernel must clear anew.
-    """
-    if not sys.platform.startswith("linux"):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's; musl has none
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
-        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
