@@ -87,16 +87,22 @@ def ratios(slower: Sequence[float], faster: Sequence[float]) -> dict[str, float]
     return spread([a / b for a, b in zip(slower, faster, strict=True)])
 
 
-def child(file: str, role: str, timeout_s: float = 1800, **values: object) -> dict:
+def child(
+    file: str,
+    role: str,
+    timeout_s: float = 1800,
+    environment: dict[str, str] | None = None,
+    **values: object,
+) -> dict:
     """Run a part of a benchmark as a process of its own; its last line is its result."""
     arguments = [f"--{name.replace('_', '-')}={value}" for name, value in values.items()]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(PROJECT), *sys.path[1:]])}
+    found_by = {"PYTHONPATH": os.pathsep.join([str(PROJECT), *sys.path[1:]])}
     done = subprocess.run(
         [sys.executable, file, f"--role={role}", *arguments],
         check=True,
         stdout=subprocess.PIPE,
         text=True,
-        env=environment,
+        env=os.environ | found_by | (environment or {}),
         timeout=timeout_s,
     )
     return json.loads(done.stdout.splitlines()[-1])

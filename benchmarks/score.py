@@ -29,6 +29,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import common
+from braintumor_ray.models.allocator import allocator_environment
 
 CORES = len(os.sched_getaffinity(0))
 
@@ -396,7 +397,10 @@ def limit(values: dict, sample: int) -> dict:
     for thread in threads:
         thread.join()
     decode = sum(one["cpu_s"] for one in together) / len(together)
-    model = common.child(__file__, "model", sample=sample, **values)
+    # As the job starts its predictors, so that the limit has the same allocator.
+    model = common.child(
+        __file__, "model", environment=allocator_environment(), sample=sample, **values
+    )
     return {
         "decode_s": decode,
         "model_s": model["core_s"],

@@ -2,11 +2,12 @@
 
 By default glibc takes every large block from the kernel and returns it when it is freed. A network
 frees and takes such blocks all the time, and the kernel clears each page anew: up to half of the
-time of a pass. Here freed memory is kept for the next pass. Peak memory stays the same; what was
-the peak stays reserved until the process ends. All threads share one arena, as the arenas of other
-threads than the main one hold no block above 64 MB.
+time of a pass. Here freed memory is kept for the next pass. What was the peak stays reserved while
+the process lives. All threads share one arena, as the arenas of other threads than the main one
+hold no block above 64 MB.
 
-Where the environment sets the allocator (`MALLOC_...`, `GLIBC_TUNABLES`), it is left alone; without
+Where a user has set one of these things (`MALLOC_ARENA_MAX`, `MALLOC_MMAP_MAX_`, ..., or
+`GLIBC_TUNABLES`), all are left alone; for Ray's workers the driver's environment counts. Without
 glibc nothing happens.
 """
 
@@ -19,6 +20,7 @@ _SETTINGS = {  # name in the environment: number in glibc's malloc.h, value
     "MALLOC_MMAP_MAX_": (-4, 0),
     "MALLOC_TRIM_THRESHOLD_": (-1, 2**31 - 1),
 }
+_ALIKE = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES")
 
 
 def allocator_environment() -> dict[str, str]:
@@ -46,4 +48,4 @@ def keep_freed_memory() -> bool:
 
 
 def _is_set() -> bool:
-    return any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
+    return any(name in os.environ for name in (*_SETTINGS, *_ALIKE))

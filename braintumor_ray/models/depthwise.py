@@ -36,15 +36,14 @@ def quicken_depthwise(model: nn.Module) -> int:
 
 
 class StridedDepthwise(nn.Conv2d):
-    """A depthwise `nn.Conv2d` with a stride, see `quicken_depthwise`."""
+    """A depthwise `nn.Conv2d` with a stride and no bias, see `quicken_depthwise`."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, H', W')."""
         if not (x.is_cpu and torch.is_grad_enabled() and _autocasts_to_bf16()):
             return super().forward(x)
-        weight, bias = self.weight.bfloat16(), self.bias
-        y: Tensor = _Strided.apply(x.bfloat16(), weight, self.stride, self.padding)
-        return y if bias is None else y + bias.bfloat16()[:, None, None]
+        y: Tensor = _Strided.apply(x.bfloat16(), self.weight.bfloat16(), self.stride, self.padding)
+        return y
 
 
 class _Strided(torch.autograd.Function):
@@ -84,11 +83,12 @@ def _input_gradient(
 
 
 def _is_strided_depthwise(module: nn.Module) -> bool:
-    """Exactly the plain layer: those that pad by themselves ('same') are left alone."""
+    """Exactly the plain layer, as it stands before a BatchNorm; not those that pad as 'same'."""
     return (
         type(module) is nn.Conv2d
         and module.groups == module.in_channels == module.out_channels
         and max(module.stride) > 1
+        and module.bias is None
         and module.dilation == (1, 1)
         and module.padding_mode == "zeros"
         and not isinstance(module.padding, str)

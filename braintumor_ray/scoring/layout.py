@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from braintumor_ray.errors import UsageError
+from braintumor_ray.models.allocator import allocator_environment
 
 LEAST_CPUS = 4  # read, checkpoint filter or write, a decoder and a predictor at the same time
 SPARE_CPUS = 2  # for reading, filtering and writing, which need little
@@ -60,6 +61,10 @@ class Layout:
     gpus_per_predictor: float
     cpus_per_decode: float
     torch_threads: int | None
+
+    def runtime_env(self) -> dict[str, dict[str, str]]:
+        """In what environment Ray starts the predictors."""
+        return {} if self.gpus_per_predictor else {"env_vars": allocator_environment()}
 
 
 def lay_out(request: Request, cluster: Cluster) -> Layout:

@@ -13,7 +13,6 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from braintumor_ray.data.pipeline import read_rows
 from braintumor_ray.data.storage import open_filesystem
-from braintumor_ray.models.allocator import allocator_environment
 from braintumor_ray.models.bundle import Bundle
 from braintumor_ray.scoring.generation import Generation
 from braintumor_ray.scoring.layout import Layout
@@ -104,7 +103,7 @@ def execute(
             num_cpus=layout.cpus_per_predictor,
             num_gpus=layout.gpus_per_predictor or None,
             compute=_pool(layout.predictors),
-            runtime_env={"env_vars": allocator_environment()},
+            runtime_env=layout.runtime_env(),
         )
     )
     filesystem.create_dir(f"{base}/{generation.rows}", recursive=True)

@@ -21,7 +21,6 @@ from ray.serve.schema import LoggingConfig
 from ray.util.metrics import Histogram
 
 from braintumor_ray.data.preprocess import GrayImage
-from braintumor_ray.models.allocator import allocator_environment
 from braintumor_ray.serving.batching import Batcher
 from braintumor_ray.serving.decoders import DecoderPool
 from braintumor_ray.serving.model import (
@@ -200,11 +199,7 @@ def _predictor_options(settings: ServingSettings) -> dict[str, Any]:
     options: dict[str, Any] = {
         "max_ongoing_requests": 4 * settings.max_batch_size,  # the default of 5 would cap batches
         "max_queued_requests": settings.max_queued,
-        "ray_actor_options": {
-            "num_cpus": 1,
-            "num_gpus": settings.gpus_per_replica,
-            "runtime_env": {"env_vars": allocator_environment()},
-        },
+        "ray_actor_options": {"num_cpus": 1, "num_gpus": settings.gpus_per_replica},
         "logging_config": _quiet(),
         "health_check_period_s": 5,
         "graceful_shutdown_timeout_s": 10,

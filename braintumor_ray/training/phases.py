@@ -122,8 +122,9 @@ def _intervals(outputs: Outputs, bundle: Bundle, groups: Ints) -> dict[str, Any]
         bundle.fields.threshold,
         seed=0,
     )
+    decision = found.pop("decision_accuracy")
     if len(bundle.fields.class_names) == 2:  # as the figures beside it
-        found["accuracy"] = found["decision_accuracy"]
+        found["accuracy"] = decision
     return {name: asdict(interval) for name, interval in found.items()}
 
 

@@ -63,6 +63,10 @@ class Workers:
             num_workers=self.number, use_gpu=self.use_gpu, resources_per_worker=resources
         )
 
+    def runtime_env(self) -> dict[str, dict[str, str]]:
+        """In what environment Ray starts the workers."""
+        return {} if self.use_gpu else {"env_vars": allocator_environment()}
+
 
 class UnevenValidation(DataConfig):
     """Splits validation without dropping rows.
@@ -186,7 +190,7 @@ def fit(
             name=name,
             storage_path=path,
             storage_filesystem=filesystem,
-            worker_runtime_env={"env_vars": allocator_environment()},
+            worker_runtime_env=workers.runtime_env(),
             failure_config=FailureConfig(max_failures=workers.max_failures),
             checkpoint_config=CheckpointConfig(
                 num_to_keep=recipe.keep_checkpoints,
@@ -208,7 +212,7 @@ class Fitted:
     """What training ended in.
 
     Attributes:
-        best: weights with the best monitored value of all stages.
+        best: weights with the best monitored value of all stages (the last ones, if so chosen).
         stages: the best weights so far at the end of each stage but the last, by its name.
         history: one entry per epoch.
     """

@@ -32,6 +32,7 @@ def test_a_bare_word_is_taken_as_text():
         ("data.fractions={train=0.7,val=0.1,test=0.1}", "sum to 1"),
         ("optimizer.lr", "KEY=VALUE"),
         ("stages.nowhere.epochs=2", "nowhere"),
+        ("monitor=epoch", "leave early_stopping out"),
     ],
 )
 def test_a_wrong_setting_is_refused_and_named(setting, words):

@@ -32,6 +32,14 @@ class TestLayout:
         layout = lay_out(Request(), Cluster(cpus=24, nodes=3, cores=8))
         assert (layout.predictors, layout.torch_threads) == ((1, 3), 8)
 
+    def test_predictors_on_cpus_keep_freed_memory(self, monkeypatch):
+        for name in ("MALLOC_ARENA_MAX", "GLIBC_TUNABLES"):
+            monkeypatch.delenv(name, raising=False)
+        on_cpu = lay_out(Request(), Cluster(cpus=4, cores=2)).runtime_env()
+        assert on_cpu["env_vars"]["MALLOC_MMAP_MAX_"] == "0"
+        on_gpu = lay_out(Request(gpus_per_predictor=1.0), Cluster(cpus=8, gpus=1))
+        assert on_gpu.runtime_env() == {}
+
     def test_heavier_decoders_are_fewer(self):
         layout = lay_out(Request(cpus_per_decode=2.0), Cluster(cpus=16))
         assert (layout.decoders, layout.cpus_per_decode) == ((1, 6), 2.0)

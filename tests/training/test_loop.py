@@ -229,6 +229,14 @@ class TestCourse:
         course.note({"val_loss": 0.9}, model, self.recipe)
         assert torch.equal(course.best_state["head.weight"], best)
 
+    def test_without_a_choice_the_last_weights_are_kept(self):
+        recipe = load_recipe("demo", ["monitor=epoch"])
+        course, model = Course(), make_model()
+        for epoch, loss in enumerate((0.5, 0.9), start=1):
+            model.head.weight.data.add_(1)
+            course.note({"epoch": epoch, "val_loss": loss}, model, recipe)
+        assert torch.equal(course.best_state["head.weight"], model.head.weight)
+
     def test_a_checkpoint_brings_the_course_back(self, tmp_path):
         course = self.run([1.0, 1.1, 1.1])
         model = make_model().requires_grad_(True)

@@ -7,6 +7,7 @@ import signal
 import numpy as np
 import psutil
 import pytest
+import torch
 
 from braintumor_ray import Predictor
 from braintumor_ray.data.catalog import load_catalog
@@ -202,6 +203,20 @@ def test_a_smaller_picture_in_an_early_stage(archive, tmp_path, cluster):
     assert found.bundle.fields.preprocessing.image_size == 48
 
 
+def test_the_last_weights_are_kept_where_nothing_chooses(archive, tmp_path, cluster):
+    """In bfloat16, where strided depthwise layers have a gradient of their own."""
+    settings = ("data.image_size=32", "data.batch_size=8", "precision=bf16", "monitor=epoch")
+    recipe = load_recipe("best", [*settings, "stages=[{name='all',epochs=2}]"])
+    found = train(load_catalog(archive), TrainOptions(recipe, tmp_path / "run", "none"), str)
+    assert all(np.isfinite(entry["train_loss"]) for entry in found.history)
+    saved = torch.load(
+        max((tmp_path / "run" / "ray").rglob("checkpoint.pt"), key=lambda p: p.stat().st_mtime),
+        weights_only=True,
+    )
+    for key, value in saved["average"].items():
+        assert torch.equal(found.bundle.state[key], value), key
+
+
 @pytest.mark.slow
 def test_folds_test_every_scan_once_and_go_on_after_an_interruption(archive, tmp_path, cluster):
     settings = ("stages.scratch.epochs=1",)
@@ -292,6 +307,13 @@ def test_gpus_are_asked_of_ray_one_per_worker():
     assert scaling.resources_per_worker == {"CPU": 1.0, "GPU": 1.0}
     assert Workers((2, 8)).scaling().num_workers == (2, 8)
     assert Workers((2, 8)).most == 8
+
+
+def test_workers_on_cpus_keep_freed_memory(monkeypatch):
+    for name in ("MALLOC_ARENA_MAX", "GLIBC_TUNABLES"):
+        monkeypatch.delenv(name, raising=False)
+    assert Workers(2).runtime_env()["env_vars"]["MALLOC_MMAP_MAX_"] == "0"
+    assert Workers(2, use_gpu=True).runtime_env() == {}
 
 
 def test_temperature_and_threshold_never_see_test_labels(trained, archive, tmp_path):
