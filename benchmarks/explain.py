@@ -3,10 +3,11 @@
     python benchmarks/explain.py [--full] [--append] [--only TEXT] [--output DIR]
 
 Each case (network, batch, precision) is one process in which all candidates take turns with the
-same threads and the same images; peak memory comes from one more process per candidate. Plain
-forward has two rows: as timm builds the network, and in the layout that is fastest for it. Peers
-run as their documentation shows, on the network as timm builds it; in bf16 their target layer is
-cast to float32, without which grad-cam fails. Written to DIR: explain.json, explain.png.
+same threads and the same images; peak memory comes from one more process per candidate, on CUDA
+from the allocator's counts. Plain forward has two rows: as timm builds the network, and in the
+layout that is fastest for it. Peers run as their documentation shows, on the network as timm builds
+it; in bf16 their target layer is cast to float32, without which grad-cam fails. Written to DIR:
+explain.json and explain.png, of a GPU explain-cuda.json and explain-cuda.png.
 """
 
 import argparse
@@ -35,6 +36,7 @@ FULL = (*QUICK, "efficientnet_b0", "resnet50", "inception_v3", "cnn-3conv")
 TINY = ("small-cnn",)
 SIZES = {"cnn-3conv": 256, "small-cnn": 64}
 MEASURED_FOR_MEMORY = ("forward", "ours", "grad-cam", "torchcam")
+COMPARED = 32  # images of a batch whose maps are held against the formulas in float64
 Maps = dict[str, np.ndarray]
 
 
@@ -134,16 +136,18 @@ class Case:
 
     def agreement(self) -> dict[str, dict[str, float]]:
         """Largest difference on [0, 1] at image size from the formulas in float64, by candidate."""
+        few = copy.copy(self)
+        few.images, few.fast_images = self.images[:COMPARED], self.fast_images[:COMPARED]
         exact = copy.deepcopy(self.plain).double().cpu()
-        features = exact.features(self.images.double().cpu())
+        features = exact.features(few.images.double().cpu())
         logits = exact.logits(features)
         classes = logits.argmax(1)
         (g,) = torch.autograd.grad(logits.gather(1, classes[:, None]).sum(), features)
         wanted = upsampled(formulas(features.detach(), g), self.size)
         classes = classes.to(self.device)
-        found = {"ours": self.explain(classes), "grad-cam": self.grad_cam(classes)}
+        found = {"ours": few.explain(classes), "grad-cam": few.grad_cam(classes)}
         if torchcam_is_here():
-            found["torchcam"] = self.torchcam(classes)
+            found["torchcam"] = few.torchcam(classes)
         return {
             name: {
                 method: float(np.abs(maps[method] - wanted[method]).max())
@@ -242,7 +246,11 @@ def torchcam_methods() -> dict[str, Callable]:
 
 def time_case(options: argparse.Namespace) -> dict:
     case = Case(options.network, options.batch, options.precision, options.device)
-    times = common.interleaved(case.candidates(), options.rounds, options.max_seconds)
+    calls, memory = case.candidates(), {}
+    if case.device.type == "cuda":
+        memory = gpu_memory(calls)
+        calls = {name: call for name, call in calls.items() if memory[name] is not None}
+    times = common.interleaved(calls, options.rounds, options.max_seconds)
     rates = {
         name: common.spread([options.batch / seconds for seconds in values])
         for name, values in times.items()
@@ -257,18 +265,32 @@ def time_case(options: argparse.Namespace) -> dict:
     for peer in ("grad-cam", "torchcam", "torchcam, one forward for both"):
         if peer in times:
             against[f"ours / {peer}"] = common.ratios(times[peer], times["ours"])
-    return {"rates": rates, "ratios": against, "agreement": case.agreement()}
+    shown = {name: mb for name, mb in memory.items() if name in MEASURED_FOR_MEMORY}
+    agreement = case.agreement()
+    return {"rates": rates, "ratios": against, "agreement": agreement, "memory_mb": shown}
+
+
+def gpu_memory(calls: dict[str, Callable[[], object]]) -> dict[str, float | None]:
+    """MB that each call takes beside what lies there already; None where it does not fit."""
+    import_peers()
+    found: dict[str, float | None] = {}
+    for name, call in calls.items():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        try:
+            call()
+            found[name] = (torch.cuda.max_memory_allocated() - before) / 2**20
+        except torch.cuda.OutOfMemoryError as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            found[name] = None
+    return found
 
 
 def measure_memory(options: argparse.Namespace) -> dict:
     case = Case(options.network, options.batch, options.precision, options.device)
     call = case.candidates()[options.candidate]
     import_peers()  # what they import is not what a call costs
-    if case.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated() / 2**20
-        call()
-        return {"mb": torch.cuda.max_memory_allocated() / 2**20 - before}
     before = common.peak_mb(key="VmRSS")
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # peak starts from here
     call()
@@ -295,24 +317,27 @@ def run_cases(options: argparse.Namespace, earlier: dict) -> dict:
             rounds=options.rounds,
             max_seconds=options.max_seconds,
         )
-        memory = {
+        memory = timed["memory_mb"] or {
             candidate: common.child(__file__, "memory", **common_values, candidate=candidate)["mb"]
             for candidate in MEASURED_FOR_MEMORY
             if candidate in timed["rates"]
         }
         cases[name] = timed | {"memory_mb": memory, "batch": batch, "precision": precision}
         print(f"{name}\n{case_table(cases[name])}\n", flush=True)
-        common.write_json(options.output, "explain", {"cases": earlier | cases})
+        common.write_json(options.output, options.name, {"cases": earlier | cases})
     return cases
 
 
 def wanted_cases(options: argparse.Namespace) -> list[tuple[str, int, str]]:
     networks = FULL if options.full else TINY if options.tiny else QUICK
-    batches = options.batches or ([1, 8, 32] if options.full else [2] if options.tiny else [8])
+    if options.device == "cpu":
+        batches = [1, 8, 32] if options.full else [2] if options.tiny else [8]
+    else:
+        batches = [2] if options.tiny else [256]
     return [
         (network, batch, precision)
         for network in networks
-        for batch in batches
+        for batch in options.batches or batches
         for precision in ("fp32", "bf16")
     ]
 
@@ -376,19 +401,23 @@ def best_checks(cases: dict) -> list[tuple[str, float, str, float]]:
 
 
 def report(options: argparse.Namespace) -> None:
-    known = Path(options.output) / "explain.json"
+    known = Path(options.output) / f"{options.name}.json"
     kept = options.append and known.exists()
     earlier = json.loads(known.read_text(encoding="utf-8")) if kept else {"cases": {}}
     cases = earlier["cases"] | run_cases(options, earlier["cases"])
     found = {"machine": common.machine(), "threads": options.threads, "cases": cases}
     found["checks"] = checks(cases)
-    common.write_json(options.output, "explain", found)
     shown = ("forward", "forward, channels last", "ours", "torchcam", "grad-cam")
     groups = {
         name: {label: case["rates"][label] for label in shown if label in case["rates"]}
         for name, case in cases.items()
     }
-    title = f"Logits, Grad-CAM and Grad-CAM++: {common.cpu_name()}, {options.threads} threads"
+    on = f"{common.cpu_name()}, {options.threads} threads"
+    if options.device != "cpu":
+        on = torch.cuda.get_device_name(options.device)
+        found["machine"]["gpu"] = on
+    title = f"Logits, Grad-CAM and Grad-CAM++: {on}"
+    common.write_json(options.output, options.name, found)
     common.bars(known.with_suffix(".png"), title, groups, "images/s (median and quartiles)")
     if found["checks"]:
         print(common.checks_table(found["checks"]))
@@ -412,7 +441,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch", type=int)
     parser.add_argument("--precision")
     parser.add_argument("--candidate")
-    return parser.parse_args()
+    options = parser.parse_args()
+    options.name = "explain" if options.device == "cpu" else "explain-cuda"
+    return options
 
 
 def main() -> None:

@@ -82,10 +82,14 @@ def region_weights(
         return np.zeros((3, height, width), np.float32)
     rows = _upsampling_matrix(regions.shape[0], height)
     columns = _upsampling_matrix(regions.shape[1], width)
-    one_hot = np.stack([regions == region for region in (BACKGROUND, RIM, INSIDE)])
     # torch multiplies, as NumPy's BLAS has threads of its own, which take torch's cores.
-    inner = torch.from_numpy(one_hot).float() @ columns
-    return (rows.T @ inner).numpy()
+    level = torch.from_numpy(regions).float()
+    masks = torch.cat([level.clamp(max=1), (level - 1).clamp(min=0)], dim=1)  # head | inside
+    summed = (rows.T @ masks).view(height, 2, -1).transpose(0, 1)
+    head, inside = summed @ columns
+    everywhere = torch.outer(rows.sum(dim=0), columns.sum(dim=0))
+    weights = torch.stack([everywhere - head, head - inside, inside])
+    return weights.clamp(min=0).numpy()  # differences round
 
 
 def heat_shares(cam: NDArray[Any], weights: NDArray[np.float32]) -> Shares:
