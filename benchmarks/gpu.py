@@ -3,9 +3,9 @@
     python benchmarks/gpu.py [--bundle DIR] [--count N] [--output DIR]
 
 - network: `Predictor.forward` alone, squares in memory to logits and both maps.
-- predictor: all of it (head mask, gate, shares of heat), with 1, 2, 4, ... batches at a time, each
+- predictor: all of it (gate, calibration, shares of heat), with 1, 2, ... batches at a time, each
   on a thread of its own, whose CPU work overlaps another's network.
-- decode: `prepare_file` on bytes in memory, CPU seconds of one core (as in `score.py`).
+- decode: a file's bytes to square and head, CPU seconds of one core (as in `score.py`).
 
 CPUs per GPU: the fastest predictor's rate, times a scan's CPU seconds in decoder and predictor.
 Runs without Ray, and on a CPU too where there is no GPU.
@@ -30,6 +30,7 @@ def measure(options: argparse.Namespace) -> dict:
     import torch
 
     from braintumor_ray.data.decode import decode
+    from braintumor_ray.explain.regions import head_weights
     from braintumor_ray.predict.parallel import ParallelPredictor
     from braintumor_ray.predict.predictor import Predictor
 
@@ -39,11 +40,11 @@ def measure(options: argparse.Namespace) -> dict:
     resize = predictor.bundle.preprocessing.resize
     paths = score.files_below(options.scans)[: options.block]
     squares = [resize(decode(path.read_bytes()).gray) for path in paths]
-    squares = [squares[i % len(squares)] for i in range(options.block)]
-    stacked = np.stack(squares)
-    predict = ParallelPredictor(predictor, options.threads)
+    stacked = np.stack([squares[i % len(squares)] for i in range(options.block)])
+    heads = head_weights(stacked, predictor.cam_shape)
+    parallel = ParallelPredictor(predictor, options.threads)
     network = timed(lambda: predictor.forward(stacked), options)
-    whole = timed(lambda: predict(squares), options)
+    whole = timed(lambda: parallel.predict(stacked, heads), options)
     on_gpu = predictor.device.type == "cuda"
     return {
         "network_per_s": network["per_s"],
@@ -131,7 +132,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--blocks", type=int, default=4, help="calls per round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batches", type=int, nargs="+", default=[0], help="0: the default")
-    parser.add_argument("--threads-list", type=int, nargs="+", default=[1, 2, 4, 8])
+    parser.add_argument("--threads-list", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--output", default=common.OUTPUT)
     parser.add_argument("--role", choices=["whole", "measure"], default="whole")
     parser.add_argument("--scans")

@@ -36,8 +36,9 @@ ROWS_PER_WRITE = 20_000
 class MockDecode:
     """The decoder's columns without reading anything."""
 
-    def __init__(self, preprocessing, settings):
+    def __init__(self, preprocessing, settings, cam_shape):
         self._square = bytes(preprocessing.image_size**2)
+        self._head = bytes(3 * 4 * cam_shape[0] * cam_shape[1])
 
     def __call__(self, rows):
         """A block of rows."""
@@ -50,6 +51,7 @@ class MockDecode:
             ("width", 224, pa.int32()),
             ("pixel_sha256", "0" * 64, pa.string()),
             ("image", self._square, pa.large_binary()),
+            ("head", self._head, pa.large_binary()),
         ):
             kept = kept.append_column(name, pa.array([value] * count, kind))
         return kept

@@ -4,8 +4,8 @@
 
 - limit: cores / (decode + model), in core-seconds per scan, measured by running each alone on all
   cores, before and after each round of ours: its share is of the mean of those two. decode:
-  `prepare_file` on bytes in memory, one single-threaded process per core. model: the predictor with
-  both maps on decoded squares, as the job lays it out (a thread per batch), one process.
+  `prepare_file` and `head_weights` on bytes in memory, one single-threaded process per core. model:
+  the predictor with both maps on what these make, as the job lays it out (a thread per batch).
 - ours: `scoring.job.score` on a local Ray. Its files' times give first row and steady state (rows
   after the first commit / time between first and last commit), so that start-up is left out.
 - plain: what a user would write: DataLoader, grad-cam twice, 224 x 224 maps; `--plain` scans.
@@ -53,17 +53,27 @@ def files_below(folder: str) -> list[Path]:
 
 
 def decode_alone(options: argparse.Namespace) -> dict:
-    """CPU seconds per scan of what the decoding child does, in one thread."""
+    """CPU seconds per scan to decode, resize and find the head, in one thread."""
     from braintumor_ray.data.decode import DecodeLimits
     from braintumor_ray.data.prepare import prepare_file, worker_options
+    from braintumor_ray.explain.regions import head_weights
     from braintumor_ray.models.bundle import load_bundle
+    from braintumor_ray.predict.schema import stored_shape
 
-    settings = worker_options([0], load_bundle(options.bundle).preprocessing, DecodeLimits())
+    bundle = load_bundle(options.bundle)
+    settings = worker_options([0], bundle.preprocessing, DecodeLimits())
+    cam_shape = stored_shape(bundle.map_shape[1:])
     contents = [path.read_bytes() for path in files_below(options.scans)[: options.sample]]
-    prepare_file(contents[0], settings)
+
+    def one(content: bytes) -> None:
+        (scan,) = prepare_file(content, settings)
+        if scan.image is not None:
+            head_weights([scan.image], cam_shape)
+
+    one(contents[0])
     start, cpu = time.perf_counter(), time.process_time()
     for content in contents:
-        prepare_file(content, settings)
+        one(content)
     return {
         "wall_s": (time.perf_counter() - start) / len(contents),
         "cpu_s": (time.process_time() - cpu) / len(contents),
@@ -72,19 +82,23 @@ def decode_alone(options: argparse.Namespace) -> dict:
 
 def model_alone(options: argparse.Namespace) -> dict:
     """Core-seconds per scan of the predictor with both maps, on all cores, and in one thread."""
+    import numpy as np
+
     from braintumor_ray.data.decode import decode
+    from braintumor_ray.explain.regions import head_weights
     from braintumor_ray.predict.parallel import ParallelPredictor
     from braintumor_ray.predict.predictor import Predictor
 
     predictor = Predictor.from_bundle(options.bundle, precision=options.precision)
     resize = predictor.bundle.preprocessing.resize
     paths = files_below(options.scans)[: options.sample]
-    squares = [resize(decode(path.read_bytes()).gray) for path in paths]
-    predict = ParallelPredictor(predictor, CORES)
-    predict(squares)
+    squares = np.stack([resize(decode(path.read_bytes()).gray) for path in paths])
+    heads = head_weights(squares, predictor.cam_shape)
+    parallel = ParallelPredictor(predictor, CORES)
+    parallel.predict(squares, heads)
     start, cpu = time.perf_counter(), time.process_time()
     for _ in range(2):
-        predict(squares)
+        parallel.predict(squares, heads)
     count = 2 * len(squares)
     return {
         "core_s": CORES * (time.perf_counter() - start) / count,
@@ -204,7 +218,7 @@ def watched(period_s: float = 0.3) -> Iterator[dict]:
 
 
 def part_of(title: str) -> str:
-    known = (("sandbox_child", "decoder child"), ("DecodeStage", "decode actor"))
+    known = (("sandbox_child", "decoder child"), ("Decode", "decode actor"))
     known += (("PredictStage", "predict actor"), ("raylet/raylet", "raylet"), ("gcs_server", "gcs"))
     known += (("benchmarks/score.py", "driver"), ("ray::", "other Ray workers"))
     return next((part for mark, part in known if mark in title), "rest of Ray")

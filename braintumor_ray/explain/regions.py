@@ -6,12 +6,12 @@ upsampled: the adjoint of the upsampling is applied to the regions once, and a s
 weighted sum over the raw h x w map.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from braintumor_ray.errors import UsageError
@@ -82,14 +82,28 @@ def region_weights(
         return np.zeros((3, height, width), np.float32)
     rows = _upsampling_matrix(regions.shape[0], height)
     columns = _upsampling_matrix(regions.shape[1], width)
-    # torch multiplies, as NumPy's BLAS has threads of its own, which take torch's cores.
-    level = torch.from_numpy(regions).float()
-    masks = torch.cat([level.clamp(max=1), (level - 1).clamp(min=0)], dim=1)  # head | inside
-    summed = (rows.T @ masks).view(height, 2, -1).transpose(0, 1)
-    head, inside = summed @ columns
-    everywhere = torch.outer(rows.sum(dim=0), columns.sum(dim=0))
-    weights = torch.stack([everywhere - head, head - inside, inside])
-    return weights.clamp(min=0).numpy()  # differences round
+    masks = cv2.hconcat([cv2.min(regions, 1), cv2.subtract(regions, 1)])  # head | inside
+    # einsum, not @: BLAS has threads of its own, which take torch's cores.
+    summed = np.einsum("hs,sw->hw", rows, masks.astype(np.float32)).reshape(height, 2, -1)
+    head, inside = np.einsum("hks,ws->khw", summed, columns)
+    everywhere = np.outer(rows.sum(axis=1), columns.sum(axis=1))
+    return np.stack([everywhere - head, head - inside, inside]).clip(min=0)  # differences round
+
+
+def head_weights(
+    squares: Sequence[NDArray[np.uint8]], cam_shape: tuple[int, int]
+) -> NDArray[np.float32]:
+    """`region_weights` of each scan's `head_regions`.
+
+    Args:
+        squares: uint8 (S, S) each, the scans as squashed for the network.
+        cam_shape: (h, w) of the raw maps.
+
+    Returns:
+        float32 (n, 3, h, w); a scan's are all zero where no plausible head was found.
+    """
+    found = [region_weights(head_regions(square), cam_shape) for square in squares]
+    return np.stack(found) if found else np.empty((0, 3, *cam_shape), np.float32)
 
 
 def heat_shares(cam: NDArray[Any], weights: NDArray[np.float32]) -> Shares:
@@ -188,18 +202,18 @@ def _plausible(head: NDArray[np.uint8]) -> bool:
 
 
 @lru_cache(maxsize=64)
-def _upsampling_matrix(size: int, raw: int) -> torch.Tensor:
-    """Bilinear upsampling from `raw` to `size` samples, align_corners=False: float32 (size, raw).
+def _upsampling_matrix(size: int, raw: int) -> NDArray[np.float32]:
+    """Bilinear upsampling from `raw` to `size` samples, align_corners=False: float32 (raw, size).
 
     Shared by every caller of the cache: not to be changed.
     """
     position = np.clip((np.arange(size) + 0.5) * raw / size - 0.5, 0, raw - 1)
     left = np.floor(position).astype(int)
     right = np.minimum(left + 1, raw - 1)
-    matrix = np.zeros((size, raw), np.float32)
-    np.add.at(matrix, (np.arange(size), left), 1 - (position - left))
-    np.add.at(matrix, (np.arange(size), right), position - left)
-    return torch.from_numpy(matrix)
+    matrix = np.zeros((raw, size), np.float32)
+    np.add.at(matrix, (left, np.arange(size)), 1 - (position - left))
+    np.add.at(matrix, (right, np.arange(size)), position - left)
+    return matrix
 
 
 def _check_gray(gray: NDArray[np.uint8]) -> None:

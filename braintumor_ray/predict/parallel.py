@@ -11,6 +11,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from braintumor_ray.data.preprocess import GrayImage
@@ -33,11 +34,12 @@ class ParallelPredictor:
         _one_thread_per_operation()
         self._pool = ThreadPoolExecutor(threads, initializer=_one_thread_per_operation)
 
-    def __call__(self, images: Sequence[GrayImage]) -> Columns:
-        """As `Predictor.__call__`, with maps."""
+    def predict(self, squares: GrayImage, heads: npt.NDArray[np.float32]) -> Columns:
+        """As `Predictor.predict`, with maps."""
         size = self.predictor.batch_size
-        batches = [images[i : i + size] for i in range(0, max(len(images), 1), size)]
-        parts = list(self._pool.map(self.predictor, batches))
+        starts = range(0, max(len(squares), 1), size)
+        batches = [(squares[i : i + size], heads[i : i + size]) for i in starts]
+        parts = list(self._pool.map(lambda batch: self.predictor.predict(*batch), batches))
         return {name: _join([part[name] for part in parts]) for name in parts[0]}
 
 

@@ -16,7 +16,7 @@ from braintumor_ray.data.preprocess import GrayImage
 from braintumor_ray.errors import UsageError
 from braintumor_ray.explain.cam import METHODS, SCORED_METHODS, cams, class_gradient
 from braintumor_ray.explain.library import library_cams
-from braintumor_ray.explain.regions import head_regions, heat_shares_batch, region_weights
+from braintumor_ray.explain.regions import head_weights, heat_shares_batch
 from braintumor_ray.models.allocator import keep_freed_memory
 from braintumor_ray.models.bundle import Bundle, load_bundle
 from braintumor_ray.models.classifier import Classifier
@@ -48,8 +48,9 @@ class RawOutput:
 class Predictor:
     """Scores gray scans and explains each prediction, from one forward pass.
 
-    Safe to call from several threads: a call changes nothing on the object or the network. On CPU
-    the process's allocator is set, see `models.allocator`.
+    Safe to call from several threads: a call changes nothing on the object or the network. Two
+    things are set for the whole process: on CPU its allocator (`models.allocator`); on CUDA in fp32
+    convolutions lose TF32, torch's default, whose maps differ in the second digit.
 
     Args:
         bundle: a loaded bundle.
@@ -80,6 +81,8 @@ class Predictor:
         if self.device.type == "cpu":
             keep_freed_memory()
         self.bf16 = use_bf16(self.device, precision)
+        if self.device.type == "cuda" and not self.bf16:
+            torch.backends.cudnn.allow_tf32 = False
         self.cam_class = cam_class
         self.methods = tuple(methods)
         self.batch_size = batch_size or (256 if self.device.type == "cuda" else 16)
@@ -132,12 +135,26 @@ class Predictor:
             ValueError: an image that is not uint8 (H, W).
         """
         squares = [self._preprocessing.resize(image) for image in images]
-        raw = self.forward(np.stack(squares) if squares else self._no_images(), explain=explain)
+        heads = head_weights(squares, self.cam_shape)
+        return self.predict(
+            np.stack(squares) if squares else self._no_images(), heads, explain=explain
+        )
+
+    def predict(
+        self, squares: GrayImage, heads: npt.NDArray[np.float32], *, explain: bool = True
+    ) -> Columns:
+        """The same of scans that were prepared elsewhere, as decoders do beside a GPU.
+
+        Args:
+            squares: uint8 (n, S, S), from the bundle's `preprocessing.resize`.
+            heads: float32 (n, 3, h, w), from `explain.regions.head_weights` with `cam_shape`.
+            explain: as for a call.
+        """
+        raw = self.forward(squares, explain=explain)
         columns = self._decisions(raw)
-        regions = [head_regions(square) for square in squares]
-        columns["out_of_domain"] = self._out_of_domain(raw, regions)
+        columns["out_of_domain"] = self._out_of_domain(raw, heads)
         if explain:
-            columns |= self._explanations(raw, regions)
+            columns |= self._explanations(raw, heads)
         return columns
 
     def forward(self, images: GrayImage, *, explain: bool = True) -> RawOutput:
@@ -228,20 +245,16 @@ class Predictor:
         }
 
     def _out_of_domain(
-        self, raw: RawOutput, regions: Sequence[npt.NDArray[np.uint8] | None]
+        self, raw: RawOutput, heads: npt.NDArray[np.float32]
     ) -> npt.NDArray[np.bool_]:
-        foreign = np.array([region is None for region in regions], dtype=bool)
+        foreign = np.asarray(~heads.any(axis=(1, 2, 3)))  # no head
         gate, limit = self.bundle.gate, self.bundle.fields.domain_limit
         if gate is not None and limit is not None:
             foreign |= gate.distance(raw.pooled) > limit
         return foreign
 
-    def _explanations(
-        self, raw: RawOutput, regions: Sequence[npt.NDArray[np.uint8] | None]
-    ) -> Columns:
-        weights = [region_weights(region, self.cam_shape) for region in regions]
-        stacked = np.stack(weights) if weights else np.empty((0, 3, *self.cam_shape), np.float32)
-        shares = heat_shares_batch(raw.maps[self.methods[0]], stacked).astype(np.float32)
+    def _explanations(self, raw: RawOutput, heads: npt.NDArray[np.float32]) -> Columns:
+        shares = heat_shares_batch(raw.maps[self.methods[0]], heads).astype(np.float32)
         columns: Columns = {
             name: np.clip(maps, 0, np.finfo(np.float16).max).astype(np.float16)
             for name, maps in raw.maps.items()

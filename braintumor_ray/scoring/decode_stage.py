@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import cv2
 import pyarrow as pa
 
 from braintumor_ray.data.decode import DecodeLimits
@@ -11,10 +12,12 @@ from braintumor_ray.data.prepare import WORKER, Prepared
 from braintumor_ray.data.preprocess import Preprocessing
 from braintumor_ray.data.reading import group_frames, prepare_scans
 from braintumor_ray.data.sandbox import DecodeSandbox
+from braintumor_ray.explain.regions import head_weights
 from braintumor_ray.predict.schema import KEYS
 from braintumor_ray.scoring.redaction import redact_catalog
 
 ROW_COLUMNS = ("scan_id", "uri", "frame", *KEYS)
+PREPARED = ("image", "head")  # what the predictor takes of a scan
 
 
 @dataclass(frozen=True)
@@ -35,25 +38,40 @@ class DecodeSettings:
 
 
 class DecodeStage:
-    """Catalog rows in; out come rows with status, pixels' size and hash, and the input square.
+    """Catalog rows in; out come rows with status, pixels' size and hash, and what is predicted on.
 
-    The square is uint8 S * S bytes, null where the scan is not ok.
+    That is the input square, uint8 S * S bytes, and the head's weights, float32 3 * h * w bytes
+    (`explain.regions.head_weights`): whatever costs CPU is done here, where there are as many
+    processes as CPUs, and not beside a GPU. Both are null where the scan is not ok.
     """
 
-    def __init__(self, preprocessing: Preprocessing, settings: DecodeSettings) -> None:
+    def __init__(
+        self, preprocessing: Preprocessing, settings: DecodeSettings, cam_shape: tuple[int, int]
+    ) -> None:
         self._preprocessing = preprocessing
         self._settings = settings
+        self._cam_shape = cam_shape
+        cv2.setNumThreads(1)  # of this process; there are as many decoders as CPUs
         self._sandbox = DecodeSandbox(settings.worker, settings.timeout_s)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """Decode a block; the rows keep their order and their number."""
         files = group_frames(rows["uri"].to_pylist(), rows["frame"].to_pylist())
         limits = self._settings.limits
-        scans = list(prepare_scans(files, self._sandbox, self._preprocessing, limits))
+        prepared = prepare_scans(files, self._sandbox, self._preprocessing, limits)
+        scans, heads = [], []
+        for scan in prepared:  # while the child decodes the next
+            scans.append(scan)
+            heads.append(self._head(scan))
         kept = redact_catalog(rows, self._settings.redaction).select(ROW_COLUMNS)
         for name, values in _pixel_columns(scans).items():
             kept = kept.append_column(name, values)
-        return kept
+        return kept.append_column("head", pa.array(heads, pa.large_binary()))
+
+    def _head(self, scan: Prepared) -> bytes | None:
+        if scan.image is None:
+            return None
+        return head_weights([scan.image], self._cam_shape).tobytes()
 
 
 def _pixel_columns(scans: Sequence[Prepared]) -> dict[str, pa.Array]:

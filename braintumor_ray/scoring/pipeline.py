@@ -14,6 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from braintumor_ray.data.pipeline import read_rows
 from braintumor_ray.data.storage import open_filesystem
 from braintumor_ray.models.bundle import Bundle
+from braintumor_ray.predict.schema import stored_shape
 from braintumor_ray.scoring.generation import Generation
 from braintumor_ray.scoring.layout import Layout
 from braintumor_ray.scoring.options import ScoreOptions
@@ -85,7 +86,11 @@ def execute(
         data.repartition(target_num_rows_per_block=options.block_size)
         .map_batches(
             stages.decode,
-            fn_constructor_args=(bundle.preprocessing, options.decode),
+            fn_constructor_args=(
+                bundle.preprocessing,
+                options.decode,
+                stored_shape(bundle.map_shape[1:]),
+            ),
             batch_format="pyarrow",
             batch_size=None,
             num_cpus=layout.cpus_per_decode,
@@ -99,7 +104,7 @@ def execute(
                 _reporter(counter),
             ),
             batch_format="pyarrow",
-            batch_size=None,
+            batch_size=options.block_size,  # None is refused with GPUs
             num_cpus=layout.cpus_per_predictor,
             num_gpus=layout.gpus_per_predictor or None,
             compute=_pool(layout.predictors),

@@ -13,6 +13,7 @@ import pyarrow as pa
 from braintumor_ray.predict.parallel import ParallelPredictor
 from braintumor_ray.predict.predictor import CamClass, Columns, Precision, Predictor
 from braintumor_ray.predict.schema import result_schema
+from braintumor_ray.scoring.decode_stage import PREPARED
 
 Report = Callable[[int, float], None]
 
@@ -49,7 +50,8 @@ class PredictStage:
             batch_size=settings.batch_size,
         )
         threads = settings.torch_threads
-        self._predict = ParallelPredictor(self._predictor, threads) if threads else self._predictor
+        parallel = ParallelPredictor(self._predictor, threads) if threads else self._predictor
+        self._predict = parallel.predict
         self._fingerprint = fingerprint
         self._report = report
         self._schema = result_schema(self._predictor.cam_shape, settings.methods)
@@ -58,8 +60,8 @@ class PredictStage:
         """Predict the ok rows; the others keep their status and reason."""
         started = time.perf_counter()
         usable = np.flatnonzero(np.array(rows["image"].is_valid()))
-        predictions = self._predict(self._images(rows, usable))
-        columns = {name: rows[name] for name in rows.column_names if name != "image"}
+        predictions = self._predict(*self._prepared(rows, usable))
+        columns = {name: rows[name] for name in rows.column_names if name not in PREPARED}
         columns |= as_arrow(predictions, usable, rows.num_rows, self._schema)
         count = rows.num_rows
         columns["bundle_fingerprint"] = pa.array([self._fingerprint] * count, pa.string())
@@ -74,12 +76,27 @@ class PredictStage:
             self._report(count, time.perf_counter() - started)
         return table
 
-    def _images(self, rows: pa.Table, usable: npt.NDArray[np.int64]) -> list[npt.NDArray[np.uint8]]:
+    def _prepared(
+        self, rows: pa.Table, usable: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
+        """Squares and head weights of the usable rows."""
         size = self._predictor.bundle.preprocessing.image_size
-        column = rows["image"]
-        return [
-            np.frombuffer(column[int(i)].as_buffer(), np.uint8).reshape(size, size) for i in usable
-        ]
+        shapes = (size, size), (3, *self._predictor.cam_shape)
+        squares, heads = (
+            _stacked(rows[name], usable, shape, dtype)
+            for name, shape, dtype in zip(PREPARED, shapes, (np.uint8, np.float32), strict=True)
+        )
+        return squares, heads
+
+
+def _stacked(
+    column: pa.ChunkedArray, usable: npt.NDArray[np.int64], shape: tuple[int, ...], dtype: type
+) -> npt.NDArray[Any]:
+    """Some rows of a binary column as one array (n, *shape), copied once."""
+    stacked: npt.NDArray[Any] = np.empty((len(usable), *shape), dtype)
+    for target, row in zip(stacked, usable, strict=True):
+        target[:] = np.frombuffer(column[int(row)].as_buffer(), dtype).reshape(shape)
+    return stacked
 
 
 def as_arrow(

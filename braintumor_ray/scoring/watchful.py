@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from braintumor_ray.data.decode import unmark
 from braintumor_ray.data.storage import is_local, open_filesystem
-from braintumor_ray.scoring.decode_stage import DecodeStage
+from braintumor_ray.scoring.decode_stage import PREPARED, DecodeStage
 
 CHANGED = "changed since it was catalogued"
 NOT_READABLE = "file not readable: OSError"
@@ -109,7 +109,7 @@ def _quarantine(decoded: pa.Table, bad: Mask, reason: str) -> pa.Table:
     for name, value in (("status", "quarantined"), ("reason", reason)):
         index = decoded.column_names.index(name)
         decoded = decoded.set_column(index, name, pc.if_else(keep, decoded[name], value))
-    for name in ("height", "width", "pixel_sha256", "image"):
+    for name in ("height", "width", "pixel_sha256", *PREPARED):
         index, kind = decoded.column_names.index(name), decoded.schema.field(name).type
         decoded = decoded.set_column(
             index, name, pc.if_else(keep, decoded[name], pa.scalar(None, kind))

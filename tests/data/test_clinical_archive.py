@@ -38,7 +38,7 @@ def write_files(folder, files):
 
 
 def decoded_rows(catalog):
-    return DecodeStage(SQUARE, DecodeSettings())(catalog)
+    return DecodeStage(SQUARE, DecodeSettings(), (2, 2))(catalog)
 
 
 def test_dicom_fills_the_catalog(tmp_path):

@@ -4,16 +4,19 @@ import sys
 CHECK = """
 import sys
 import numpy as np
+from braintumor_ray.explain.regions import head_weights
 from braintumor_ray.predict.parallel import ParallelPredictor
 from braintumor_ray.predict.predictor import Predictor
 from tests.builders import disc_scan
 
 predictor = Predictor.from_bundle(sys.argv[1], device="cpu", precision="fp32", batch_size=4)
-scans = [disc_scan(seed, (80 + seed, 96)) for seed in range(11)]
+size = predictor.bundle.preprocessing.image_size
+scans = np.stack([disc_scan(seed, (size, size)) for seed in range(11)])
+heads = head_weights(scans, predictor.cam_shape)
 alone = predictor(scans)
 parallel = ParallelPredictor(predictor, threads=3)
 for count in (11, 1, 0):
-    found = parallel(scans[:count])
+    found = parallel.predict(scans[:count], heads[:count])
     assert list(found) == list(alone)
     for name, wanted in alone.items():
         assert len(found[name]) == count, name

@@ -138,7 +138,7 @@ class TestAnArchiveThatChanges:
         path.parent.mkdir()
         cv2.imwrite(str(path), disc_scan(1))
         rows = load_catalog(path.parent)
-        stage = WatchfulDecode(load_bundle(bundle_path).preprocessing, DecodeSettings())
+        stage = WatchfulDecode(load_bundle(bundle_path).preprocessing, DecodeSettings(), (2, 2))
         assert stage(rows)["status"].to_pylist() == ["ok"]
         cv2.imwrite(str(path), disc_scan(2))
         found = stage(rows).to_pylist()[0]

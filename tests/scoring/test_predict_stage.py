@@ -1,9 +1,12 @@
 """The stages of the job in one process, on the blocks that break careless code."""
 
+import numpy as np
 import pyarrow as pa
 
 from braintumor_ray.scoring.predict_stage import PredictSettings, PredictStage
 from tests.builders import disc_scan
+
+HEAD = np.ones((3, 8, 8), np.float32).tobytes()
 
 
 def block(images):
@@ -20,6 +23,7 @@ def block(images):
             "width": pa.array([64] * count, pa.int32()),
             "pixel_sha256": pa.nulls(count, pa.string()),
             "image": pa.array(images, pa.large_binary()),
+            "head": pa.array([image and HEAD for image in images], pa.large_binary()),
         }
     )
 

@@ -131,7 +131,9 @@ class TestDecodingFromAStore:
         storage._filesystem.cache_clear()
 
     def decode(self, bundle_path):
-        return watchful.WatchfulDecode(load_bundle(bundle_path).preprocessing, DecodeSettings())
+        return watchful.WatchfulDecode(
+            load_bundle(bundle_path).preprocessing, DecodeSettings(), (2, 2)
+        )
 
     def test_what_a_busy_store_refused_is_read_again(self, s3, archive, bundle_path, impatient):
         stage = self.decode(bundle_path)

@@ -33,7 +33,7 @@ def clean(tmp_path_factory):
     folder.write_json(describe_settings(bundle, ScoreOptions(settings)), "results.json")
     plan = make_plan(folder, load_catalog(root / "archive"), [], "fp")
     catalogs = write_work(plan, "one")
-    decode = DecodeStage(bundle.preprocessing, DecodeSettings())
+    decode = DecodeStage(bundle.preprocessing, DecodeSettings(), bundle.map_shape[1:])
     rows = PredictStage(settings, bundle.fingerprint)(decode(plan.work.read()))
     (root / "results" / "rows" / "000001").mkdir(parents=True)
     files = []
