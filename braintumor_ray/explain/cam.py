@@ -122,9 +122,8 @@ def grad_cam_pp(features: Tensor, gradient: ClassGradient) -> Tensor:
         return _weighted(features, _safe_ratio(p.relu(), 2 + p * gradient.mean))
     assert gradient.full is not None
     g = gradient.full
-    total = features.float().sum(dim=(2, 3), keepdim=True)
-    alpha = _safe_ratio(torch.ones_like(g), 2 + total * g) * (g != 0)
-    return _weighted(features, (alpha * g.relu()).sum(dim=(2, 3)))
+    total = _positions(features) * gradient.mean[:, :, None, None]
+    return _weighted(features, _safe_ratio(g.relu(), 2 + total * g).sum(dim=(2, 3)))
 
 
 def x_grad_cam(features: Tensor, gradient: ClassGradient) -> Tensor:
@@ -191,5 +190,4 @@ def _weighted(features: Tensor, weights: Tensor) -> Tensor:
 
 def _safe_ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
     """Divide; 0 where the denominator is 0 (the formula has no value there)."""
-    usable = denominator != 0
-    return torch.where(usable, numerator / torch.where(usable, denominator, 1), 0)
+    return (numerator / denominator).masked_fill(denominator == 0, 0)
