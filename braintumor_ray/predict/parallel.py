@@ -34,7 +34,7 @@ class ParallelPredictor:
         _one_thread_per_operation()
         self._pool = ThreadPoolExecutor(threads, initializer=_one_thread_per_operation)
 
-    def predict(self, squares: GrayImage, heads: npt.NDArray[np.float32]) -> Columns:
+    def predict(self, squares: Sequence[GrayImage], heads: npt.NDArray[np.float32]) -> Columns:
         """As `Predictor.predict`, with maps."""
         size = self.predictor.batch_size
         starts = range(0, max(len(squares), 1), size)

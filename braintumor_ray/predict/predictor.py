@@ -135,22 +135,20 @@ class Predictor:
             ValueError: an image that is not uint8 (H, W).
         """
         squares = [self._preprocessing.resize(image) for image in images]
-        heads = head_weights(squares, self.cam_shape)
-        return self.predict(
-            np.stack(squares) if squares else self._no_images(), heads, explain=explain
-        )
+        return self.predict(squares, head_weights(squares, self.cam_shape), explain=explain)
 
     def predict(
-        self, squares: GrayImage, heads: npt.NDArray[np.float32], *, explain: bool = True
+        self, squares: Sequence[GrayImage], heads: npt.NDArray[np.float32], *, explain: bool = True
     ) -> Columns:
         """The same of scans that were prepared elsewhere, as decoders do beside a GPU.
 
         Args:
-            squares: uint8 (n, S, S), from the bundle's `preprocessing.resize`.
+            squares: uint8 (S, S) each, from the bundle's `preprocessing.resize`.
             heads: float32 (n, 3, h, w), from `explain.regions.head_weights` with `cam_shape`.
             explain: as for a call.
         """
-        raw = self.forward(squares, explain=explain)
+        images = np.stack(squares) if len(squares) else self._no_images()
+        raw = self.forward(images, explain=explain)
         columns = self._decisions(raw)
         columns["out_of_domain"] = self._out_of_domain(raw, heads)
         if explain:

@@ -2,8 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import cv2
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from braintumor_ray.data.decode import DecodeLimits
@@ -60,27 +63,34 @@ class DecodeStage:
         limits = self._settings.limits
         prepared = prepare_scans(files, self._sandbox, self._preprocessing, limits)
         scans, heads = [], []
-        for scan in prepared:  # while the child decodes the next
+        for scan in prepared:
             scans.append(scan)
-            heads.append(self._head(scan))
+            heads.append(self._head(scan))  # while the child decodes the next
         kept = redact_catalog(rows, self._settings.redaction).select(ROW_COLUMNS)
         for name, values in _pixel_columns(scans).items():
             kept = kept.append_column(name, values)
-        return kept.append_column("head", pa.array(heads, pa.large_binary()))
+        return kept.append_column("head", _as_binary(heads))
 
-    def _head(self, scan: Prepared) -> bytes | None:
-        if scan.image is None:
-            return None
-        return head_weights([scan.image], self._cam_shape).tobytes()
+    def _head(self, scan: Prepared) -> npt.NDArray[np.float32] | None:
+        return None if scan.image is None else head_weights([scan.image], self._cam_shape)
 
 
 def _pixel_columns(scans: Sequence[Prepared]) -> dict[str, pa.Array]:
-    squares = [None if scan.image is None else scan.image.tobytes() for scan in scans]
     return {
         "status": pa.array([scan.status for scan in scans], pa.string()),
         "reason": pa.array([scan.reason for scan in scans], pa.string()),
         "height": pa.array([scan.height for scan in scans], pa.int32()),
         "width": pa.array([scan.width for scan in scans], pa.int32()),
         "pixel_sha256": pa.array([scan.pixel_sha256 for scan in scans], pa.string()),
-        "image": pa.array(squares, pa.large_binary()),
+        "image": _as_binary([scan.image for scan in scans]),
     }
+
+
+def _as_binary(arrays: Sequence[npt.NDArray[Any] | None]) -> pa.Array:
+    """The arrays' bytes as a column, null for None; copied once."""
+    present = [array.reshape(-1).view(np.uint8) for array in arrays if array is not None]
+    data = np.concatenate(present) if present else np.empty(0, np.uint8)
+    ends = np.cumsum([0] + [0 if array is None else array.nbytes for array in arrays])
+    valid = pa.array([None if array is None else True for array in arrays], pa.bool_())
+    buffers = [valid.buffers()[0], pa.py_buffer(ends.astype(np.int64)), pa.py_buffer(data)]
+    return pa.Array.from_buffers(pa.large_binary(), len(arrays), buffers)

@@ -22,6 +22,7 @@ from braintumor_ray.scoring.predict_stage import PredictSettings, PredictStage
 from braintumor_ray.scoring.watchful import WatchfulDecode
 
 Progress = Callable[[int, int], None]
+BLOCKS_AHEAD = 64  # of catalog rows, 25 KB each
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,9 @@ def execute(
     )
     context.execution_no_progress_timeout_s = options.no_progress_timeout_s
     context.override_object_store_memory_limit_fraction = options.object_store_fraction
+    # With Ray's 2, a task that cuts a part into blocks of rows waits, with its CPU and its process,
+    # until nearly its last block is wanted.
+    context._max_num_blocks_in_streaming_gen_buffer = BLOCKS_AHEAD
     scored = (
         data.repartition(target_num_rows_per_block=options.block_size)
         .map_batches(

@@ -78,25 +78,20 @@ class PredictStage:
 
     def _prepared(
         self, rows: pa.Table, usable: npt.NDArray[np.int64]
-    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
-        """Squares and head weights of the usable rows."""
+    ) -> tuple[list[npt.NDArray[Any]], npt.NDArray[np.float32]]:
+        """Squares, as views, and head weights of the usable rows."""
         size = self._predictor.bundle.preprocessing.image_size
-        shapes = (size, size), (3, *self._predictor.cam_shape)
-        squares, heads = (
-            _stacked(rows[name], usable, shape, dtype)
-            for name, shape, dtype in zip(PREPARED, shapes, (np.uint8, np.float32), strict=True)
-        )
-        return squares, heads
+        shape = (3, *self._predictor.cam_shape)
+        squares = _views(rows["image"], usable, (size, size), np.uint8)
+        heads = _views(rows["head"], usable, shape, np.float32)
+        return squares, np.stack(heads) if heads else np.empty((0, *shape), np.float32)
 
 
-def _stacked(
+def _views(
     column: pa.ChunkedArray, usable: npt.NDArray[np.int64], shape: tuple[int, ...], dtype: type
-) -> npt.NDArray[Any]:
-    """Some rows of a binary column as one array (n, *shape), copied once."""
-    stacked: npt.NDArray[Any] = np.empty((len(usable), *shape), dtype)
-    for target, row in zip(stacked, usable, strict=True):
-        target[:] = np.frombuffer(column[int(row)].as_buffer(), dtype).reshape(shape)
-    return stacked
+) -> list[npt.NDArray[Any]]:
+    """Some rows of a binary column, each an array of `shape` on Arrow's memory."""
+    return [np.frombuffer(column[int(row)].as_buffer(), dtype).reshape(shape) for row in usable]
 
 
 def as_arrow(
