@@ -1,10 +1,11 @@
 """Load on the service over loopback, beside the predictor alone on the same bytes, in one run.
 
-    python benchmarks/serve.py --bundle RUN/bundle --scans FOLDER [--json FILE]
+    python benchmarks/serve.py [--bundle RUN/bundle] [--scans FOLDER] [--output DIR]
 
 Client and service share the cores: the client's share of the CPU time is printed. Bounded: at most
 `--requests` requests and `--max-seconds` seconds under load. Limits: throughput at least 0.6 of the
 predictor's own, p50 at low load at most 1.5 single predictions plus 10 ms, no failed request.
+Written to DIR: serve.json, serve.png.
 """
 
 import argparse
@@ -12,7 +13,6 @@ import http.client
 import itertools
 import json
 import os
-import platform
 import re
 import socket
 import statistics
@@ -25,8 +25,11 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks import common
+
 PATH = "/v1/predict?explain=both&heatmap=array"
-SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp"}
 
 
 def main() -> None:
@@ -42,7 +45,9 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bundle", help="default: an untrained mobilenetv2_100")
-    parser.add_argument("--scans", help="folder of images; default $BRAINTUMOR_DATA, else phantoms")
+    parser.add_argument(
+        "--scans", help="folder of images; default: real scans where there are any, else phantoms"
+    )
     parser.add_argument("--distinct", type=int, default=200, help="scans in use")
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--clients", type=int, default=16)
@@ -50,7 +55,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--max-seconds", type=float, default=90, help="of each part under load")
     parser.add_argument("--replicas", type=int, default=1)
     parser.add_argument("--precision", default="auto")
-    parser.add_argument("--json", help="write the figures here")
+    parser.add_argument("--output", default=common.OUTPUT)
     parser.add_argument("--role", choices=["whole", "alone", "client"], default="whole")
     parser.add_argument("--port", type=int)
     return parser.parse_args()
@@ -58,8 +63,8 @@ def parse() -> argparse.Namespace:
 
 def whole_run(options: argparse.Namespace) -> dict:
     with tempfile.TemporaryDirectory() as work:
-        options.bundle = options.bundle or untrained_bundle(Path(work) / "bundle")
-        options.scans = options.scans or os.environ.get("BRAINTUMOR_DATA") or phantoms(work)
+        options.bundle = options.bundle or common.untrained_bundle(Path(work) / "bundle")
+        options.scans = options.scans or some_scans(Path(work))
         # Before and after: what else runs on the machine may slow the one and not the other.
         first = child(options, "alone")
         served = serve_and_load(options)
@@ -80,10 +85,17 @@ def child(options: argparse.Namespace, role: str, **changes) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def some_scans(work: Path) -> str:
+    """A folder of real scans, else of phantoms."""
+    return str(common.real_scans() or common.phantoms(work, 240))
+
+
 def read_scans(options: argparse.Namespace) -> list[bytes]:
-    paths = sorted(p for p in Path(options.scans).rglob("*") if p.suffix.lower() in SUFFIXES)
+    folder = Path(options.scans)
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in common.SUFFIXES)
     step = max(1, len(paths) // options.distinct)
-    return [path.read_bytes() for path in paths[::step][: options.distinct]]
+    readable = (path for path in paths[::step] if common.is_readable(path))
+    return [path.read_bytes() for path in itertools.islice(readable, options.distinct)]
 
 
 def alone(options: argparse.Namespace) -> dict:
@@ -269,15 +281,13 @@ def report(options: argparse.Namespace, found: dict) -> None:
         "ratio": high["per_s"] / alone_rate,
         "client_cpu_share": client_share,
         "low_p50_limit_ms": limit_ms,
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, load {os.getloadavg()}",
-        "date": time.strftime("%Y-%m-%d"),
+        "machine": common.machine(),
     }
     latencies = " / ".join(f"{high[f'p{p}_ms']:.0f}" for p in (50, 95, 99)) + " ms"
     lines = [
         ("predictor alone, files in", f"{alone_rate:.1f} scans/s ({layout})"),
         ("the same, the other layouts", "; ".join(other_rates(found["alone"]))),
         ("service, " + f"{options.clients} clients", f"{high['per_s']:.1f} requests/s"),
-        ("ratio (at least 0.6)", f"{found['ratio']:.2f}"),
         ("requests / failed", f"{high['requests']} / {high['failed']}"),
         ("p50 / p95 / p99 under load", latencies),
         ("single prediction alone, p50", f"{single:.1f} ms"),
@@ -286,12 +296,23 @@ def report(options: argparse.Namespace, found: dict) -> None:
         ("CPU ms per request", ", ".join(per_request(cpu, high))),
         ("mean batch size", f"{found['batch_sizes'].get('mean', float('nan')):.1f}"),
         ("precision", found["alone"][0]["precision"]),
-        ("machine", found["machine"]),
     ]
+    found["checks"] = [
+        ("requests/s, service / predictor alone", found["ratio"], ">=", 0.6),
+        ("one client, p50, ms", low["p50_ms"], "<=", limit_ms),
+        ("failed requests", float(high["failed"] + low["failed"]), "<=", 0.0),
+    ]
+    known = common.write_json(options.output, "serve", found)
+    shown = {"ours, served": common.spread([high["per_s"]])}
+    for name in found["alone"][0]["scans_per_s"]:
+        rates = [run["scans_per_s"].get(name) for run in found["alone"]]
+        shown[f"alone, {name}"] = common.spread([rate for rate in rates if rate])
+    title = f"Files in, predictions and both maps out: {common.cpu_name()}"
+    common.bars(known.with_suffix(".png"), title, {f"{options.clients} clients": shown}, "scans/s")
     for name, value in lines:
         print(f"{name:<36} {value}")
-    if options.json:
-        Path(options.json).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    print(common.checks_table(found["checks"]))
+    print(f"{found['machine']}\nwritten: {known}, {known.with_suffix('.png')}")
 
 
 def other_rates(runs: list[dict]) -> list[str]:
@@ -310,23 +331,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-def phantoms(folder: str) -> str:
-    from braintumor_ray.data.phantom import write_phantoms
-
-    write_phantoms(Path(folder) / "phantoms", patients=60)
-    return str(Path(folder) / "phantoms" / "scans")
-
-
-def untrained_bundle(path: Path) -> str:
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    from braintumor_ray.models.bundle import save_bundle
-    from tests.builders import make_fields, make_model
-
-    model = make_model("mobilenetv2_100", size=224)
-    save_bundle(path, make_fields(model.architecture), model, None, "# untrained\n")
-    return str(path)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What the service does under overload, killed processes and hostile bodies, on loopback.
 
-    python benchmarks/serve_faults.py --bundle RUN/bundle --scans FOLDER [--json FILE]
+    python benchmarks/serve_faults.py [--bundle RUN/bundle] [--scans FOLDER] [--output DIR]
 
 Must hold: of ten times the queue at once each request is answered or refused with 503; a killed
 predictor or front fails at most the requests in flight on it; 300 hostile bodies get a status each,
@@ -9,7 +9,6 @@ none a 5xx, and a good scan is answered afterwards; memory stays bounded.
 
 import argparse
 import asyncio
-import json
 import statistics
 import sys
 import tempfile
@@ -19,32 +18,36 @@ from collections import Counter
 from pathlib import Path
 
 import psutil
-from serve import PATH, cpu_by_part, free_port, phantoms, read_scans, untrained_bundle
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks import common
+from benchmarks.serve import PATH, cpu_by_part, free_port, read_scans, some_scans
+
 ERRORS = (OSError, EOFError, ValueError)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bundle", help="default: an untrained mobilenetv2_100")
-    parser.add_argument("--scans", help="folder of images; default: phantoms")
+    parser.add_argument(
+        "--scans", help="folder of images; default: real scans where there are any, else phantoms"
+    )
     parser.add_argument("--distinct", type=int, default=64, help="scans in use")
     parser.add_argument("--burst", type=int, default=1280, help="requests at once")
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=15, help="of load around each kill")
-    parser.add_argument("--json", help="write the figures here")
+    parser.add_argument("--output", default=common.OUTPUT)
     parser.add_argument("--only", choices=["overload", "kills", "hostile"])
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
-        options.bundle = options.bundle or untrained_bundle(Path(work) / "bundle")
-        options.scans = options.scans or phantoms(work)
+        options.bundle = options.bundle or common.untrained_bundle(Path(work) / "bundle")
+        options.scans = options.scans or some_scans(Path(work))
         found = serve_and_attack(options)
     for part, figures in found.items():
         for name, value in figures.items():
             print(f"{part + ': ' + name:<44} {value}")
-    if options.json:
-        Path(options.json).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    common.write_json(options.output, "serve_faults", found)
 
 
 def serve_and_attack(options: argparse.Namespace) -> dict:
