@@ -1,6 +1,6 @@
 """What one GPU wants: the whole predictor by batches at a time, and CPUs to decode for it.
 
-    python benchmarks/gpu.py [--bundle DIR] [--count N] [--output DIR]
+    python benchmarks/gpu.py [--bundle DIR] [--batches N ...] [--tiny] [--output DIR]
 
 - network: `Predictor.forward` alone, squares in memory to logits and both maps.
 - predictor: all of it (gate, calibration, shares of heat), with 1, 2, ... batches at a time, each
@@ -74,7 +74,8 @@ def timed(call: Callable[[], object], options: argparse.Namespace) -> dict:
 def run(options: argparse.Namespace) -> dict:
     with tempfile.TemporaryDirectory(prefix="bench-gpu-") as name:
         work = Path(name)
-        bundle = options.bundle or common.untrained_bundle(work / "bundle")
+        network = ("small-cnn", 64) if options.tiny else ("mobilenetv2_100", 224)
+        bundle = options.bundle or common.untrained_bundle(work / "bundle", *network)
         kind = score.linked_scans(options.count, work / "scans", work)
         values = {"scans": str(work / "scans"), "bundle": bundle}
         decode = common.child(score.__file__, "decode", sample=options.count, **values)
@@ -114,12 +115,19 @@ def report(options: argparse.Namespace) -> None:
         for case in found["cases"]
     ]
     best = found["best"]
+    shown = {"network alone": best["network_per_s"]} | {
+        f"ours, batch {case['batch']}, {case['threads']} at a time": case["predictor_per_s"]
+        for case in found["cases"]
+    }
+    title = f"From squares to predictions and both maps: {best['device']}"
+    common.bars(known.with_suffix(".png"), title, {best["precision"]: shown}, "scans/s")
     print(f"{best['device']}, {best['precision']}, blocks of {options.block} {found['kind']}")
     print(common.table(rows))
     print(
         f"decode: {1000 * found['decode_cpu_s']:.3f} ms CPU a scan, "
         f"{1 / found['decode_cpu_s']:,.0f} scans/s a core; CPUs that keep the fastest predictor "
-        f"busy: {found['cpus_per_gpu']:.1f}\n\n{found['machine']}\nwritten: {known}"
+        f"busy: {found['cpus_per_gpu']:.1f}\n\n{found['machine']}\n"
+        f"written: {known}, {known.with_suffix('.png')}"
     )
 
 
@@ -138,7 +146,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--scans")
     parser.add_argument("--batch", type=int)
     parser.add_argument("--threads", type=int)
-    return parser.parse_args()
+    parser.add_argument("--tiny", action="store_true", help="seconds only: does it still run?")
+    options = parser.parse_args()
+    if options.tiny:
+        options.count, options.block, options.blocks, options.rounds = 8, 16, 1, 2
+    return options
 
 
 def main() -> None:

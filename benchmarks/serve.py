@@ -58,7 +58,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--output", default=common.OUTPUT)
     parser.add_argument("--role", choices=["whole", "alone", "client"], default="whole")
     parser.add_argument("--port", type=int)
-    return parser.parse_args()
+    parser.add_argument("--tiny", action="store_true", help="seconds only: does it still run?")
+    options = parser.parse_args()
+    if options.tiny:
+        options.distinct, options.requests, options.clients, options.single = 8, 40, 4, 4
+    return options
 
 
 def whole_run(options: argparse.Namespace) -> dict:
@@ -164,7 +168,8 @@ def serve_and_load(options: argparse.Namespace) -> dict:
     port = free_port()
     with haproxy_environment(), ray_session(options.replicas + 1):
         app.start(settings, "127.0.0.1", port)
-        child(options, "client", port=port, clients=4, requests=100)  # warm
+        warm = min(100, options.requests)
+        child(options, "client", port=port, clients=4, requests=warm)
         low = child(options, "client", port=port, clients=1, requests=options.single)
         before = cpu_by_part()
         high = child(options, "client", port=port)

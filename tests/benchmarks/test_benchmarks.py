@@ -83,3 +83,21 @@ def test_train(tmp_path):
     found = tiny("train", tmp_path, patients=24)
     assert found["scans"] > 30
     assert all(rate["median"] > 0 for sides in found["rates"].values() for rate in sides.values())
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_serve(tmp_path):
+    found = tiny("serve", tmp_path)
+    assert (found["high"]["requests"], found["high"]["failed"]) == (40, 0)
+    assert found["alone_scans_per_s"] > 0
+    assert found["batch_sizes"]["mean"] >= 1
+
+
+@pytest.mark.slow
+def test_gpu(tmp_path):
+    """On whatever device there is."""
+    found = tiny("gpu", tmp_path)
+    assert [case["threads"] for case in found["cases"]] == [1, 2]
+    assert found["cpus_per_gpu"] > 0
+    assert 0 < found["best"]["predictor_cpu_s"] < 1

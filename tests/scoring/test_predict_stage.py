@@ -1,12 +1,17 @@
 """The stages of the job in one process, on the blocks that break careless code."""
 
+import cv2
 import numpy as np
 import pyarrow as pa
 
+from braintumor_ray import Predictor
+from braintumor_ray.data.catalog import load_catalog
+from braintumor_ray.scoring.decode_stage import DecodeSettings, DecodeStage
 from braintumor_ray.scoring.predict_stage import PredictSettings, PredictStage
 from tests.builders import disc_scan
 
 HEAD = np.ones((3, 8, 8), np.float32).tobytes()
+HEADLESS = np.zeros((80, 80), np.uint8)
 
 
 def block(images):
@@ -45,3 +50,22 @@ def test_maps_stand_beside_the_scan_they_explain(bundle_path):
     assert rows["gradcam"].is_valid().to_pylist() == [False, True, False, True]
     alone = stage(block([second]))
     assert rows["predicted_class"][3] == alone["predicted_class"][0]
+
+
+def test_what_the_decoder_prepares_is_what_the_predictor_would(bundle_path, tmp_path):
+    """The head travels as weights from one stage to the other; nothing of it may be lost."""
+    scans = [disc_scan(seed, (70 + 9 * seed, 90)) for seed in range(4)] + [HEADLESS]
+    for index, scan in enumerate(scans):
+        cv2.imwrite(str(tmp_path / f"{index}.png"), scan)
+    (tmp_path / "9.png").write_bytes(b"no picture")
+    settings = PredictSettings(str(bundle_path), device="cpu", precision="fp32")
+    predictor = Predictor.from_bundle(bundle_path, device="cpu", precision="fp32")
+    decode = DecodeStage(predictor.bundle.preprocessing, DecodeSettings(), predictor.cam_shape)
+    rows = PredictStage(settings, "fingerprint")(decode(load_catalog(tmp_path)))
+    assert rows["status"].to_pylist() == ["ok"] * 5 + ["quarantined"]
+    wanted = predictor(scans)
+    assert rows["out_of_domain"].to_pylist() == [*wanted["out_of_domain"].tolist(), None]
+    assert rows["out_of_domain"].to_pylist()[4] is True  # a black picture holds no head
+    for name in ("heat_inside", "heat_rim", "heat_background"):
+        found = np.array(rows[name].to_pylist()[:5], dtype=float)
+        np.testing.assert_allclose(found, wanted[name], atol=1e-5)
