@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
 
-.PHONY: demo test lint types tests bench bench-full clean
+.PHONY: demo test lint types tests bench bench-full bench-gpu clean
 
 demo: $(STAMP)
 	$(BIN)/braintumor-ray demo --output demo-output
@@ -39,6 +39,11 @@ bench-full: $(BENCH_STAMP)
 	$(BIN)/python benchmarks/train.py --count 1280 --rounds 5
 	$(BIN)/python benchmarks/serve.py
 	$(BIN)/python benchmarks/scale.py
+
+# Where there is a CUDA device.
+bench-gpu: $(BENCH_STAMP)
+	$(BIN)/python benchmarks/explain.py --full --device cuda
+	$(BIN)/python benchmarks/gpu.py --batches 64 256
 
 # Installed anew only when what is to be installed has changed.
 $(STAMP): pyproject.toml constraints.txt
