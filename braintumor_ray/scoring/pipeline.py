@@ -84,7 +84,7 @@ def execute(
     context.execution_no_progress_timeout_s = options.no_progress_timeout_s
     context.override_object_store_memory_limit_fraction = options.object_store_fraction
     # With Ray's 2, a task that cuts a part into blocks of rows waits, with its CPU and its process,
-    # until nearly its last block is wanted.
+    # until nearly its last block is wanted. (Ray lets twice as many wait as is said here.)
     context._max_num_blocks_in_streaming_gen_buffer = BLOCKS_AHEAD
     scored = (
         data.repartition(target_num_rows_per_block=options.block_size)
@@ -108,7 +108,8 @@ def execute(
                 _reporter(counter),
             ),
             batch_format="pyarrow",
-            batch_size=options.block_size,  # None is refused with GPUs
+            # None is refused with GPUs. A size lets Ray join short blocks: files of up to twice it.
+            batch_size=options.block_size if layout.gpus_per_predictor else None,
             num_cpus=layout.cpus_per_predictor,
             num_gpus=layout.gpus_per_predictor or None,
             compute=_pool(layout.predictors),
