@@ -65,7 +65,7 @@ class MockPredict:
         from braintumor_ray.predict.schema import stored_shape
 
         bundle = load_bundle(settings.bundle)
-        shape = stored_shape(bundle.map_shape[1:])
+        shape = stored_shape(bundle.map_shape)
         self._schema = result_schema(shape, settings.methods)
         self._classes = bundle.fields.class_names
         self._fingerprint, self._report = fingerprint, report

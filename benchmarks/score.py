@@ -62,7 +62,7 @@ def decode_alone(options: argparse.Namespace) -> dict:
 
     bundle = load_bundle(options.bundle)
     settings = worker_options([0], bundle.preprocessing, DecodeLimits())
-    cam_shape = stored_shape(bundle.map_shape[1:])
+    cam_shape = stored_shape(bundle.map_shape)
     contents = [path.read_bytes() for path in files_below(options.scans)[: options.sample]]
 
     def one(content: bytes) -> None:
@@ -80,20 +80,25 @@ def decode_alone(options: argparse.Namespace) -> dict:
     }
 
 
-def model_alone(options: argparse.Namespace) -> dict:
-    """Core-seconds per scan of the predictor with both maps, on all cores, and in one thread."""
+def prepared(predictor, paths: Sequence[Path]) -> tuple:
+    """Squares and head weights of files, as decoders make them."""
     import numpy as np
 
     from braintumor_ray.data.decode import decode
     from braintumor_ray.explain.regions import head_weights
+
+    resize = predictor.bundle.preprocessing.resize
+    squares = np.stack([resize(decode(path.read_bytes()).gray) for path in paths])
+    return squares, head_weights(squares, predictor.cam_shape)
+
+
+def model_alone(options: argparse.Namespace) -> dict:
+    """Core-seconds per scan of the predictor with both maps, on all cores, and in one thread."""
     from braintumor_ray.predict.parallel import ParallelPredictor
     from braintumor_ray.predict.predictor import Predictor
 
     predictor = Predictor.from_bundle(options.bundle, precision=options.precision)
-    resize = predictor.bundle.preprocessing.resize
-    paths = files_below(options.scans)[: options.sample]
-    squares = np.stack([resize(decode(path.read_bytes()).gray) for path in paths])
-    heads = head_weights(squares, predictor.cam_shape)
+    squares, heads = prepared(predictor, files_below(options.scans)[: options.sample])
     parallel = ParallelPredictor(predictor, CORES)
     parallel.predict(squares, heads)
     start, cpu = time.perf_counter(), time.process_time()

@@ -16,7 +16,6 @@ import os
 import re
 import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
@@ -76,17 +75,10 @@ def whole_run(options: argparse.Namespace) -> dict:
 
 
 def child(options: argparse.Namespace, role: str, **changes) -> dict:
-    """Run a part of this file as a process of its own; its last line is JSON."""
-    values = vars(options) | {"role": role} | changes
-    names = ("role", "bundle", "scans", "distinct", "requests", "clients", "single", "precision")
-    names += ("max_seconds", "port")
-    arguments = [
-        f"--{name.replace('_', '-')}={values[name]}" for name in names if values[name] is not None
-    ]
-    done = subprocess.run(
-        [sys.executable, __file__, *arguments], check=True, stdout=subprocess.PIPE, text=True
-    )
-    return json.loads(done.stdout.splitlines()[-1])
+    """Run a part of this file as a process of its own, with our options but for `changes`."""
+    names = ("bundle", "scans", "distinct", "requests", "clients", "single", "precision")
+    same = {name: getattr(options, name) for name in (*names, "max_seconds")}
+    return common.child(__file__, role, **same | changes)
 
 
 def some_scans(work: Path) -> str:

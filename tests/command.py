@@ -10,8 +10,13 @@ PROJECT = Path(__file__).resolve().parents[1]
 
 def run_command(*arguments):
     """Run `braintumor-ray` on a Ray of its own; never raises for its exit code."""
+    return run_python("-m", "braintumor_ray.cli", *arguments)
+
+
+def run_python(*arguments):
+    """Run Python without a Ray cluster; never raises for its exit code."""
     return subprocess.run(
-        [sys.executable, "-m", "braintumor_ray.cli", *map(str, arguments)],
+        [sys.executable, *map(str, arguments)],
         capture_output=True,
         text=True,
         check=False,

@@ -82,7 +82,7 @@ def region_weights(
         return np.zeros((3, height, width), np.float32)
     rows = _upsampling_matrix(regions.shape[0], height)
     columns = _upsampling_matrix(regions.shape[1], width)
-    masks = cv2.hconcat([cv2.min(regions, 1), cv2.subtract(regions, 1)])  # head | inside
+    masks = np.hstack([np.minimum(regions, 1), regions == INSIDE])  # head | inside
     # einsum, not @: BLAS has threads of its own, which take torch's cores.
     summed = np.einsum("hs,sw->hw", rows, masks.astype(np.float32)).reshape(height, 2, -1)
     head, inside = np.einsum("hks,ws->khw", summed, columns)
@@ -103,7 +103,7 @@ def head_weights(
         float32 (n, 3, h, w); a scan's are all zero where no plausible head was found.
     """
     found = [region_weights(head_regions(square), cam_shape) for square in squares]
-    return np.stack(found) if found else np.empty((0, 3, *cam_shape), np.float32)
+    return np.array(found, np.float32).reshape(-1, 3, *cam_shape)  # of no scans, too
 
 
 def heat_shares(cam: NDArray[Any], weights: NDArray[np.float32]) -> Shares:

@@ -87,7 +87,7 @@ class Predictor:
         self.methods = tuple(methods)
         self.batch_size = batch_size or (256 if self.device.type == "cuda" else 16)
         self._model = for_inference(bundle.build_model(), self.device, bf16=self.bf16)
-        self.cam_shape = stored_shape(self._model.map_shape[1:])
+        self.cam_shape = stored_shape(self._model.map_shape)
         self._preprocessing = bundle.preprocessing
         self._positive = torch.tensor(bundle.positive_indices, device=self.device)
 
@@ -140,7 +140,7 @@ class Predictor:
     def predict(
         self, squares: Sequence[GrayImage], heads: npt.NDArray[np.float32], *, explain: bool = True
     ) -> Columns:
-        """The same of scans that were prepared elsewhere, as decoders do beside a GPU.
+        """As a call, of scans that were prepared elsewhere, as decoders do beside a GPU.
 
         Args:
             squares: uint8 (S, S) each, from the bundle's `preprocessing.resize`.

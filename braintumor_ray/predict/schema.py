@@ -12,9 +12,9 @@ STATUSES = ("ok", "quarantined", "skipped")
 KEYS = ("patient_key", "study_key", "series_key", "sop_key")
 
 
-def stored_shape(map_shape: tuple[int, int]) -> tuple[int, int]:
-    """Shape (h, w) at which maps of a network are stored."""
-    height, width = map_shape
+def stored_shape(map_shape: tuple[int, int, int]) -> tuple[int, int]:
+    """Shape (h, w) at which maps of a network, (C, h, w), are stored."""
+    _, height, width = map_shape
     return min(height, LARGEST_MAP), min(width, LARGEST_MAP)
 
 

@@ -87,10 +87,6 @@ def _pixel_columns(scans: Sequence[Prepared]) -> dict[str, pa.Array]:
 
 
 def _as_binary(arrays: Sequence[npt.NDArray[Any] | None]) -> pa.Array:
-    """The arrays' bytes as a column, null for None; copied once."""
-    present = [array.reshape(-1).view(np.uint8) for array in arrays if array is not None]
-    data = np.concatenate(present) if present else np.empty(0, np.uint8)
-    ends = np.cumsum([0] + [0 if array is None else array.nbytes for array in arrays])
-    valid = pa.array([None if array is None else True for array in arrays], pa.bool_())
-    buffers = [valid.buffers()[0], pa.py_buffer(ends.astype(np.int64)), pa.py_buffer(data)]
-    return pa.Array.from_buffers(pa.large_binary(), len(arrays), buffers)
+    """The arrays' bytes as a column, null for None."""
+    views = [None if array is None else array.data.cast("B") for array in arrays]
+    return pa.array(views, pa.large_binary())

@@ -71,7 +71,7 @@ def sample_of(scans: Scans, count: int = SAMPLE) -> pa.Table:
 def measure(sample: pa.Table, options: ScoreOptions, gpu_scans_per_s: float | None) -> Costs:
     """Decode and predict a sample in this process, the second time by the clock."""
     bundle = load_bundle(options.predict.bundle)
-    cam_shape = stored_shape(bundle.map_shape[1:])
+    cam_shape = stored_shape(bundle.map_shape)
     decode = DecodeStage(bundle.preprocessing, options.decode, cam_shape)
     decode(sample.slice(0, 8))  # its child process has started
     decoded, decode_s = _timed(decode, sample)

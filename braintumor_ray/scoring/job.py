@@ -101,7 +101,7 @@ def _plan(
 def describe_settings(bundle: Bundle, options: ScoreOptions) -> dict[str, Any]:
     """What makes rows comparable; results with other settings are another folder's."""
     predict, redaction = options.predict, options.decode.redaction
-    cam_shape = stored_shape(bundle.map_shape[1:])
+    cam_shape = stored_shape(bundle.map_shape)
     return {
         "schema_version": SCHEMA_VERSION,
         "bundle_fingerprint": bundle.fingerprint,

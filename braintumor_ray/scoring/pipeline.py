@@ -1,5 +1,6 @@
 """The archive job's pipeline on Ray Data: read, decode, predict, write with checkpoints."""
 
+import math
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,10 +20,10 @@ from braintumor_ray.scoring.generation import Generation
 from braintumor_ray.scoring.layout import Layout
 from braintumor_ray.scoring.options import ScoreOptions
 from braintumor_ray.scoring.predict_stage import PredictSettings, PredictStage
+from braintumor_ray.scoring.scans import ROWS_PER_PART
 from braintumor_ray.scoring.watchful import WatchfulDecode
 
 Progress = Callable[[int, int], None]
-BLOCKS_AHEAD = 64  # of catalog rows, 25 KB each
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,9 @@ def execute(
     context.execution_no_progress_timeout_s = options.no_progress_timeout_s
     context.override_object_store_memory_limit_fraction = options.object_store_fraction
     # With Ray's 2, a task that cuts a part into blocks of rows waits, with its CPU and its process,
-    # until nearly its last block is wanted. (Ray lets twice as many wait as is said here.)
-    context._max_num_blocks_in_streaming_gen_buffer = BLOCKS_AHEAD
+    # until nearly its last block is wanted. Parts are smaller than this, and their rows are small.
+    blocks = math.ceil(2 * ROWS_PER_PART / options.block_size)
+    context._max_num_blocks_in_streaming_gen_buffer = blocks
     scored = (
         data.repartition(target_num_rows_per_block=options.block_size)
         .map_batches(
@@ -93,7 +95,7 @@ def execute(
             fn_constructor_args=(
                 bundle.preprocessing,
                 options.decode,
-                stored_shape(bundle.map_shape[1:]),
+                stored_shape(bundle.map_shape),
             ),
             batch_format="pyarrow",
             batch_size=None,

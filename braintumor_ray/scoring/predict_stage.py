@@ -84,7 +84,7 @@ class PredictStage:
         shape = (3, *self._predictor.cam_shape)
         squares = _views(rows["image"], usable, (size, size), np.uint8)
         heads = _views(rows["head"], usable, shape, np.float32)
-        return squares, np.stack(heads) if heads else np.empty((0, *shape), np.float32)
+        return squares, np.array(heads, np.float32).reshape(-1, *shape)  # of no scans, too
 
 
 def _views(
