@@ -138,13 +138,13 @@ def scan_files(count: int, work: Path) -> tuple[list[Path], str]:
 
 
 def is_readable(path: Path) -> bool:
-    from braintumor_ray.data.decode import decode
+    from braintumor_ray.decode.decode import decode
 
     return decode(path.read_bytes()).gray is not None
 
 
 def phantoms(work: Path, count: int) -> Path:
-    from braintumor_ray.data.phantom import write_phantoms
+    from braintumor_ray.phantom.dataset import write_phantoms
 
     write_phantoms(work / "phantoms", patients=max(4, count // 4))
     return work / "phantoms" / "scans"

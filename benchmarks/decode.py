@@ -29,7 +29,7 @@ Content = Sequence[bytes]
 
 
 def ours(contents: Content) -> None:
-    from braintumor_ray.data.decode import decode
+    from braintumor_ray.decode.decode import decode
 
     for content in contents:
         decode(content)
@@ -56,10 +56,10 @@ class Sandboxed:
     """Our decoding child, kept for all rounds."""
 
     def __init__(self) -> None:
-        from braintumor_ray.data.decode import DecodeLimits
-        from braintumor_ray.data.prepare import WORKER, worker_options
-        from braintumor_ray.data.preprocess import Preprocessing
-        from braintumor_ray.data.sandbox import DecodeSandbox
+        from braintumor_ray.decode.prepare import WORKER, worker_options
+        from braintumor_ray.decode.preprocess import Preprocessing
+        from braintumor_ray.decode.sandbox import DecodeSandbox
+        from braintumor_ray.decode.types import DecodeLimits
 
         preprocessing = Preprocessing(224, "area", (0.0,) * 3, (1.0,) * 3)
         self.options = worker_options([0], preprocessing, DecodeLimits())
@@ -110,7 +110,7 @@ def candidates(contents: Content) -> dict[str, Callable[[], object]]:
 
 def equal_pixels(contents: Content) -> dict[str, float]:
     """Share of the files for which a peer's gray image has exactly our pixels."""
-    from braintumor_ray.data.decode import decode
+    from braintumor_ray.decode.decode import decode
 
     same = {"OpenCV, gray": 0, "Pillow, gray": 0}
     for content in contents:

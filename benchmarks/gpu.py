@@ -30,8 +30,8 @@ def measure(options: argparse.Namespace) -> dict:
     import numpy as np
     import torch
 
-    from braintumor_ray.predict.parallel import ParallelPredictor
     from braintumor_ray.predict.predictor import Predictor
+    from braintumor_ray.scoring.predict_stage import ParallelPredictor
 
     predictor = Predictor.from_bundle(
         options.bundle, options.device, batch_size=options.batch or None

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import common
 from benchmarks.score import committed, steady_rate
-from braintumor_ray.data.catalog import CATALOG_SCHEMA
+from braintumor_ray.catalog.schema import CATALOG_SCHEMA
 from braintumor_ray.predict.schema import KEYS, result_schema
 
 ROWS_PER_WRITE = 20_000
@@ -178,7 +178,7 @@ def score_mock(options):
     """Score a catalog of `options.count` rows; the figures."""
     from braintumor_ray.local_ray import ray_session
     from braintumor_ray.scoring.job import ScoreOptions, Stages, plan_only, score
-    from braintumor_ray.scoring.predict_stage import PredictSettings
+    from braintumor_ray.scoring.options import PredictSettings
     from braintumor_ray.scoring.scans import open_scans
     from braintumor_ray.scoring.verify import verify
 

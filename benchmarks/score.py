@@ -54,8 +54,8 @@ def files_below(folder: str) -> list[Path]:
 
 def decode_alone(options: argparse.Namespace) -> dict:
     """CPU seconds per scan to decode, resize and find the head, in one thread."""
-    from braintumor_ray.data.decode import DecodeLimits
-    from braintumor_ray.data.prepare import prepare_file, worker_options
+    from braintumor_ray.decode.prepare import prepare_file, worker_options
+    from braintumor_ray.decode.types import DecodeLimits
     from braintumor_ray.explain.regions import head_weights
     from braintumor_ray.models.bundle import load_bundle
     from braintumor_ray.predict.schema import stored_shape
@@ -84,7 +84,7 @@ def prepared(predictor, paths: Sequence[Path]) -> tuple:
     """Squares and head weights of files, as decoders make them."""
     import numpy as np
 
-    from braintumor_ray.data.decode import decode
+    from braintumor_ray.decode.decode import decode
     from braintumor_ray.explain.regions import head_weights
 
     resize = predictor.bundle.preprocessing.resize
@@ -94,8 +94,8 @@ def prepared(predictor, paths: Sequence[Path]) -> tuple:
 
 def model_alone(options: argparse.Namespace) -> dict:
     """Core-seconds per scan of the predictor with both maps, on all cores, and in one thread."""
-    from braintumor_ray.predict.parallel import ParallelPredictor
     from braintumor_ray.predict.predictor import Predictor
+    from braintumor_ray.scoring.predict_stage import ParallelPredictor
 
     predictor = Predictor.from_bundle(options.bundle, precision=options.precision)
     squares, heads = prepared(predictor, files_below(options.scans)[: options.sample])
@@ -118,14 +118,14 @@ def model_alone(options: argparse.Namespace) -> dict:
 def ours(options: argparse.Namespace) -> dict:
     import psutil
 
-    from braintumor_ray.data.catalog import load_catalog
+    from braintumor_ray.catalog.build import load_catalog
     from braintumor_ray.local_ray import ray_session
 
     begin = psutil.Process().create_time()
     catalog = load_catalog(options.scans)
     catalogued = time.time()
     from braintumor_ray.scoring.job import ScoreOptions, score
-    from braintumor_ray.scoring.predict_stage import PredictSettings
+    from braintumor_ray.scoring.options import PredictSettings
 
     job = ScoreOptions(
         PredictSettings(options.bundle, precision=options.precision, batch_size=options.batch),

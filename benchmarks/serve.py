@@ -98,7 +98,7 @@ def alone(options: argparse.Namespace) -> dict:
     """The predictor in one process, files in: scans/s of every layout tried, and one at a time."""
     import torch
 
-    from braintumor_ray.data.decode import decode
+    from braintumor_ray.decode.decode import decode
     from braintumor_ray.predict.predictor import Predictor
 
     scans = read_scans(options)

@@ -284,7 +284,7 @@ async def send_all(port: int, good: bytes) -> dict[str, list[int]]:
 
 
 def bodies(good: bytes) -> list[tuple[str, bytes]]:
-    from tests.data.mutations import bomb_png, mutated_images
+    from tests.decode.mutations import bomb_png, mutated_images
 
     mutated = [(kind, body) for _, body, kind in mutated_images(seed=11, n=270)]
     wrong = [b"", b"hello", b'{"a": 1}', b"%PDF-1.7\n", b"PK\x03\x04" + bytes(60), b"\x7fELF" * 20]

@@ -26,18 +26,18 @@ from torch.utils.data import DataLoader, Dataset
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import common
-from braintumor_ray.data.augment import Augmenter
-from braintumor_ray.data.catalog import load_catalog
-from braintumor_ray.data.preprocess import Preprocessing
+from braintumor_ray.catalog.build import load_catalog
+from braintumor_ray.decode.preprocess import Preprocessing
 from braintumor_ray.local_ray import ray_session
-from braintumor_ray.models.classifier import Architecture, Classifier
+from braintumor_ray.models.classifier import Architecture, Classifier, normalise
+from braintumor_ray.models.device import use_bf16
 from braintumor_ray.models.freezing import set_trainable, train_mode
-from braintumor_ray.predict.predictor import normalise, use_bf16
 from braintumor_ray.recipes.loader import load_recipe
 from braintumor_ray.recipes.schema import Recipe
+from braintumor_ray.training.augment import Augmenter
 from braintumor_ray.training.loop import StepSettings, Trained, train_epoch
-from braintumor_ray.training.run import TrainOptions, train
-from braintumor_ray.training.trainer import Workers
+from braintumor_ray.training.options import TrainOptions, Workers
+from braintumor_ray.training.run import train
 
 EPOCH_LIMIT, FROZEN_LIMIT = 0.95, 2.0
 

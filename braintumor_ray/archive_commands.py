@@ -4,10 +4,10 @@ import os
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from braintumor_ray.catalog.redaction import uri_redaction
+from braintumor_ray.catalog.schema import CatalogOptions
+from braintumor_ray.cli.console import progress_bar
 from braintumor_ray.commands import parse_range, wants_gpu
-from braintumor_ray.console import progress_bar
-from braintumor_ray.data.catalog import CatalogOptions
-from braintumor_ray.data.identity import uri_redaction
 from braintumor_ray.local_ray import ray_session
 
 if TYPE_CHECKING:
@@ -112,9 +112,7 @@ def _prepare(
 
 
 def _options(bundle: str, choices: ScoreChoices, catalog_options: CatalogOptions) -> "ScoreOptions":
-    from braintumor_ray.scoring.decode_stage import DecodeSettings
-    from braintumor_ray.scoring.options import ScoreOptions
-    from braintumor_ray.scoring.predict_stage import PredictSettings
+    from braintumor_ray.scoring.options import DecodeSettings, PredictSettings, ScoreOptions
 
     number = None
     if choices.num_predictors != "auto":

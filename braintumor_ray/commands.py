@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from braintumor_ray.console import progress_bar, say
-from braintumor_ray.data.catalog import CatalogOptions, load_catalog
+from braintumor_ray.catalog.build import load_catalog
+from braintumor_ray.catalog.schema import CatalogOptions
+from braintumor_ray.cli.console import progress_bar, say
 from braintumor_ray.errors import UsageError
 from braintumor_ray.local_ray import ray_session
 
 if TYPE_CHECKING:
-    from braintumor_ray.training.run import TrainOptions
+    from braintumor_ray.training.options import TrainOptions
 
 PHANTOM_PATIENTS = 60
 
@@ -49,14 +50,14 @@ def train_command(
         loaded = loaded.model_copy(
             update={"data": loaded.data.model_copy(update={"classes": classes})}
         )
-    from braintumor_ray.training.run import TrainOptions, check_run
-    from braintumor_ray.training.trainer import Workers
+    from braintumor_ray.training.options import TrainOptions, Workers
+    from braintumor_ray.training.run import check_run
 
     if not preview:
         check_run(output)
     table, described, synthetic = _training_source(source, output, catalog_options)
     if preview:
-        from braintumor_ray.training.preview import preview_augmentation
+        from braintumor_ray.training.augment import preview_augmentation
 
         picture = Path(output) / "augmentation.png"
         preview_augmentation(table, loaded, picture)
@@ -119,7 +120,7 @@ def explain_command(
     device: str,
 ) -> dict[str, Any]:
     """Draw explanations; see `braintumor-ray explain --help`."""
-    from braintumor_ray.evaluation.explained import Drawing, explain_files, explain_results
+    from braintumor_ray.worklist.explained import Drawing, explain_files, explain_results
 
     drawing = Drawing(layout, colormap, alpha)
     if results is not None:
@@ -170,8 +171,8 @@ def _training_source(
 
 def phantom_catalog(directory: Path, patients: int = PHANTOM_PATIENTS) -> pa.Table:
     """Phantoms in a folder, written if they are not there, and their catalog."""
-    from braintumor_ray.data.identity import IdentityHash
-    from braintumor_ray.data.phantom import write_phantoms
+    from braintumor_ray.catalog.identity import IdentityHash
+    from braintumor_ray.phantom.dataset import write_phantoms
 
     if not (directory / "scans.csv").exists():
         with progress_bar("phantoms") as advance:

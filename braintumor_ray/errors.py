@@ -37,3 +37,7 @@ class ResultsError(BrainTumorError):
 
 class TrainingError(BrainTumorError):
     """A training run that cannot start, or that must not be repeated under the same name."""
+
+
+class MetricsError(BrainTumorError):
+    """Labels, probabilities or groups from which no metric can be computed."""

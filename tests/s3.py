@@ -145,7 +145,7 @@ def s3_server():
 
 def upload(folder, bucket, prefix):
     """Put every file of a folder into a bucket."""
-    from braintumor_ray.data.storage import write_atomically
+    from braintumor_ray.storage import write_atomically
 
     for path in sorted(folder.rglob("*")):
         if path.is_file():

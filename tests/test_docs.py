@@ -43,9 +43,9 @@ def test_research_software_is_said_to_be_so():
 
 @pytest.mark.ray
 def test_the_readmes_query_runs(tmp_path, bundle_path, cluster, monkeypatch):
-    from braintumor_ray.data.catalog import load_catalog
+    from braintumor_ray.catalog.build import load_catalog
     from braintumor_ray.scoring.job import ScoreOptions, score
-    from braintumor_ray.scoring.predict_stage import PredictSettings
+    from braintumor_ray.scoring.options import PredictSettings
     from tests.builders import write_archive
 
     write_archive(tmp_path / "archive", 8)

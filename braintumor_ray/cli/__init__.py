@@ -7,8 +7,8 @@ import typer
 
 from braintumor_ray import __version__
 from braintumor_ray.cli import archive, data, evaluation, scoring, serving, training
+from braintumor_ray.cli.console import say, short_errors
 from braintumor_ray.cli.options import Json, print_result
-from braintumor_ray.console import say, short_errors
 
 app = typer.Typer(
     name="braintumor-ray",
@@ -29,7 +29,7 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Everything on synthetic scans: train, score, verify, explain. No data or network needed."""
-    from braintumor_ray.demo import run_demo
+    from braintumor_ray.cli.demo import run_demo
 
     found = run_demo(output, say)
     print_result(found, as_json, "\n".join(f"{key}: {value}" for key, value in found.items()))

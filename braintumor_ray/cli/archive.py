@@ -6,6 +6,7 @@ from typing import Annotated, Optional
 
 import typer
 
+from braintumor_ray.cli.console import say, short_errors
 from braintumor_ray.cli.options import (
     Device,
     Json,
@@ -13,7 +14,6 @@ from braintumor_ray.cli.options import (
     listed,
     print_result,
 )
-from braintumor_ray.console import say, short_errors
 
 app = typer.Typer()
 
@@ -114,7 +114,7 @@ def worklist(
 
     The CSV has an empty label column: fill it in and give it to 'catalog' to train on.
     """
-    from braintumor_ray.evaluation.worklist import make_worklist
+    from braintumor_ray.worklist.worklist import make_worklist
 
     check_choice("--by", by, ("urgency", "usefulness"))
     found = make_worklist(results, output, by, limit, overlays)  # type: ignore[arg-type]

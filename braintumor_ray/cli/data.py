@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from braintumor_ray.cli.console import progress_bar, short_errors
 from braintumor_ray.cli.options import (
     Json,
     Source,
@@ -13,10 +14,9 @@ from braintumor_ray.cli.options import (
     takes_catalog_options,
     value_counts,
 )
-from braintumor_ray.console import progress_bar, short_errors
 
 if TYPE_CHECKING:
-    from braintumor_ray.data.catalog import CatalogOptions
+    from braintumor_ray.catalog.schema import CatalogOptions
 
 app = typer.Typer()
 
@@ -32,7 +32,7 @@ def phantom(
     """Write synthetic scans with exact tumour masks and planted bad files (not real patients)."""
     from dataclasses import asdict
 
-    from braintumor_ray.data.phantom import write_phantoms
+    from braintumor_ray.phantom.dataset import write_phantoms
 
     with progress_bar("phantoms") as advance:
         summary = write_phantoms(directory, patients=patients, seed=seed, progress=advance)
@@ -50,7 +50,7 @@ def catalog(
     catalog_options: "CatalogOptions",
 ) -> None:
     """List every scan of a source: one row per file, or per frame of a volume."""
-    from braintumor_ray.data.catalog import write_catalog
+    from braintumor_ray.catalog.schema import write_catalog
 
     table = load_source(source, catalog_options)
     write_catalog(table, output)
@@ -73,7 +73,7 @@ def split(
     as_json: Json = False,
 ) -> None:
     """Share scans out, stratified by class; patients and duplicates never straddle a split."""
-    from braintumor_ray.data.catalog import read_catalog, write_catalog
+    from braintumor_ray.catalog.schema import read_catalog, write_catalog
     from braintumor_ray.training.split import split_catalog
 
     with progress_bar("decoding") as advance:

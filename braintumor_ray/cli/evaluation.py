@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from braintumor_ray.cli.console import progress_bar, short_errors
 from braintumor_ray.cli.options import (
     BundleOption,
     Device,
@@ -19,10 +20,9 @@ from braintumor_ray.cli.options import (
     print_result,
     takes_catalog_options,
 )
-from braintumor_ray.console import progress_bar, short_errors
 
 if TYPE_CHECKING:
-    from braintumor_ray.data.catalog import CatalogOptions
+    from braintumor_ray.catalog.schema import CatalogOptions
 
 app = typer.Typer()
 
@@ -44,13 +44,13 @@ def audit(
     as_json: Json = False,
 ) -> None:
     """Find duplicates, leakage, conflicting labels and shortcuts: audit.json and audit.html."""
-    from braintumor_ray.evaluation.audit import run_audit
+    from braintumor_ray.audit.audit import run_audit
 
     names = _distinct_names(sources)
     options = anonymous_options()
     tables = [(n, load_source(s, options)) for n, s in zip(names, sources, strict=True)]
     if on_ray:
-        from braintumor_ray.evaluation.audit_job import fingerprint_on_cluster
+        from braintumor_ray.audit.job import fingerprint_on_cluster
         from braintumor_ray.local_ray import ray_session
 
         with ray_session(workers):
@@ -120,9 +120,9 @@ def evaluate(
     Give RUN/catalog.parquet, which knows the splits. Exit 3 if scans were trained on.
     """
     from braintumor_ray.evaluation.evaluate import evaluate as measure
-    from braintumor_ray.evaluation.faithfulness import faithfulness_section
+    from braintumor_ray.evaluation.heatmaps import faithfulness_section
     from braintumor_ray.evaluation.options import EvaluateOptions
-    from braintumor_ray.explain.truth import load_truth
+    from braintumor_ray.localization.truth import load_truth
 
     check_choice("--precision", precision, ("auto", "fp32", "bf16"))
     table = load_source(source, catalog_options)
@@ -161,7 +161,7 @@ def neurons(
     as_json: Json = False,
 ) -> None:
     """Which features of the last layer follow which class, and which scans excite them most."""
-    from braintumor_ray.evaluation.neurons import NeuronOptions, run_neurons
+    from braintumor_ray.neurons.neurons import NeuronOptions, run_neurons
 
     table = load_source(source, anonymous_options())
     with progress_bar("neurons") as advance:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from braintumor_ray.console import progress_bar
+from braintumor_ray.cli.console import progress_bar
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from braintumor_ray.data.catalog import CatalogOptions
+    from braintumor_ray.catalog.schema import CatalogOptions
 
 # `Optional` throughout: typer reads annotations at run time, also on Python 3.10.
 Json = Annotated[bool, typer.Option("--json", help="Print results as JSON on stdout.")]
@@ -104,10 +104,10 @@ def _catalog_options(
 ) -> "CatalogOptions":
     from typing import cast
 
-    from braintumor_ray.data.catalog import CatalogOptions
-    from braintumor_ray.data.decode import Plane as PlaneName
-    from braintumor_ray.data.decode import VolumeOptions
-    from braintumor_ray.data.identity import compile_patient_pattern, load_identity_hash
+    from braintumor_ray.catalog.identity import compile_patient_pattern, load_identity_hash
+    from braintumor_ray.catalog.schema import CatalogOptions
+    from braintumor_ray.decode.types import Plane as PlaneName
+    from braintumor_ray.decode.types import VolumeOptions
 
     check_choice("--plane", plane, ("axial", "coronal", "sagittal"))
     return CatalogOptions(
@@ -125,15 +125,15 @@ def anonymous_options() -> "CatalogOptions":
     """For commands that only group by patient: a key of the moment, kept nowhere."""
     import secrets
 
-    from braintumor_ray.data.catalog import CatalogOptions
-    from braintumor_ray.data.identity import IdentityHash
+    from braintumor_ray.catalog.identity import IdentityHash
+    from braintumor_ray.catalog.schema import CatalogOptions
 
     return CatalogOptions(identity=IdentityHash(secrets.token_bytes(32)))
 
 
 def load_source(source: str, options: "CatalogOptions") -> "pa.Table":
     """The catalog of a source, with progress."""
-    from braintumor_ray.data.catalog import load_catalog
+    from braintumor_ray.catalog.build import load_catalog
 
     with progress_bar("cataloguing") as advance:
         return load_catalog(source, options, advance)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from braintumor_ray.cli.console import say, short_errors
 from braintumor_ray.cli.options import (
     BundleOption,
     Device,
@@ -16,11 +17,10 @@ from braintumor_ray.cli.options import (
     takes_catalog_options,
     with_options,
 )
-from braintumor_ray.console import say, short_errors
 
 if TYPE_CHECKING:
     from braintumor_ray.archive_commands import ScoreChoices
-    from braintumor_ray.data.catalog import CatalogOptions
+    from braintumor_ray.catalog.schema import CatalogOptions
 
 app = typer.Typer()
 Output = Annotated[str, typer.Option("--output", "-o", help="The results folder or URI.")]

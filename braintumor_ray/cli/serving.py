@@ -5,8 +5,8 @@ from typing import Annotated, Optional
 
 import typer
 
+from braintumor_ray.cli.console import say, short_errors
 from braintumor_ray.cli.options import BundleOption, Device, Precision, check_choice
-from braintumor_ray.console import say, short_errors
 
 app = typer.Typer()
 

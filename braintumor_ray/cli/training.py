@@ -4,11 +4,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from braintumor_ray.cli.console import short_errors
 from braintumor_ray.cli.options import Json, check_choice, print_result, takes_catalog_options
-from braintumor_ray.console import short_errors
 
 if TYPE_CHECKING:
-    from braintumor_ray.data.catalog import CatalogOptions
+    from braintumor_ray.catalog.schema import CatalogOptions
 
 app = typer.Typer()
 

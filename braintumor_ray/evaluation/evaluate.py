@@ -14,8 +14,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from braintumor_ray.data.storage import read_bytes, write_atomically
 from braintumor_ray.errors import BundleError, UsageError
+from braintumor_ray.evaluation.comparison import check_comparable, compare
 from braintumor_ray.evaluation.evaluated import Evaluated, evaluate_rows
 from braintumor_ray.evaluation.galleries import draw_galleries, write_galleries
 from braintumor_ray.evaluation.heatmaps import heat_by_region, localisation
@@ -25,11 +25,11 @@ from braintumor_ray.evaluation.measures import measure, operating_points
 from braintumor_ray.evaluation.options import EvaluateOptions
 from braintumor_ray.evaluation.recalibration import model_card, recalibrate, refuse_with_views
 from braintumor_ray.evaluation.report import ReportParts, write_report
-from braintumor_ray.evaluation.rivals import check_comparable, compare
 from braintumor_ray.evaluation.selection import ALL, select_split, true_classes
 from braintumor_ray.evaluation.subgroups import subgroup_table
 from braintumor_ray.models.bundle import load_bundle
 from braintumor_ray.predict.predictor import Predictor
+from braintumor_ray.storage import read_bytes, write_atomically
 
 __all__ = ["EvaluateOptions", "evaluate"]
 

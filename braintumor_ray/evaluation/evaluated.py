@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from braintumor_ray.data.decode import DecodeLimits
+from braintumor_ray.decode.types import DecodeLimits
 from braintumor_ray.errors import UsageError
 from braintumor_ray.evaluation.inference import (
     Progress,

@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from braintumor_ray.data.decode import DecodeLimits
-from braintumor_ray.data.reading import group_frames, prepare_scans
+from braintumor_ray.decode.reading import group_frames, prepare_scans
+from braintumor_ray.decode.types import DecodeLimits
 from braintumor_ray.evaluation.evaluated import Evaluated
-from braintumor_ray.evaluation.pictures import Picture, jpeg_uri, load_pictures, shrunk
 from braintumor_ray.evaluation.selection import Ints
 from braintumor_ray.explain.overlay import contact_sheet, panel, write_png
+from braintumor_ray.pages.pictures import Picture, jpeg_uri, load_pictures, shrunk
 from braintumor_ray.predict.predictor import Predictor, normalised_entropy
 
 LONGEST = 480
@@ -157,8 +157,8 @@ def _draw(
 
 
 def _squares(predictor: Predictor, table: pa.Table, limits: DecodeLimits) -> list[Picture | None]:
-    from braintumor_ray.data.prepare import WORKER
-    from braintumor_ray.data.sandbox import DecodeSandbox
+    from braintumor_ray.decode.prepare import WORKER
+    from braintumor_ray.decode.sandbox import DecodeSandbox
 
     files = group_frames(table["uri"].to_pylist(), table["frame"].to_pylist())
     with DecodeSandbox(WORKER) as sandbox:

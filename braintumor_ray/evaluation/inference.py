@@ -10,11 +10,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from braintumor_ray.data.decode import DecodeLimits
-from braintumor_ray.data.duplicates import duplicate_groups
-from braintumor_ray.data.prepare import HASHING_WORKER, Prepared, unpack_hashes
-from braintumor_ray.data.reading import group_frames, prepare_scans
-from braintumor_ray.data.sandbox import DecodeSandbox
+from braintumor_ray.decode.hashes import unpack_hashes
+from braintumor_ray.decode.prepare import HASHING_WORKER, Prepared
+from braintumor_ray.decode.reading import group_frames, prepare_scans
+from braintumor_ray.decode.sandbox import DecodeSandbox
+from braintumor_ray.decode.types import DecodeLimits
 from braintumor_ray.explain.regions import (
     area_shares,
     head_regions,
@@ -22,6 +22,7 @@ from braintumor_ray.explain.regions import (
     region_weights,
 )
 from braintumor_ray.predict.predictor import Predictor, softmax
+from braintumor_ray.splits.duplicates import duplicate_groups
 
 TTA_DEGREES = 7.0  # well inside what patients turn their heads
 Progress = Callable[[int, int], None]

@@ -7,9 +7,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from braintumor_ray.data.catalog import read_catalog
-from braintumor_ray.data.storage import open_filesystem
+from braintumor_ray.catalog.schema import read_catalog
 from braintumor_ray.errors import GateError
+from braintumor_ray.storage import open_filesystem
 
 RUN_CATALOG = "catalog.parquet"
 _EXAMPLES = 5

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from braintumor_ray.errors import MetricsError
 from braintumor_ray.evaluation.evaluated import Evaluated
-from braintumor_ray.metrics import MetricsError
 from braintumor_ray.metrics.calibration import calibration_metrics
 from braintumor_ray.metrics.classification import (
     binary_metrics,

@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from braintumor_ray.data.decode import DecodeLimits
+from braintumor_ray.decode.types import DecodeLimits
 from braintumor_ray.evaluation.evaluated import Evaluated
-from braintumor_ray.explain.truth import TruthIndex
-from braintumor_ray.predict.predictor import CamClass, Precision, Predictor
+from braintumor_ray.localization.truth import TruthIndex
+from braintumor_ray.predict.predictor import Predictor
+from braintumor_ray.recipes.schema import CamClass, Precision
 
 Section = Mapping[str, Any] | Callable[[Predictor, Evaluated], Mapping[str, Any]]
 

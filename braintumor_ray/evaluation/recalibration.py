@@ -6,7 +6,6 @@ Nothing of the evaluated split is an argument of any function here.
 from pathlib import Path
 from typing import Any
 
-from braintumor_ray.data.storage import read_bytes
 from braintumor_ray.errors import UsageError
 from braintumor_ray.evaluation.evaluated import Evaluated
 from braintumor_ray.metrics.calibration import calibration_metrics, fit_temperature, softmax
@@ -14,6 +13,7 @@ from braintumor_ray.metrics.classification import classification_metrics
 from braintumor_ray.metrics.inputs import binary_view
 from braintumor_ray.metrics.thresholds import choose_threshold
 from braintumor_ray.models.bundle import CARD, Bundle, save_bundle
+from braintumor_ray.storage import read_bytes
 
 _NOTE = """
 ## Recalibrated

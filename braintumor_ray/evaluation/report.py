@@ -4,7 +4,7 @@ Every figure on the page is looked up in metrics.json by its path, which stands 
 HTML (`data-metric`), so that page and file cannot disagree.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -17,9 +17,8 @@ from markupsafe import Markup
 
 from braintumor_ray.evaluation import plots
 from braintumor_ray.evaluation.galleries import Gallery
-from braintumor_ray.evaluation.pages import interval, number, write_page
-from braintumor_ray.evaluation.pictures import jpeg_uri, load_pictures, svg_uri
-from braintumor_ray.evaluation.sections import is_leaf, section_facts, section_tables
+from braintumor_ray.pages.pages import interval, number, write_page
+from braintumor_ray.pages.pictures import jpeg_uri, load_pictures, svg_uri
 
 SAMPLES = 6
 _SAMPLE_SIZE = 160
@@ -250,3 +249,72 @@ def _sizes(parts: ReportParts) -> dict[str, list[float]]:
         if name is not None and height and width:
             sizes.setdefault(name, []).append(float(np.sqrt(height * width)))
     return dict(sorted(sizes.items()))
+
+
+Keys = tuple[str, ...]
+
+
+@dataclass
+class Table:
+    """A table of a summary: a row per key, a column per key below.
+
+    Attributes:
+        caption: where in the summary it stands; its own name is left out.
+        columns: names of the columns.
+        rows: per row its name and the path of each cell in the summary; None where there is none.
+    """
+
+    caption: str
+    columns: list[str] = field(default_factory=list)
+    rows: list[tuple[str, list[Keys | None]]] = field(default_factory=list)
+
+
+def section_tables(summary: Mapping[str, Any], path: Keys = ()) -> list[Table]:
+    """Cut a nested summary into tables.
+
+    A mapping whose values are mappings of leaves becomes a table; deeper ones are gone through.
+    A leaf is a number, a text, None, or an interval (a mapping with `estimate`). Lists are left
+    to the JSON file.
+    """
+    return list(_tables(summary, path))
+
+
+def section_facts(summary: Mapping[str, Any], path: Keys = ()) -> list[tuple[str, Keys]]:
+    """The leaves at the top of a summary, as names and paths: seed, number of scans, ..."""
+    return [(name, (*path, name)) for name, value in summary.items() if is_leaf(value)]
+
+
+def is_leaf(value: Any) -> bool:  # noqa: ANN401 - JSON
+    """Whether a JSON value is shown in one cell."""
+    if isinstance(value, Mapping):
+        return "estimate" in value
+    return value is None or isinstance(value, str | int | float)
+
+
+def _tables(summary: Mapping[str, Any], path: Keys) -> Iterator[Table]:
+    branches = {
+        name: value
+        for name, value in summary.items()
+        if isinstance(value, Mapping) and not is_leaf(value) and value
+    }
+    rows = {name: value for name, value in branches.items() if _is_row(value)}
+    if rows:
+        yield _table(rows, path)
+    for name, value in branches.items():
+        yield from _tables(value, (*path, name))
+
+
+def _is_row(value: Mapping[str, Any]) -> bool:
+    return any(is_leaf(item) for item in value.values())
+
+
+def _table(rows: Mapping[str, Mapping[str, Any]], path: Keys) -> Table:
+    columns: dict[str, None] = {}
+    for value in rows.values():
+        columns |= dict.fromkeys(name for name, item in value.items() if is_leaf(item))
+    table = Table(" / ".join(path[2:]), list(columns))
+    for name, value in rows.items():
+        known = {column for column in columns if column in value and is_leaf(value[column])}
+        cells = [(*path, name, column) if column in known else None for column in columns]
+        table.rows.append((name, cells))
+    return table

@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from braintumor_ray.data.labels import ClassMap
-from braintumor_ray.data.splits import merge_groups
+from braintumor_ray.catalog.labels import ClassMap
 from braintumor_ray.errors import UsageError
 from braintumor_ray.models.bundle import BundleFields
+from braintumor_ray.splits.splits import merge_groups
 
 ALL = "all"
 Ints = NDArray[np.int64]

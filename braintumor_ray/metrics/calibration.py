@@ -9,7 +9,7 @@ import scipy.special
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
-from braintumor_ray.metrics import MetricsError
+from braintumor_ray.errors import MetricsError
 from braintumor_ray.metrics.inputs import (
     Bools,
     Floats,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from braintumor_ray.metrics import MetricsError
+from braintumor_ray.errors import MetricsError
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

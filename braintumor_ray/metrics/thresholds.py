@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from braintumor_ray.metrics import MetricsError
+from braintumor_ray.errors import MetricsError
 from braintumor_ray.metrics.inputs import Bools, Floats, check_binary
 
 ThresholdRule = Literal["f1", "youden", "sensitivity_at_specificity", "specificity_at_sensitivity"]

@@ -19,7 +19,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
-from braintumor_ray.data.preprocess import Preprocessing
+from braintumor_ray.decode.preprocess import Preprocessing
 from braintumor_ray.errors import BundleError
 from braintumor_ray.models.classifier import Architecture, Classifier
 from braintumor_ray.models.domain import DomainGate
@@ -217,7 +217,7 @@ def _read_fields(directory: str | Path) -> BundleFields:
 
 
 def _read(directory: str | Path, name: str) -> bytes:
-    from braintumor_ray.data.storage import read_bytes
+    from braintumor_ray.storage import read_bytes
 
     try:
         return read_bytes(f"{str(directory).rstrip('/')}/{name}")

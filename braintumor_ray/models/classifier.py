@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from braintumor_ray.errors import UsageError
 from braintumor_ray.models.heads import build_head
@@ -185,3 +186,15 @@ def _pools_plainly(backbone: nn.Module, shape: tuple[int, int, int]) -> bool:
     backbone.train(training)
     mean = features.mean(dim=(2, 3))
     return pooled.shape == mean.shape and bool(torch.allclose(pooled, mean, atol=1e-5))
+
+
+def normalise(images: Tensor, preprocessing: Any) -> Tensor:  # noqa: ANN401
+    """Gray uint8 (B, S, S) to the network's float32 input (B, 3, S, S), channels last.
+
+    Each of the 256 grays is normalised once and looked up: half the time of the arithmetic.
+    """
+    mean = torch.tensor(preprocessing.mean, device=images.device)
+    std = torch.tensor(preprocessing.std, device=images.device)
+    grays = torch.arange(256, dtype=torch.float32, device=images.device).unsqueeze(1)
+    table = grays * (1 / (255 * std)) - mean / std
+    return functional.embedding(images.int(), table).permute(0, 3, 1, 2)

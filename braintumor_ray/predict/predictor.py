@@ -1,10 +1,9 @@
 """The one predictor: the archive job, evaluation and serving all use it."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,19 +11,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from braintumor_ray.data.preprocess import GrayImage
+from braintumor_ray.decode.preprocess import GrayImage
 from braintumor_ray.errors import UsageError
 from braintumor_ray.explain.cam import METHODS, SCORED_METHODS, cams, class_gradient
 from braintumor_ray.explain.library import library_cams
 from braintumor_ray.explain.regions import head_weights, heat_shares_batch
 from braintumor_ray.models.allocator import keep_freed_memory
 from braintumor_ray.models.bundle import Bundle, load_bundle
-from braintumor_ray.models.classifier import Classifier
+from braintumor_ray.models.classifier import Classifier, normalise
+from braintumor_ray.models.device import choose_device, use_bf16
 from braintumor_ray.models.folding import fold_batch_norms
 from braintumor_ray.predict.schema import stored_shape
+from braintumor_ray.recipes.schema import CamClass, Precision
 
-CamClass = Literal["predicted", "positive"]
-Precision = Literal["auto", "fp32", "bf16"]
 Columns = dict[str, Any]
 
 
@@ -278,18 +277,6 @@ def for_inference(model: Classifier, device: torch.device, *, bf16: bool) -> Cla
     return ready
 
 
-def normalise(images: Tensor, preprocessing: Any) -> Tensor:  # noqa: ANN401
-    """Gray uint8 (B, S, S) to the network's float32 input (B, 3, S, S), channels last.
-
-    Each of the 256 grays is normalised once and looked up: half the time of the arithmetic.
-    """
-    mean = torch.tensor(preprocessing.mean, device=images.device)
-    std = torch.tensor(preprocessing.std, device=images.device)
-    grays = torch.arange(256, dtype=torch.float32, device=images.device).unsqueeze(1)
-    table = grays * (1 / (255 * std)) - mean / std
-    return functional.embedding(images.int(), table).permute(0, 3, 1, 2)
-
-
 def softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Softmax over the last axis, float32."""
     shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -301,36 +288,3 @@ def normalised_entropy(probabilities: npt.NDArray[np.float32]) -> npt.NDArray[np
     p = np.clip(probabilities, 1e-12, 1.0)
     entropy = -(p * np.log(p)).sum(axis=1) / np.log(probabilities.shape[1])
     return np.asarray(np.clip(entropy, 0.0, 1.0), dtype=np.float32)
-
-
-def choose_device(name: str) -> torch.device:
-    """'auto', 'cpu' or 'cuda[:n]' as a torch device.
-
-    Raises:
-        UsageError: CUDA was asked for and there is none, or the name is unknown.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UsageError(f"device '{name}' is unknown; use auto, cpu or cuda") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"device '{name}': torch sees no CUDA GPU here; use --device cpu")
-    return device
-
-
-def use_bf16(device: torch.device, precision: Precision) -> bool:
-    """Whether to run the backbone in bfloat16: on request, or where the hardware gains."""
-    if precision != "auto":
-        return precision == "bf16"
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and _cpu_has_bf16()
-
-
-def _cpu_has_bf16() -> bool:
-    if os.uname().sysname != "Linux":
-        return False
-    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    return "avx512_bf16" in flags or "amx_bf16" in flags

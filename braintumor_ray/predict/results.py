@@ -18,8 +18,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from braintumor_ray.data.storage import open_filesystem, read_bytes, write_atomically
 from braintumor_ray.errors import ResultsError
+from braintumor_ray.storage import open_filesystem, read_bytes, write_atomically
 
 META, MANIFESTS, CATALOGS, ROWS, CHECKPOINTS = (
     "results.json",

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from braintumor_ray.data.decode import unmark
+from braintumor_ray.decode.types import unmark
 from braintumor_ray.errors import ResultsError
 from braintumor_ray.predict.results import read_results, results_folder
 

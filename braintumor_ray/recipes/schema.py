@@ -4,6 +4,12 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+CamClass = Literal["predicted", "positive"]
+
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
 Head = Literal["linear", "mlp", "attention", "flatten"]
 Output = Literal["auto", "softmax", "sigmoid"]
 Layers = Literal["all", "head"] | Annotated[int, Field(ge=1)] | tuple[str, ...]
@@ -140,7 +146,7 @@ class Recipe(Section):
     description: str
     seed: int = 0
     class_weights: Literal["balanced", "none"] = "none"
-    precision: Literal["auto", "fp32", "bf16"] = Field(
+    precision: Precision = Field(
         "auto", description="auto: bf16 autocast where the hardware gains, else fp32"
     )
     monitor: Literal["val_loss", "val_balanced_accuracy", "epoch"] = Field(

@@ -1,43 +1,28 @@
 """The archive job's first stage, catalog rows to decoded rows; neither Ray nor torch in here."""
 
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from braintumor_ray.data.decode import DecodeLimits
-from braintumor_ray.data.identity import UriRedaction
-from braintumor_ray.data.prepare import WORKER, Prepared
-from braintumor_ray.data.preprocess import Preprocessing
-from braintumor_ray.data.reading import group_frames, prepare_scans
-from braintumor_ray.data.sandbox import DecodeSandbox
+from braintumor_ray.catalog.redaction import redact_catalog
+from braintumor_ray.decode.prepare import Prepared
+from braintumor_ray.decode.preprocess import Preprocessing
+from braintumor_ray.decode.reading import group_frames, prepare_scans
+from braintumor_ray.decode.sandbox import DecodeSandbox
+from braintumor_ray.decode.types import unmark
 from braintumor_ray.explain.regions import head_weights
 from braintumor_ray.predict.schema import KEYS
-from braintumor_ray.scoring.redaction import redact_catalog
+from braintumor_ray.scoring.options import DecodeSettings
+from braintumor_ray.storage import is_local, open_filesystem
 
 ROW_COLUMNS = ("scan_id", "uri", "frame", *KEYS)
 PREPARED = ("image", "head")  # what the predictor takes of a scan
-
-
-@dataclass(frozen=True)
-class DecodeSettings:
-    """How scans are decoded, and what is told of where they are.
-
-    Attributes:
-        limits: what a file may cost.
-        timeout_s: longest time for one file, seconds.
-        worker: the function that does it, `module:function`.
-        redaction: stands in for every URI in the rows; None: they are kept.
-    """
-
-    limits: DecodeLimits = field(default_factory=DecodeLimits)
-    timeout_s: float = 30.0
-    worker: str = WORKER
-    redaction: UriRedaction | None = None
 
 
 class DecodeStage:
@@ -90,3 +75,103 @@ def _as_binary(arrays: Sequence[npt.NDArray[Any] | None]) -> pa.Array:
     """The arrays' bytes as a column, null for None."""
     views = [None if array is None else array.data.cast("B") for array in arrays]
     return pa.array(views, pa.large_binary())
+
+
+CHANGED = "changed since it was catalogued"
+NOT_READABLE = "file not readable: OSError"
+PATIENCE_S = 240.0  # of waiting between attempts; reading itself is patient, too
+LONGEST_WAIT_S = 30.0
+Mask = npt.NDArray[np.bool_]
+
+
+class WatchfulDecode(DecodeStage):
+    """Catalog rows in, decoded rows out, as `DecodeStage`."""
+
+    patience_s = PATIENCE_S
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        """Decode a block; the rows keep their order and their number.
+
+        Raises:
+            OSError: the store does not answer; nothing is lost, the block is not committed.
+        """
+        decoded = self._wait_for_store(rows, super().__call__(rows))
+        # Looked at after reading: a file that is still the catalogued one was it while we read.
+        return _quarantine(decoded, changed_files(rows), CHANGED)
+
+    def _wait_for_store(self, rows: pa.Table, decoded: pa.Table) -> pa.Table:
+        wait, waited = 1.0, 0.0
+        while len(away := _unreadable(rows, decoded)):
+            if waited >= self.patience_s:
+                _refuse_absent_store(rows["uri"][int(away[0])].as_py())
+                break
+            time.sleep(wait)
+            waited, wait = waited + wait, min(2 * wait, LONGEST_WAIT_S)
+            again = super().__call__(rows.take(pa.array(away)))
+            place = np.arange(rows.num_rows)
+            place[away] = rows.num_rows + np.arange(len(away))
+            decoded = pa.concat_tables([decoded, again]).take(pa.array(place))
+        return decoded
+
+
+def changed_files(rows: pa.Table) -> Mask:
+    """Which rows' files are there and differ from the catalog in size or time of change."""
+    uris = [unmark(uri)[0] for uri in rows["uri"].to_pylist()]
+    found = {uri: (info.size, info.mtime) for uri, info in _stat(list(dict.fromkeys(uris)))}
+    changed = np.zeros(rows.num_rows, bool)
+    if not {"size", "mtime"} <= {*rows.column_names}:
+        return changed
+    then = zip(rows["size"].to_pylist(), rows["mtime"].to_pylist(), strict=True)
+    for index, (uri, (size, mtime)) in enumerate(zip(uris, then, strict=True)):
+        if uri in found and size is not None:
+            now_size, now_mtime = found[uri]
+            changed[index] = now_size != size or (mtime is not None and now_mtime != mtime)
+    return changed
+
+
+def _stat(uris: list[str]) -> list[tuple[str, Any]]:
+    """What is known of the files that are there; of none where the store does not say."""
+    by_store: dict[str, list[str]] = {}
+    for uri in uris:
+        by_store.setdefault("" if is_local(uri) else "/".join(uri.split("/", 3)[:3]), []).append(
+            uri
+        )
+    found = []
+    for group in by_store.values():
+        filesystem, _ = open_filesystem(group[0])
+        try:
+            infos = filesystem.get_file_info([open_filesystem(uri)[1] for uri in group])
+        except OSError:
+            continue  # its rows have their reason already
+        found += [(u, i) for u, i in zip(group, infos, strict=True) if i.type.name == "File"]
+    return found
+
+
+def _unreadable(rows: pa.Table, decoded: pa.Table) -> npt.NDArray[np.int64]:
+    """Rows whose object could not be read although nobody says that it is not there."""
+    away = pc.fill_null(pc.starts_with(decoded["reason"], NOT_READABLE), False).to_numpy()
+    return np.array([i for i in np.flatnonzero(away) if not is_local(rows["uri"][int(i)].as_py())])
+
+
+def _refuse_absent_store(uri: str) -> None:
+    store = "/".join(uri.split("/", 3)[:3])
+    filesystem, path = open_filesystem(store)
+    try:
+        filesystem.get_file_info(f"{path}/braintumor-ray-asks-whether-you-are-there")
+    except OSError as error:
+        raise OSError(f"the store '{store}' does not answer: {error}") from error
+
+
+def _quarantine(decoded: pa.Table, bad: Mask, reason: str) -> pa.Table:
+    if not bad.any():
+        return decoded
+    keep = pa.array(~bad)
+    for name, value in (("status", "quarantined"), ("reason", reason)):
+        index = decoded.column_names.index(name)
+        decoded = decoded.set_column(index, name, pc.if_else(keep, decoded[name], value))
+    for name in ("height", "width", "pixel_sha256", *PREPARED):
+        index, kind = decoded.column_names.index(name), decoded.schema.field(name).type
+        decoded = decoded.set_column(
+            index, name, pc.if_else(keep, decoded[name], pa.scalar(None, kind))
+        )
+    return decoded

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from braintumor_ray.models.bundle import load_bundle
-from braintumor_ray.predict.predictor import choose_device
+from braintumor_ray.models.device import choose_device
 from braintumor_ray.predict.schema import stored_shape
 from braintumor_ray.scoring.decode_stage import DecodeStage
 from braintumor_ray.scoring.options import ScoreOptions

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from braintumor_ray.data.storage import open_filesystem
 from braintumor_ray.predict.results import CATALOGS, CHECKPOINTS, ROWS, ResultsFolder
 from braintumor_ray.scoring.scans import Ids, are_distinct, are_in, joined
+from braintumor_ray.storage import open_filesystem
 
 PENDING = ".pending.parquet"
 READERS = 16  # files read at a time: an object store's latency, not its bandwidth, is the limit

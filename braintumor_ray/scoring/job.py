@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import os
 import time
 import uuid
 from collections.abc import Iterator
@@ -26,11 +27,12 @@ from braintumor_ray.predict.results import (
 from braintumor_ray.predict.schema import SCHEMA_VERSION, stored_shape
 from braintumor_ray.scoring.failures import innermost, let_go, root_cause
 from braintumor_ray.scoring.generation import drop_other_attempts
-from braintumor_ray.scoring.lease import Lease, lease_on
-from braintumor_ray.scoring.options import ScoreOptions
+from braintumor_ray.scoring.layout import Cluster, Layout, lay_out
+from braintumor_ray.scoring.lease import Lease
+from braintumor_ray.scoring.leases import lease_on
+from braintumor_ray.scoring.options import Request, ScoreOptions
 from braintumor_ray.scoring.pipeline import Progress, Stages, counter_beside_us, execute, watched
 from braintumor_ray.scoring.plan import Plan, make_plan, write_work
-from braintumor_ray.scoring.preflight import check_cluster
 from braintumor_ray.scoring.scans import Scans, are_in
 from braintumor_ray.scoring.summary import COLUMNS, Summary, Tally, nothing_new, summarize
 
@@ -252,3 +254,24 @@ def _said_in_one_line(results: str) -> Iterator[None]:
             f"scoring into '{results}' stopped: {root_cause(error)}; every committed scan is kept: "
             "mend the cause and run the same command again"
         ) from error
+
+
+def check_cluster(request: Request) -> Layout:
+    """Lay the job out on the cluster that we are connected to.
+
+    Raises:
+        UsageError: too few CPUs or GPUs in the cluster.
+    """
+    return lay_out(request, connected_cluster())
+
+
+def connected_cluster() -> Cluster:
+    """What the cluster has."""
+    have = ray.cluster_resources()
+    alive = [n for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU", 0) > 0]
+    return Cluster(
+        cpus=float(have.get("CPU", 0)),
+        gpus=float(have.get("GPU", 0)),
+        nodes=max(1, len(alive)),
+        cores=os.cpu_count() or 1,
+    )

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 from braintumor_ray.errors import UsageError
 from braintumor_ray.models.allocator import allocator_environment
+from braintumor_ray.scoring.options import Range, Request
 
 LEAST_CPUS = 4  # read, checkpoint filter or write, a decoder and a predictor at the same time
 SPARE_CPUS = 2  # for reading, filtering and writing, which need little
-Range = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -25,23 +25,6 @@ class Cluster:
     gpus: float = 0.0
     nodes: int = 1
     cores: int = 1
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the user asked for; None: as the cluster has room for.
-
-    Attributes:
-        predictors: (least, most) predictor actors.
-        decoders: (least, most) decoder actors.
-        cpus_per_decode: logical CPUs of a decoder.
-        gpus_per_predictor: 0 on CPU; fractions share a GPU.
-    """
-
-    predictors: Range | None = None
-    decoders: Range | None = None
-    cpus_per_decode: float = 1.0
-    gpus_per_predictor: float = 0.0
 
 
 @dataclass(frozen=True)

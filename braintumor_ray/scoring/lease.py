@@ -19,7 +19,6 @@ from types import TracebackType
 
 import psutil
 
-from braintumor_ray.data.storage import is_local
 from braintumor_ray.errors import ResultsError
 
 STALE_AFTER_S = 60.0
@@ -183,14 +182,3 @@ class NoLease(Lease):
 
     def release(self) -> None:
         """There is nothing to release."""
-
-
-def lease_on(results: str) -> Lease:
-    """The lease that fits where the results are."""
-    if is_local(results):
-        from braintumor_ray.scoring.lease_file import FileLease
-
-        return FileLease(results)
-    from braintumor_ray.scoring.lease_store import StoreLease, has_conditional_put
-
-    return StoreLease(results) if has_conditional_put(results) else NoLease(results)

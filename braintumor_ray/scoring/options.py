@@ -2,9 +2,63 @@
 
 from dataclasses import dataclass, field
 
-from braintumor_ray.scoring.decode_stage import DecodeSettings
-from braintumor_ray.scoring.layout import Request
-from braintumor_ray.scoring.predict_stage import PredictSettings
+from braintumor_ray.catalog.redaction import UriRedaction
+from braintumor_ray.decode.prepare import WORKER
+from braintumor_ray.decode.types import DecodeLimits
+from braintumor_ray.recipes.schema import CamClass, Precision
+
+Range = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for; None: as the cluster has room for.
+
+    Attributes:
+        predictors: (least, most) predictor actors.
+        decoders: (least, most) decoder actors.
+        cpus_per_decode: logical CPUs of a decoder.
+        gpus_per_predictor: 0 on CPU; fractions share a GPU.
+    """
+
+    predictors: Range | None = None
+    decoders: Range | None = None
+    cpus_per_decode: float = 1.0
+    gpus_per_predictor: float = 0.0
+
+
+@dataclass(frozen=True)
+class PredictSettings:
+    """How the predictor of a job is made.
+
+    Attributes:
+        torch_threads: batches at a time, each on one thread; None: one at a time, torch's threads.
+    """
+
+    bundle: str
+    device: str = "auto"
+    precision: Precision = "auto"
+    cam_class: CamClass = "predicted"
+    methods: tuple[str, ...] = ("gradcam", "gradcam_pp")
+    batch_size: int | None = None
+    torch_threads: int | None = None
+
+
+@dataclass(frozen=True)
+class DecodeSettings:
+    """How scans are decoded, and what is told of where they are.
+
+    Attributes:
+        limits: what a file may cost.
+        timeout_s: longest time for one file, seconds.
+        worker: the function that does it, `module:function`.
+        redaction: stands in for every URI in the rows; None: they are kept.
+    """
+
+    limits: DecodeLimits = field(default_factory=DecodeLimits)
+    timeout_s: float = 30.0
+    worker: str = WORKER
+    redaction: UriRedaction | None = None
 
 
 @dataclass(frozen=True)

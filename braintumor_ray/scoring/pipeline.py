@@ -12,16 +12,16 @@ from ray.data import ActorPoolStrategy, SaveMode
 from ray.data.checkpoint import CheckpointConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from braintumor_ray.data.pipeline import read_rows
-from braintumor_ray.data.storage import open_filesystem
 from braintumor_ray.models.bundle import Bundle
+from braintumor_ray.parquet_dataset import read_rows
 from braintumor_ray.predict.schema import stored_shape
+from braintumor_ray.scoring.decode_stage import WatchfulDecode
 from braintumor_ray.scoring.generation import Generation
 from braintumor_ray.scoring.layout import Layout
-from braintumor_ray.scoring.options import ScoreOptions
-from braintumor_ray.scoring.predict_stage import PredictSettings, PredictStage
+from braintumor_ray.scoring.options import PredictSettings, ScoreOptions
+from braintumor_ray.scoring.predict_stage import PredictStage
 from braintumor_ray.scoring.scans import ROWS_PER_PART
-from braintumor_ray.scoring.watchful import WatchfulDecode
+from braintumor_ray.storage import open_filesystem
 
 Progress = Callable[[int, int], None]
 

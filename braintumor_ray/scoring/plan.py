@@ -13,13 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from braintumor_ray.data.catalog import CATALOG_SCHEMA
-from braintumor_ray.data.identity import UriRedaction
-from braintumor_ray.data.storage import open_filesystem, write_atomically
+from braintumor_ray.catalog.redaction import UriRedaction, redact_catalog
+from braintumor_ray.catalog.schema import CATALOG_SCHEMA
 from braintumor_ray.errors import CatalogError
 from braintumor_ray.predict.results import CATALOGS, ResultsFolder, superseded_rows
 from braintumor_ray.scoring.generation import Generation
-from braintumor_ray.scoring.redaction import redact_catalog
 from braintumor_ray.scoring.scans import (
     ROWS_PER_PART,
     Ids,
@@ -32,6 +30,7 @@ from braintumor_ray.scoring.scans import (
     scans_in_files,
     scans_in_table,
 )
+from braintumor_ray.storage import open_filesystem, write_atomically
 
 Manifests = Sequence[dict[str, Any]]
 

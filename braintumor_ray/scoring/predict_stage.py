@@ -1,38 +1,24 @@
 """The archive job's second stage, decoded rows to result rows; no Ray in here."""
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import torch
 
-from braintumor_ray.predict.parallel import ParallelPredictor
-from braintumor_ray.predict.predictor import CamClass, Columns, Precision, Predictor
+from braintumor_ray.decode.preprocess import GrayImage
+from braintumor_ray.predict.predictor import Columns, Predictor
 from braintumor_ray.predict.schema import result_schema
 from braintumor_ray.scoring.decode_stage import PREPARED
+from braintumor_ray.scoring.options import PredictSettings
 
 Report = Callable[[int, float], None]
-
-
-@dataclass(frozen=True)
-class PredictSettings:
-    """How the predictor of a job is made.
-
-    Attributes:
-        torch_threads: batches at a time, each on one thread; None: one at a time, torch's threads.
-    """
-
-    bundle: str
-    device: str = "auto"
-    precision: Precision = "auto"
-    cam_class: CamClass = "predicted"
-    methods: tuple[str, ...] = ("gradcam", "gradcam_pp")
-    batch_size: int | None = None
-    torch_threads: int | None = None
 
 
 class PredictStage:
@@ -122,3 +108,39 @@ def _dense(values: Any, kind: pa.DataType) -> pa.Array:  # noqa: ANN401 - list o
 
 def _column(values: Any, kind: pa.DataType) -> Any:  # noqa: ANN401 - array or chunked array
     return values if values.type == kind else values.cast(kind)
+
+
+class ParallelPredictor:
+    """Calls a predictor for several batches at a time; the same columns, in the same order.
+
+    Changes this process for good: one torch thread per batch. For a process that does nothing
+    else.
+
+    Args:
+        predictor: safe to call from several threads.
+        threads: batches at a time.
+    """
+
+    def __init__(self, predictor: Predictor, threads: int) -> None:
+        self.predictor = predictor
+        _one_thread_per_operation()
+        self._pool = ThreadPoolExecutor(threads, initializer=_one_thread_per_operation)
+
+    def predict(self, squares: Sequence[GrayImage], heads: npt.NDArray[np.float32]) -> Columns:
+        """As `Predictor.predict`, with maps."""
+        size = self.predictor.batch_size
+        starts = range(0, max(len(squares), 1), size)
+        batches = [(squares[i : i + size], heads[i : i + size]) for i in starts]
+        parts = list(self._pool.map(lambda batch: self.predictor.predict(*batch), batches))
+        return {name: _join([part[name] for part in parts]) for name in parts[0]}
+
+
+def _join(parts: Sequence[Any]) -> Any:  # noqa: ANN401 - lists or arrays
+    if isinstance(parts[0], list):
+        return [value for part in parts for value in part]
+    return np.concatenate(parts)
+
+
+def _one_thread_per_operation() -> None:
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)

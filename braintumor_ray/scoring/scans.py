@@ -10,15 +10,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from braintumor_ray.data.catalog import (
-    CATALOG_SCHEMA,
-    HEADER_COLUMNS,
-    CatalogOptions,
-    Progress,
-    load_catalog,
-)
-from braintumor_ray.data.storage import open_filesystem
+from braintumor_ray.catalog.build import load_catalog
+from braintumor_ray.catalog.schema import CATALOG_SCHEMA, HEADER_COLUMNS, CatalogOptions, Progress
 from braintumor_ray.errors import CatalogError
+from braintumor_ray.storage import open_filesystem
 
 ROWS_PER_PART = 20_000  # about 10 MB with what is made of them
 

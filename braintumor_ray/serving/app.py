@@ -21,7 +21,7 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 from ray.util.metrics import Histogram
 
-from braintumor_ray.data.preprocess import GrayImage
+from braintumor_ray.decode.preprocess import GrayImage
 from braintumor_ray.serving.batching import Batcher
 from braintumor_ray.serving.decoders import DecoderPool
 from braintumor_ray.serving.model import (

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Any
 
-from braintumor_ray.data.sandbox import DecodeSandbox, SandboxError
+from braintumor_ray.decode.sandbox import DecodeSandbox, SandboxError
 from braintumor_ray.serving.problems import ProblemError
 from braintumor_ray.serving.worker import WORKER, Upload
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from braintumor_ray.data.preprocess import GrayImage, Preprocessing
+from braintumor_ray.decode.preprocess import GrayImage, Preprocessing
 from braintumor_ray.predict.predictor import Columns, Predictor
 from braintumor_ray.serving.settings import ServingSettings
 

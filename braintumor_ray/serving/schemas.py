@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from braintumor_ray.data.decode import VolumeOptions
+from braintumor_ray.decode.types import VolumeOptions
 from braintumor_ray.serving.problems import Problem
 
 Explain = Literal["none", "gradcam", "gradcam++", "both"]

@@ -10,10 +10,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from braintumor_ray.serving.answers import answer
-from braintumor_ray.serving.body import Budget, read_body
+from braintumor_ray.serving.body import Budget, Part, is_multipart, parse_files, read_body
 from braintumor_ray.serving.decoders import DecoderPool
 from braintumor_ray.serving.model import Model, ModelCard
-from braintumor_ray.serving.multipart import Part, is_multipart, parse_files
 from braintumor_ray.serving.problems import ProblemError, busy
 from braintumor_ray.serving.schemas import PredictQuery
 from braintumor_ray.serving.settings import ServingSettings

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from braintumor_ray.data.decode import DecodeLimits
+from braintumor_ray.decode.types import DecodeLimits
 from braintumor_ray.errors import UsageError
 from braintumor_ray.recipes.loader import describe
 

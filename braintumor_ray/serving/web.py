@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from braintumor_ray import __version__
-from braintumor_ray.serving.gate import Gate
+from braintumor_ray.serving.access import Gate
 from braintumor_ray.serving.problems import (
     KINDS,
     Problem,

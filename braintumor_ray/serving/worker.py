@@ -6,16 +6,11 @@ from typing import Any
 import cv2
 import numpy as np
 
-from braintumor_ray.data.decode import (
-    DecodeLimits,
-    Plane,
-    VolumeOptions,
-    decode,
-    probe,
-)
-from braintumor_ray.data.prepare import prepare_file, worker_options
-from braintumor_ray.data.preprocess import GrayImage, Preprocessing
-from braintumor_ray.data.sniff import sniff
+from braintumor_ray.decode.decode import decode, probe
+from braintumor_ray.decode.prepare import prepare_file, worker_options
+from braintumor_ray.decode.preprocess import GrayImage, Preprocessing
+from braintumor_ray.decode.sniff import sniff
+from braintumor_ray.decode.types import DecodeLimits, Plane, VolumeOptions
 
 WORKER = "braintumor_ray.serving.worker:decode_upload"
 PICTURE_SIDE = 1024  # longest side of the pictures in a response, pixels

@@ -11,10 +11,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from braintumor_ray.data.labels import ClassMap
-from braintumor_ray.data.pipeline import squares
-from braintumor_ray.data.preprocess import GrayImage, Preprocessing
-from braintumor_ray.data.storage import open_filesystem
+from braintumor_ray.catalog.labels import ClassMap
+from braintumor_ray.decode.preprocess import GrayImage, Preprocessing
 from braintumor_ray.metrics.calibration import calibration_metrics, fit_temperature, softmax
 from braintumor_ray.metrics.classification import classification_metrics
 from braintumor_ray.metrics.inputs import binary_view
@@ -24,6 +22,8 @@ from braintumor_ray.models.classifier import Architecture
 from braintumor_ray.models.domain import DomainGate
 from braintumor_ray.predict.predictor import Predictor, RawOutput
 from braintumor_ray.recipes.schema import Recipe
+from braintumor_ray.storage import open_filesystem
+from braintumor_ray.training.shards import squares
 from braintumor_ray.training.stages import State
 
 GATE_SCANS = 2000

@@ -8,12 +8,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from braintumor_ray.data.splits import grouped_folds, grouped_split
-from braintumor_ray.data.storage import read_bytes
 from braintumor_ray.errors import UsageError
+from braintumor_ray.splits.splits import grouped_folds, grouped_split
+from braintumor_ray.storage import read_bytes
+from braintumor_ray.training.options import Say, TrainOptions
 from braintumor_ray.training.phases import FIGURES
-from braintumor_ray.training.run import TrainOptions, prepare, train
-from braintumor_ray.training.run_data import Say
+from braintumor_ray.training.run import prepare, train
 from braintumor_ray.training.run_folder import run_folder
 from braintumor_ray.training.split import (
     HASH_COLUMNS,

@@ -11,10 +11,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, distributed, nn
 
-from braintumor_ray.data.preprocess import Preprocessing
-from braintumor_ray.models.classifier import Classifier
+from braintumor_ray.decode.preprocess import Preprocessing
+from braintumor_ray.models.classifier import Classifier, normalise
 from braintumor_ray.models.freezing import backbone_is_frozen
-from braintumor_ray.predict.predictor import normalise
 
 Batch = tuple[Tensor, Tensor]  # uint8 (B, S, S) and int64 (B,)
 

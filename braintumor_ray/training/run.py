@@ -1,7 +1,7 @@
 """One training run from source to bundle."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from braintumor_ray.data.labels import ClassMap
-from braintumor_ray.data.pipeline import Shards, training_dataset
-from braintumor_ray.data.preprocess import Preprocessing
+from braintumor_ray.catalog.labels import ClassMap
+from braintumor_ray.decode.preprocess import Preprocessing
 from braintumor_ray.errors import TrainingError, WeightsError
 from braintumor_ray.models.bundle import Bundle, save_bundle
 from braintumor_ray.models.classifier import Architecture, Classifier, normalization_of
@@ -20,7 +19,7 @@ from braintumor_ray.models.freezing import set_trainable
 from braintumor_ray.models.weights import load_pretrained
 from braintumor_ray.predict.predictor import Predictor
 from braintumor_ray.recipes.schema import Recipe
-from braintumor_ray.training.artefacts import model_card, write_history
+from braintumor_ray.training.artifacts import model_card, write_history
 from braintumor_ray.training.finish import (
     GATE_SCANS,
     Outputs,
@@ -29,47 +28,15 @@ from braintumor_ray.training.finish import (
     tune,
 )
 from braintumor_ray.training.loop import balanced_class_weights
+from braintumor_ray.training.options import Say, TrainOptions, Workers
 from braintumor_ray.training.phases import phase_table
-from braintumor_ray.training.run_data import RunData, Say, class_map, decode_run, split_run
+from braintumor_ray.training.run_data import RunData, class_map, decode_run, split_run
 from braintumor_ray.training.run_folder import RunFolder, run_folder
-from braintumor_ray.training.split import SplitOptions, imbalance
-from braintumor_ray.training.trainer import Fitted, Workers, fit, read_fitted
+from braintumor_ray.training.shards import Shards, training_dataset
+from braintumor_ray.training.split import imbalance
+from braintumor_ray.training.trainer import Fitted, fit, read_fitted
 
 UNBALANCED = 5.0
-
-
-@dataclass(frozen=True)
-class TrainOptions:
-    """A run.
-
-    Attributes:
-        recipe: what to train.
-        output: the run's folder, a path or a URI; its bundle will be `output`/bundle.
-        weights: 'imagenet', 'none' or a file.
-        workers: who trains.
-        split_by: 'group' or 'official'.
-        allow_leakage: train although the official split leaks.
-        cache: folder of decoded shards; None: inside the run's folder.
-        source: how the data is named in the model card.
-        synthetic: the scans are phantoms; then missing pretrained weights are no error.
-        device: of the last step (temperature, threshold).
-    """
-
-    recipe: Recipe
-    output: str | Path
-    weights: str = "imagenet"
-    workers: Workers = field(default_factory=lambda: Workers(1))
-    split_by: str = "group"
-    allow_leakage: bool = False
-    cache: str | None = None
-    source: str = ""
-    synthetic: bool = False
-    device: str = "auto"
-
-    def split(self) -> SplitOptions:
-        """How scans are shared out."""
-        fractions = {str(name): share for name, share in self.recipe.data.fractions.items()}
-        return SplitOptions(fractions, self.split_by, self.recipe.seed, self.allow_leakage)
 
 
 @dataclass(frozen=True)

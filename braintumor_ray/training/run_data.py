@@ -1,6 +1,5 @@
 """The data of a run: decoded once, split without leaks, and kept beside the run."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -8,22 +7,16 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from braintumor_ray.data.catalog import read_catalog, write_catalog
-from braintumor_ray.data.labels import ClassMap
-from braintumor_ray.data.pipeline import Shards, decode_to_shards, mixed
-from braintumor_ray.data.preprocess import Preprocessing
-from braintumor_ray.data.splits import LeakReport
+from braintumor_ray.catalog.labels import ClassMap
+from braintumor_ray.catalog.schema import read_catalog, write_catalog
+from braintumor_ray.decode.preprocess import Preprocessing
 from braintumor_ray.recipes.schema import Recipe
+from braintumor_ray.splits.splits import LeakReport
+from braintumor_ray.training.options import Say, SplitOptions
 from braintumor_ray.training.run_folder import RunFolder
-from braintumor_ray.training.split import (
-    HASH_COLUMNS,
-    SplitOptions,
-    check_counts,
-    counts_by_split,
-    with_splits,
-)
+from braintumor_ray.training.shards import Shards, decode_to_shards, mixed
+from braintumor_ray.training.split import HASH_COLUMNS, check_counts, counts_by_split, with_splits
 
-Say = Callable[[str], None]
 Ints = npt.NDArray[np.int64]
 
 

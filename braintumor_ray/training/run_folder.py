@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from braintumor_ray.data.storage import is_local, local_path, read_bytes, write_atomically
 from braintumor_ray.errors import TrainingError, UsageError
+from braintumor_ray.storage import is_local, local_path, read_bytes, write_atomically
 
 NOTE = "run.json"
 

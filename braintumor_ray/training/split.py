@@ -2,38 +2,20 @@
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from braintumor_ray.data.duplicates import duplicate_groups
-from braintumor_ray.data.hashing import hash_scans
-from braintumor_ray.data.labels import ClassMap
-from braintumor_ray.data.prepare import unpack_hashes
-from braintumor_ray.data.splits import LeakReport, check_leaks, grouped_split, merge_groups
+from braintumor_ray.catalog.labels import ClassMap
+from braintumor_ray.decode.hashes import unpack_hashes
+from braintumor_ray.decode.reading import hash_scans
 from braintumor_ray.errors import GateError, UsageError
+from braintumor_ray.splits.duplicates import duplicate_groups
+from braintumor_ray.splits.splits import LeakReport, check_leaks, grouped_split, merge_groups
+from braintumor_ray.training.options import SplitOptions
 
 HASH_COLUMNS = ["scan_id", "status", "reason", "pixel_sha256", "hashes"]
-
-
-@dataclass(frozen=True)
-class SplitOptions:
-    """How scans are shared out.
-
-    Attributes:
-        fractions: of the grouped split.
-        by: 'group' (patients and duplicates stay together) or 'official' (the source's folders;
-            validation is taken from its training part, by group).
-        seed: of the shuffle.
-        allow_leakage: train although the official split leaks.
-    """
-
-    fractions: dict[str, float]
-    by: str = "group"
-    seed: int = 0
-    allow_leakage: bool = False
 
 
 def with_splits(

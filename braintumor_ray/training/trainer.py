@@ -24,48 +24,16 @@ from ray.train import (
 )
 from ray.train.torch import TorchTrainer
 
-from braintumor_ray.data.preprocess import Preprocessing
-from braintumor_ray.data.storage import open_filesystem
+from braintumor_ray.decode.preprocess import Preprocessing
 from braintumor_ray.models.allocator import allocator_environment
 from braintumor_ray.models.classifier import Architecture
 from braintumor_ray.recipes.schema import Recipe
+from braintumor_ray.storage import open_filesystem
+from braintumor_ray.training.options import Workers
 from braintumor_ray.training.stages import State
 from braintumor_ray.training.worker import CHECKPOINT, train_worker
 
 OnEpoch = Callable[[dict[str, Any]], None]
-
-
-@dataclass(frozen=True)
-class Workers:
-    """Who trains.
-
-    Attributes:
-        number: workers, or (least, most) for an elastic run.
-        use_gpu: a GPU for each.
-        max_failures: how often a dead worker is replaced before the run fails.
-        threads: torch threads per worker on CPU; None: the machine's cores shared out.
-    """
-
-    number: int | tuple[int, int]
-    use_gpu: bool = False
-    max_failures: int = 3
-    threads: int | None = None
-
-    @property
-    def most(self) -> int:
-        """Largest number of workers."""
-        return self.number if isinstance(self.number, int) else self.number[1]
-
-    def scaling(self) -> ScalingConfig:
-        """What the run asks Ray for."""
-        resources = {"CPU": 1.0, "GPU": 1.0} if self.use_gpu else {"CPU": 1.0}
-        return ScalingConfig(
-            num_workers=self.number, use_gpu=self.use_gpu, resources_per_worker=resources
-        )
-
-    def runtime_env(self) -> dict[str, dict[str, str]]:
-        """In what environment Ray starts the workers."""
-        return {} if self.use_gpu else {"env_vars": allocator_environment()}
 
 
 class UnevenValidation(DataConfig):
@@ -139,6 +107,19 @@ def _read_aloud(board: Any, on_epoch: OnEpoch | None) -> Iterator[None]:  # noqa
         read()
 
 
+def scaling(workers: Workers) -> ScalingConfig:
+    """What the run asks Ray for."""
+    resources = {"CPU": 1.0, "GPU": 1.0} if workers.use_gpu else {"CPU": 1.0}
+    return ScalingConfig(
+        num_workers=workers.number, use_gpu=workers.use_gpu, resources_per_worker=resources
+    )
+
+
+def runtime_env(workers: Workers) -> dict[str, dict[str, str]]:
+    """In what environment Ray starts the workers."""
+    return {} if workers.use_gpu else {"env_vars": allocator_environment()}
+
+
 def fit(
     recipe: Recipe,
     architecture: Architecture,
@@ -185,12 +166,12 @@ def fit(
     trainer = TorchTrainer(
         train_worker,
         train_loop_config=config,
-        scaling_config=workers.scaling(),
+        scaling_config=scaling(workers),
         run_config=RunConfig(
             name=name,
             storage_path=path,
             storage_filesystem=filesystem,
-            worker_runtime_env=workers.runtime_env(),
+            worker_runtime_env=runtime_env(workers),
             failure_config=FailureConfig(max_failures=workers.max_failures),
             checkpoint_config=CheckpointConfig(
                 num_to_keep=recipe.keep_checkpoints,

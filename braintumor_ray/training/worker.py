@@ -14,14 +14,13 @@ from ray.data.collate_fn import ArrowBatchCollateFn
 from ray.train import Checkpoint
 from torch import nn
 
-from braintumor_ray.data.augment import Augmenter, augment_batch
-from braintumor_ray.data.pipeline import squares
-from braintumor_ray.data.preprocess import Preprocessing
+from braintumor_ray.decode.preprocess import Preprocessing
 from braintumor_ray.models.classifier import Architecture, Classifier
 from braintumor_ray.models.depthwise import quicken_depthwise
+from braintumor_ray.models.device import use_bf16
 from braintumor_ray.models.freezing import set_trainable, train_mode
-from braintumor_ray.predict.predictor import use_bf16
 from braintumor_ray.recipes.loader import recipe_from_dict
+from braintumor_ray.training.augment import Augmenter, augment_batch
 from braintumor_ray.training.loop import (
     Averaged,
     Batch,
@@ -32,6 +31,7 @@ from braintumor_ray.training.loop import (
     validate,
     without_lone_scans,
 )
+from braintumor_ray.training.shards import squares
 from braintumor_ray.training.stages import (
     Course,
     build_optimizer,

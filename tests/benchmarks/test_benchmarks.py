@@ -15,7 +15,7 @@ def tiny(name, tmp_path, *arguments, patients=4):
     """Run it on phantoms; returns what it wrote as JSON, having checked that there is a picture."""
     environment = os.environ | {"PYTHONPATH": str(PROJECT)}
     empty = tmp_path / "scans"  # BRAINTUMOR_DATA: the same few scans wherever this runs
-    from braintumor_ray.data.phantom import write_phantoms
+    from braintumor_ray.phantom.dataset import write_phantoms
 
     write_phantoms(empty, patients=patients)
     environment["BRAINTUMOR_DATA"] = str(empty / "scans")

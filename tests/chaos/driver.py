@@ -9,12 +9,11 @@ import sys
 def main():
     answers = os.fdopen(os.dup(1), "w")
     with contextlib.redirect_stdout(sys.stderr):
-        from braintumor_ray.data.catalog import load_catalog
+        from braintumor_ray.catalog.build import load_catalog
         from braintumor_ray.errors import BrainTumorError
         from braintumor_ray.local_ray import ray_session
-        from braintumor_ray.scoring.decode_stage import DecodeSettings
         from braintumor_ray.scoring.job import ScoreOptions, score
-        from braintumor_ray.scoring.predict_stage import PredictSettings
+        from braintumor_ray.scoring.options import DecodeSettings, PredictSettings
 
         with ray_session():
             for line in sys.stdin:

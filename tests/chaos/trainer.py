@@ -16,11 +16,11 @@ def main():
         answers.flush()
 
     with contextlib.redirect_stdout(sys.stderr):
-        from braintumor_ray.data.catalog import load_catalog
+        from braintumor_ray.catalog.build import load_catalog
         from braintumor_ray.local_ray import ray_session
         from braintumor_ray.recipes.loader import load_recipe
-        from braintumor_ray.training.run import TrainOptions, train
-        from braintumor_ray.training.trainer import Workers
+        from braintumor_ray.training.options import TrainOptions, Workers
+        from braintumor_ray.training.run import train
 
         settings = ["data.image_size=48", "data.batch_size=8", f"stages.scratch.epochs={epochs}"]
         settings.append("data.fractions={train=0.5,val=0.3,test=0.2}")

@@ -11,10 +11,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from braintumor_ray.data.catalog import CatalogOptions, load_catalog, write_catalog
-from braintumor_ray.data.identity import IdentityHash
-from braintumor_ray.data.phantom import write_phantoms
-from braintumor_ray.evaluation.fingerprints import fingerprint_catalog
+from braintumor_ray.audit.fingerprints import fingerprint_catalog
+from braintumor_ray.catalog.build import load_catalog
+from braintumor_ray.catalog.identity import IdentityHash
+from braintumor_ray.catalog.schema import CatalogOptions, write_catalog
+from braintumor_ray.phantom.dataset import write_phantoms
 from tests.evaluation.make_bundle import make_bundle
 
 PATIENT = re.compile(r"/(?P<patient>p\d{4})_s")

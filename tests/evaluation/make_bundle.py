@@ -4,9 +4,9 @@ from pathlib import Path
 
 import torch
 
-from braintumor_ray.data.phantom import CLASS_NAMES
 from braintumor_ray.models.bundle import BundleFields, save_bundle
 from braintumor_ray.models.classifier import Architecture, Classifier
+from braintumor_ray.phantom.dataset import CLASS_NAMES
 
 SIZE = 32
 

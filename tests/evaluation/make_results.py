@@ -7,10 +7,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from braintumor_ray.data.decode import decode
-from braintumor_ray.data.duplicates import pixel_sha256
-from braintumor_ray.data.storage import read_bytes
+from braintumor_ray.decode.decode import decode
+from braintumor_ray.decode.hashes import pixel_sha256
 from braintumor_ray.predict.schema import result_schema
+from braintumor_ray.storage import read_bytes
 
 CLASSES = ("glioma_tumor", "meningioma_tumor", "no_tumor", "pituitary_tumor")
 METHODS = ("gradcam", "gradcam_pp")

@@ -17,7 +17,7 @@ from braintumor_ray.errors import BundleError, GateError, UsageError
 from braintumor_ray.evaluation.evaluate import EvaluateOptions, evaluate
 from braintumor_ray.evaluation.inference import predict_catalog
 from braintumor_ray.evaluation.inference import test_time_views as views_of
-from braintumor_ray.explain.truth import load_truth
+from braintumor_ray.localization.truth import load_truth
 from braintumor_ray.models.bundle import load_bundle
 from braintumor_ray.predict.predictor import Predictor
 from tests.evaluation.make_bundle import make_bundle

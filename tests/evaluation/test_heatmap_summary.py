@@ -7,10 +7,10 @@ import pyarrow as pa
 import pytest
 
 from braintumor_ray.errors import UsageError
-from braintumor_ray.evaluation.localization import score_heatmaps, summarize_localization
-from braintumor_ray.explain.localization import MEASURES
-from braintumor_ray.explain.outlines import TruthError
-from braintumor_ray.explain.truth import load_truth
+from braintumor_ray.localization.outlines import TruthError
+from braintumor_ray.localization.scores import MEASURES
+from braintumor_ray.localization.summary import score_heatmaps, summarize_localization
+from braintumor_ray.localization.truth import load_truth
 
 SIZE = 32
 

@@ -8,12 +8,11 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from braintumor_ray.audit.audit import run_audit
 from braintumor_ray.errors import UsageError
-from braintumor_ray.evaluation.audit import run_audit
 from braintumor_ray.evaluation.evaluate import EvaluateOptions, evaluate
-from braintumor_ray.evaluation.pages import interval, number, render
-from braintumor_ray.evaluation.report import phases, warnings
-from braintumor_ray.evaluation.sections import section_facts, section_tables
+from braintumor_ray.evaluation.report import phases, section_facts, section_tables, warnings
+from braintumor_ray.pages.pages import interval, number, render
 
 LOCALISATION = {
     "scans": 12,

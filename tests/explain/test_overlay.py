@@ -10,7 +10,7 @@ from PIL import Image
 
 from braintumor_ray.errors import BrainTumorError
 from braintumor_ray.explain import overlay
-from braintumor_ray.explain._drawing import font_for, shortened
+from braintumor_ray.explain.overlay import font_for, shortened
 
 
 @pytest.fixture

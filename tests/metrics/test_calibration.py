@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.metrics import brier_score_loss, log_loss
 
-from braintumor_ray.metrics import MetricsError
+from braintumor_ray.errors import MetricsError
 from braintumor_ray.metrics.calibration import (
     binary_ece,
     binary_reliability_bins,

@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from braintumor_ray.errors import BrainTumorError
-from braintumor_ray.metrics import MetricsError
+from braintumor_ray.errors import BrainTumorError, MetricsError
 from braintumor_ray.metrics.classification import (
     binary_metrics,
     classification_metrics,

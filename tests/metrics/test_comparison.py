@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from braintumor_ray.metrics import MetricsError
+from braintumor_ray.errors import MetricsError
 from braintumor_ray.metrics.classification import auroc
 from braintumor_ray.metrics.comparison import McNemar, mcnemar_exact, paired_difference
 from braintumor_ray.metrics.intervals import bootstrap_interval

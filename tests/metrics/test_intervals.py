@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import binom
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, recall_score
 
-from braintumor_ray.metrics import MetricsError
+from braintumor_ray.errors import MetricsError
 from braintumor_ray.metrics.classification import auroc
 from braintumor_ray.metrics.intervals import (
     bootstrap_interval,

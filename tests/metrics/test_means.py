@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from braintumor_ray.metrics import MetricsError
-from braintumor_ray.metrics.intervals import bootstrap_interval
-from braintumor_ray.metrics.means import bootstrap_means
+from braintumor_ray.errors import MetricsError
+from braintumor_ray.metrics.intervals import bootstrap_interval, bootstrap_means
 
 
 def test_equals_the_interval_of_each_mean_alone():

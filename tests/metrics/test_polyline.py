@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from braintumor_ray.metrics.polyline import thin_polyline
+from braintumor_ray.metrics.classification import thin_polyline
 
 
 def test_points_on_straight_lines_are_left_out_and_the_corner_stays():

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from braintumor_ray.metrics import MetricsError
+from braintumor_ray.errors import MetricsError
 from braintumor_ray.metrics.classification import binary_metrics
 from braintumor_ray.metrics.thresholds import OperatingPoint, choose_threshold, threshold_sweep
 

@@ -4,13 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from braintumor_ray.data.decode import decode
-from braintumor_ray.data.preprocess import Preprocessing
+from braintumor_ray.decode.decode import decode
+from braintumor_ray.decode.preprocess import Preprocessing
 from braintumor_ray.explain.regions import head_regions
-from braintumor_ray.models.classifier import build_backbone, normalization_of
+from braintumor_ray.models.classifier import build_backbone, normalise, normalization_of
 from braintumor_ray.models.domain import DomainGate
 from braintumor_ray.models.weights import load_pretrained
-from braintumor_ray.predict.predictor import normalise
 from braintumor_ray.training import finish
 from tests.foreign_images import foreign_images
 

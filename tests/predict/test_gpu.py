@@ -8,7 +8,7 @@ from braintumor_ray import Predictor
 from braintumor_ray.explain.cam import SCORED_METHODS
 from braintumor_ray.explain.regions import head_weights
 from braintumor_ray.models.bundle import save_bundle
-from braintumor_ray.predict.parallel import ParallelPredictor
+from braintumor_ray.scoring.predict_stage import ParallelPredictor
 from tests.builders import disc_scan, make_fields, make_model
 
 pytestmark = [

@@ -5,7 +5,7 @@ CHECK = """
 import sys
 import numpy as np
 from braintumor_ray.explain.regions import head_weights
-from braintumor_ray.predict.parallel import ParallelPredictor
+from braintumor_ray.scoring.predict_stage import ParallelPredictor
 from braintumor_ray.predict.predictor import Predictor
 from tests.builders import disc_scan
 

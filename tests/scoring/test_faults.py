@@ -10,16 +10,15 @@ from contextlib import contextmanager
 import pytest
 import ray
 
-from braintumor_ray.data.catalog import load_catalog
+from braintumor_ray.catalog.build import load_catalog
 from braintumor_ray.errors import ResultsError
 from braintumor_ray.models.bundle import load_bundle
 from braintumor_ray.predict import results as results_module
 from braintumor_ray.predict.results import read_results
-from braintumor_ray.scoring.decode_stage import DecodeSettings
+from braintumor_ray.scoring.decode_stage import CHANGED, WatchfulDecode
 from braintumor_ray.scoring.job import ScoreOptions, score
-from braintumor_ray.scoring.predict_stage import PredictSettings
+from braintumor_ray.scoring.options import DecodeSettings, PredictSettings
 from braintumor_ray.scoring.verify import verify
-from braintumor_ray.scoring.watchful import CHANGED, WatchfulDecode
 from tests.builders import disc_scan, write_archive
 
 pytestmark = pytest.mark.ray

@@ -11,16 +11,15 @@ import duckdb
 import pyarrow.parquet as pq
 import pytest
 
-from braintumor_ray.data.catalog import load_catalog
-from braintumor_ray.data.identity import UriRedaction
+from braintumor_ray.catalog.build import load_catalog
+from braintumor_ray.catalog.redaction import UriRedaction
 from braintumor_ray.errors import ResultsError
 from braintumor_ray.predict.results import read_results, results_folder
-from braintumor_ray.scoring.decode_stage import DecodeSettings
 from braintumor_ray.scoring.job import ScoreOptions, score
-from braintumor_ray.scoring.predict_stage import PredictSettings
+from braintumor_ray.scoring.options import DecodeSettings, PredictSettings
 from braintumor_ray.scoring.verify import verify
 from tests.builders import make_bundle, write_archive
-from tests.data.mutations import intact_images, mutated_images
+from tests.decode.mutations import intact_images, mutated_images
 from tests.scoring.workers import POISON
 
 pytestmark = pytest.mark.ray
@@ -224,10 +223,10 @@ class TestBadInput:
 SCRIPT = """
 import sys
 from braintumor_ray.local_ray import ray_session
-from braintumor_ray.data.catalog import load_catalog
+from braintumor_ray.catalog.build import load_catalog
 from braintumor_ray.scoring.job import ScoreOptions, score
-from braintumor_ray.scoring.decode_stage import DecodeSettings
-from braintumor_ray.scoring.predict_stage import PredictSettings
+from braintumor_ray.scoring.options import (DecodeSettings)
+from braintumor_ray.scoring.options import (PredictSettings)
 
 archive, results, bundle = sys.argv[1:]
 with ray_session():

@@ -4,9 +4,8 @@ import pytest
 
 from braintumor_ray.errors import UsageError
 from braintumor_ray.scoring.estimate import Costs, ask, estimate, sample_of
-from braintumor_ray.scoring.layout import Cluster, Request, lay_out
-from braintumor_ray.scoring.options import ScoreOptions
-from braintumor_ray.scoring.predict_stage import PredictSettings
+from braintumor_ray.scoring.layout import Cluster, lay_out
+from braintumor_ray.scoring.options import PredictSettings, Request, ScoreOptions
 from braintumor_ray.scoring.scans import scans_in_table
 from tests.builders import write_archive
 
@@ -73,7 +72,7 @@ class TestPlan:
         assert any("20.0 decoders, 22.0 CPUs" in line for line in found["lines"])
 
     def test_a_sample_is_measured(self, tmp_path, bundle_path):
-        from braintumor_ray.data.catalog import load_catalog
+        from braintumor_ray.catalog.build import load_catalog
 
         write_archive(tmp_path / "archive", 24)
         scans = scans_in_table(load_catalog(tmp_path / "archive"))

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from braintumor_ray.predict.results import results_folder
-from braintumor_ray.scoring.history import compare, last_summaries, total_variation
-from braintumor_ray.scoring.nightly import judge
+from braintumor_ray.scoring.nightly import compare, judge, last_summaries, total_variation
 
 CLASSES = ("glioma", "meningioma", "none", "pituitary")
 SHARES = np.array([0.4, 0.2, 0.3, 0.1])

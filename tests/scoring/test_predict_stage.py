@@ -5,9 +5,10 @@ import numpy as np
 import pyarrow as pa
 
 from braintumor_ray import Predictor
-from braintumor_ray.data.catalog import load_catalog
-from braintumor_ray.scoring.decode_stage import DecodeSettings, DecodeStage
-from braintumor_ray.scoring.predict_stage import PredictSettings, PredictStage
+from braintumor_ray.catalog.build import load_catalog
+from braintumor_ray.scoring.decode_stage import DecodeStage
+from braintumor_ray.scoring.options import DecodeSettings, PredictSettings
+from braintumor_ray.scoring.predict_stage import PredictStage
 from tests.builders import disc_scan
 
 HEAD = np.ones((3, 8, 8), np.float32).tobytes()

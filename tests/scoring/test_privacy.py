@@ -4,15 +4,16 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
+from braintumor_ray.catalog.build import load_catalog
+from braintumor_ray.catalog.identity import IdentityHash
+from braintumor_ray.catalog.schema import CatalogOptions
 from braintumor_ray.cli import app
-from braintumor_ray.data.catalog import CatalogOptions, load_catalog
-from braintumor_ray.data.identity import IdentityHash
 from braintumor_ray.predict.results import read_results
 from braintumor_ray.predict.study import read_studies
 from braintumor_ray.scoring.job import ScoreOptions, score
-from braintumor_ray.scoring.predict_stage import PredictSettings
+from braintumor_ray.scoring.options import PredictSettings
 from braintumor_ray.scoring.verify import verify
-from tests.data.test_clinical_archive import PLANTED, planted_archive
+from tests.catalog.test_clinical_archive import PLANTED, planted_archive
 
 pytestmark = pytest.mark.ray
 

@@ -7,15 +7,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from braintumor_ray.data.catalog import CatalogOptions, load_catalog
-from braintumor_ray.data.identity import IdentityHash, UriRedaction, uri_redaction
-from braintumor_ray.data.preprocess import Preprocessing
+from braintumor_ray.catalog.build import load_catalog
+from braintumor_ray.catalog.identity import IdentityHash
+from braintumor_ray.catalog.redaction import UriRedaction, redact_catalog, uri_redaction
+from braintumor_ray.catalog.schema import CatalogOptions
+from braintumor_ray.decode.preprocess import Preprocessing
 from braintumor_ray.errors import UsageError
 from braintumor_ray.predict.results import read_results, results_folder
-from braintumor_ray.scoring.decode_stage import DecodeSettings, DecodeStage
+from braintumor_ray.scoring.decode_stage import DecodeStage
 from braintumor_ray.scoring.generation import drop_other_attempts
+from braintumor_ray.scoring.options import DecodeSettings
 from braintumor_ray.scoring.plan import make_plan, write_work
-from braintumor_ray.scoring.redaction import redact_catalog
 from tests.builders import write_archive
 
 SQUARE = Preprocessing(32, "area", (0.5,) * 3, (0.25,) * 3)

@@ -8,21 +8,20 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from braintumor_ray.data.catalog import load_catalog
-from braintumor_ray.data.decode import DecodeLimits
-from braintumor_ray.data.reading import read_file
-from braintumor_ray.data.storage import open_filesystem, read_bytes, write_atomically
+from braintumor_ray.catalog.build import load_catalog
+from braintumor_ray.decode.reading import read_file
+from braintumor_ray.decode.types import DecodeLimits
 from braintumor_ray.errors import ResultsError
 from braintumor_ray.models.bundle import load_bundle
 from braintumor_ray.predict.results import read_results
+from braintumor_ray.scoring import decode_stage as watchful
 from braintumor_ray.scoring import lease as lease_module
-from braintumor_ray.scoring import watchful
-from braintumor_ray.scoring.decode_stage import DecodeSettings
 from braintumor_ray.scoring.job import ScoreOptions, score
-from braintumor_ray.scoring.lease import Holder, NoLease, lease_on
-from braintumor_ray.scoring.lease_store import StoreLease
-from braintumor_ray.scoring.predict_stage import PredictSettings
+from braintumor_ray.scoring.lease import Holder, NoLease
+from braintumor_ray.scoring.leases import StoreLease, lease_on
+from braintumor_ray.scoring.options import DecodeSettings, PredictSettings
 from braintumor_ray.scoring.verify import verify
+from braintumor_ray.storage import open_filesystem, read_bytes, write_atomically
 from tests.builders import write_archive
 from tests.command import run_command
 from tests.s3 import upload
@@ -75,7 +74,7 @@ class TestLeaseOnAStore:
             lease.check()
 
     def test_without_the_library_a_warning_names_the_guard(self, s3, monkeypatch, caplog):
-        monkeypatch.setattr("braintumor_ray.scoring.lease_store.find_spec", lambda _: None)
+        monkeypatch.setattr("braintumor_ray.scoring.leases.find_spec", lambda _: None)
         with lease_on(f"s3://{s3[0]}/r") as lease:
             assert isinstance(lease, NoLease)
             lease.check()
@@ -122,7 +121,8 @@ class TestDecodingFromAStore:
         """Reading gives up at once, so that only our own waiting is left."""
         import pyarrow.fs as pafs
 
-        from braintumor_ray.data import storage, stores
+        from braintumor_ray import storage
+        from braintumor_ray import storage as stores
 
         monkeypatch.setattr(stores, "MAX_ATTEMPTS", 1)
         storage._filesystem.cache_clear()

@@ -3,7 +3,7 @@
 import os
 import time
 
-from braintumor_ray.data.prepare import prepare_file
+from braintumor_ray.decode.prepare import prepare_file
 
 POISON = b"\x89PNG poison"
 

@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from braintumor_ray.client import Client, ServiceError
-from braintumor_ray.data.decode import decode
+from braintumor_ray.decode.decode import decode
 from braintumor_ray.predict.predictor import Predictor
 from braintumor_ray.serving.settings import ServingSettings
 from tests.builders import make_bundle

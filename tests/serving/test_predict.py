@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from braintumor_ray.data.decode import decode
-from braintumor_ray.data.duplicates import pixel_sha256
+from braintumor_ray.decode.decode import decode
+from braintumor_ray.decode.hashes import pixel_sha256
 from braintumor_ray.explain.overlay import heatmap_at, superimpose
 from tests.builders import disc_scan
 from tests.serving.fakes import CARD, FakeModel, encoded, make_client

@@ -13,7 +13,7 @@ from braintumor_ray.serving.problems import ProblemError
 from braintumor_ray.serving.service import not_ready
 from braintumor_ray.serving.settings import ServingSettings, parse_settings, token_digest
 from braintumor_ray.serving.web import OPEN_PATHS
-from tests.data.mutations import MAY_DECODE, bomb_png, mutated_images
+from tests.decode.mutations import MAY_DECODE, bomb_png, mutated_images
 from tests.serving.fakes import TOKEN, FakeModel, encoded, make_client, make_decoders
 
 

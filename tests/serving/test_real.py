@@ -6,12 +6,12 @@ import socket
 import numpy as np
 import pytest
 
+from braintumor_ray.catalog.build import load_catalog
 from braintumor_ray.client import Client
-from braintumor_ray.data.catalog import load_catalog
 from braintumor_ray.models.bundle import save_bundle
 from braintumor_ray.predict.results import read_results
 from braintumor_ray.scoring.job import ScoreOptions, score
-from braintumor_ray.scoring.predict_stage import PredictSettings
+from braintumor_ray.scoring.options import PredictSettings
 from braintumor_ray.serving.settings import ServingSettings
 from tests.builders import make_fields, make_model
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import distributed, multiprocessing, nn
 
-from braintumor_ray.data.preprocess import Preprocessing
+from braintumor_ray.decode.preprocess import Preprocessing
 from braintumor_ray.models.freezing import set_trainable, train_mode
 from braintumor_ray.recipes.loader import load_recipe
 from braintumor_ray.training.loop import (

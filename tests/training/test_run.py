@@ -10,16 +10,17 @@ import pytest
 import torch
 
 from braintumor_ray import Predictor
-from braintumor_ray.data.catalog import load_catalog
+from braintumor_ray.catalog.build import load_catalog
 from braintumor_ray.errors import GateError, TrainingError, UsageError, WeightsError
 from braintumor_ray.models.bundle import load_bundle
 from braintumor_ray.models.weights import load_pretrained
 from braintumor_ray.recipes.loader import load_recipe
 from braintumor_ray.training import run as run_module
 from braintumor_ray.training.folds import cross_validate
+from braintumor_ray.training.options import TrainOptions, Workers
 from braintumor_ray.training.phases import phase_lines
-from braintumor_ray.training.run import TrainOptions, check_run, train
-from braintumor_ray.training.trainer import Workers
+from braintumor_ray.training.run import check_run, train
+from braintumor_ray.training.trainer import runtime_env, scaling
 from tests.builders import disc_scan, write_archive
 
 pytestmark = pytest.mark.ray
@@ -302,18 +303,18 @@ def _stop(*_):
 
 
 def test_gpus_are_asked_of_ray_one_per_worker():
-    scaling = Workers(4, use_gpu=True).scaling()
-    assert scaling.num_workers == 4
-    assert scaling.resources_per_worker == {"CPU": 1.0, "GPU": 1.0}
-    assert Workers((2, 8)).scaling().num_workers == (2, 8)
+    asked = scaling(Workers(4, use_gpu=True))
+    assert asked.num_workers == 4
+    assert asked.resources_per_worker == {"CPU": 1.0, "GPU": 1.0}
+    assert scaling(Workers((2, 8))).num_workers == (2, 8)
     assert Workers((2, 8)).most == 8
 
 
 def test_workers_on_cpus_keep_freed_memory(monkeypatch):
     for name in ("MALLOC_ARENA_MAX", "GLIBC_TUNABLES"):
         monkeypatch.delenv(name, raising=False)
-    assert Workers(2).runtime_env()["env_vars"]["MALLOC_MMAP_MAX_"] == "0"
-    assert Workers(2, use_gpu=True).runtime_env() == {}
+    assert runtime_env(Workers(2))["env_vars"]["MALLOC_MMAP_MAX_"] == "0"
+    assert runtime_env(Workers(2, use_gpu=True)) == {}
 
 
 def test_temperature_and_threshold_never_see_test_labels(trained, archive, tmp_path):

@@ -3,8 +3,8 @@
 import pytest
 from pyarrow.fs import FileSelector
 
-from braintumor_ray.data.storage import open_filesystem, read_bytes
 from braintumor_ray.predict.predictor import Predictor
+from braintumor_ray.storage import open_filesystem, read_bytes
 from tests.builders import disc_scan, write_archive
 from tests.command import PROJECT, run_command
 from tests.s3 import upload

@@ -1,0 +1,1 @@
+"""The audit of data sets: copies, leaks, conflicting labels, unreadable files, shortcuts."""

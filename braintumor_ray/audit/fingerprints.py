@@ -1,0 +1,296 @@
+"""What an audit keeps of each file: hashes, the state of its pixels, and marks of its origin.
+
+`FingerprintStage` works on Arrow tables and holds one decoding process, so that it can be an
+actor of a Ray Data job as well as a thread's worker here.
+"""
+
+import hashlib
+import io
+import queue
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
+
+from braintumor_ray.decode.decode import decode_frames
+from braintumor_ray.decode.hashes import fingerprint
+from braintumor_ray.decode.reading import FileFrames, group_frames, read_file
+from braintumor_ray.decode.sandbox import DecodeSandbox
+from braintumor_ray.decode.types import Decoded, DecodeLimits
+from braintumor_ray.errors import CatalogError
+
+WORKER = "braintumor_ray.audit.fingerprints:fingerprint_file"
+BLOCK_ROWS = 256
+_READ_AHEAD = 8
+_BLACK = 8  # grey levels; JPEG noise in an empty background stays below
+Progress = Callable[[int, int], None]
+
+FINGERPRINT_SCHEMA = pa.schema(
+    [
+        pa.field("status", pa.string()),
+        pa.field("reason", pa.string()),
+        pa.field("decoded_format", pa.string()),
+        pa.field("decoded_mode", pa.string()),
+        pa.field("decoded_height", pa.int32()),
+        pa.field("decoded_width", pa.int32()),
+        pa.field("n_bytes", pa.int64()),
+        pa.field("byte_sha256", pa.string()),
+        pa.field("pixel_sha256", pa.string()),
+        pa.field("dhash", pa.binary(32)),
+        pa.field("dct_hash", pa.binary(32)),
+        pa.field("flat", pa.bool_()),
+        pa.field("border_mean", pa.float32()),
+        pa.field("border_black", pa.float32()),
+        pa.field("margin_vertical", pa.float32()),
+        pa.field("margin_horizontal", pa.float32()),
+        pa.field("jpeg_luma", pa.float32()),
+        pa.field("jpeg_chroma", pa.float32()),
+        pa.field("jpeg_progressive", pa.bool_()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class ScanFingerprint:
+    """One row of `FINGERPRINT_SCHEMA`; what was not reached is None.
+
+    Attributes:
+        status, reason: of decoding.
+        decoded_format, decoded_mode: by content, see `data.decode.Decoded`.
+        decoded_height, decoded_width: of the upright image, pixels.
+        n_bytes: size of the file.
+        byte_sha256: hex digest of the file.
+        pixel_sha256: hex digest of the decoded image, see `data.duplicates.pixel_sha256`.
+        dhash, dct_hash: 256 bits as 32 bytes, the uint64 (4,) of `data.duplicates`.
+        flat: the hashes say nothing.
+        border_mean: mean grey level of the outermost pixels, 0 to 255.
+        border_black: share of the outermost pixels that are black.
+        margin_vertical, margin_horizontal: share of rows (columns) at the edges that are black.
+        jpeg_luma, jpeg_chroma: mean step of the JPEG quantisation tables; 0 without the table.
+        jpeg_progressive: progressive JPEG.
+    """
+
+    status: str
+    reason: str | None = None
+    decoded_format: str | None = None
+    decoded_mode: str | None = None
+    decoded_height: int | None = None
+    decoded_width: int | None = None
+    n_bytes: int | None = None
+    byte_sha256: str | None = None
+    pixel_sha256: str | None = None
+    dhash: bytes | None = None
+    dct_hash: bytes | None = None
+    flat: bool | None = None
+    border_mean: float | None = None
+    border_black: float | None = None
+    margin_vertical: float | None = None
+    margin_horizontal: float | None = None
+    jpeg_luma: float | None = None
+    jpeg_chroma: float | None = None
+    jpeg_progressive: bool | None = None
+
+
+class FingerprintStage:
+    """Catalog rows in; the same rows with the columns of `FINGERPRINT_SCHEMA` out.
+
+    Not thread-safe: one stage per thread or actor.
+
+    Args:
+        limits: what a file may cost.
+        timeout_s: longest time for one file, seconds.
+    """
+
+    def __init__(self, limits: DecodeLimits | None = None, timeout_s: float = 30.0) -> None:
+        self._limits = limits or DecodeLimits()
+        self._sandbox = DecodeSandbox(WORKER, timeout_s)
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        """Fingerprint a block of rows; needs `uri` and `frame`, keeps order and number."""
+        columns = self.fingerprint_files(rows["uri"].to_pylist(), rows["frame"].to_pylist())
+        kept = [name for name in rows.column_names if name not in columns.column_names]
+        table = rows.select(kept)
+        for name in columns.column_names:
+            table = table.append_column(FINGERPRINT_SCHEMA.field(name), columns[name])
+        return table
+
+    def fingerprint_files(self, uris: list[str], frames: list[int]) -> pa.Table:
+        """The columns of `FINGERPRINT_SCHEMA` for scans given by file and frame, in order."""
+        with ThreadPoolExecutor(_READ_AHEAD) as pool:
+            rows = [
+                asdict(scan)
+                for files in _batches(group_frames(uris, frames), 4 * _READ_AHEAD)
+                for scan in self._fingerprint(files, pool)
+            ]
+        return pa.Table.from_pylist(rows, schema=FINGERPRINT_SCHEMA)
+
+    def close(self) -> None:
+        """End the decoding process."""
+        self._sandbox.close()
+
+    def _fingerprint(
+        self, files: list[FileFrames], pool: ThreadPoolExecutor
+    ) -> Iterator[ScanFingerprint]:
+        contents = list(pool.map(lambda file: read_file(file.uri, self._limits), files))
+        items = [
+            (content.data, _options(file, self._limits))
+            for file, content in zip(files, contents, strict=True)
+            if content.reason is None
+        ]
+        outcomes = iter(list(self._sandbox.map(items)))
+        for file, content in zip(files, contents, strict=True):
+            reason = content.reason
+            if reason is None:
+                outcome = next(outcomes)
+                reason = outcome.reason
+                if reason is None:
+                    yield from outcome.value
+                    continue
+            yield from [ScanFingerprint("quarantined", reason)] * len(file.frames)
+
+
+def fingerprint_file(data: bytes | None, options: dict[str, Any]) -> list[ScanFingerprint]:
+    """Fingerprint the wanted frames of one file; runs in the decoding process.
+
+    Args:
+        data: the whole file.
+        options: `frames` (list of int), `max_bytes`, `max_pixels`, `volumes`.
+
+    Returns:
+        One result per frame, in order; never raises for a bad file.
+    """
+    content = data or b""
+    limits = DecodeLimits(options["max_bytes"], options["max_pixels"])
+    digest = hashlib.sha256(content).hexdigest()
+    marks = _jpeg_marks(content)
+    decoded = decode_frames(data, options["frames"], limits=limits, volumes=options["volumes"])
+    return [_fingerprint_scan(scan, len(content), digest, marks) for scan in decoded]
+
+
+def fingerprint_catalog(
+    catalog: pa.Table,
+    *,
+    workers: int = 2,
+    limits: DecodeLimits | None = None,
+    progress: Progress | None = None,
+) -> pa.Table:
+    """Fingerprint every scan of a catalog, block by block, in `workers` decoding processes.
+
+    Returns:
+        The catalog with the columns of `FINGERPRINT_SCHEMA`, rows in the catalog's order.
+
+    Raises:
+        CatalogError: the catalog has no rows.
+    """
+    if not catalog.num_rows:
+        raise CatalogError("the catalog has no rows; there is nothing to audit")
+    starts = range(0, catalog.num_rows, BLOCK_ROWS)
+    free: queue.SimpleQueue[FingerprintStage] = queue.SimpleQueue()
+    stages = [FingerprintStage(limits) for _ in range(max(1, min(workers, len(starts))))]
+    for stage in stages:
+        free.put(stage)
+
+    def run(start: int) -> pa.Table:
+        stage = free.get()
+        try:
+            return stage(catalog.slice(start, BLOCK_ROWS))
+        finally:
+            free.put(stage)
+
+    blocks = []
+    try:
+        with ThreadPoolExecutor(len(stages)) as pool:
+            for block in pool.map(run, starts):
+                blocks.append(block)
+                if progress:
+                    progress(min(len(blocks) * BLOCK_ROWS, catalog.num_rows), catalog.num_rows)
+    finally:
+        for stage in stages:
+            stage.close()
+    return pa.concat_tables(blocks)
+
+
+def hash_words(column: pa.ChunkedArray) -> NDArray[np.uint64]:
+    """A column of 32-byte hashes as uint64 (n, 4); zeros where it is null."""
+    blob = b"".join(value or bytes(32) for value in column.to_pylist())
+    return np.frombuffer(blob, np.uint64).reshape(-1, 4)
+
+
+def _options(file: FileFrames, limits: DecodeLimits) -> dict[str, Any]:
+    return {
+        "frames": list(file.frames),
+        "volumes": file.volumes,
+        "max_bytes": limits.max_bytes,
+        "max_pixels": limits.max_pixels,
+    }
+
+
+def _fingerprint_scan(
+    decoded: Decoded, n_bytes: int, digest: str, marks: dict[str, Any]
+) -> ScanFingerprint:
+    known: dict[str, Any] = {
+        "reason": decoded.reason,
+        "decoded_format": decoded.format,
+        "decoded_mode": decoded.mode,
+        "n_bytes": n_bytes,
+        "byte_sha256": digest,
+    }
+    if decoded.gray is None:
+        return ScanFingerprint(decoded.status, **known)
+    found = fingerprint(decoded.gray)
+    height, width = decoded.gray.shape
+    return ScanFingerprint(
+        "ok",
+        **known,
+        **marks,
+        **_border(decoded.gray),
+        decoded_height=height,
+        decoded_width=width,
+        pixel_sha256=found.pixel_sha256,
+        dhash=found.dhash.tobytes(),
+        dct_hash=found.dct_hash.tobytes(),
+        flat=found.flat,
+    )
+
+
+def _border(gray: NDArray[np.uint8]) -> dict[str, Any]:
+    edge = np.concatenate([gray[0], gray[-1], gray[:, 0], gray[:, -1]])
+    return {
+        "border_mean": float(edge.mean()),
+        "border_black": float((edge <= _BLACK).mean()),
+        "margin_vertical": _margin(gray.max(axis=1)),
+        "margin_horizontal": _margin(gray.max(axis=0)),
+    }
+
+
+def _margin(brightest: NDArray[np.uint8]) -> float:
+    """Share of lines before the first and after the last one that is not black."""
+    lit = np.flatnonzero(brightest > _BLACK)
+    return 1.0 if not lit.size else 1 - float(lit[-1] - lit[0] + 1) / len(brightest)
+
+
+def _jpeg_marks(content: bytes) -> dict[str, Any]:
+    none = {"jpeg_luma": 0.0, "jpeg_chroma": 0.0, "jpeg_progressive": False}
+    if not content.startswith(b"\xff\xd8"):
+        return none
+    try:
+        image = JpegImageFile(io.BytesIO(content))
+    except (SyntaxError, OSError, UnidentifiedImageError, Image.DecompressionBombError):
+        return none  # decoding says what is wrong with it
+    tables = [float(np.mean(table)) for _, table in sorted(image.quantization.items())]
+    return {
+        "jpeg_luma": tables[0] if tables else 0.0,
+        "jpeg_chroma": tables[1] if len(tables) > 1 else 0.0,
+        "jpeg_progressive": bool(image.info.get("progressive")),
+    }
+
+
+def _batches(files: list[FileFrames], size: int) -> Iterator[list[FileFrames]]:
+    for start in range(0, len(files), size):
+        yield files[start : start + size]

@@ -1,0 +1,139 @@
+"""Pairs of scans that should not be what they are to each other, as pictures."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from braintumor_ray.audit.copies import (
+    Ints,
+    Keys,
+    codes,
+    conflicting_rows,
+    partner_before,
+    split_codes,
+)
+from braintumor_ray.decode.types import DecodeLimits
+from braintumor_ray.explain.overlay import contact_sheet
+from braintumor_ray.pages.pictures import jpeg_uri, load_pictures, side_by_side
+
+TILE = 200
+
+CONFLICT = "copies with different labels"
+ACROSS_SPLITS = "the same pixels in two splits"
+NEAR_ACROSS_SPLITS = "near copies in two splits"
+ACROSS_DATASETS = "copies in two data sets"
+WITHIN = "copies within a split"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two rows of the audited scans, and what is wrong with them."""
+
+    fault: str
+    first: int
+    second: int
+
+
+@dataclass(frozen=True)
+class PairPictures:
+    """Drawn pairs: tiles for a page (`image`, `fault`, `first`, `second`), and one sheet."""
+
+    tiles: list[dict[str, Any]]
+    sheet: NDArray[np.uint8] | None
+
+
+def find_pairs(scans: pa.Table, keys: Keys, most: int) -> list[Pair]:
+    """Choose pairs to show: every kind of fault has its share, the gravest first.
+
+    Args:
+        scans: from `audit.combine`.
+        keys: from `audit.copy_keys`.
+        most: pairs in all.
+    """
+    splits = split_codes(scans["split"].to_pylist())[1]
+    labels = codes(scans["label"].to_pylist())[1]
+    datasets = codes(scans["dataset"].to_pylist())[1]
+    pixels, near = keys.pixel_identical, keys.near_identical
+    same_pixels = partner_before(pixels, splits)
+    near_only = np.where(same_pixels >= 0, -1, partner_before(near, splits))
+    disputed = np.where(conflicting_rows(near, labels, datasets), near, -1)
+    found = {
+        CONFLICT: partner_before(disputed, labels),
+        ACROSS_SPLITS: same_pixels,
+        NEAR_ACROSS_SPLITS: near_only,
+        ACROSS_DATASETS: partner_before(near, datasets),
+        WITHIN: _within(pixels, splits),
+    }
+    return _shared_out(_one_per_group(found, near), most)
+
+
+def draw_pairs(
+    scans: pa.Table, pairs: list[Pair], limits: DecodeLimits | None = None
+) -> PairPictures:
+    """Read the scans of the pairs once more and lay them side by side."""
+    if not pairs:
+        return PairPictures([], None)
+    rows = [row for pair in pairs for row in (pair.first, pair.second)]
+    pictures = load_pictures(scans.select(["uri", "frame"]).take(rows), TILE, limits)
+    tiles: list[dict[str, Any]] = []
+    drawn: list[NDArray[np.uint8]] = []
+    for index, pair in enumerate(pairs):
+        both = [picture for picture in pictures[2 * index : 2 * index + 2] if picture is not None]
+        if len(both) < 2:
+            continue  # deleted since it was read
+        drawn.append(side_by_side(both))
+        first, second = (_describe(scans, row) for row in (pair.first, pair.second))
+        tiles.append(
+            {"image": jpeg_uri(drawn[-1]), "fault": pair.fault, "first": first, "second": second}
+        )
+    captions = [f"{tile['fault']}: {tile['first']['path']}" for tile in tiles]
+    return PairPictures(tiles, contact_sheet(drawn, 3, captions) if drawn else None)
+
+
+def _within(keys: Ints, splits: Ints) -> Ints:
+    """For each row the first row with the same key and split, where that is another one."""
+    both = np.where(keys >= 0, keys * (splits.max(initial=0) + 2) + splits + 1, -1)
+    return partner_before(both, np.arange(len(keys)))
+
+
+def _one_per_group(found: dict[str, Ints], groups: Ints) -> dict[str, Ints]:
+    """Keep one pair of each group of copies, under its gravest fault."""
+    shown = np.empty(0, np.int64)
+    kept = {}
+    for fault, partner in found.items():
+        rows = np.flatnonzero((partner >= 0) & ~np.isin(groups, shown))
+        seen, first = np.unique(groups[rows], return_index=True)
+        kept[fault] = np.full(len(partner), -1)
+        kept[fault][rows[first]] = partner[rows[first]]
+        shown = np.concatenate([shown, seen])
+    return kept
+
+
+def _shared_out(found: dict[str, Ints], most: int) -> list[Pair]:
+    """Take from each kind in turn until there are enough; each kind's spread over the data."""
+    rows = {fault: np.flatnonzero(partner >= 0) for fault, partner in found.items()}
+    taken = dict.fromkeys(rows, 0)
+    room = min(most, sum(map(len, rows.values())))
+    while sum(taken.values()) < room:
+        for fault, those in rows.items():
+            taken[fault] += taken[fault] < len(those) and sum(taken.values()) < room
+    return [
+        Pair(fault, int(found[fault][row]), int(row))
+        for fault, count in taken.items()
+        for row in _spread(rows[fault], count)
+    ]
+
+
+def _spread(rows: Ints, count: int) -> Ints:
+    """At most `count` rows at equal distances."""
+    if len(rows) <= count:
+        return rows
+    return rows[np.linspace(0, len(rows) - 1, count).round().astype(np.int64)]
+
+
+def _describe(scans: pa.Table, row: int) -> dict[str, Any]:
+    names = ("path", "frame", "label", "split", "dataset")
+    return {name: scans[name][row].as_py() for name in names}

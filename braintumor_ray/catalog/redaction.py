@@ -1,0 +1,65 @@
+"""Catalogs that no longer tell where a scan is, for results that leave the house."""
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from braintumor_ray.catalog.identity import KEY_VARIABLE, IdentityHash
+from braintumor_ray.catalog.listing import label_of
+from braintumor_ray.catalog.schema import CATALOG_SCHEMA
+from braintumor_ray.errors import UsageError
+
+REDACTED = "redacted:"  # begins what stands in for a path or URI
+
+
+@dataclass(frozen=True)
+class UriRedaction:
+    """Stands a keyed hash of the relative path in for everything that tells where a scan is.
+
+    Attributes:
+        secret: the key of the HMAC; another key makes another stand-in for the same file.
+    """
+
+    secret: bytes
+
+    def __call__(self, path: str) -> str:
+        """The stand-in for a path below the archive's root."""
+        return f"{REDACTED}{IdentityHash(self.secret)(path, 'uri')}"
+
+    @property
+    def check(self) -> str:
+        """Tells two keys apart without giving either away."""
+        return str(IdentityHash(self.secret)("which key", "check"))
+
+
+def uri_redaction(identity: IdentityHash) -> UriRedaction:
+    """The redaction with the same key as the ids'.
+
+    Raises:
+        UsageError: there is no key.
+    """
+    if identity.secret is None:
+        raise UsageError(
+            f"--redact-uri needs a key for its hashes; set {KEY_VARIABLE} or give --hash-key-file"
+        )
+    return UriRedaction(identity.secret)
+
+
+def redact_catalog(catalog: pa.Table, redaction: UriRedaction | None) -> pa.Table:
+    """The catalog with a keyed hash for path and URI; as it is where there is no redaction.
+
+    Further columns of a table are left out, and so are labels that are the name of a folder: both
+    may repeat the path. Rows that are redacted already stay as they are.
+    """
+    if redaction is None:
+        return catalog
+    paths = catalog["path"].to_pylist()
+    hidden = [path if path.startswith(REDACTED) else redaction(path) for path in paths]
+    labels = [
+        None if label == label_of(path) else label
+        for label, path in zip(catalog["label"].to_pylist(), paths, strict=True)
+    ]
+    kept = catalog.select([name for name in CATALOG_SCHEMA.names if name in catalog.column_names])
+    for name, values in (("uri", hidden), ("path", hidden), ("label", labels)):
+        kept = kept.set_column(kept.column_names.index(name), name, pa.array(values, pa.string()))
+    return kept

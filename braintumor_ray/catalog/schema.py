@@ -1,0 +1,139 @@
+"""The catalog's contract: its columns, how a source is read, the id of a scan, the Parquet file."""
+
+import hashlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from braintumor_ray.catalog.identity import IdentityHash
+from braintumor_ray.decode.types import DEFAULT_VOLUMES, VolumeOptions
+from braintumor_ray.errors import CatalogError
+from braintumor_ray.storage import open_filesystem
+
+Progress = Callable[[int, int], None]
+
+
+CATALOG_SCHEMA = pa.schema(
+    [
+        pa.field("scan_id", pa.int64(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("path", pa.string(), nullable=False),
+        pa.field("frame", pa.int32(), nullable=False),
+        pa.field("size", pa.int64()),
+        pa.field("mtime", pa.timestamp("us", tz="UTC")),
+        pa.field("format", pa.string()),
+        pa.field("mode", pa.string()),
+        pa.field("height", pa.int32()),
+        pa.field("width", pa.int32()),
+        pa.field("modality", pa.string()),
+        pa.field("plane", pa.string()),
+        pa.field("sequence", pa.string()),
+        pa.field("label", pa.string()),
+        pa.field("official_split", pa.string()),
+        pa.field("patient_key", pa.string()),
+        pa.field("study_key", pa.string()),
+        pa.field("series_key", pa.string()),
+        pa.field("sop_key", pa.string()),
+    ]
+)
+
+
+HEADER_COLUMNS = ("modality", "plane", "sequence")  # older catalogs lack them
+
+
+@dataclass(frozen=True)
+class CatalogOptions:
+    """How a source is read.
+
+    Attributes:
+        path_column, label_column, patient_column: columns of a CSV; None: by their usual names.
+        root: the folder that a CSV's paths are below; None: the CSV's own.
+        patient_pattern: finds a patient id in the relative path.
+        identity: turns ids into keys.
+        probe_headers: read each file's header for format, mode and size; without, every file
+            counts as one frame.
+        volumes: how a NIfTI volume becomes frames; path and URI say so where it is not the
+            default, see `VolumeOptions.mark`.
+        threads: files read at a time.
+    """
+
+    path_column: str | None = None
+    label_column: str | None = None
+    patient_column: str | None = None
+    root: str | None = None
+    patient_pattern: re.Pattern[str] | None = None
+    identity: IdentityHash = field(default_factory=IdentityHash)
+    probe_headers: bool = True
+    volumes: VolumeOptions = DEFAULT_VOLUMES
+    threads: int = 8
+
+
+def scan_id(path: str, frame: int, size: int | None, mtime_us: int | None) -> int:
+    """64-bit id of one version of one scan: BLAKE2b of relative path, frame, size and mtime.
+
+    Changed content is a new version of the scan and gets another id.
+    """
+    text = f"{path}\0{frame}\0{size}\0{mtime_us}"
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+    return int.from_bytes(digest, "big", signed=True)
+
+
+def check_ids(table: pa.Table) -> None:
+    """Refuse a catalog in which two rows have the same scan id.
+
+    Raises:
+        CatalogError: names both paths.
+    """
+    ids = table["scan_id"].to_numpy()
+    order = np.argsort(ids, kind="stable")
+    repeated = np.flatnonzero(ids[order][1:] == ids[order][:-1])
+    if not len(repeated):
+        return
+    pair = order[repeated[0] : repeated[0] + 2]
+    one, other = table["path"].take(pa.array(pair)).to_pylist()
+    cause = "the path is listed twice" if one == other else "their hashes collide"
+    raise CatalogError(
+        f"'{one}' and '{other}' have the same scan id: {cause}; list each file once, or rename one"
+    )
+
+
+def read_catalog(path: str | Path) -> pa.Table:
+    """Read a catalog, a Parquet file or a folder of them.
+
+    Raises:
+        CatalogError: it cannot be read or lacks columns.
+    """
+    import pyarrow.parquet as pq
+
+    filesystem, inner = open_filesystem(path)
+    try:
+        table = pq.read_table(inner, filesystem=filesystem)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise CatalogError(f"catalog '{path}' cannot be read: {error}") from error
+    for name in HEADER_COLUMNS:
+        if name not in table.column_names:
+            table = table.append_column(name, pa.nulls(table.num_rows, pa.string()))
+    missing = [name for name in CATALOG_SCHEMA.names if name not in table.column_names]
+    if missing:
+        raise CatalogError(
+            f"'{path}' is not a catalog: column '{missing[0]}' is missing; make one with "
+            "'braintumor-ray catalog SOURCE --output CATALOG.parquet'"
+        )
+    return table
+
+
+def write_catalog(table: pa.Table, path: str | Path) -> None:
+    """Write a catalog as one Parquet file, whole or not at all."""
+    import io
+
+    import pyarrow.parquet as pq
+
+    from braintumor_ray.storage import write_atomically
+
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    write_atomically(path, buffer.getvalue())

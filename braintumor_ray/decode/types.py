@@ -1,0 +1,165 @@
+"""What decoding takes and gives: limits, volumes, pixels or a reason; the contract of a reader."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from braintumor_ray.errors import BrainTumorError
+
+Gray = npt.NDArray[np.uint8]
+
+
+Status = Literal["ok", "quarantined", "skipped"]
+
+
+class Unreadable(BrainTumorError):
+    """Why a file cannot become pixels: one stable sentence without paths or tag values."""
+
+
+@dataclass(frozen=True)
+class DecodeLimits:
+    """What a file may cost; both are checked before any pixel is allocated.
+
+    Attributes:
+        max_bytes: Largest file. 256 MiB holds a 4-D volume of ordinary size.
+        max_pixels: Most pixels in one frame. 64 million is 8000 x 8000: over fifty times the
+            largest MR matrix in use (1024 x 1024), more than a film scan, and 256 MB as RGBA.
+    """
+
+    max_bytes: int = 256 * 2**20
+    max_pixels: int = 64_000_000
+
+    def check_bytes(self, n_bytes: int) -> None:
+        """Refuse a file of `n_bytes` bytes that is too large.
+
+        Raises:
+            Unreadable: if it is over `max_bytes`.
+        """
+        if n_bytes > self.max_bytes:
+            raise Unreadable(f"{n_bytes} bytes is over the limit of {self.max_bytes}")
+
+    def check_pixels(self, width: int, height: int) -> None:
+        """Refuse a frame of `width` x `height` pixels that is too large.
+
+        Raises:
+            Unreadable: if it is over `max_pixels`.
+        """
+        if width * height > self.max_pixels:
+            raise Unreadable(
+                f"{width} x {height} pixels is over the limit of {self.max_pixels}",
+            )
+
+
+DEFAULT_LIMITS = DecodeLimits()
+
+
+Plane = Literal["axial", "coronal", "sagittal"]
+
+
+@dataclass(frozen=True)
+class VolumeOptions:
+    """How a volume becomes frames; a DICOM file and a raster file have their own.
+
+    Attributes:
+        plane: The slices of a NIfTI volume: feet to head, back to front, or left to right.
+        volume: Which volume of a 4-D NIfTI, from 0.
+    """
+
+    plane: Plane = "axial"
+    volume: int = 0
+
+    def mark(self, location: str) -> str:
+        """A path or URI that says how its volume is cut; unchanged for the default way.
+
+        A catalog's rows carry it, so that whoever reads them later cuts the same slices, and
+        slices of two planes are never taken for the same scan.
+        """
+        if self == DEFAULT_VOLUMES:
+            return location
+        return f"{location}#plane={self.plane}&volume={self.volume}"
+
+
+DEFAULT_VOLUMES = VolumeOptions()
+
+
+_MARK = re.compile(r"#plane=(axial|coronal|sagittal)&volume=(\d+)$")
+
+
+def unmark(location: str) -> tuple[str, VolumeOptions]:
+    """The inverse of `VolumeOptions.mark`."""
+    found = _MARK.search(location)
+    if found is None:
+        return location, DEFAULT_VOLUMES
+    return location[: found.start()], VolumeOptions(cast(Plane, found[1]), int(found[2]))
+
+
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """The pixels of one frame, or why there are none: exactly one of `gray` and `reason`.
+
+    Attributes:
+        gray: uint8 (H, W), C-contiguous, upright (stored orientation applied), 0 is black.
+        reason: One short sentence, the same for the same fault, without paths or tag values.
+        format: ``jpeg``, ``png``, ``tiff``, ``bmp``, ``dicom`` or ``nifti``; None if unknown.
+        mode: How samples are stored; for raster files Pillow's mode string (``L``, ``RGB``...).
+        status: ``ok``; ``quarantined`` (cannot be read); ``skipped`` (readable, not to be scored).
+    """
+
+    gray: Gray | None = None
+    reason: str | None = None
+    format: str | None = None
+    mode: str | None = None
+    status: Status = "ok"
+
+    def __post_init__(self) -> None:
+        assert (self.gray is None) != (self.reason is None)
+        assert (self.gray is not None) == (self.status == "ok")
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a file's header says; without decoding a pixel.
+
+    Attributes:
+        format: As in `Decoded`; None if unknown.
+        mode: As in `Decoded`; None where `reason` is set.
+        width: Columns of the upright image; 0 where `reason` is set.
+        height: Rows of the upright image; 0 where `reason` is set.
+        frames: Frames in the file (pages of a TIFF); 0 where `reason` is set.
+        reason: Why the header could not be read, else None.
+        tags: What else the header says: ``modality``, ``plane`` and ``sequence`` in the clear,
+            and the ids ``patient``, ``study``, ``series`` and ``sop``, which only an
+            `IdentityHash` may take on (hence not shown).
+    """
+
+    format: str | None = None
+    mode: str | None = None
+    width: int = 0
+    height: int = 0
+    frames: int = 0
+    reason: str | None = None
+    tags: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+FrameDecoder = Callable[[int], Decoded]
+
+
+class Reader(NamedTuple):
+    """What a format brings; whatever is raised, the functions of this module give as a reason.
+
+    Attributes:
+        open: Parses a file once and returns what decodes its frames by their number.
+        probe: Reads the header.
+    """
+
+    open: Callable[[bytes, str, DecodeLimits, VolumeOptions], FrameDecoder]
+    probe: Callable[[bytes, str, VolumeOptions], Probe]
+
+
+def label(name: str | None) -> str:
+    """How a reason writes a format's name."""
+    return {None: "file", "nifti": "NIfTI"}.get(name) or str(name).upper()

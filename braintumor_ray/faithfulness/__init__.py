@@ -1,0 +1,1 @@
+"""Whether heatmaps follow the network: deletion, insertion, parameter randomization."""

@@ -1,0 +1,1 @@
+"""Where tumors are (masks, boxes, outlines), and how well heatmaps find them."""

@@ -1,0 +1,247 @@
+"""Where the tumours are, as people drew them: mask images, boxes, YOLO files, VIA outlines.
+
+Found by a scan's path in the catalog, given as a mask of any size.
+"""
+
+import posixpath
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+
+from braintumor_ray.localization.formats import box_outlines, via_outlines, yolo_outlines
+from braintumor_ray.localization.outlines import Mask, Outlines, TruthError, resized_mask
+from braintumor_ray.storage import open_filesystem, read_bytes
+
+__all__ = ["Outlines", "TruthError", "TruthIndex", "load_truth"]
+
+Kind = Literal["masks", "boxes", "yolo", "via"]
+IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+LOSSY = (".jpg", ".jpeg")
+MASK_ENDINGS = ("_mask", "_seg", "-mask", "-seg")
+NOT_YOLO = {"classes.txt", "readme.txt", "train.txt", "val.txt", "test.txt"}
+
+
+@dataclass(frozen=True)
+class TruthIndex:
+    """Tumour truth of many scans, looked up by path.
+
+    Attributes:
+        location: where it was loaded from.
+        kind: 'masks', 'boxes', 'yolo' or 'via'.
+        entries: by path or file name as the truth names it (masks and YOLO: without suffix):
+            outlines, or the location of a mask image.
+    """
+
+    location: str
+    kind: Kind
+    entries: Mapping[str, Outlines | str]
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def find(self, path: str) -> str | None:
+        """The entry that belongs to a scan, None where there is none.
+
+        Names agree where one is the end of the other, whole folders compared:
+        `yes/y1.jpg` belongs to `y1.jpg`, `b/1.jpg` does not belong to `a/1.jpg`.
+
+        Args:
+            path: the scan's path in the catalog, below its root, with /.
+
+        Raises:
+            TruthError: several entries agree with the path.
+        """
+        wanted = self._key(path)
+        if wanted in self.entries:
+            return wanted
+        names = self._by_name.get(posixpath.basename(wanted), [])
+        found = [name for name in names if _same_end(name, wanted)]
+        if len(found) > 1:
+            raise TruthError(
+                f"'{path}' may be '{found[0]}' or '{found[1]}' of '{self.location}'; "
+                "name the truth's files by their paths, or give a folder further down"
+            )
+        return found[0] if found else None
+
+    def match(self, paths: Iterable[str]) -> dict[str, str]:
+        """Entries of a whole catalog, by scan path; scans without one are left out.
+
+        Raises:
+            TruthError: two scans share an entry, or one scan has several.
+        """
+        matched: dict[str, str] = {}
+        owner: dict[str, str] = {}
+        for path in dict.fromkeys(paths):
+            key = self.find(path)
+            if key is None:
+                continue
+            other = owner.setdefault(key, path)
+            if other != path:
+                raise TruthError(
+                    f"'{other}' and '{path}' both answer to '{key}' of '{self.location}'; "
+                    "name the truth's files by their paths"
+                )
+            matched[path] = key
+        return matched
+
+    def mask(
+        self,
+        path: str,
+        shape: tuple[int, int],
+        scan_shape: tuple[int, int] | None = None,
+        frame: int = 0,
+    ) -> Mask | None:
+        """Where the tumour is, at a wanted size.
+
+        Args:
+            path: the scan's path in the catalog.
+            shape: wanted (height, width); the network's input is (S, S), the scan squashed.
+            scan_shape: (height, width) of the decoded scan; needed for VIA outlines.
+            frame: of a multi-frame file; this truth describes frame 0 only.
+
+        Returns:
+            bool of the wanted shape, all False where the truth says that there is no tumour;
+            None where it says nothing of this scan.
+
+        Raises:
+            TruthError: the mask image cannot be read, has another aspect than the scan, or
+                several entries agree with the path.
+        """
+        key = self.find(path) if frame == 0 else None
+        if key is None:
+            return None
+        entry = self.entries[key]
+        if isinstance(entry, Outlines):
+            return entry.mask(shape, scan_shape)
+        return resized_mask(_read_mask(entry, scan_shape), shape)
+
+    @cached_property
+    def _by_name(self) -> dict[str, list[str]]:
+        names: dict[str, list[str]] = defaultdict(list)
+        for key in self.entries:
+            names[posixpath.basename(key)].append(key)
+        return names
+
+    def _key(self, path: str) -> str:
+        return posixpath.splitext(path)[0] if self.kind in ("masks", "yolo") else path
+
+
+def load_truth(location: str | Path) -> TruthIndex:
+    """Read tumour truth of any kind.
+
+    Args:
+        location: a folder of mask images (same relative paths as the scans, any image suffix,
+            `_mask` or `_seg` at the end allowed; not zero = tumour), a folder of YOLO .txt files
+            (boxes or polygons in fractions), a .csv with columns path, x_min, y_min, x_max, y_max
+            (fractions, several rows per path allowed), or VIA's .json. A local path or a URI.
+
+    Raises:
+        TruthError: nothing there, an unknown kind, or a line that cannot be meant.
+    """
+    text = str(location).rstrip("/")
+    suffix = posixpath.splitext(text)[1].lower()
+    if suffix == ".csv":
+        return TruthIndex(text, "boxes", box_outlines(_text(text), text))
+    if suffix == ".json":
+        return TruthIndex(text, "via", via_outlines(_text(text), text))
+    return _folder(text)
+
+
+def _folder(location: str) -> TruthIndex:
+    files = _list(location)
+    labels = [f for f in files if f.lower().endswith(".txt") and _base(f).lower() not in NOT_YOLO]
+    images = [f for f in files if f.lower().endswith(IMAGES)]
+    if images and labels:
+        raise TruthError(
+            f"'{location}' holds images ({images[0]}) and .txt files ({labels[0]}); give the "
+            "folder of masks, or the folder of YOLO labels"
+        )
+    if labels:
+        return TruthIndex(location, "yolo", _yolo(location, labels))
+    if images:
+        return TruthIndex(location, "masks", _mask_files(location, images))
+    raise TruthError(
+        f"'{location}' holds neither mask images ({', '.join(IMAGES)}) nor YOLO .txt files; "
+        "truth is a folder of one of them, a .csv of boxes or VIA's .json"
+    )
+
+
+def _list(location: str) -> list[str]:
+    from pyarrow.fs import FileSelector, FileType
+
+    filesystem, base = open_filesystem(location)
+    try:
+        infos = filesystem.get_file_info(FileSelector(base, recursive=True))
+    except OSError as error:
+        raise TruthError(
+            f"truth '{location}' cannot be listed: {error}; give a folder of masks or YOLO .txt "
+            "files, a .csv of boxes or VIA's .json"
+        ) from error
+    files = (posixpath.relpath(i.path, base) for i in infos if i.type == FileType.File)
+    return sorted(f for f in files if not any(part.startswith(".") for part in f.split("/")))
+
+
+def _yolo(location: str, files: list[str]) -> dict[str, Outlines]:
+    found = {}
+    for file in files:
+        where = f"{location}/{file}"
+        found[posixpath.splitext(file)[0]] = yolo_outlines(_text(where), where)
+    return found
+
+
+def _mask_files(location: str, files: list[str]) -> dict[str, Outlines | str]:
+    found: dict[str, Outlines | str] = {}
+    for file in files:
+        key = posixpath.splitext(file)[0]
+        ending = next((e for e in MASK_ENDINGS if key.lower().endswith(e)), "")
+        key = key.removesuffix(key[len(key) - len(ending) :]) if ending else key
+        if key in found:
+            raise TruthError(f"'{location}' holds two masks for '{key}'; keep one")
+        found[key] = f"{location}/{file}"
+    return found
+
+
+def _read_mask(location: str, scan_shape: tuple[int, int] | None) -> Mask:
+    try:
+        data = np.frombuffer(read_bytes(location), np.uint8)
+    except OSError as error:
+        raise TruthError(f"mask '{location}' cannot be read: {error}") from error
+    # An empty buffer is an error of its own to OpenCV; damage gives None.
+    pixels = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH) if data.size else None
+    if pixels is None:
+        raise TruthError(f"mask '{location}' is not an image that can be read; write it as PNG")
+    if scan_shape is not None and not _same_aspect(pixels.shape[:2], scan_shape):
+        raise TruthError(
+            f"mask '{location}' is {pixels.shape[1]}x{pixels.shape[0]} px, its scan "
+            f"{scan_shape[1]}x{scan_shape[0]}: another aspect; is it another scan's?"
+        )
+    floor = 127 if location.lower().endswith(LOSSY) else 0  # JPEG leaves noise about the edge
+    return np.asarray(pixels > floor)
+
+
+def _same_aspect(mask: tuple[int, ...], scan: tuple[int, int]) -> bool:
+    """Whether one size is the other, scaled and rounded to whole pixels."""
+    height = mask[1] * scan[0] / scan[1]
+    return abs(height - mask[0]) <= 1 + 0.01 * mask[0]
+
+
+def _text(location: str) -> str:
+    try:
+        return read_bytes(location).decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TruthError(f"truth '{location}' cannot be read: {error}") from error
+
+
+def _same_end(first: str, second: str) -> bool:
+    shorter, longer = sorted((first, second), key=len)
+    return longer == shorter or longer.endswith(f"/{shorter}")
+
+
+def _base(path: str) -> str:
+    return posixpath.basename(path)

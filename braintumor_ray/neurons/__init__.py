@@ -1,0 +1,1 @@
+"""Features of the last layer against classes."""

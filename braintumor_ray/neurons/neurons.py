@@ -1,0 +1,219 @@
+"""What single neurons of the last feature map respond to, and which class they go with."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from braintumor_ray.errors import UsageError
+from braintumor_ray.neurons.pictures import prepared_batches, write_sheets
+from braintumor_ray.neurons.statistics import NeuronStats, neuron_stats
+from braintumor_ray.predict.predictor import Predictor, softmax
+from braintumor_ray.storage import open_filesystem, write_atomically
+
+ACTIVATIONS, TABLE, SUMMARY = "activations.parquet", "neurons.csv", "neurons.json"
+Progress = Callable[[int, int], None]
+_NOTE = (
+    "Scans count as independent: with slices of one patient or duplicates the q-values are too "
+    "small. A neuron that goes with a class is no proof of what the network uses it for."
+)
+
+
+@dataclass(frozen=True)
+class NeuronOptions:
+    """How neurons are looked at.
+
+    Attributes:
+        device: as for `Predictor`.
+        batch_size: scans per forward pass; None: the predictor's choice.
+        top: neurons shown per class.
+        examples: scans shown per neuron, pixel-identical ones once.
+        limit: at most so many labelled scans, drawn with `seed`; None: all.
+        seed: of that draw.
+    """
+
+    device: str = "auto"
+    batch_size: int | None = None
+    top: int = 6
+    examples: int = 6
+    limit: int | None = None
+    seed: int = 0
+
+
+def run_neurons(
+    catalog: pa.Table,
+    bundle_path: str | Path,
+    output: str | Path,
+    options: NeuronOptions | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Record the last feature map's neurons over a catalog and correlate them with its labels.
+
+    Writes activations.parquet (`scan_id`, `path`, `frame`, `label`, `activation`: softmax over
+    the C pooled neurons, in [0, 1], sums to 1), neurons.csv (every neuron and class),
+    top_CLASS.png (a row per neuron: the scans that excite it most, each with that neuron's own
+    activation map) and, last, neurons.json, which is also returned.
+
+    Args:
+        catalog: scans with `label` (`data.catalog.CATALOG_SCHEMA`); unlabelled ones are left out.
+        bundle_path: the bundle.
+        output: a folder, made if it is not there.
+        options: how.
+        progress: called with scans done and to do.
+
+    Raises:
+        UsageError: fewer than two classes among the readable labelled scans.
+        BundleError: the bundle cannot be loaded.
+    """
+    options = options or NeuronOptions()
+    scans = _labelled(catalog, options)
+    predictor = Predictor.from_bundle(
+        bundle_path, options.device, methods=(), batch_size=options.batch_size
+    )
+    recorded = _record(predictor, scans, progress)
+    stats = neuron_stats(recorded.activations, recorded.scans["label"].to_pylist())
+    target = str(output).rstrip("/")
+    write_atomically(f"{target}/{ACTIVATIONS}", _parquet(recorded))
+    write_atomically(f"{target}/{TABLE}", _csv(stats))
+    summary = {
+        "scans": recorded.scans.num_rows,
+        "neurons": recorded.activations.shape[1],
+        "unlabelled": catalog.num_rows - scans.num_rows if options.limit is None else None,
+        "unreadable": scans.num_rows - recorded.scans.num_rows,
+        "bundle_fingerprint": predictor.bundle.fingerprint,
+        "options": asdict(options),
+        "note": _NOTE,
+        "classes": _top_neurons(stats, recorded, options),
+    }
+    write_sheets(summary["classes"], recorded.scans, predictor.bundle, predictor.device, target)
+    text = json.dumps(summary, indent=1, ensure_ascii=False) + "\n"
+    write_atomically(f"{target}/{SUMMARY}", text.encode())
+    return summary
+
+
+def read_activations(output: str | Path) -> NDArray[np.float32]:
+    """The array (n_scans, n_neurons) in [0, 1], rows as in activations.parquet."""
+    import pyarrow.parquet as pq
+
+    filesystem, path = open_filesystem(f"{str(output).rstrip('/')}/{ACTIVATIONS}")
+    column = pq.read_table(path, columns=["activation"], filesystem=filesystem)["activation"]
+    flat = column.combine_chunks().flatten().to_numpy()
+    return np.asarray(flat.reshape(len(column), -1))
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    """The readable scans (n rows of the catalog), their activations (n, C) and pixel hashes."""
+
+    scans: pa.Table
+    activations: NDArray[np.float32]
+    hashes: list[str]
+
+
+def _labelled(catalog: pa.Table, options: NeuronOptions) -> pa.Table:
+    scans = catalog.filter(catalog["label"].is_valid())
+    classes = len(scans["label"].unique())
+    if classes < 2:
+        raise UsageError(
+            f"the catalog has scans of {classes} class(es); neurons are compared between two or "
+            "more: give a catalog with labels (--label-column, or a folder per class)"
+        )
+    if options.limit is not None and options.limit < scans.num_rows:
+        drawn = np.random.default_rng(options.seed).permutation(scans.num_rows)[: options.limit]
+        scans = scans.take(pa.array(np.sort(drawn)))
+    return scans
+
+
+def _record(predictor: Predictor, scans: pa.Table, progress: Progress | None) -> _Recorded:
+    kept, pooled, hashes = [], [], []
+    for start, prepared in prepared_batches(
+        scans, predictor.bundle.preprocessing, predictor.batch_size
+    ):
+        usable = [i for i, scan in enumerate(prepared) if scan.image is not None]
+        if usable:
+            squares = np.stack([np.asarray(prepared[i].image) for i in usable])
+            pooled.append(predictor.forward(squares, explain=False).pooled)
+        kept += [start + i for i in usable]
+        hashes += [str(prepared[i].pixel_sha256) for i in usable]
+        if progress:
+            progress(start + len(prepared), scans.num_rows)
+    if not kept:
+        raise UsageError(f"none of {scans.num_rows} labelled scans can be read")
+    return _Recorded(scans.take(pa.array(kept)), softmax(np.concatenate(pooled)), hashes)
+
+
+def _parquet(recorded: _Recorded) -> bytes:
+    import pyarrow.parquet as pq
+
+    count, neurons = recorded.activations.shape
+    flat = pa.array(recorded.activations.reshape(-1))
+    table = recorded.scans.select(["scan_id", "path", "frame", "label"]).append_column(
+        "activation", pa.FixedSizeListArray.from_arrays(flat, neurons)
+    )
+    assert table.num_rows == count
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+_STATISTICS = ("r", "r_q", "auroc", "auroc_q", "mean_in", "mean_out")
+
+
+def _statistics(stats: NeuronStats, index: int, neuron: int) -> dict[str, float | None]:
+    values = {name: float(getattr(stats, name)[index, neuron]) for name in _STATISTICS}
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+
+
+def _csv(stats: NeuronStats) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ["class", "neuron", *_STATISTICS], lineterminator="\n")
+    writer.writeheader()
+    for index, name in enumerate(stats.classes):
+        for neuron in range(stats.r.shape[1]):
+            row = _statistics(stats, index, neuron)
+            writer.writerow({"class": name, "neuron": neuron, **row})
+    return text.getvalue().encode()
+
+
+def _top_neurons(
+    stats: NeuronStats, recorded: _Recorded, options: NeuronOptions
+) -> dict[str, list[dict[str, Any]]]:
+    paths = recorded.scans["path"].to_pylist()
+    frames, labels = (recorded.scans[name].to_pylist() for name in ("frame", "label"))
+    tops: dict[str, list[dict[str, Any]]] = {}
+    for index, name in enumerate(stats.classes):
+        tops[name] = []
+        for neuron in stats.top(index, options.top).tolist():
+            activation = recorded.activations[:, neuron]
+            rows = _most_excited(activation, recorded.hashes, options.examples)
+            examples = [
+                {
+                    "row": row,
+                    "path": paths[row],
+                    "frame": frames[row],
+                    "label": labels[row],
+                    "activation": float(activation[row]),
+                }
+                for row in rows
+            ]
+            found = {"neuron": neuron, **_statistics(stats, index, neuron), "examples": examples}
+            tops[name].append(found)
+    return tops
+
+
+def _most_excited(activation: NDArray[np.float32], hashes: Sequence[str], count: int) -> list[int]:
+    """Rows of the highest activations; of scans with the same pixels one."""
+    rows: dict[str, int] = {}
+    for row in np.argsort(-activation, kind="stable").tolist():
+        if len(rows) == count:
+            break
+        rows.setdefault(hashes[row], row)
+    return list(rows.values())

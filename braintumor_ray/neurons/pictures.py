@@ -1,0 +1,116 @@
+"""Pictures of what excites a neuron, and the reading of scans for them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from braintumor_ray.decode.prepare import WORKER, Prepared
+from braintumor_ray.decode.preprocess import GrayImage, Preprocessing
+from braintumor_ray.decode.reading import group_frames, prepare_scans
+from braintumor_ray.decode.sandbox import DecodeSandbox
+from braintumor_ray.decode.types import DecodeLimits
+from braintumor_ray.explain.overlay import contact_sheet, heatmap_at, superimpose, write_png
+from braintumor_ray.models.bundle import Bundle
+from braintumor_ray.models.classifier import Classifier, normalise
+
+_TILE = 160
+
+
+@torch.no_grad()
+def activation_maps(
+    model: Classifier,
+    images: GrayImage,
+    neurons: NDArray[np.int64],
+    preprocessing: Preprocessing,
+    batch_size: int = 32,
+) -> NDArray[np.float32]:
+    """One neuron's own map A_k for each scan, at the feature map's size.
+
+    Args:
+        model: in eval mode.
+        images: uint8 (n, S, S).
+        neurons: which channel to take of each scan, (n,).
+        preprocessing: the bundle's.
+        batch_size: scans per forward pass.
+
+    Returns:
+        float32 (n, h, w), as the network computes it: not normalised, negative where its last
+        activation lets negative values through.
+    """
+    device = next(model.parameters()).device
+    parts = []
+    for start in range(0, len(images), batch_size):
+        batch = torch.from_numpy(images[start : start + batch_size]).to(device)
+        features = model.features(normalise(batch, preprocessing)).float()
+        channels = torch.from_numpy(neurons[start : start + batch_size]).to(device)
+        parts.append(features[torch.arange(len(batch), device=device), channels].cpu().numpy())
+    return np.concatenate(parts)
+
+
+def prepared_batches(
+    scans: pa.Table, preprocessing: Preprocessing, batch_size: int
+) -> Iterator[tuple[int, list[Prepared]]]:
+    """Batches of scans, decoded and resized, each with its first row's number."""
+    files = group_frames(scans["uri"].to_pylist(), scans["frame"].to_pylist())
+    start, batch = 0, []
+    with DecodeSandbox(WORKER) as sandbox:
+        for scan in prepare_scans(files, sandbox, preprocessing, DecodeLimits()):
+            batch.append(scan)
+            if len(batch) == batch_size:
+                yield start, batch
+                start, batch = start + len(batch), []
+    if batch:
+        yield start, batch
+
+
+def write_sheets(
+    classes: Mapping[str, Sequence[Mapping[str, Any]]],
+    scans: pa.Table,
+    bundle: Bundle,
+    device: torch.device,
+    folder: str | Path,
+) -> None:
+    """Write top_NUMBER_CLASS.png: a row per neuron, the scans that excite it most with its map.
+
+    Args:
+        classes: by class its neurons, each with `neuron` and `examples` (`row` and
+            `label`).
+        scans: catalog rows that `row` counts.
+        bundle: of the network.
+        device: where it runs.
+        folder: exists.
+    """
+    model = bundle.build_model().to(device)
+    for number, (name, neurons) in enumerate(classes.items()):
+        picked = [(e, found["neuron"]) for found in neurons for e in found["examples"]]
+        if not picked:
+            continue
+        rows = scans.take(pa.array([example["row"] for example, _ in picked]))
+        images = _images(rows, bundle.preprocessing)
+        channels = np.array([neuron for _, neuron in picked], np.int64)
+        maps = activation_maps(model, images, channels, bundle.preprocessing)
+        tiles = [
+            superimpose(image, heatmap_at(np.maximum(cam, 0), (image.shape[0], image.shape[1])))
+            for image, cam in zip(images, maps, strict=True)
+        ]
+        captions = [f"n{neuron} {example['label']}" for example, neuron in picked]
+        columns = max(len(found["examples"]) for found in neurons)
+        sheet = contact_sheet(tiles, columns, captions, _TILE)
+        write_png(Path(folder) / f"top_{number}_{_file_name(name)}.png", sheet)
+
+
+def _images(rows: pa.Table, preprocessing: Preprocessing) -> GrayImage:
+    """Scans that were read before, read again; black where one has gone since."""
+    black = np.zeros((preprocessing.image_size,) * 2, np.uint8)
+    batches = prepared_batches(rows, preprocessing, rows.num_rows)
+    scans = [scan for _, batch in batches for scan in batch]
+    return np.stack([black if scan.image is None else scan.image for scan in scans])
+
+
+def _file_name(text: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_" else "_" for c in text)

@@ -1,0 +1,63 @@
+"""Rendering self-contained HTML pages from the package's templates."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from braintumor_ray.storage import write_atomically
+
+
+def render(template: str, context: Mapping[str, Any]) -> str:
+    """Render a template of `pages/templates`; values are escaped, none may be missing."""
+    environment = Environment(
+        loader=PackageLoader("braintumor_ray.pages"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(_FILTERS)
+    return environment.get_template(template).render(**context)
+
+
+def write_page(path: Path, template: str, context: Mapping[str, Any]) -> None:
+    """Render and write a page, whole or not at all."""
+    write_atomically(path, render(template, context).encode())
+
+
+def number(value: float | int | None, digits: int = 3) -> str:
+    """A metric as the pages show it: integers grouped, shares with `digits` decimals."""
+    if value is None:
+        return "–"  # noqa: RUF001 - a dash, as tables show what is not defined
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.{digits}f}"
+
+
+def interval(value: Mapping[str, Any]) -> str:
+    """An interval's ends, such as '0.812 to 0.874', never broken; empty where there is none."""
+    if value.get("low") is None or value.get("high") is None:
+        return ""
+    return f"{number(value['low'])}\u00a0to\u00a0{number(value['high'])}"
+
+
+def percent(value: float | None) -> str:
+    """A share as a percentage with one decimal."""
+    return "–" if value is None else f"{value:.1%}"  # noqa: RUF001
+
+
+def plain(name: str) -> str:
+    """A key as words: 'pixel_identical' becomes 'pixel identical'."""
+    return str(name).replace("_", " ")
+
+
+_FILTERS: dict[str, Callable[..., str]] = {
+    "number": number,
+    "interval": interval,
+    "percent": percent,
+    "plain": plain,
+}

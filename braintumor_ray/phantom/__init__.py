@@ -1,0 +1,1 @@
+"""Synthetic scans with exact tumor masks; they say nothing about patients."""

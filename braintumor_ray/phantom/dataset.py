@@ -1,0 +1,221 @@
+"""Phantom data sets: synthetic scans with masks, patients, a split and planted bad files."""
+
+import csv
+from collections.abc import Callable, Iterator
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from braintumor_ray.errors import UsageError
+from braintumor_ray.phantom.lesion import CLASS_NAMES
+from braintumor_ray.phantom.planted import Planted, encode, plant_bad_files, plant_duplicates
+from braintumor_ray.phantom.slices import (
+    Slice,
+    draw_patient_slice,
+    draw_slice,
+    sample_patient,
+)
+
+__all__ = [
+    "CLASS_NAMES",
+    "PhantomSummary",
+    "Slice",
+    "draw_slice",
+    "patient_slices",
+    "write_phantoms",
+]
+
+_FORMAT_STREAM = 1  # keeps the draw of file formats apart from the draw of anatomy
+_README = """\
+Synthetic phantom scans
+=======================
+
+These images are SYNTHETIC: drawn by a program (braintumor-ray phantom), not acquired from people.
+They resemble axial brain MR slices closely enough to test software with. They are not medical
+data, and no figure measured on them says anything about real scans.
+
+scans/{Training,Testing}/CLASS/   the images; every patient is in one of the two only
+masks/tumour/, masks/skull/       the same paths with .png: 255 inside, 0 outside, exact
+                                  (a glioma's mask leaves out its oedema)
+scans.csv                         one row per scan; path is relative to scans/
+planted.csv                       files put there to be found: unreadable ones, and copies of
+                                  Training scans in Testing; they are not in scans.csv
+"""
+
+
+@dataclass(frozen=True)
+class ScanRow:
+    """A row of `scans.csv`; width and height are in pixels."""
+
+    path: str
+    label: str
+    patient_id: str
+    slice: int
+    split: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class PhantomSummary:
+    """What `write_phantoms` wrote."""
+
+    directory: Path
+    patients: int
+    scans: int
+    training: int
+    testing: int
+    scans_per_class: dict[str, int]
+    planted: tuple[Planted, ...]
+
+
+def patient_slices(number: int, *, seed: int = 0, slices: tuple[int, int] = (2, 5)) -> list[Slice]:
+    """Draw all slices of one patient, lowest first.
+
+    Patient `number` has class `CLASS_NAMES[number % 4]` and depends on `seed` and `number` alone,
+    not on how many patients there are.
+
+    Args:
+        number: The patient, from 0.
+        seed: The data set's seed.
+        slices: Fewest and most slices of a patient.
+    """
+    low, high = slices
+    draw = np.random.default_rng(np.random.SeedSequence((seed, number, 0)))
+    count = low + int(draw.random() * (high - low + 1))
+    levels = np.linspace(0.08, 0.92, count) if count > 1 else np.array([0.5])
+    drawn = sample_patient((seed, number), CLASS_NAMES[number % len(CLASS_NAMES)])
+    return [
+        draw_patient_slice(drawn, float(level), patient=f"p{number:04d}", slice_index=index)
+        for index, level in enumerate(levels)
+    ]
+
+
+def write_phantoms(
+    directory: str | Path,
+    *,
+    patients: int = 40,
+    seed: int = 0,
+    slices: tuple[int, int] = (2, 5),
+    bad_files: bool = True,
+    duplicates: bool = True,
+    progress: Callable[[int, int], None] | None = None,
+) -> PhantomSummary:
+    """Write a synthetic data set: scans, masks, `scans.csv`, `planted.csv` and `README.txt`.
+
+    Every fifth patient of each class is in Testing (the second, the seventh, ...). Memory does not
+    grow with the number of patients.
+
+    Args:
+        directory: Folder to write to; must not hold scans yet.
+        patients: Number of patients, spread evenly over the four classes.
+        seed: Seed, 0 or more; the same seed gives the same bytes.
+        slices: Fewest and most slices of a patient.
+        bad_files: Plant five unreadable files.
+        duplicates: Plant two copies of Training scans in Testing.
+        progress: Called with (patients done, patients) after each patient.
+
+    Raises:
+        UsageError: If an argument cannot be meant or the folder holds scans already.
+    """
+    _check(patients, seed, slices)
+    root = Path(directory)
+    scans = root / "scans"
+    if scans.exists():
+        raise UsageError(f"{root} already holds scans: give another folder or remove it first")
+    scans.mkdir(parents=True)
+    (root / "README.txt").write_text(_README, encoding="utf-8")
+    tally = _Tally()
+    with (root / "scans.csv").open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow([field.name for field in fields(ScanRow)])
+        for number in range(patients):
+            for row in _write_patient(root, number, seed, slices):
+                table.writerow(astuple(row))
+                tally.add(row)
+            if progress is not None:
+                progress(number + 1, patients)
+    planted = plant_bad_files(scans, seed) if bad_files else []
+    planted += plant_duplicates(scans, tally.originals) if duplicates else []
+    _write_planted(root / "planted.csv", planted)
+    return tally.summary(root, patients, tuple(planted))
+
+
+class _Tally:
+    """Counts of what was written, and the first scans of the first two patients, to be copied."""
+
+    def __init__(self) -> None:
+        self.training = self.testing = 0
+        self.per_class = dict.fromkeys(CLASS_NAMES, 0)
+        self.originals: list[str] = []
+
+    def add(self, row: ScanRow) -> None:
+        if row.split == "Training":
+            self.training += 1
+        else:
+            self.testing += 1
+        self.per_class[row.label] += 1
+        if row.split == "Training" and row.slice == 0 and len(self.originals) < 2:
+            self.originals.append(row.path)
+
+    def summary(
+        self, directory: Path, patients: int, planted: tuple[Planted, ...]
+    ) -> PhantomSummary:
+        return PhantomSummary(
+            directory=directory,
+            patients=patients,
+            scans=self.training + self.testing,
+            training=self.training,
+            testing=self.testing,
+            scans_per_class=self.per_class,
+            planted=planted,
+        )
+
+
+def _check(patients: int, seed: int, slices: tuple[int, int]) -> None:
+    if patients < len(CLASS_NAMES):
+        raise UsageError(f"{patients} patients: give at least 4, one of each class")
+    if seed < 0:
+        raise UsageError(f"seed {seed}: give 0 or more")
+    low, high = slices
+    if not 1 <= low <= high:
+        raise UsageError(f"slices {low} to {high}: give fewest and most, from 1 up")
+
+
+def _split_of(number: int) -> str:
+    """Testing for every fifth patient of a class, whatever the number of patients."""
+    return "Testing" if number // len(CLASS_NAMES) % 5 == 1 else "Training"
+
+
+def _write_patient(
+    root: Path, number: int, seed: int, slices: tuple[int, int]
+) -> Iterator[ScanRow]:
+    """Write a patient's scans and masks, one row each."""
+    formats = np.random.default_rng(np.random.SeedSequence((seed, number, 0, _FORMAT_STREAM)))
+    split = _split_of(number)
+    for drawn in patient_slices(number, seed=seed, slices=slices):
+        suffix = ".jpg" if formats.random() < 0.7 else ".png"
+        colour = formats.random() < 0.08
+        stem = f"{split}/{drawn.class_name}/{drawn.patient}_s{drawn.slice_index}"
+        image = cv2.cvtColor(drawn.image, cv2.COLOR_GRAY2RGB) if colour else drawn.image
+        _write(root / "scans" / (stem + suffix), encode(suffix, image))
+        for kind, mask in (("tumour", drawn.tumour_mask), ("skull", drawn.skull_mask)):
+            pixels = mask.astype(np.uint8) * np.uint8(255)
+            _write(root / "masks" / kind / f"{stem}.png", encode(".png", pixels))
+        height, width = drawn.image.shape
+        label, patient, index = drawn.class_name, drawn.patient, drawn.slice_index
+        yield ScanRow(stem + suffix, label, patient, index, split, width, height)
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def _write_planted(path: Path, planted: list[Planted]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow([field.name for field in fields(Planted)])
+        table.writerows(astuple(row) for row in planted)

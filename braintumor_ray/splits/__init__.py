@@ -1,0 +1,1 @@
+"""Copies of images, and splits that never separate them."""

@@ -1,0 +1,111 @@
+"""What a run leaves for people: curves, events, the model card."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from braintumor_ray.models.bundle import Bundle
+from braintumor_ray.training.phases import phase_lines
+from braintumor_ray.training.run_data import RunData
+
+if TYPE_CHECKING:
+    from braintumor_ray.training.options import TrainOptions
+
+
+def write_history(history: list[dict[str, Any]], folder: Path) -> None:
+    """Write history.json, curves.png and TensorBoard events."""
+    (folder / "history.json").write_text(json.dumps(history, indent=1) + "\n", encoding="utf-8")
+    draw_curves(history, folder / "curves.png")
+    write_events(history, folder / "tensorboard")
+
+
+def model_card(
+    bundle: Bundle,
+    data: RunData,
+    phases: list[dict[str, Any]],
+    options: "TrainOptions",
+    weights: str,
+) -> str:
+    """The card of a run in Markdown, from what the run did."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    fields = bundle.fields
+    loader = PackageLoader("braintumor_ray.training", "")
+    environment = Environment(
+        loader=loader, undefined=StrictUndefined, autoescape=False, trim_blocks=True
+    )
+    used = sum(sum(row.values()) for row in data.counts.values())
+    return environment.get_template("model_card.md.j2").render(
+        fields=fields,
+        metrics=fields.metrics["validation"],
+        counts=data.counts,
+        left_out=data.catalog.num_rows - used,
+        source=options.source,
+        synthetic=options.synthetic,
+        split_by=_split_line(data, options),
+        patients=data.has_patients,
+        leaky=data.leaks.describe() if data.leaks.leaky else "",
+        weights=weights,
+        phases=phase_lines(phases, options.recipe.published) if phases else [],
+        tested=phases[-1] if phases else None,
+        recipe=json.dumps(fields.recipe, indent=1),
+    )
+
+
+def _split_line(data: RunData, options: "TrainOptions") -> str:
+    if options.split_by == "official":
+        return "the source's own"
+    return f"by group, stratified by class, seed {options.recipe.seed}"
+
+
+PANELS = (
+    ("loss", "loss"),
+    ("accuracy", "accuracy"),
+    ("precision", "precision (macro)"),
+    ("recall", "recall (macro)"),
+)
+
+
+def draw_curves(history: list[dict[str, Any]], path: Path) -> None:
+    """Loss, accuracy, precision, recall (training and validation) and the rate, over epochs."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(16, 3.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, len(PANELS) + 1)
+    epochs = [entry["epoch"] for entry in history]
+    for axis, (key, title) in zip(axes, PANELS, strict=False):
+        for split, style in (("train", "--"), ("val", "-")):
+            values = [entry[f"{split}_{key}"] for entry in history]
+            axis.plot(epochs, values, style, marker="o", markersize=3, label=split)
+        axis.set_title(title)
+        if key != "loss":
+            axis.set_ylim(0, 1.02)
+    axes[0].legend(frameon=False)
+    axes[-1].plot(epochs, [entry["lr"] for entry in history], marker="o", markersize=3)
+    axes[-1].set_yscale("log")
+    axes[-1].set_title("learning rate")
+    starts = [
+        a["epoch"] for a, b in zip(history[1:], history, strict=False) if a["stage"] != b["stage"]
+    ]
+    for axis in axes:
+        axis.set_xlabel("epoch")
+        axis.grid(alpha=0.3)
+        for start in starts:
+            axis.axvline(start - 0.5, color="grey", linewidth=1)
+    figure.savefig(path, dpi=110)
+
+
+def write_events(history: list[dict[str, Any]], folder: Path) -> None:
+    """Every figure of every epoch as a TensorBoard event file."""
+    from tensorboardX import SummaryWriter
+
+    writer = SummaryWriter(str(folder))
+    try:
+        for entry in history:
+            for name, value in entry.items():
+                if isinstance(value, int | float) and name != "epoch":
+                    writer.add_scalar(name.replace("_", "/", 1), value, entry["epoch"])
+    finally:
+        writer.close()

@@ -1,0 +1,222 @@
+"""Ray Data for training: decode once into uint8 shards, then stream them."""
+
+import json
+import uuid
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy, Dataset
+
+from braintumor_ray.decode.prepare import HASHING_WORKER, decode_version
+from braintumor_ray.decode.preprocess import Preprocessing
+from braintumor_ray.decode.reading import group_frames, prepare_scans
+from braintumor_ray.decode.sandbox import DecodeSandbox
+from braintumor_ray.decode.types import DecodeLimits
+from braintumor_ray.errors import CatalogError
+from braintumor_ray.parquet_dataset import read_rows
+from braintumor_ray.storage import open_filesystem, read_bytes, write_atomically
+
+SCANS_PER_SHARD = 512
+INDEX = "index.json"
+MOST_UNREADABLE = 0.5
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Decoded scans as Parquet: scan_id, status, reason, size, hashes and the uint8 square.
+
+    Attributes:
+        location: their folder.
+        files: names inside it.
+        reused: an earlier run had written them.
+    """
+
+    location: str
+    files: tuple[str, ...]
+    reused: bool
+
+    @property
+    def paths(self) -> list[str]:
+        """Paths for pyarrow, on the file system of `location`."""
+        _, base = open_filesystem(self.location)
+        return [f"{base}/{name}" for name in self.files]
+
+    def read(self, columns: list[str]) -> pa.Table:
+        """Some columns of all shards, in this process."""
+        import pyarrow.parquet as pq
+
+        filesystem, _ = open_filesystem(self.location)
+        tables = [
+            pq.read_table(path, columns=columns, filesystem=filesystem) for path in self.paths
+        ]
+        return pa.concat_tables(tables)
+
+
+class _DecodeToShard:
+    """Catalog rows in, shard rows out."""
+
+    def __init__(self, preprocessing: Preprocessing, limits: DecodeLimits) -> None:
+        self._preprocessing, self._limits = preprocessing, limits
+        self._sandbox = DecodeSandbox(HASHING_WORKER)
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        files = group_frames(rows["uri"].to_pylist(), rows["frame"].to_pylist())
+        scans = list(prepare_scans(files, self._sandbox, self._preprocessing, self._limits))
+        squares = [None if scan.image is None else scan.image.tobytes() for scan in scans]
+        return pa.table(
+            {
+                "scan_id": rows["scan_id"],
+                "status": pa.array([scan.status for scan in scans], pa.string()),
+                "reason": pa.array([scan.reason for scan in scans], pa.string()),
+                "pixel_sha256": pa.array([scan.pixel_sha256 for scan in scans], pa.string()),
+                "hashes": pa.array([scan.hashes for scan in scans], pa.binary()),
+                "image": pa.array(squares, pa.large_binary()),
+            }
+        )
+
+
+def decode_to_shards(
+    catalog: str,
+    table: pa.Table,
+    cache: str,
+    preprocessing: Preprocessing,
+    limits: DecodeLimits | None = None,
+) -> Shards:
+    """Decode every scan of a catalog once; reuse the shards of an earlier run where they fit.
+
+    Args:
+        catalog: location of the catalog file, for Ray Data to read.
+        table: the same catalog in memory.
+        cache: folder of shards; each catalog and decode version has its own folder inside.
+        preprocessing: decides the square that is kept.
+        limits: what a file may cost.
+    """
+    ids = np.sort(table["scan_id"].to_numpy()).tobytes()
+    key = sha256(ids + decode_version(preprocessing).encode()).hexdigest()[:24]
+    location = f"{cache.rstrip('/')}/{key}"
+    known = _index(location)
+    if known is not None:
+        return Shards(location, known, reused=True)
+    filesystem, path = open_filesystem(catalog)
+    data = read_rows([path], filesystem, ["scan_id", "uri", "frame"])
+    shards = data.repartition(target_num_rows_per_block=SCANS_PER_SHARD).map_batches(
+        _DecodeToShard,
+        fn_constructor_args=(preprocessing, limits or DecodeLimits()),
+        batch_format="pyarrow",
+        batch_size=None,
+        num_cpus=1,
+        compute=ActorPoolStrategy(min_size=1, max_size=_spare_cpus()),
+    )
+    attempt = uuid.uuid4().hex[:12]  # what an interrupted attempt left is in no index
+    target, base = open_filesystem(f"{location}/{attempt}")
+    target.create_dir(base, recursive=True)
+    shards.write_parquet(base, filesystem=target, compression="zstd")
+    return _publish(location, attempt, table.num_rows)
+
+
+def training_dataset(
+    shards: Shards,
+    scan_ids: npt.NDArray[np.int64],
+    labels: npt.NDArray[np.int64],
+    square_bytes: int,
+) -> Dataset:
+    """The named scans with their class index: columns scan_id, label, image (S * S bytes).
+
+    Args:
+        shards: decoded scans.
+        scan_ids: int64 (n,), the scans of one split.
+        labels: int64 (n,), their class indices.
+        square_bytes: size of one image, S * S.
+    """
+    order = np.argsort(scan_ids)
+    lookup = ray.put((scan_ids[order], labels[order]))
+    filesystem, _ = open_filesystem(shards.location)
+    data = read_rows(shards.paths, filesystem, ["scan_id", "image"])
+    data = data.map_batches(_select(lookup), batch_format="pyarrow", batch_size=None, num_cpus=0.5)
+    # In memory where it fits well: each epoch then starts at once, instead of reading again.
+    return data.materialize() if len(scan_ids) * square_bytes < _memory_for_data() else data
+
+
+def squares(column: pa.ChunkedArray, size: int) -> npt.NDArray[np.uint8]:
+    """An image column of the shards, S * S bytes a row, as a new uint8 (n, S, S)."""
+    values = column.combine_chunks()
+    rows = [np.frombuffer(value.as_buffer(), np.uint8) for value in values]
+    return np.stack(rows).reshape(-1, size, size) if rows else np.empty((0, size, size), np.uint8)
+
+
+def mixed(catalog: pa.Table) -> pa.Table:
+    """The rows in an order that has nothing to do with classes; a file's frames stay neighbours.
+
+    Catalogs are in order of path, and so often of class. A buffer of some thousand scans cannot
+    shuffle that away in a set of a million: shards must be mixed when they are written. Ids are
+    hashes, so ordering files by them mixes, and is the same every time.
+    """
+    ids = catalog["scan_id"].to_numpy()
+    files = catalog["uri"].combine_chunks().dictionary_encode().indices.to_numpy()
+    lowest = np.full(catalog.num_rows, np.iinfo(np.int64).max)
+    np.minimum.at(lowest, files, ids)
+    order = np.lexsort((catalog["frame"].to_numpy(), lowest[files]))
+    return catalog.take(pa.array(order))
+
+
+def _select(lookup: Any) -> Callable[[pa.Table], pa.Table]:  # noqa: ANN401 - an object reference
+    def select(rows: pa.Table) -> pa.Table:
+        ids, labels = ray.get(lookup)
+        found = rows["scan_id"].to_numpy()
+        position = np.minimum(np.searchsorted(ids, found), max(len(ids) - 1, 0))
+        wanted = ids[position] == found if len(ids) else np.zeros(len(found), dtype=bool)
+        kept = rows.filter(pa.array(wanted))
+        return kept.append_column("label", pa.array(labels[position[wanted]], pa.int64()))
+
+    return select
+
+
+def _publish(location: str, attempt: str, rows: int) -> Shards:
+    """Write the index, after which the shards count as complete and are reused.
+
+    Raises:
+        CatalogError: rows are missing, or most scans could not be read: a fault of the place (a
+            share that is not mounted) that a cache must not remember.
+    """
+    import pyarrow.parquet as pq
+    from pyarrow.fs import FileSelector
+
+    filesystem, base = open_filesystem(f"{location}/{attempt}")
+    names = sorted(info.base_name for info in filesystem.get_file_info(FileSelector(base)))
+    found = sum(pq.read_metadata(f"{base}/{n}", filesystem=filesystem).num_rows for n in names)
+    if found != rows:
+        raise CatalogError(
+            f"{found} of {rows} scans were decoded into '{location}'; run the same command again"
+        )
+    files = tuple(f"{attempt}/{name}" for name in names)
+    reasons = Counter(Shards(location, files, False).read(["reason"])["reason"].to_pylist())
+    bad = rows - reasons.pop(None, 0)
+    if bad > MOST_UNREADABLE * rows:
+        raise CatalogError(
+            f"{bad} of {rows} scans cannot be read, mostly: {reasons.most_common(1)[0][0]}"
+        )
+    write_atomically(f"{location}/{INDEX}", json.dumps(files).encode())
+    return Shards(location, files, reused=False)
+
+
+def _index(location: str) -> tuple[str, ...] | None:
+    try:
+        return tuple(json.loads(read_bytes(f"{location}/{INDEX}")))
+    except FileNotFoundError:
+        return None
+
+
+def _memory_for_data() -> float:
+    """Bytes of the object store that one data set may fill for good."""
+    return 0.25 * float(ray.cluster_resources().get("object_store_memory", 0))
+
+
+def _spare_cpus() -> int:
+    return max(1, int(ray.cluster_resources().get("CPU", 2)) - 2)

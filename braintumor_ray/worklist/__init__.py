@@ -1,0 +1,1 @@
+"""Scored scans for a reviewer: worklists, overlays, explanations."""

@@ -1,0 +1,243 @@
+"""Pictures of explanations: for files through the model, for scored rows from Parquet alone."""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from braintumor_ray.decode.decode import decode
+from braintumor_ray.decode.reading import read_file
+from braintumor_ray.decode.types import DecodeLimits, unmark
+from braintumor_ray.errors import ResultsError, UsageError
+from braintumor_ray.explain.overlay import contact_sheet, panel, write_png
+from braintumor_ray.predict.predictor import Predictor
+from braintumor_ray.predict.results import read_results, results_folder
+from braintumor_ray.recipes.schema import CamClass
+
+SHEET_COLUMNS = 3
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How panels look; see `explain.overlay.panel`."""
+
+    layout: str = "full"
+    colormap: str = "jet"
+    alpha: float = 0.4
+
+    def panel(
+        self,
+        gray: npt.NDArray[np.uint8],
+        maps: dict[str, npt.NDArray[Any]],
+        predicted: str,
+        probability: float,
+        true_class: str | None,
+    ) -> npt.NDArray[np.uint8]:
+        """One scan's panel, RGB."""
+        return panel(
+            gray,
+            maps,
+            predicted=predicted,
+            probability=probability,
+            true_class=true_class,
+            layout=self.layout,
+            alpha=self.alpha,
+            colormap=self.colormap,
+        )
+
+
+def explain_files(
+    files: Sequence[str],
+    bundle: str,
+    output: Path,
+    drawing: Drawing,
+    methods: Sequence[str],
+    layer: str | None,
+    cam_class: CamClass,
+    device: str,
+) -> dict[str, Any]:
+    """Predict and draw files; unreadable ones are named with their reason.
+
+    Returns:
+        `pictures` (paths), `predictions` (a record per file) and `unreadable` (file -> reason).
+
+    Raises:
+        UsageError: a method or layer is unknown, or no file can be read.
+    """
+    ours, others = _by_library(methods, layer)
+    predictor = Predictor.from_bundle(
+        bundle,
+        device,
+        cam_class=cam_class,
+        methods=ours or ("gradcam",),  # type: ignore[arg-type]
+    )
+    scans, unreadable = _read_files(files)
+    if not scans:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in unreadable.items())
+        raise UsageError(f"no file can be read: {reasons}")
+    columns = predictor([gray for _, gray in scans])
+    output.mkdir(parents=True, exist_ok=True)
+    pictures, panels, predictions = [], [], []
+    for index, (name, gray) in enumerate(scans):
+        maps = {method: columns[method][index] for method in ours}
+        maps |= {
+            method: predictor.library_map(gray, columns["cam_class"][index], method, layer)
+            for method in others
+        }
+        record = _record(name, columns, index, predictor.bundle.fields.class_names)
+        panels.append(
+            drawing.panel(gray, maps, record["predicted_class"], record["probability"], None)
+        )
+        path = output / f"{_stem(name)}.png"
+        write_png(path, panels[-1])
+        pictures.append(str(path))
+        predictions.append(record)
+    _sheet(output, panels, pictures)
+    return {"pictures": pictures, "predictions": predictions, "unreadable": unreadable}
+
+
+def explain_results(
+    results: str,
+    output: Path,
+    drawing: Drawing,
+    methods: Sequence[str],
+    limit: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Draw rows of a results folder from their stored maps, without the model.
+
+    A few pictures show every predicted class, of each the most and the least certain scans.
+
+    Raises:
+        ResultsError: nothing is committed, or a method was not stored.
+    """
+    folder = results_folder(results)
+    meta = folder.meta
+    missing = [m for m in methods if m not in meta["cam_methods"]]
+    if missing:
+        raise ResultsError(
+            f"'{results}' holds no maps of '{missing[0]}', only {', '.join(meta['cam_methods'])}; "
+            "use 'explain FILE --bundle BUNDLE' for others"
+        )
+    rows = _interesting(read_results(results), limit)
+    labels = _labels(results)
+    output.mkdir(parents=True, exist_ok=True)
+    pictures, panels, unreadable = [], [], {}
+    for index, row in enumerate(rows):
+        content = read_file(row["uri"], DecodeLimits())
+        decoded = decode(content.data, frame=row["frame"], volumes=unmark(row["uri"])[1])
+        if decoded.gray is None:
+            unreadable[row["uri"]] = content.reason or decoded.reason
+            continue
+        shape = tuple(meta["cam_shape"])
+        maps = {m: np.array(row[m], np.float32).reshape(shape) for m in methods}
+        probability = row["probabilities"][meta["class_names"].index(row["predicted_class"])]
+        truth = labels.get(row["scan_id"])
+        panels.append(drawing.panel(decoded.gray, maps, row["predicted_class"], probability, truth))
+        path = output / f"{index:03d}_{_stem(row['uri'])}.png"
+        write_png(path, panels[-1])
+        pictures.append(str(path))
+        if progress:
+            progress(index + 1, len(rows))
+    _sheet(output, panels, pictures)
+    return {"pictures": pictures, "unreadable": unreadable}
+
+
+def _by_library(methods: Sequence[str], layer: str | None) -> tuple[list[str], list[str]]:
+    """Methods that come from the one forward pass, and those of the grad-cam library."""
+    from braintumor_ray.explain import cam, library
+
+    unknown = [m for m in methods if m not in library.METHODS]
+    if unknown:
+        raise UsageError(f"--method '{unknown[0]}' is unknown; use {', '.join(library.METHODS)}")
+    ours = [m for m in methods if m in cam.METHODS and layer is None]
+    return ours, [m for m in methods if m not in ours]
+
+
+def _read_files(
+    files: Sequence[str],
+) -> tuple[list[tuple[str, npt.NDArray[np.uint8]]], dict[str, str]]:
+    scans, unreadable = [], {}
+    for name in files:
+        content = read_file(name, DecodeLimits())
+        decoded = decode(content.data, volumes=unmark(name)[1]) if content.reason is None else None
+        if decoded is None or decoded.gray is None:
+            unreadable[name] = content.reason or (decoded.reason if decoded else None) or "unknown"
+        else:
+            scans.append((name, decoded.gray))
+    return scans, unreadable
+
+
+def _record(
+    name: str, columns: dict[str, Any], index: int, class_names: Sequence[str]
+) -> dict[str, Any]:
+    predicted = columns["predicted_class"][index]
+    probabilities = columns["probabilities"][index].tolist()
+    return {
+        "file": name,
+        "predicted_class": predicted,
+        "probability": probabilities[list(class_names).index(predicted)],
+        "probabilities": dict(zip(class_names, probabilities, strict=True)),
+        "decision": bool(columns["decision"][index]),
+        "entropy": float(columns["entropy"][index]),
+        "out_of_domain": bool(columns["out_of_domain"][index]),
+    }
+
+
+def _interesting(table: pa.Table, limit: int) -> list[dict[str, Any]]:
+    import pyarrow.compute as pc
+
+    scored = table.filter(pc.equal(table["status"], "ok")).sort_by([("entropy", "descending")])
+    if not scored.num_rows:
+        raise ResultsError("no scan was scored 'ok'; there is nothing to draw")
+    order = scored.select(["predicted_class"]).to_pylist()
+    queues: dict[str, list[int]] = {}
+    for index, row in enumerate(order):
+        queues.setdefault(row["predicted_class"], []).append(index)
+    both_ends = [_from_both_ends(queue) for queue in queues.values()]
+    chosen = list(_in_turn(both_ends, limit))
+    rows: list[dict[str, Any]] = scored.take(pa.array(chosen)).to_pylist()
+    return rows
+
+
+def _from_both_ends(queue: list[int]) -> list[int]:
+    """Last, first, last but one, second, ...: most and least certain by turns."""
+    half = (len(queue) + 1) // 2
+    pairs = zip_longest(reversed(queue[len(queue) - half :]), queue[: len(queue) - half])
+    return [index for pair in pairs for index in pair if index is not None]
+
+
+def _in_turn(queues: list[list[int]], limit: int) -> Iterator[int]:
+    given = 0
+    for position in range(max(map(len, queues))):
+        for queue in queues:
+            if position < len(queue) and given < limit:
+                given += 1
+                yield queue[position]
+
+
+def _labels(results: str) -> dict[int, str | None]:
+    folder = results_folder(results)
+    labels: dict[int, str | None] = {}
+    for manifest in folder.manifests():
+        table = folder.catalog_of(manifest, ["scan_id", "label"])
+        labels.update(zip(table["scan_id"].to_pylist(), table["label"].to_pylist(), strict=True))
+    return labels
+
+
+def _sheet(output: Path, panels: list[npt.NDArray[np.uint8]], pictures: list[str]) -> None:
+    if len(panels) > 1:
+        columns = min(SHEET_COLUMNS, len(panels))
+        path = output / "contact_sheet.png"
+        write_png(path, contact_sheet(panels, columns, tile_size=900))
+        pictures.insert(0, str(path))
+
+
+def _stem(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", Path(name).stem)[:80] or "scan"

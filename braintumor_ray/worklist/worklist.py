@@ -1,0 +1,235 @@
+"""Which scans to read or to label first: from a results folder alone, never from the model."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import csv
+
+from braintumor_ray.errors import ResultsError, UsageError
+from braintumor_ray.predict.results import ResultsFolder, read_results, results_folder
+from braintumor_ray.storage import write_atomically
+from braintumor_ray.worklist.page import write_worklist_page
+
+Order = Literal["urgency", "usefulness"]
+ORDERS = ("urgency", "usefulness")
+SCANS, PATIENTS, PAGE = "worklist.csv", "patients.csv", "worklist.html"
+_DECIMALS = 6
+_READ = (
+    "scan_id",
+    "uri",
+    "frame",
+    "patient_key",
+    "status",
+    "height",
+    "width",
+    "pixel_sha256",
+    "predicted_class",
+    "probabilities",
+    "decision",
+    "entropy",
+    "out_of_domain",
+    "cam_class",
+)
+
+
+def make_worklist(
+    results_path: str | Path,
+    output: str | Path,
+    by: Order = "urgency",
+    limit: int | None = None,
+    overlays: int = 50,
+) -> dict[str, Any]:
+    """Sort the scans and patients of a results folder and write them as CSV and as a page.
+
+    Urgency is the sum of the positive classes' probabilities. Usefulness, of a label for the next
+    training, is the entropy of the probabilities; where it is equal, the smaller margin between
+    the two likeliest classes comes first. A patient stands where its first scan stands and counts
+    its slices; a scan without a patient key is a patient of its own.
+
+    Writes worklist.csv, patients.csv and worklist.html (self-contained). worklist.csv has an empty
+    column `label`: filled in, it comes back as labels through
+    `braintumor-ray catalog worklist.csv --path-column path --label-column label --root ARCHIVE`.
+
+    Args:
+        results_path: a results folder.
+        output: a folder, made if it is not there.
+        by: 'urgency' or 'usefulness'.
+        limit: at most so many scans, and so many patients; None: all.
+        overlays: scans drawn on the page, from stored maps and, where it can still be read and
+            has the pixels that were scored, the scan's file.
+
+    Returns:
+        `by`, `scans` and `patients` listed, `ranked` (scans with a prediction), `positive` (of
+        them), `not_ranked` (counts by status), `overlays`, `scans_drawn`, `files`.
+
+    Raises:
+        ResultsError: not a results folder, or no scan in it has a prediction.
+        UsageError: an unknown order, or a limit or number of overlays that cannot be meant.
+    """
+    _check(by, limit, overlays)
+    folder = results_folder(results_path)
+    rows = load_rows(folder)
+    status = rows["status"].to_pylist()
+    not_ranked = {name: status.count(name) for name in sorted({*status} - {"ok"})}
+    ranked = rank_scans(rows.filter(pc.equal(rows["status"], "ok")), folder, by)
+    patients = rank_patients(ranked)
+    listed, listed_patients = ranked.slice(0, limit), patients.slice(0, limit)
+    target = str(output).rstrip("/")
+    write_atomically(f"{target}/{SCANS}", _csv(_scan_columns(listed, folder)))
+    write_atomically(f"{target}/{PATIENTS}", _csv(listed_patients))
+    summary = {
+        "by": by,
+        "scans": listed.num_rows,
+        "patients": listed_patients.num_rows,
+        "ranked": ranked.num_rows,
+        "positive": int(pc.sum(ranked["decision"]).as_py()),
+        "not_ranked": not_ranked,
+        "overlays": min(overlays, listed.num_rows),
+        "files": [SCANS, PATIENTS, PAGE],
+    }
+    page = Path(f"{target}/{PAGE}")
+    drawn = write_worklist_page(page, folder, summary, listed, listed_patients)
+    return summary | {"scans_drawn": drawn}
+
+
+def load_rows(folder: ResultsFolder) -> pa.Table:
+    """Current rows with the catalog's `path` and label (`known_label`), one per scan.
+
+    Raises:
+        ResultsError: nothing committed, or no row has a prediction.
+    """
+    rows = read_results(folder.location, [*_READ, *folder.meta["cam_methods"]])
+    if "ok" not in rows["status"].to_pylist():
+        raise ResultsError(
+            f"'{folder.location}' has {rows.num_rows} scans and no prediction among them; "
+            "see their column 'reason'"
+        )
+    wanted = ["scan_id", "path", "label"]
+    catalog = pa.concat_tables([folder.catalog_of(m, wanted) for m in folder.manifests()])
+    ids = catalog["scan_id"].to_numpy()
+    order = np.argsort(ids, kind="stable")
+    place = np.searchsorted(ids[order], rows["scan_id"].to_numpy())
+    found = catalog.take(pa.array(order[np.minimum(place, len(ids) - 1)]))
+    if not found["scan_id"].equals(rows["scan_id"]):
+        raise ResultsError(
+            f"'{folder.location}' has rows whose scans are in none of its catalogs; "
+            "'braintumor-ray verify' shows which"
+        )
+    rows = rows.append_column("path", found["path"])
+    return rows.append_column("known_label", found["label"])
+
+
+def rank_scans(rows: pa.Table, folder: ResultsFolder, by: Order) -> pa.Table:
+    """Sort predicted scans; adds `rank` (from 1), `urgency` in [0, 1] and `margin` in [0, 1].
+
+    Six decimals are kept, the rest is float32's rounding; ties stand in order of path and frame.
+
+    Args:
+        rows: from `load_rows`, status ok.
+        folder: says which classes are positive.
+        by: the order.
+    """
+    names = folder.meta["class_names"]
+    flat = pc.list_flatten(rows["probabilities"]).to_numpy().astype(np.float64)
+    probabilities = flat.reshape(rows.num_rows, len(names))
+    positive = [names.index(name) for name in folder.meta["positive_classes"]]
+    highest = np.sort(probabilities, axis=1)
+    values = {
+        "urgency": probabilities[:, positive].sum(axis=1),
+        "margin": highest[:, -1] - highest[:, -2],
+        "entropy": rows["entropy"].to_numpy().astype(np.float64),
+    }
+    rows = rows.drop_columns(["entropy"])
+    for name, column in values.items():
+        rows = rows.append_column(name, pa.array(column.round(_DECIMALS)))
+    keys = {
+        "urgency": [("urgency", "descending")],
+        "usefulness": [("entropy", "descending"), ("margin", "ascending")],
+    }[by]
+    ranked = rows.sort_by([*keys, ("path", "ascending"), ("frame", "ascending")])
+    return ranked.add_column(0, "rank", pa.array(np.arange(1, ranked.num_rows + 1)))
+
+
+def rank_patients(ranked: pa.Table) -> pa.Table:
+    """One row per patient, in the order of their first scans.
+
+    Returns:
+        `rank`, `patient_key` (null: a scan of unknown patient), `slices`, `positive_slices`,
+        `urgency` and `entropy` (maxima over the slices), and of the first scan `predicted_class`,
+        `path`, `frame`, `scan_rank`.
+    """
+    first, code = _patient_codes(ranked["patient_key"].to_pylist())
+    top = ranked.take(pa.array(first))
+    count = len(first)
+    columns: dict[str, Any] = {
+        "rank": pa.array(np.arange(1, count + 1)),
+        "patient_key": top["patient_key"],
+        "slices": pa.array(np.bincount(code, minlength=count)),
+        "positive_slices": pa.array(
+            np.bincount(code, ranked["decision"].to_numpy(), count).astype(np.int64)
+        ),
+    }
+    for name in ("urgency", "entropy"):
+        highest = np.zeros(count)
+        np.maximum.at(highest, code, ranked[name].to_numpy().astype(np.float64))
+        columns[name] = pa.array(highest)
+    for name in ("predicted_class", "path", "frame"):
+        columns[name] = top[name]
+    return pa.table(columns | {"scan_rank": top["rank"]})
+
+
+def _patient_codes(keys: Sequence[str | None]) -> tuple[list[int], Any]:
+    """Row of each patient's first scan, and each row's patient, counted in that order."""
+    first: list[int] = []
+    number: dict[str, int] = {}
+    codes = np.empty(len(keys), np.int64)
+    for row, key in enumerate(keys):
+        code = len(first) if key is None else number.setdefault(key, len(first))
+        if code == len(first):
+            first.append(row)
+        codes[row] = code
+    return first, codes
+
+
+def _scan_columns(ranked: pa.Table, folder: ResultsFolder) -> pa.Table:
+    """What goes into worklist.csv; no column is called as a patient column would be."""
+    names = folder.meta["class_names"]
+    flat = pc.list_flatten(ranked["probabilities"]).to_numpy()
+    probabilities = flat.reshape(ranked.num_rows, len(names))
+    columns: dict[str, Any] = {
+        "rank": ranked["rank"],
+        "path": ranked["path"],
+        "frame": ranked["frame"],
+        "label": pa.nulls(ranked.num_rows, pa.string()),
+    }
+    for name in ("predicted_class", "urgency", "entropy", "margin", "decision", "out_of_domain"):
+        columns[name] = ranked[name]
+    for index, name in enumerate(names):
+        columns[f"prob_{name}"] = pa.array(probabilities[:, index])
+    for name in ("known_label", "patient_key", "scan_id", "uri"):
+        columns[name] = ranked[name]
+    return pa.table(columns)
+
+
+def _csv(table: pa.Table) -> bytes:
+    shares = [f.name for f in table.schema if pa.types.is_floating(f.type)]
+    for name in shares:
+        index = table.column_names.index(name)
+        table = table.set_column(index, name, pc.round(table[name].cast(pa.float64()), _DECIMALS))
+    buffer = io.BytesIO()
+    csv.write_csv(table, buffer, csv.WriteOptions(quoting_style="needed"))
+    return buffer.getvalue()
+
+
+def _check(by: str, limit: int | None, overlays: int) -> None:
+    if by not in ORDERS:
+        raise UsageError(f"order '{by}' is unknown; sort by {' or '.join(ORDERS)}")
+    if limit is not None and limit < 1:
+        raise UsageError(f"limit {limit} lists nothing; give 1 or more, or leave it out")
+    if overlays < 0:
+        raise UsageError(f"{overlays} overlays cannot be drawn; give 0 or more")
