@@ -218,8 +218,8 @@ def bars(
             [max(0.0, one["median"] - one["q1"]) for one in group.values()],
             [max(0.0, one["q3"] - one["median"]) for one in group.values()],
         ]
-        colours = ["#1f6f8b" if "ours" in label else "#b8c4cc" for label in group]
-        drawn = panel.barh(list(group), middles, xerr=errors, color=colours, ecolor="#555555")
+        colors = ["#1f6f8b" if "ours" in label else "#b8c4cc" for label in group]
+        drawn = panel.barh(list(group), middles, xerr=errors, color=colors, ecolor="#555555")
         labels = [f"{value:,.0f}" if value >= 1000 else f"{value:.3g}" for value in middles]
         panel.bar_label(drawn, labels=labels, padding=6, fontsize=8)
         panel.invert_yaxis()

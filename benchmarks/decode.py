@@ -97,10 +97,10 @@ def candidates(contents: Content) -> dict[str, Callable[[], object]]:
         "ours": lambda: ours(contents),
         "ours, sandboxed, to square and hash": lambda: sandboxed(contents),
         "OpenCV, gray": lambda: opencv(contents, cv2.IMREAD_GRAYSCALE),
-        "OpenCV, colour": lambda: opencv(contents, cv2.IMREAD_COLOR),
+        "OpenCV, color": lambda: opencv(contents, cv2.IMREAD_COLOR),
         "OpenCV, gray, reduced to 1/2": lambda: opencv(contents, cv2.IMREAD_REDUCED_GRAYSCALE_2),
         "Pillow, gray": lambda: pillow(contents, "L"),
-        "Pillow, colour": lambda: pillow(contents, "RGB"),
+        "Pillow, color": lambda: pillow(contents, "RGB"),
         "Pillow, gray, reduced to 1/2": lambda: pillow_reduced(contents),
     }
     if vision:

@@ -66,9 +66,9 @@ class Case:
         }
         if not torchcam_is_here():
             calls = {name: call for name, call in calls.items() if "torchcam" not in name}
-        return {name: self._synchronised(call) for name, call in calls.items()}
+        return {name: self._synchronized(call) for name, call in calls.items()}
 
-    def _synchronised(self, call: Callable[[], object]) -> Callable[[], object]:
+    def _synchronized(self, call: Callable[[], object]) -> Callable[[], object]:
         def run() -> object:
             result = call()
             if self.device.type == "cuda":

@@ -29,13 +29,13 @@ from benchmarks import common
 from braintumor_ray.catalog.build import load_catalog
 from braintumor_ray.decode.preprocess import Preprocessing
 from braintumor_ray.local_ray import ray_session
-from braintumor_ray.models.classifier import Architecture, Classifier, normalise
+from braintumor_ray.models.classifier import Architecture, Classifier, normalize
 from braintumor_ray.models.device import use_bf16
 from braintumor_ray.models.freezing import set_trainable, train_mode
 from braintumor_ray.recipes.loader import load_recipe
 from braintumor_ray.recipes.schema import Recipe
 from braintumor_ray.training.augment import Augmenter
-from braintumor_ray.training.loop import StepSettings, Trained, train_epoch
+from braintumor_ray.training.loop import StepSettings, TrainableNetwork, train_epoch
 from braintumor_ray.training.options import TrainOptions, Workers
 from braintumor_ray.training.run import train
 
@@ -165,7 +165,7 @@ def hand_written(options, recipe: Recipe, images, labels) -> list[float]:
         model.train()
         started = time.perf_counter()
         for batch, targets in loader:
-            x = normalise(batch, preprocessing)
+            x = normalize(batch, preprocessing)
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
                 logits = model(x)
             loss = nn.functional.cross_entropy(logits.float(), targets, label_smoothing=0.05)
@@ -198,9 +198,11 @@ def frozen(options, images, labels) -> dict:
     for _ in range(options.rounds):
         set_trainable(model, "head")
         train_mode(model)
-        ours.append(timed(Trained(model), model, settings, images[:count], labels[:count]))
+        ours.append(timed(TrainableNetwork(model), model, settings, images[:count], labels[:count]))
         set_trainable(model, "all")  # gradients are computed all the way, the head alone is stepped
-        naive.append(timed(Trained(model), model, settings, images[:count], labels[:count]))
+        naive.append(
+            timed(TrainableNetwork(model), model, settings, images[:count], labels[:count])
+        )
     return {"ours": ours, "backpropagating": naive}
 
 

@@ -1,4 +1,4 @@
-"""Brain-tumour MRI classification that scales and explains itself. Not a medical device."""
+"""Brain-tumor MRI classification that scales and explains itself. Not a medical device."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

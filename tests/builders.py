@@ -17,9 +17,9 @@ def disc_scan(seed, size=(96, 112)):
     random = np.random.default_rng(seed)
     height, width = size
     image = np.zeros(size, np.uint8)
-    centre = (width // 2, height // 2)
-    cv2.ellipse(image, centre, (int(width * 0.38), int(height * 0.42)), 0, 0, 360, 120, -1)
-    spot = tuple(int(v) for v in np.array(centre) + random.integers(-12, 12, 2))
+    center = (width // 2, height // 2)
+    cv2.ellipse(image, center, (int(width * 0.38), int(height * 0.42)), 0, 0, 360, 120, -1)
+    spot = tuple(int(v) for v in np.array(center) + random.integers(-12, 12, 2))
     cv2.circle(image, spot, int(random.integers(4, 10)), int(random.integers(180, 255)), -1)
     noise = random.normal(0, 6, size)
     return np.clip(image + noise, 0, 255).astype(np.uint8)

@@ -2,7 +2,7 @@
 
 Keys and sides are small integers, -1 where unknown. A key says which scans are alike (the same
 bytes, the same pixels, the same group); a side is what they should not have in common (split,
-class, data set). All is O(n log n) and vectorised: an audit may hold millions of rows.
+class, data set). All is O(n log n) and vectorized: an audit may hold millions of rows.
 """
 
 from collections.abc import Sequence

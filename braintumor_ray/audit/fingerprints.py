@@ -28,7 +28,7 @@ from braintumor_ray.errors import CatalogError
 WORKER = "braintumor_ray.audit.fingerprints:fingerprint_file"
 BLOCK_ROWS = 256
 _READ_AHEAD = 8
-_BLACK = 8  # grey levels; JPEG noise in an empty background stays below
+_BLACK = 8  # gray levels; JPEG noise in an empty background stays below
 Progress = Callable[[int, int], None]
 
 FINGERPRINT_SCHEMA = pa.schema(
@@ -69,10 +69,10 @@ class ScanFingerprint:
         pixel_sha256: hex digest of the decoded image, see `data.duplicates.pixel_sha256`.
         dhash, dct_hash: 256 bits as 32 bytes, the uint64 (4,) of `data.duplicates`.
         flat: the hashes say nothing.
-        border_mean: mean grey level of the outermost pixels, 0 to 255.
+        border_mean: mean gray level of the outermost pixels, 0 to 255.
         border_black: share of the outermost pixels that are black.
         margin_vertical, margin_horizontal: share of rows (columns) at the edges that are black.
-        jpeg_luma, jpeg_chroma: mean step of the JPEG quantisation tables; 0 without the table.
+        jpeg_luma, jpeg_chroma: mean step of the JPEG quantization tables; 0 without the table.
         jpeg_progressive: progressive JPEG.
     """
 

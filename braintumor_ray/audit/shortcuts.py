@@ -1,7 +1,7 @@
 """Can a class be told without looking at the brain? A small classifier tries.
 
 Where image size or compression alone predicts the class, a network may learn that instead of
-tumours, and its figures say nothing about scans from elsewhere.
+tumors, and its figures say nothing about scans from elsewhere.
 """
 
 from collections.abc import Mapping
@@ -147,7 +147,7 @@ def _held_out_probs(matrix: Floats, truth: Ints, folds: Ints, seed: int) -> Floa
 
 
 def _usable_rows(scans: pa.Table, groups: Ints, seed: int, max_rows: int) -> Ints:
-    """Readable, labelled rows of classes with enough groups; whole groups, ascending."""
+    """Readable, labeled rows of classes with enough groups; whole groups, ascending."""
     names, label = codes(scans["label"].to_pylist())
     readable = np.array([status == "ok" for status in scans["status"].to_pylist()], dtype=bool)
     usable = readable & (label >= 0)

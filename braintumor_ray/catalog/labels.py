@@ -13,7 +13,7 @@ class ClassMap:
     Attributes:
         classes: class names in the network's order.
         of_label: class by label; a label that is not in it is left out.
-        positive: the classes that mean 'tumour', some but not all of `classes`.
+        positive: the classes that mean 'tumor', some but not all of `classes`.
     """
 
     classes: tuple[str, ...]
@@ -30,7 +30,7 @@ class ClassMap:
             spec: comma-separated classes, each `NAME` or `NAME=LABEL+LABEL...`; labels that are
                 not named are left out. None: every label is a class of its own.
             labels: the labels that occur.
-            negative: class names that mean 'no tumour', compared without case.
+            negative: class names that mean 'no tumor', compared without case.
 
         Raises:
             UsageError: fewer than two classes, or a label that is unknown or named twice.
@@ -58,7 +58,7 @@ class ClassMap:
         return cls(classes, of_label, _positive(classes, negative))
 
     def apply(self, label: str | None) -> str | None:
-        """The class of a label; None: unlabelled or left out."""
+        """The class of a label; None: unlabeled or left out."""
         return None if label is None else self.of_label.get(label)
 
     def indices(self, labels: Sequence[str | None]) -> list[int]:
@@ -92,10 +92,10 @@ def _positive(classes: Sequence[str], negative: Sequence[str]) -> tuple[str, ...
     lowered = {name.lower() for name in negative}
     positive = tuple(name for name in classes if name.lower() not in lowered)
     if len(positive) == len(classes):
-        return positive[1:]  # nothing says 'no tumour': the first class is the reference
+        return positive[1:]  # nothing says 'no tumor': the first class is the reference
     if not positive:
         raise UsageError(
             f"every class ({', '.join(classes)}) is listed in data.negative_classes; "
-            "set it to those that mean 'no tumour'"
+            "set it to those that mean 'no tumor'"
         )
     return positive

@@ -22,7 +22,7 @@ SPLIT_FOLDERS = {
     "valid": "val",
     "val": "val",
 }
-UNLABELLED_FOLDERS = {"pred", "predict", "unlabelled", "unlabeled", "unknown", "images", "scans"}
+UNLABELED_FOLDERS = {"pred", "predict", "unlabelled", "unlabeled", "unknown", "images", "scans"}
 
 
 @dataclass(frozen=True)
@@ -82,9 +82,9 @@ def uri_of(root: str, base: str, path: str) -> str:
 
 
 def label_of(path: str) -> str | None:
-    """Class by folder: the first one that is not a split; None for flat or unlabelled folders."""
+    """Class by folder: the first one that is not a split; None for flat or unlabeled folders."""
     folders = [part for part in path.split("/")[:-1] if part.lower() not in SPLIT_FOLDERS]
-    if not folders or folders[0].lower() in UNLABELLED_FOLDERS or folders[0].isdigit():
+    if not folders or folders[0].lower() in UNLABELED_FOLDERS or folders[0].isdigit():
         return None
     return folders[0]
 

@@ -12,7 +12,7 @@ from braintumor_ray.cli.options import Json, print_result
 
 app = typer.Typer(
     name="braintumor-ray",
-    help="Brain-tumour MRI classification that scales and explains itself. "
+    help="Brain-tumor MRI classification that scales and explains itself. "
     "Research software, not a medical device.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -51,7 +51,7 @@ def _main(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it and end.")
     ] = False,
 ) -> None:
-    """Brain-tumour MRI classification that scales and explains itself."""
+    """Brain-tumor MRI classification that scales and explains itself."""
 
 
 def main() -> None:

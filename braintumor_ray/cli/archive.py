@@ -104,7 +104,7 @@ def worklist(
         "worklist"
     ),
     by: Annotated[
-        str, typer.Option(help="urgency (tumour probability) or usefulness (of a label: entropy).")
+        str, typer.Option(help="urgency (tumor probability) or usefulness (of a label: entropy).")
     ] = "urgency",
     limit: Annotated[Optional[int], typer.Option(min=1, help="At most so many scans.")] = None,  # noqa: UP045
     overlays: Annotated[int, typer.Option(min=0, help="Scans with a picture on the page.")] = 50,

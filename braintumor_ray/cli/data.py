@@ -29,7 +29,7 @@ def phantom(
     seed: Annotated[int, typer.Option(help="The same seed gives the same scans.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Write synthetic scans with exact tumour masks and planted bad files (not real patients)."""
+    """Write synthetic scans with exact tumor masks and planted bad files (not real patients)."""
     from dataclasses import asdict
 
     from braintumor_ray.phantom.dataset import write_phantoms

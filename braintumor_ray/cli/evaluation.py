@@ -79,7 +79,7 @@ def evaluate(
     split: Annotated[str, typer.Option(help="test, val, train, or all.")] = "test",
     truth: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="Tumour masks (folder), boxes (CSV, YOLO folder) or outlines (VIA)."),
+        typer.Option(help="Tumor masks (folder), boxes (CSV, YOLO folder) or outlines (VIA)."),
     ] = None,
     faithfulness: Annotated[
         int, typer.Option(min=0, help="Scans on which faithfulness of the maps is measured.")

@@ -68,7 +68,7 @@ def train(
     ] = None,
     backbone: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="Any convolutional timm name, at its own input size and normalisation."),
+        typer.Option(help="Any convolutional timm name, at its own input size and normalization."),
     ] = None,
     split_by: Annotated[str, typer.Option(help="group, or official (the source's folders).")] = (
         "group"

@@ -6,7 +6,7 @@ trained. Content decides, never the extension: a PNG named ``.jpg`` is read as P
 
 from collections.abc import Sequence
 
-from braintumor_ray.decode.sniff import sniff, stranger
+from braintumor_ray.decode.sniff import foreign_format, sniff
 from braintumor_ray.decode.types import (
     DEFAULT_LIMITS,
     DEFAULT_VOLUMES,
@@ -127,7 +127,7 @@ def _content(data: object) -> bytes:
 
 def _reader(data: bytes, name: str | None) -> Reader:
     if name is None:
-        words = stranger(data)
+        words = foreign_format(data)
         raise Unreadable(f"not an image: starts with {words}" if words else _UNKNOWN)
     found = reader(name)
     if found is None:

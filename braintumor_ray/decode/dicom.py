@@ -154,7 +154,7 @@ class _Frames:
         return np.asarray(apply_modality_lut(kept, item), dtype=np.float32)
 
     def _stored(self, frame: int) -> Samples:
-        """Stored values (H, W); colour as its luma."""
+        """Stored values (H, W); color as its luma."""
         if self._latest is None or self._latest[0] != frame:
             self._latest = (frame, self._luma(_decoded(self._dataset, frame)))
         return self._latest[1]

@@ -60,7 +60,7 @@ def pixel_sha256(gray: NDArray[np.uint8]) -> str:
 
 
 def difference_hash(gray: NDArray[np.uint8]) -> NDArray[np.uint64]:
-    """Difference hash (dHash) of 16x16 bits: is a pixel brighter than its left neighbour?
+    """Difference hash (dHash) of 16x16 bits: is a pixel brighter than its left neighbor?
 
     The image is shrunk to 17 wide, 16 high with Pillow's Lanczos filter, as the imagehash
     package does, so that distances are comparable with published counts.
@@ -107,7 +107,7 @@ def is_flat(gray: NDArray[np.uint8]) -> bool:
     """True for images without structure (blank, or noise only).
 
     Their hashes are decided by rounding, so they would join with images they do not resemble.
-    The criterion is a standard deviation below 2 grey levels of the 17x16 thumbnail.
+    The criterion is a standard deviation below 2 gray levels of the 17x16 thumbnail.
 
     Args:
         gray: uint8 (H, W), 0 to 255.

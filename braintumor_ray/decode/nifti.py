@@ -144,7 +144,7 @@ def _check_size(shape: Shape, limits: DecodeLimits) -> None:
 def _mode(header: Any) -> str:  # noqa: ANN401
     kind = header.get_data_dtype()
     if kind.kind not in "iuf":
-        raise Unreadable("NIfTI with colour or complex voxels is not readable here")
+        raise Unreadable("NIfTI with color or complex voxels is not readable here")
     return str(kind.newbyteorder("="))
 
 

@@ -17,7 +17,7 @@ HASHING_WORKER = "braintumor_ray.decode.prepare:prepare_and_hash_file"
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedScan:
     """One scan, decoded and resized, or why not.
 
     Attributes:
@@ -38,7 +38,7 @@ class Prepared:
     hashes: bytes | None = None
 
 
-def prepare_file(data: bytes | None, options: dict[str, Any]) -> list[Prepared]:
+def prepare_file(data: bytes | None, options: dict[str, Any]) -> list[PreparedScan]:
     """Decode the wanted frames of one file and resize them for the network.
 
     Args:
@@ -51,7 +51,7 @@ def prepare_file(data: bytes | None, options: dict[str, Any]) -> list[Prepared]:
     return _prepare_file(data, options, hashed=False)
 
 
-def prepare_and_hash_file(data: bytes | None, options: dict[str, Any]) -> list[Prepared]:
+def prepare_and_hash_file(data: bytes | None, options: dict[str, Any]) -> list[PreparedScan]:
     """As `prepare_file`, with the perceptual hashes that find near-duplicates."""
     return _prepare_file(data, options, hashed=True)
 
@@ -79,7 +79,9 @@ def decode_version(preprocessing: Preprocessing) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _prepare_file(data: bytes | None, options: dict[str, Any], *, hashed: bool) -> list[Prepared]:
+def _prepare_file(
+    data: bytes | None, options: dict[str, Any], *, hashed: bool
+) -> list[PreparedScan]:
     preprocessing = Preprocessing.from_dict(options["preprocessing"])
     decoded = decode_frames(
         data,
@@ -90,11 +92,11 @@ def _prepare_file(data: bytes | None, options: dict[str, Any], *, hashed: bool) 
     return [_prepare(scan, preprocessing, hashed=hashed) for scan in decoded]
 
 
-def _prepare(decoded: Decoded, preprocessing: Preprocessing, *, hashed: bool) -> Prepared:
+def _prepare(decoded: Decoded, preprocessing: Preprocessing, *, hashed: bool) -> PreparedScan:
     if decoded.gray is None:
-        return Prepared(decoded.status, decoded.reason)
+        return PreparedScan(decoded.status, decoded.reason)
     height, width = decoded.gray.shape
-    return Prepared(
+    return PreparedScan(
         "ok",
         image=preprocessing.resize(decoded.gray),
         height=height,

@@ -4,7 +4,7 @@ Gray is ITU-R BT.601 luma as Pillow rounds it (``convert("L")``); for a YCbCr JP
 plane that the file stores. Gray pixels (R = G = B) keep their value exactly, so an L image and
 its RGB copy give the same array. Transparent pixels are laid over black, as MR backgrounds are.
 OpenCV decodes JPEG to the same bytes a little faster, but fills truncated files with gray in
-silence and writes warnings to stderr; it is used for 16-bit colour only, which Pillow cannot keep.
+silence and writes warnings to stderr; it is used for 16-bit color only, which Pillow cannot keep.
 """
 
 import io
@@ -178,9 +178,9 @@ def _frames(image: ImageFile.ImageFile) -> int:
 
 def _gray(image: ImageFile.ImageFile, data: bytes, frame: int) -> Gray:
     if isinstance(image, JpegImageFile):
-        image.draft("L", None)  # the stored Y plane: no colour conversion, half the time
+        image.draft("L", None)  # the stored Y plane: no color conversion, half the time
     if image.mode in ("RGB", "RGBA", "LA") and ";16" in str(image.tile[0].args):
-        gray = _wide_colour_gray(data, frame)
+        gray = _wide_color_gray(data, frame)
     else:
         image.load()
         gray = _narrow_gray(image)
@@ -210,13 +210,13 @@ def _over_black(image: Image.Image) -> Gray:
     return ((gray * alpha + 127) // 255).astype(np.uint8)
 
 
-def _wide_colour_gray(data: bytes, frame: int) -> Gray:
+def _wide_color_gray(data: bytes, frame: int) -> Gray:
     import cv2  # a tenth of a second to import, for a rare kind of file
 
     flags = cv2.IMREAD_UNCHANGED
     _, pages = cv2.imdecodemulti(np.frombuffer(data, np.uint8), flags, range=(frame, frame + 1))
     if not pages or pages[0].ndim != 3 or pages[0].dtype != np.uint16:
-        raise Unreadable("16-bit colour in a layout that is not readable here")
+        raise Unreadable("16-bit color in a layout that is not readable here")
     samples = pages[0]
     gray = samples[..., :3].astype(np.float32) @ _LUMA_BGR
     if samples.shape[2] == 4:

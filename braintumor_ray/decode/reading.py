@@ -7,7 +7,7 @@ from itertools import groupby, islice
 
 import pyarrow as pa
 
-from braintumor_ray.decode.prepare import HASHING_WORKER, Prepared, worker_options
+from braintumor_ray.decode.prepare import HASHING_WORKER, PreparedScan, worker_options
 from braintumor_ray.decode.preprocess import Preprocessing
 from braintumor_ray.decode.sandbox import DecodeSandbox
 from braintumor_ray.decode.types import DecodeLimits, VolumeOptions, unmark
@@ -18,7 +18,7 @@ _READ_AHEAD = 8  # files being read while others are decoded; hides an object st
 
 @dataclass(frozen=True)
 class FileFrames:
-    """Neighbouring catalog rows of one file."""
+    """Neighboring catalog rows of one file."""
 
     uri: str
     frames: tuple[int, ...]
@@ -38,7 +38,7 @@ class FileContent:
 
 
 def group_frames(uris: Sequence[str], frames: Sequence[int]) -> list[FileFrames]:
-    """Neighbouring rows of the same file together, so that it is opened once."""
+    """Neighboring rows of the same file together, so that it is opened once."""
     pairs = zip(uris, frames, strict=True)
     return [
         FileFrames(uri, tuple(frame for _, frame in group))
@@ -68,7 +68,7 @@ def prepare_scans(
     sandbox: DecodeSandbox,
     preprocessing: Preprocessing,
     limits: DecodeLimits,
-) -> Iterator[Prepared]:
+) -> Iterator[PreparedScan]:
     """One result per frame, in order; a file that kills its decoder costs only its own rows."""
     with ThreadPoolExecutor(_READ_AHEAD) as pool:
         for batch in _batches(files, 4 * _READ_AHEAD):
@@ -81,11 +81,11 @@ def prepare_scans(
             outcomes = sandbox.map(items)
             for file, content in zip(batch, contents, strict=True):
                 if content.reason is not None:
-                    yield from [Prepared("quarantined", content.reason)] * len(file.frames)
+                    yield from [PreparedScan("quarantined", content.reason)] * len(file.frames)
                     continue
                 outcome = next(outcomes)
                 if outcome.reason is not None:
-                    yield from [Prepared("quarantined", outcome.reason)] * len(file.frames)
+                    yield from [PreparedScan("quarantined", outcome.reason)] * len(file.frames)
                 else:
                     yield from outcome.value
             outcomes.close()  # type: ignore[attr-defined]

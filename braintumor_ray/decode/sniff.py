@@ -12,7 +12,7 @@ _MAGIC = (
     (b"MM\0+", "tiff"),
 )
 _BMP_HEADER_SIZES = (12, 16, 40, 52, 56, 64, 108, 124)  # "BM" alone begins many a text
-_STRANGERS = (
+_FOREIGN_FORMATS = (
     (b"PK", "'PK' (zip archive)"),
     (b"%PDF", "'%PDF' (PDF document)"),
     (b"GIF8", "'GIF8' (GIF is not readable here)"),
@@ -44,9 +44,9 @@ def sniff(data: bytes) -> str | None:
     return None
 
 
-def stranger(data: bytes) -> str | None:
+def foreign_format(data: bytes) -> str | None:
     """How a file of no known format begins, in words for a reason; None where that says nothing."""
-    return next((words for magic, words in _STRANGERS if data.startswith(magic)), None)
+    return next((words for magic, words in _FOREIGN_FORMATS if data.startswith(magic)), None)
 
 
 def _is_bare_dicom(data: bytes) -> bool:
@@ -75,7 +75,7 @@ def _gunzipped_head(data: bytes) -> bytes:
     try:
         return zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(data[:4096], _NIFTI_HEAD)
     except zlib.error:
-        return b""  # not gzip after all: no head to recognise
+        return b""  # not gzip after all: no head to recognize
 
 
 def _is_nifti(head: bytes) -> bool:

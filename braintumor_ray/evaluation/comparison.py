@@ -32,14 +32,14 @@ def check_comparable(ours: BundleFields, other: BundleFields) -> None:
 
 
 def compare(
-    ours: Evaluated, theirs: Evaluated, rival: Predictor, *, seed: int, n_boot: int
+    ours: Evaluated, theirs: Evaluated, other: Predictor, *, seed: int, n_boot: int
 ) -> dict[str, Any]:
     """Test the difference of two bundles on the same scans.
 
     Args:
         ours: bundle A's outputs.
         theirs: bundle B's, of the same rows.
-        rival: bundle B.
+        other: bundle B.
         seed: of the resamples.
         n_boot: number of resamples.
 
@@ -64,14 +64,14 @@ def compare(
     return {
         "n": len(both),
         "a": a.figures(),
-        "b": {**_identity(rival), **b.figures()},
+        "b": {**_identity(other), **b.figures()},
         "difference": {name: asdict(value) for name, value in difference.items()},
         "mcnemar": asdict(mcnemar_exact(a.right, b.right)),
     }
 
 
 class _Side:
-    """One bundle's labels, correctness and tumour scores on the common scans."""
+    """One bundle's labels, correctness and tumor scores on the common scans."""
 
     def __init__(self, evaluated: Evaluated, rows: Ints) -> None:
         self.labels = evaluated.truth.indices[rows]

@@ -18,7 +18,7 @@ from braintumor_ray.errors import BundleError, UsageError
 from braintumor_ray.evaluation.comparison import check_comparable, compare
 from braintumor_ray.evaluation.evaluated import Evaluated, evaluate_rows
 from braintumor_ray.evaluation.galleries import draw_galleries, write_galleries
-from braintumor_ray.evaluation.heatmaps import heat_by_region, localisation
+from braintumor_ray.evaluation.heatmaps import heat_by_region, localization
 from braintumor_ray.evaluation.inference import Progress
 from braintumor_ray.evaluation.leakage import leakage, require_unseen, training_scans
 from braintumor_ray.evaluation.measures import measure, operating_points
@@ -73,9 +73,9 @@ def evaluate(
     rows = select_split(catalog, options.split, options.split_column)
     _check_recalibration(catalog, options)
     predictor = _predictor(location, options)
-    rival = None if options.compare is None else _predictor(options.compare, options)
-    if rival is not None:
-        check_comparable(predictor.bundle.fields, rival.bundle.fields)
+    other = None if options.compare is None else _predictor(options.compare, options)
+    if other is not None:
+        check_comparable(predictor.bundle.fields, other.bundle.fields)
     _gate_before_reading(catalog, rows, location, options)
     wanted = options.heatmaps or options.truth is not None
     evaluated = _evaluate(predictor, rows, options, progress, explain=wanted)
@@ -93,7 +93,7 @@ def evaluate(
         ),
         "leakage": leaks,
         "validation": None if validation is None else validation.counts(),
-        "comparison": _comparison(evaluated, rival, options),
+        "comparison": _comparison(evaluated, other, options),
         "recalibration": _recalibration(predictor, location, validation, catalog, options),
         "sections": _sections(predictor, evaluated, options),
     }
@@ -196,12 +196,12 @@ def _recalibration(
 
 
 def _comparison(
-    evaluated: Evaluated, rival: Predictor | None, options: EvaluateOptions
+    evaluated: Evaluated, other: Predictor | None, options: EvaluateOptions
 ) -> dict[str, Any] | None:
-    if rival is None:
+    if other is None:
         return None
-    theirs = _evaluate(rival, evaluated.rows, options)
-    return compare(evaluated, theirs, rival, seed=options.seed, n_boot=options.n_boot)
+    theirs = _evaluate(other, evaluated.rows, options)
+    return compare(evaluated, theirs, other, seed=options.seed, n_boot=options.n_boot)
 
 
 def _sections(
@@ -209,7 +209,7 @@ def _sections(
 ) -> dict[str, Any]:
     sections: dict[str, Any] = {}
     if options.truth is not None:
-        sections["localisation"] = localisation(
+        sections["localisation"] = localization(
             predictor,
             evaluated,
             options.truth,

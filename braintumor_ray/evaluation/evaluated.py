@@ -19,7 +19,7 @@ from braintumor_ray.evaluation.inference import (
 )
 from braintumor_ray.evaluation.selection import Ints, Truth, clusters, true_classes
 from braintumor_ray.models.bundle import BundleFields
-from braintumor_ray.predict.predictor import Predictor, normalised_entropy
+from braintumor_ray.predict.predictor import Predictor, normalized_entropy
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Evaluated:
         """Refuse to measure nothing.
 
         Raises:
-            UsageError: no scan is readable and labelled.
+            UsageError: no scan is readable and labeled.
         """
         if not len(self.measured):
             raise UsageError(
@@ -110,7 +110,7 @@ class Evaluated:
             "measured": len(self.measured),
             "quarantined": status["quarantined"],
             "skipped": status["skipped"],
-            "unlabelled": self.truth.unlabelled,
+            "unlabelled": self.truth.unlabeled,
             "left_out": self.truth.left_out,
             "reasons": dict(reasons.most_common()),
         }
@@ -137,7 +137,7 @@ class Evaluated:
                 ),
                 "tumour_probability": pa.array(self.scores, mask=~ok),
                 "decision": pa.array(self.decisions, mask=~ok),
-                "entropy": pa.array(normalised_entropy(self.all_probs), mask=~ok),
+                "entropy": pa.array(normalized_entropy(self.all_probs), mask=~ok),
             }
         )
 

@@ -15,17 +15,17 @@ from braintumor_ray.evaluation.evaluated import Evaluated
 from braintumor_ray.evaluation.selection import Ints
 from braintumor_ray.explain.overlay import contact_sheet, panel, write_png
 from braintumor_ray.pages.pictures import Picture, jpeg_uri, load_pictures, shrunk
-from braintumor_ray.predict.predictor import Predictor, normalised_entropy
+from braintumor_ray.predict.predictor import Predictor, normalized_entropy
 
 LONGEST = 480
 PANEL_WIDTH = 900
 
 TITLES: Mapping[str, tuple[str, str]] = {
-    "false_negatives": ("False negatives", "Tumours that the decision missed, surest miss first."),
-    "false_positives": ("False positives", "Called tumour without one, surest mistake first."),
+    "false_negatives": ("False negatives", "Tumors that the decision missed, surest miss first."),
+    "false_positives": ("False positives", "Called tumor without one, surest mistake first."),
     "confused_types": (
         "Confused types",
-        "Tumour or not was right, the class was not; surest mistake first.",
+        "Tumor or not was right, the class was not; surest mistake first.",
     ),
     "true_positives": (
         "True positives",
@@ -36,8 +36,8 @@ TITLES: Mapping[str, tuple[str, str]] = {
 }
 
 
-class TumourTruth(Protocol):
-    """Where tumours are; `explain.truth.TruthIndex` is one."""
+class TumorTruth(Protocol):
+    """Where tumors are; `explain.truth.TruthIndex` is one."""
 
     def mask(
         self,
@@ -46,7 +46,7 @@ class TumourTruth(Protocol):
         scan_shape: tuple[int, int] | None = None,
         frame: int = 0,
     ) -> NDArray[np.bool_] | None:
-        """The tumour of one scan as bool of the wanted shape, or None where it is not known."""
+        """The tumor of one scan as bool of the wanted shape, or None where it is not known."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def choose_galleries(evaluated: Evaluated, most: int) -> dict[str, Ints]:
     decided = evaluated.decisions[rows]
     right = evaluated.predicted[rows] == evaluated.truth.indices[rows]
     score = evaluated.scores[rows]
-    entropy = normalised_entropy(evaluated.probs)
+    entropy = normalized_entropy(evaluated.probs)
     confidence = evaluated.probs.max(axis=1)
     everything = np.ones(len(rows), bool)
     wanted = {
@@ -102,7 +102,7 @@ def draw_galleries(
     evaluated: Evaluated,
     *,
     most: int = 6,
-    truth: TumourTruth | None = None,
+    truth: TumorTruth | None = None,
     limits: DecodeLimits | None = None,
 ) -> list[Gallery]:
     """Read the chosen scans again, explain them and draw a panel for each.
@@ -141,7 +141,7 @@ def _draw(
     predictor: Predictor,
     evaluated: Evaluated,
     rows: list[int],
-    truth: TumourTruth | None,
+    truth: TumorTruth | None,
     limits: DecodeLimits,
 ) -> dict[int, Picture]:
     table = evaluated.rows.take(pa.array(rows, pa.int64()))
@@ -171,7 +171,7 @@ def _panel(
     row: int,
     picture: Picture | None,
     cams: Mapping[str, NDArray[Any]],
-    truth: TumourTruth | None,
+    truth: TumorTruth | None,
 ) -> Picture:
     assert picture is not None
     index = int(evaluated.predicted[row])
@@ -188,7 +188,7 @@ def _panel(
 
 
 def _mask(
-    evaluated: Evaluated, row: int, picture: Picture, truth: TumourTruth | None
+    evaluated: Evaluated, row: int, picture: Picture, truth: TumorTruth | None
 ) -> NDArray[np.bool_] | None:
     if truth is None:
         return None

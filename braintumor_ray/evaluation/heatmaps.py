@@ -1,4 +1,4 @@
-"""What the heatmaps of an evaluation look at: regions of the head, and tumours where known."""
+"""What the heatmaps of an evaluation look at: regions of the head, and tumors where known."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -19,7 +19,7 @@ from braintumor_ray.faithfulness.randomization import randomization_check
 from braintumor_ray.faithfulness.scores import FaithfulnessOptions, faithfulness, sample_rows
 from braintumor_ray.localization.summary import score_heatmaps, summarize_localization
 from braintumor_ray.localization.truth import TruthIndex
-from braintumor_ray.models.classifier import normalise
+from braintumor_ray.models.classifier import normalize
 from braintumor_ray.predict.predictor import Predictor
 
 REGIONS = Shares._fields
@@ -64,7 +64,7 @@ def heat_by_region(predictor: Predictor, evaluated: Evaluated) -> dict[str, Any]
     }
 
 
-def localisation(
+def localization(
     predictor: Predictor,
     evaluated: Evaluated,
     truth: TruthIndex,
@@ -73,7 +73,7 @@ def localisation(
     n_boot: int,
     limits: DecodeLimits | None = None,
 ) -> dict[str, Any]:
-    """Score the maps of the measured scans whose tumour is known; see `summarize_localization`.
+    """Score the maps of the measured scans whose tumor is known; see `summarize_localization`.
 
     Scans are read once more for the whole-head baseline; one at a time is held.
 
@@ -145,7 +145,7 @@ def faithfulness_section(
     """A section for `EvaluateOptions.sections`, on at most `size` of the measured scans.
 
     It holds deletion and insertion areas, average drop and increase in confidence, and the
-    parameter randomisation check.
+    parameter randomization check.
     """
 
     def section(predictor: Predictor, evaluated: Evaluated) -> Mapping[str, Any]:
@@ -161,7 +161,7 @@ def faithfulness_section(
         )
         found["randomization"] = randomization_check(
             predictor.bundle.build_model(),
-            lambda pictures: normalise(torch.from_numpy(pictures), predictor.bundle.preprocessing),
+            lambda pictures: normalize(torch.from_numpy(pictures), predictor.bundle.preprocessing),
             images,
             raw.cam_classes,
             seed=seed,

@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from braintumor_ray.decode.hashes import unpack_hashes
-from braintumor_ray.decode.prepare import HASHING_WORKER, Prepared
+from braintumor_ray.decode.prepare import HASHING_WORKER, PreparedScan
 from braintumor_ray.decode.reading import group_frames, prepare_scans
 from braintumor_ray.decode.sandbox import DecodeSandbox
 from braintumor_ray.decode.types import DecodeLimits
@@ -92,7 +92,7 @@ def predict_catalog(
         limits: what a file may cost.
         progress: called with (scans done, scans).
     """
-    scans: list[Prepared] = []
+    scans: list[PreparedScan] = []
     batches = [_empty(predictor, explain)]
     with DecodeSandbox(HASHING_WORKER) as sandbox:
         files = group_frames(catalog["uri"].to_pylist(), catalog["frame"].to_pylist())
@@ -148,7 +148,9 @@ def _empty(predictor: Predictor, explain: bool, count: int = 0) -> _Batch:
     )
 
 
-def _predict(predictor: Predictor, batch: list[Prepared], *, tta: bool, explain: bool) -> _Batch:
+def _predict(
+    predictor: Predictor, batch: list[PreparedScan], *, tta: bool, explain: bool
+) -> _Batch:
     result = _empty(predictor, explain, len(batch))
     images = [(row, scan.image) for row, scan in enumerate(batch) if scan.image is not None]
     if not images:
@@ -180,8 +182,8 @@ def _regions(
 
 def _turned(images: Images, degrees: float) -> Images:
     size = images.shape[1]
-    centre = ((size - 1) / 2, (size - 1) / 2)
-    matrix = cv2.getRotationMatrix2D(centre, degrees, 1.0)
+    center = ((size - 1) / 2, (size - 1) / 2)
+    matrix = cv2.getRotationMatrix2D(center, degrees, 1.0)
     turned: list[Any] = [
         cv2.warpAffine(image, matrix, (size, size), borderMode=cv2.BORDER_REPLICATE)
         for image in images
@@ -189,12 +191,12 @@ def _turned(images: Images, degrees: float) -> Images:
     return np.stack(turned)
 
 
-def _image_groups(scans: list[Prepared]) -> NDArray[np.int64]:
+def _image_groups(scans: list[PreparedScan]) -> NDArray[np.int64]:
     dhashes, dct_hashes, flat = unpack_hashes([scan.hashes for scan in scans])
     digests = [scan.pixel_sha256 for scan in scans]
     return duplicate_groups(digests, dhashes, flat=flat, dct_hashes=dct_hashes)
 
 
-def _batches(scans: Iterator[Prepared], size: int) -> Iterator[list[Prepared]]:
+def _batches(scans: Iterator[PreparedScan], size: int) -> Iterator[list[PreparedScan]]:
     while batch := list(islice(scans, size)):
         yield batch

@@ -30,9 +30,9 @@ class EvaluateOptions:
         n_boot: resamples for the intervals.
         seed: of resamples and of the choice of samples.
         subgroups: catalog columns for figures per value.
-        heatmaps: summarise where the heatmaps' heat is.
+        heatmaps: summarize where the heatmaps' heat is.
         cam_class: whose map, as for `Predictor`.
-        truth: where tumours are (`explain.truth.load_truth`): heatmaps are scored against them,
+        truth: where tumors are (`explain.truth.load_truth`): heatmaps are scored against them,
             and galleries show them.
         per_gallery: scans per gallery; 0: no galleries.
         audit: the content of audit.json, or its path, for the report.

@@ -1,4 +1,4 @@
-"""Figures of an evaluation as SVG: readable in print, told apart without colour.
+"""Figures of an evaluation as SVG: readable in print, told apart without color.
 
 matplotlib's object interface only: no pyplot, no state, nothing to close. Each function takes
 parts of metrics.json (or of a run's history) and returns an SVG document.
@@ -16,8 +16,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-# Okabe and Ito (2008): told apart with any colour vision; styles differ as well.
-BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#8E4585", "#767676"
+# Okabe and Ito (2008): told apart with any color vision; styles differ as well.
+BLUE, ORANGE, GREEN, PURPLE, GRAY = "#0072B2", "#D55E00", "#009E73", "#8E4585", "#767676"
 STYLES = ((BLUE, "-", "o"), (ORANGE, "--", "s"), (GREEN, "-.", "^"), (PURPLE, ":", "D"))
 _STYLE = {
     "font.size": 10.5,
@@ -70,8 +70,8 @@ def roc_figure(
 ) -> str:
     """ROC curve with its area and the bundle's operating point (sensitivity, specificity)."""
     with mpl.rc_context(_STYLE):
-        figure, axes = _square("1 - specificity", "sensitivity", "ROC curve, tumour against none")
-        axes.plot([0, 1], [0, 1], ":", color=GREY, linewidth=1.2, label="chance")
+        figure, axes = _square("1 - specificity", "sensitivity", "ROC curve, tumor against none")
+        axes.plot([0, 1], [0, 1], ":", color=GRAY, linewidth=1.2, label="chance")
         axes.plot(curve["fpr"], curve["tpr"], color=BLUE, label=f"area {_number(area)}")
         if None not in point:
             _mark(axes, 1 - point[1], point[0])
@@ -91,8 +91,8 @@ def pr_figure(
         share: of positive scans, which is what chance reaches.
     """
     with mpl.rc_context(_STYLE):
-        figure, axes = _square("sensitivity (recall)", "precision", "Precision and recall, tumour")
-        axes.axhline(share, linestyle=":", color=GREY, linewidth=1.2, label="chance")
+        figure, axes = _square("sensitivity (recall)", "precision", "Precision and recall, tumor")
+        axes.axhline(share, linestyle=":", color=GRAY, linewidth=1.2, label="chance")
         recall, precision = curve["recall"], curve["precision"]
         axes.step(recall, precision, where="post", color=BLUE, label=f"area {_number(area)}")
         if None not in point:
@@ -109,7 +109,7 @@ def reliability_figure(bins: Mapping[str, Sequence[Any]], ece: float, share: str
     accuracy = [bins["accuracy"][i] for i in filled]
     with mpl.rc_context(_STYLE):
         figure, axes = _square("predicted probability", share, "Reliability")
-        axes.plot([0, 1], [0, 1], ":", color=GREY, linewidth=1.2, label="perfectly calibrated")
+        axes.plot([0, 1], [0, 1], ":", color=GRAY, linewidth=1.2, label="perfectly calibrated")
         axes.plot(confidence, accuracy, color=BLUE, linewidth=1.2)
         size = 20 + 180 * count / count.max()
         label = f"bins, ECE {_number(ece)}"
@@ -130,8 +130,8 @@ def sweep_figure(sweep: Mapping[str, Sequence[float]], points: Sequence[Mapping[
             if point["rule"] == "bundle":
                 axes.axvline(point["threshold"], color="black", linewidth=1, label="bundle")
             elif point["threshold"] is not None:
-                axes.axvline(point["threshold"], color=GREY, linewidth=0.8, linestyle=":")
-        axes.set(xlabel="threshold of the tumour probability", xlim=(0, 1), ylim=(0, 1.02))
+                axes.axvline(point["threshold"], color=GRAY, linewidth=0.8, linestyle=":")
+        axes.set(xlabel="threshold of the tumor probability", xlim=(0, 1), ylim=(0, 1.02))
         axes.set_title("Threshold sweep", fontsize=10.5)
         _legend_below(figure)
         return _svg(figure)
@@ -181,7 +181,7 @@ def _history_figure(
             _curve(axes, history, key, style, label)
         for index, (before, after) in enumerate(pairwise(history), start=1):
             if after.get("stage") != before.get("stage"):
-                axes.axvline(index + 0.5, color=GREY, linewidth=1, linestyle="--")
+                axes.axvline(index + 0.5, color=GRAY, linewidth=1, linestyle="--")
         axes.set_title(title, fontsize=10.5)
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -29,7 +29,7 @@ def recalibrate(
 ) -> dict[str, Any]:
     """Write a copy of a bundle with another temperature and threshold.
 
-    As at the end of training: the temperature minimises the validation NLL (1 where every scan is
+    As at the end of training: the temperature minimizes the validation NLL (1 where every scan is
     right, as then none is better than another), and the threshold is best by the recipe's rule.
 
     Args:

@@ -105,7 +105,7 @@ def warnings(metrics: Mapping[str, Any]) -> list[str]:
         ],
         f"Only {metrics['n_groups']} independent groups of scans: the intervals are rough."
         "": metrics["n_groups"] < _FEW_GROUPS,
-        "The scans are all of one kind (tumour or none), so some figures are not defined.": None
+        "The scans are all of one kind (tumor or none), so some figures are not defined.": None
         in binary_kinds,
     }
     heat = metrics["sections"].get("heat_by_region", {})
@@ -230,7 +230,7 @@ def _figures(parts: ReportParts) -> dict[str, str]:
         "binary_reliability": plots.reliability_figure(
             calibration["binary_reliability"],
             calibration["binary_ece"],
-            "share with a tumour",
+            "share with a tumor",
         ),
     }
     if m["threshold_sweep"]["threshold"]:

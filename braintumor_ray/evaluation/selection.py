@@ -22,15 +22,15 @@ class Truth:
     """What the scans of a catalog truly show, in the bundle's classes.
 
     Attributes:
-        names: class name per scan; None: unlabelled or left out.
+        names: class name per scan; None: unlabeled or left out.
         indices: int64 (n,), index in the bundle's class names, -1 where the name is None.
-        unlabelled: scans without a label.
+        unlabeled: scans without a label.
         left_out: scans whose label the class mapping leaves out.
     """
 
     names: list[str | None]
     indices: Ints
-    unlabelled: int
+    unlabeled: int
     left_out: int
 
 
@@ -84,9 +84,9 @@ def true_classes(catalog: pa.Table, fields: BundleFields, classes: str | None = 
             f"'{fields.class_names[0]}={unknown[0]},...'"
         )
     indices = [-1 if name is None else order[name] for name in names]
-    unlabelled = sum(label is None for label in labels)
+    unlabeled = sum(label is None for label in labels)
     missing = sum(name is None for name in names)
-    return Truth(names, np.array(indices, np.int64), unlabelled, missing - unlabelled)
+    return Truth(names, np.array(indices, np.int64), unlabeled, missing - unlabeled)
 
 
 def bundle_classes(fields: BundleFields) -> str | None:

@@ -157,7 +157,7 @@ SCORED_METHODS = ("gradcam", "gradcam_pp")
 def cams(
     features: Tensor, gradient: ClassGradient, methods: Sequence[str] = SCORED_METHODS
 ) -> dict[str, Tensor]:
-    """Raw maps (B, h, w) float32, not normalised, by method name.
+    """Raw maps (B, h, w) float32, not normalized, by method name.
 
     Raises:
         UsageError: a method that is not one of `METHODS`.

@@ -53,7 +53,7 @@ def library_cams(
 
     Args:
         model: in eval mode; the library's hooks are removed again.
-        images: normalised, (B, 3, S, S).
+        images: normalized, (B, 3, S, S).
         classes: the class that each map explains.
         method: a key of `METHODS`.
         layer: dotted name of a module of the backbone; None: the last feature map.

@@ -1,6 +1,6 @@
-"""Pictures of class activation maps: upsampled, stretched and coloured when someone looks.
+"""Pictures of class activation maps: upsampled, stretched and colored when someone looks.
 
-Stored maps are raw. `heatmap_at` is the only place where one is normalised, after upsampling.
+Stored maps are raw. `heatmap_at` is the only place where one is normalized, after upsampling.
 """
 
 import os
@@ -24,11 +24,11 @@ Ink = tuple[int, int, int]
 # Pixels. A cell is never so narrow that the footer's two notes would meet.
 CELL_MIN, MARGIN, GAP, BAR = 280, 20, 14, 16
 TITLE, LABEL, NOTE = 24, 15, 13
-INK, GREY, LINE, PAPER = (24, 24, 27), (98, 98, 105), (190, 190, 195), (255, 255, 255)
+INK, GRAY, LINE, PAPER = (24, 24, 27), (98, 98, 105), (190, 190, 195), (255, 255, 255)
 
 
 class Page(NamedTuple):
-    """A white page with room for a title, rows of labelled tiles, a colour bar and a footer."""
+    """A white page with room for a title, rows of labeled tiles, a color bar and a footer."""
 
     image: Image.Image
     draw: ImageDraw.ImageDraw
@@ -77,7 +77,7 @@ def outlines_on(
 
 
 def outlined(rgb: RGB, outlines: list[NDArray[Any]]) -> RGB:
-    """Draw contours in white on a black halo: seen on every colour of every map."""
+    """Draw contours in white on a black halo: seen on every color of every map."""
     drawn = rgb.copy()
     cv2.drawContours(drawn, outlines, -1, (0, 0, 0), 3, cv2.LINE_AA)
     cv2.drawContours(drawn, outlines, -1, (255, 255, 255), 1, cv2.LINE_AA)
@@ -185,7 +185,7 @@ def heatmap_at(cam: NDArray[Any], shape: tuple[int, int]) -> NDArray[np.float32]
 
 
 def colorize(heatmap: NDArray[Any], colormap: str = "jet") -> RGB:
-    """Colour a heatmap.
+    """Color a heatmap.
 
     Args:
         heatmap: (H, W) in [0, 1]; values outside are clipped.
@@ -195,10 +195,10 @@ def colorize(heatmap: NDArray[Any], colormap: str = "jet") -> RGB:
         uint8 (H, W, 3), RGB.
 
     Raises:
-        UsageError: the colour map is unknown.
+        UsageError: the color map is unknown.
     """
     if colormap not in COLORMAPS:
-        raise UsageError(f"unknown colour map {colormap!r}; choose one of {', '.join(COLORMAPS)}")
+        raise UsageError(f"unknown color map {colormap!r}; choose one of {', '.join(COLORMAPS)}")
     levels = np.rint(np.clip(heatmap, 0.0, 1.0) * 255).astype(np.uint8)
     return cv2.cvtColor(cv2.applyColorMap(levels, COLORMAPS[colormap]), cv2.COLOR_BGR2RGB)
 
@@ -206,14 +206,14 @@ def colorize(heatmap: NDArray[Any], colormap: str = "jet") -> RGB:
 def superimpose(
     gray: NDArray[np.uint8], heatmap: NDArray[Any], alpha: float = 0.4, colormap: str = "jet"
 ) -> RGB:
-    """Blend a coloured heatmap over its scan: (1 - alpha) scan + alpha colour.
+    """Blend a colored heatmap over its scan: (1 - alpha) scan + alpha color.
 
     A map covers the whole scan, because the network saw the whole scan, squashed.
 
     Args:
         gray: uint8 (H, W).
         heatmap: (H, W) in [0, 1], from `heatmap_at(cam, gray.shape)`.
-        alpha: share of the colour, 0 to 1.
+        alpha: share of the color, 0 to 1.
         colormap: a name in `COLORMAPS`.
 
     Returns:
@@ -221,7 +221,7 @@ def superimpose(
 
     Raises:
         UsageError: the scan is not uint8 (H, W), the sizes differ, alpha is outside [0, 1] or
-            the colour map is unknown.
+            the color map is unknown.
     """
     _check_scan(gray)
     if gray.shape != heatmap.shape:
@@ -258,10 +258,10 @@ def panel(
         true_class: the label where it is known; marked right or wrong.
         layout: "full" = a row per method: scan, heatmap, overlay; "compact" = one row: the scan
             and one overlay per method.
-        alpha: share of the colour in the overlays.
+        alpha: share of the color in the overlays.
         colormap: a name in `COLORMAPS`.
-        mask: tumour mask (H, W), outlined where it is not zero.
-        box: tumour box (x_min, y_min, x_max, y_max) as fractions of width and height.
+        mask: tumor mask (H, W), outlined where it is not zero.
+        box: tumor box (x_min, y_min, x_max, y_max) as fractions of width and height.
 
     Returns:
         uint8 (rows, columns, 3), RGB.
@@ -290,7 +290,7 @@ def panel(
     for row, cells in enumerate(rows):
         for column, (label, rgb) in enumerate(cells):
             _draw_cell(page, row, column, label, outlined(rgb, marks))
-        _draw_colour_bar(page, row, len(cells), colormap)
+        _draw_color_bar(page, row, len(cells), colormap)
     _draw_footer(page, has_outline=bool(marks))
     return np.array(page.image)
 
@@ -301,7 +301,7 @@ def contact_sheet(
     captions: Sequence[str] | None = None,
     tile_size: int | None = None,
 ) -> RGB:
-    """Lay out many pictures in a grid, row by row, each centred in a cell of equal size.
+    """Lay out many pictures in a grid, row by row, each centered in a cell of equal size.
 
     Args:
         tiles: uint8 pictures, gray (H, W) or RGB (H, W, 3); sizes may differ.
@@ -382,14 +382,14 @@ def _draw_title(page: Page, predicted: str, probability: float, truth: str | Non
     room = page.image.width - 2 * MARGIN
     base = MARGIN + TITLE - 4
     percent = ">99.9%" if 0.9995 <= probability < 1 else f"{probability:.1%}"
-    x = page.text((MARGIN, base), "predicted", LABEL, GREY)
+    x = page.text((MARGIN, base), "predicted", LABEL, GRAY)
     x = page.text((x + 8, base), shortened(predicted, TITLE, room - 190), TITLE, INK)
-    page.text((x + 16, base), percent, TITLE, GREY)
+    page.text((x + 16, base), percent, TITLE, GRAY)
     if truth is None:
         return
     verdict, ink = ("right", _RIGHT) if truth == predicted else ("wrong", _WRONG)
     base += LABEL + 12
-    x = page.text((MARGIN, base), "true class", LABEL, GREY)
+    x = page.text((MARGIN, base), "true class", LABEL, GRAY)
     x = page.text((x + 8, base), shortened(truth, LABEL, room - 160), LABEL, INK)
     page.draw.ellipse((x + 16, base - 10, x + 25, base - 1), fill=ink)
     page.text((x + 31, base), verdict, LABEL, ink)
@@ -403,7 +403,7 @@ def _draw_cell(page: Page, row: int, column: int, label: str, rgb: RGB) -> None:
     page.draw.rectangle((x - 1, y - 1, x + width, y + height), outline=LINE)
 
 
-def _draw_colour_bar(page: Page, row: int, column: int, colormap: str) -> None:
+def _draw_color_bar(page: Page, row: int, column: int, colormap: str) -> None:
     x, y = page.corner(row, column)
     ramp = np.linspace(1, 0, page.tile_height)[:, None].repeat(BAR, axis=1)
     page.image.paste(Image.fromarray(colorize(ramp, colormap)), (x, y))
@@ -419,8 +419,8 @@ def _draw_footer(page: Page, has_outline: bool) -> None:
     if has_outline:
         notes += "; white outline: reference"
     base = page.image.height - MARGIN
-    page.text((MARGIN, base), notes, NOTE, GREY)
-    page.text((page.image.width - MARGIN, base), DISCLAIMER, NOTE, GREY, "rs")
+    page.text((MARGIN, base), notes, NOTE, GRAY)
+    page.text((page.image.width - MARGIN, base), DISCLAIMER, NOTE, GRAY, "rs")
 
 
 def _check_scan(gray: NDArray[np.uint8]) -> None:

@@ -43,7 +43,7 @@ def head_regions(gray: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
     cuts the head off, the picture's edge is border.
 
     Args:
-        gray: uint8 (S, S), the scan as squashed for the network, before normalisation.
+        gray: uint8 (S, S), the scan as squashed for the network, before normalization.
 
     Returns:
         uint8 (S, S) with 0 background, 1 rim, 2 inside; None where no plausible head was found
@@ -177,7 +177,7 @@ def _head_mask(gray: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
     blurred = cv2.GaussianBlur(gray, (5, 5), 0)
     otsu, bright = cv2.threshold(blurred, 0, 1, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
     # In T2 and contrast-enhanced scans Otsu parts bright tissue from the brain; half of it
-    # parts the head from air. A grey background or a drawn frame defeats the half: Otsu then.
+    # parts the head from air. A gray background or a drawn frame defeats the half: Otsu then.
     above_air = cv2.threshold(blurred, otsu / 2, 1, cv2.THRESH_BINARY)[1]
     for candidate in (above_air, bright):
         head = _largest_filled(candidate)
@@ -220,5 +220,5 @@ def _check_gray(gray: NDArray[np.uint8]) -> None:
     if gray.ndim != _GRAY_DIMENSIONS or gray.dtype != np.uint8:
         raise UsageError(
             f"a head is found in a uint8 picture (S, S), not {gray.dtype} {gray.shape}; "
-            "pass the gray scan as resized for the network, before normalisation"
+            "pass the gray scan as resized for the network, before normalization"
         )

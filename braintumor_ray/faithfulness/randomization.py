@@ -1,4 +1,4 @@
-"""Model parameter randomisation (Adebayo et al. 2018, arXiv 1810.03292).
+"""Model parameter randomization (Adebayo et al. 2018, arXiv 1810.03292).
 
 A map that looks the same after the network's weights were thrown away explains the picture's
 edges, not the network.
@@ -37,7 +37,7 @@ def randomization_check(
     methods: Sequence[str] = SCORED_METHODS,
     batch_size: int = 32,
 ) -> dict[str, Any]:
-    """Compare the maps of a trained network with those of randomised copies of it.
+    """Compare the maps of a trained network with those of randomized copies of it.
 
     Same scans and same classes throughout. Low similarity is what should come out.
 

@@ -4,7 +4,7 @@ All of these work on a stated sample, because each costs many forward passes per
 
 - deletion and insertion (Petsiuk et al. 2018, "RISE", arXiv 1806.07421);
 - average drop and increase in confidence (Chattopadhay et al. 2018, arXiv 1710.11063);
-- model parameter randomisation (Adebayo et al. 2018, arXiv 1810.03292): `randomization.py`.
+- model parameter randomization (Adebayo et al. 2018, arXiv 1810.03292): `randomization.py`.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

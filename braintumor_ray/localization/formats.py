@@ -61,7 +61,7 @@ def _check_box(box: tuple[float, float, float, float], where: str) -> None:
 
 
 def yolo_outlines(text: str, location: str) -> Outlines:
-    """Boxes or polygons of one scan from a YOLO label file; an empty file: no tumour.
+    """Boxes or polygons of one scan from a YOLO label file; an empty file: no tumor.
 
     Args:
         text: lines of `class cx cy w h` or `class x1 y1 x2 y2 x3 y3 ...`, fractions.
@@ -104,7 +104,7 @@ def via_outlines(text: str, location: str) -> dict[str, Outlines]:
     """Outlines per file name from VGG Image Annotator's JSON (VIA 1 and 2).
 
     Both a whole project (`_via_img_metadata`) and exported annotations are read. Every region
-    counts as tumour, whatever its attributes say.
+    counts as tumor, whatever its attributes say.
 
     Args:
         text: the JSON.

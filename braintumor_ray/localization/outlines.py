@@ -1,4 +1,4 @@
-"""Tumour outlines as polygons, and their masks at any size."""
+"""Tumor outlines as polygons, and their masks at any size."""
 
 import math
 from collections.abc import Sequence
@@ -21,12 +21,12 @@ _FINENESS = 4
 
 
 class TruthError(BrainTumorError):
-    """Tumour masks, boxes or outlines that cannot be read, or that fit no scan or several."""
+    """Tumor masks, boxes or outlines that cannot be read, or that fit no scan or several."""
 
 
 @dataclass(frozen=True)
 class Outlines:
-    """Where the tumour of one scan is; no polygons: it was looked at and there is none.
+    """Where the tumor of one scan is; no polygons: it was looked at and there is none.
 
     Attributes:
         polygons: each (n, 2), x and y, x to the right, y down, from the picture's top left corner.
@@ -92,8 +92,8 @@ def ellipse(cx: float, cy: float, rx: float, ry: float, theta: float = 0.0) -> P
     """An ellipse as a polygon, (128, 2).
 
     Args:
-        cx: centre, to the right.
-        cy: centre, down.
+        cx: center, to the right.
+        cy: center, down.
         rx: half axis along x before turning.
         ry: half axis along y before turning.
         theta: radians, clockwise as seen (y points down), as in VIA 2 and the HTML canvas.

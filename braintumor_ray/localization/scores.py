@@ -1,4 +1,4 @@
-"""Do heatmaps point at the tumour? Measures of raw maps against masks, with baselines.
+"""Do heatmaps point at the tumor? Measures of raw maps against masks, with baselines.
 
 Everything is computed on the network's square input (S, S), to which scan and mask are squashed.
 For a map L upsampled to S x S (bilinear) and a mask M:
@@ -33,7 +33,7 @@ from braintumor_ray.explain.regions import head_regions, region_weights
 
 MEASURES = ("pointing", "mass", "rank", "iou", "dice", "box_iou")
 BASELINES = ("centre", "random", "whole_head")
-CENTRE_SIGMA = 1 / 6  # of the side: the map has faded at the picture's edge
+CENTER_SIGMA = 1 / 6  # of the side: the map has faded at the picture's edge
 
 Mask = NDArray[np.bool_]
 Scores = dict[str, float]
@@ -49,14 +49,14 @@ def localize(
 ) -> pa.Table:
     """Score the maps of many scans against their masks, and baselines beside them.
 
-    Baselines: `centre`, a Gaussian in the middle of the picture; `random`, seeded noise of the
+    Baselines: `center`, a Gaussian in the middle of the picture; `random`, seeded noise of the
     raw map's size; `whole_head`, the head outline as a uniform map, whose `pointing` is the chance
     that a random point of the head lies in the mask (left out where no head is found).
 
     Args:
         cams: raw maps (n, h, w) >= 0, any float dtype, by method; the first one's size is that
             of the random baseline.
-        masks: bool (S, S) per scan; None or without tumour: the scan is left out.
+        masks: bool (S, S) per scan; None or without tumor: the scan is left out.
         images: uint8 (S, S) per scan, as the network saw it; None: no `whole_head`.
         seed: of the random baseline; scan i has the same noise whatever the others are.
 
@@ -76,7 +76,7 @@ def localize(
         target = _Target(mask)
         maps = {name: values[index] for name, values in cams.items()}
         noise = np.random.default_rng((seed, index)).random(shape, np.float32)
-        for name, cam in {**maps, "centre": centre_map(mask.shape), "random": noise}.items():
+        for name, cam in {**maps, "centre": center_map(mask.shape), "random": noise}.items():
             rows.append({"row": index, "method": name, **target.score(cam)})
         head = None if image is None else head_regions(image)
         if head is not None:
@@ -112,19 +112,19 @@ def score_map(cam: NDArray[Any], mask: Mask) -> Scores:
     """
     if mask.ndim != 2 or mask.dtype != np.bool_ or not mask.any():
         raise UsageError(
-            f"a mask is bool (S, S) with a tumour in it, not {mask.dtype} {mask.shape} "
-            f"with {np.count_nonzero(mask)} pixels; leave scans without tumour out"
+            f"a mask is bool (S, S) with a tumor in it, not {mask.dtype} {mask.shape} "
+            f"with {np.count_nonzero(mask)} pixels; leave scans without tumor out"
         )
     return _Target(mask).score(cam)
 
 
 @lru_cache(maxsize=8)
-def centre_map(shape: tuple[int, ...]) -> NDArray[np.float32]:
+def center_map(shape: tuple[int, ...]) -> NDArray[np.float32]:
     """A Gaussian in the middle of the picture, sigma a sixth of each side, float32 (H, W)."""
     height, width = shape
     y = (np.arange(height) + 0.5) / height - 0.5
     x = (np.arange(width) + 0.5) / width - 0.5
-    squared = (y[:, None] ** 2 + x[None, :] ** 2) / (2 * CENTRE_SIGMA**2)
+    squared = (y[:, None] ** 2 + x[None, :] ** 2) / (2 * CENTER_SIGMA**2)
     heat = np.exp(-squared).astype(np.float32)
     heat.setflags(write=False)  # shared by every caller of the cache
     return heat

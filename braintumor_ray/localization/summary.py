@@ -1,4 +1,4 @@
-"""Heatmaps of a whole catalog against tumour truth: scores per scan, and means with intervals."""
+"""Heatmaps of a whole catalog against tumor truth: scores per scan, and means with intervals."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -26,7 +26,7 @@ def score_heatmaps(
     images: Iterable[NDArray[np.uint8]] | None = None,
     seed: int,
 ) -> pa.Table:
-    """Score raw maps of a catalog's scans where the truth knows their tumour.
+    """Score raw maps of a catalog's scans where the truth knows their tumor.
 
     Args:
         scans: n rows with `path`, `frame` and the decoded scan's `height` and `width`.
@@ -82,7 +82,7 @@ def summarize_localization(
     """
     if not table.num_rows:
         raise UsageError(
-            "no heatmap was scored: no scan has both a prediction and a mask with a tumour"
+            "no heatmap was scored: no scan has both a prediction and a mask with a tumor"
         )
     rows = table["row"].to_numpy()
     methods = np.array(table["method"].to_pylist(), dtype=object)

@@ -1,4 +1,4 @@
-"""Where the tumours are, as people drew them: mask images, boxes, YOLO files, VIA outlines.
+"""Where the tumors are, as people drew them: mask images, boxes, YOLO files, VIA outlines.
 
 Found by a scan's path in the catalog, given as a mask of any size.
 """
@@ -29,7 +29,7 @@ NOT_YOLO = {"classes.txt", "readme.txt", "train.txt", "val.txt", "test.txt"}
 
 @dataclass(frozen=True)
 class TruthIndex:
-    """Tumour truth of many scans, looked up by path.
+    """Tumor truth of many scans, looked up by path.
 
     Attributes:
         location: where it was loaded from.
@@ -97,7 +97,7 @@ class TruthIndex:
         scan_shape: tuple[int, int] | None = None,
         frame: int = 0,
     ) -> Mask | None:
-        """Where the tumour is, at a wanted size.
+        """Where the tumor is, at a wanted size.
 
         Args:
             path: the scan's path in the catalog.
@@ -106,7 +106,7 @@ class TruthIndex:
             frame: of a multi-frame file; this truth describes frame 0 only.
 
         Returns:
-            bool of the wanted shape, all False where the truth says that there is no tumour;
+            bool of the wanted shape, all False where the truth says that there is no tumor;
             None where it says nothing of this scan.
 
         Raises:
@@ -133,11 +133,11 @@ class TruthIndex:
 
 
 def load_truth(location: str | Path) -> TruthIndex:
-    """Read tumour truth of any kind.
+    """Read tumor truth of any kind.
 
     Args:
         location: a folder of mask images (same relative paths as the scans, any image suffix,
-            `_mask` or `_seg` at the end allowed; not zero = tumour), a folder of YOLO .txt files
+            `_mask` or `_seg` at the end allowed; not zero = tumor), a folder of YOLO .txt files
             (boxes or polygons in fractions), a .csv with columns path, x_min, y_min, x_max, y_max
             (fractions, several rows per path allowed), or VIA's .json. A local path or a URI.
 

@@ -37,7 +37,7 @@ def log_softmax(logits: NDArray[Any], temperature: float = 1.0) -> Floats:
 
 
 def fit_temperature(logits: NDArray[Any], labels: NDArray[Any]) -> float:
-    """Temperature T that minimises the NLL of softmax(logits / T) (Guo et al. 2017, section 4.2).
+    """Temperature T that minimizes the NLL of softmax(logits / T) (Guo et al. 2017, section 4.2).
 
     Searched over log T, in which the NLL has one valley, between 0.05 and 20. A value towards
     either end means that the data do not determine it: every scan is right (low: any small T will
@@ -184,7 +184,7 @@ def calibration_metrics(
     Args:
         labels: class indices, int (n,).
         probs: probabilities, float (n, k).
-        positive: indices of the positive (tumour) classes.
+        positive: indices of the positive (tumor) classes.
         n_bins: equally wide bins.
 
     Raises:

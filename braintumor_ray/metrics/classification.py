@@ -1,4 +1,4 @@
-"""Metrics of class probabilities, and of the tumour decision at one threshold, ready for JSON."""
+"""Metrics of class probabilities, and of the tumor decision at one threshold, ready for JSON."""
 
 import heapq
 from collections.abc import Sequence
@@ -51,7 +51,7 @@ def classification_metrics(
         labels: class indices in 0..k-1, int (n,).
         probs: probabilities in [0, 1], rows summing to 1 within 1e-3, float (n, k).
         class_names: k names in the order of the columns.
-        positive: indices of the positive (tumour) classes.
+        positive: indices of the positive (tumor) classes.
         threshold: of the summed positive probability.
 
     Returns:
@@ -270,7 +270,7 @@ def thin_polyline(x: Floats, y: Floats, max_points: int) -> Ints:
 
     Returns:
         Ascending indices of the points kept, int64 (<= max_points,); points that lie on the line
-        between their neighbours may be left out below that number.
+        between their neighbors may be left out below that number.
 
     Raises:
         MetricsError: ``max_points`` is below 2.

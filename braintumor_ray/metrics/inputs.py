@@ -44,7 +44,7 @@ def check_probs(probs: NDArray[Any], labels: NDArray[Any]) -> tuple[Ints, Floats
         MetricsError: a probability is NaN, infinite or negative, a row does not sum to 1 within
             1e-3, the lengths differ, or ``labels`` do not fit (see ``check_labels``).
     """
-    truth, array = _labelled_rows(probs, labels, "probs")
+    truth, array = _labeled_rows(probs, labels, "probs")
     negative = np.argwhere(array < 0)
     if negative.size:
         row, column = (int(i) for i in negative[0])
@@ -68,7 +68,7 @@ def check_logits(logits: NDArray[Any], labels: NDArray[Any]) -> tuple[Ints, Floa
     Raises:
         MetricsError: a logit is NaN or infinite, the lengths differ, or ``labels`` do not fit.
     """
-    return _labelled_rows(logits, labels, "logits")
+    return _labeled_rows(logits, labels, "logits")
 
 
 def check_binary(truth: NDArray[Any], score: NDArray[Any]) -> tuple[Bools, Floats]:
@@ -117,12 +117,12 @@ def check_positive(positive: Sequence[int], n_classes: int) -> list[int]:
 def binary_view(
     labels: NDArray[Any], probs: NDArray[Any], positive: Sequence[int]
 ) -> tuple[Bools, Floats]:
-    """Return the tumour question of a multi-class prediction.
+    """Return the tumor question of a multi-class prediction.
 
     Args:
         labels: class indices, int (n,).
         probs: probabilities, float (n, k).
-        positive: indices of the positive (tumour) classes.
+        positive: indices of the positive (tumor) classes.
 
     Returns:
         truth, bool (n,): the label is a positive class; score, float64 (n,): the sum of the
@@ -166,7 +166,7 @@ def check_groups(groups: NDArray[Any], n_rows: int) -> tuple[Ints, int]:
     return codes.astype(np.int64).ravel(), len(names)
 
 
-def _labelled_rows(rows: NDArray[Any], labels: NDArray[Any], name: str) -> tuple[Ints, Floats]:
+def _labeled_rows(rows: NDArray[Any], labels: NDArray[Any], name: str) -> tuple[Ints, Floats]:
     array = np.asarray(rows)
     if array.ndim != 2 or array.shape[1] < 2:
         raise MetricsError(

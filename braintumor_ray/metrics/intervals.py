@@ -142,7 +142,7 @@ def metric_intervals(
         labels: class indices, int (n,).
         probs: probabilities, float (n, k).
         groups: patient or duplicate-group ids, (n,).
-        positive: indices of the positive (tumour) classes.
+        positive: indices of the positive (tumor) classes.
         threshold: of the summed positive probability.
         seed: of the random draws.
         n_boot: number of resamples.
@@ -150,7 +150,7 @@ def metric_intervals(
 
     Returns:
         ``accuracy``, ``balanced_accuracy``, ``macro_f1`` over the classes; ``decision_accuracy``,
-        ``sensitivity``, ``specificity``, ``auroc`` of the tumour decision.
+        ``sensitivity``, ``specificity``, ``auroc`` of the tumor decision.
 
     Raises:
         MetricsError: the inputs do not fit.

@@ -79,7 +79,7 @@ def choose_threshold(
 ) -> OperatingPoint:
     """Choose the threshold that is best by one rule.
 
-    Where neighbouring candidates tie, the one at the middle of the interval they span is taken;
+    Where neighboring candidates tie, the one at the middle of the interval they span is taken;
     where ties lie apart, in the widest such interval (a value between two peaks would be worse
     than either).
 
@@ -121,7 +121,7 @@ def _both_kinds(flags: Bools, values: Floats) -> tuple[Bools, Floats]:
 
 def _midway(low: Floats, high: Floats) -> Floats:
     middle = low + (high - low) / 2
-    # Between neighbouring floats there is no middle, and low itself would admit the wrong scan.
+    # Between neighboring floats there is no middle, and low itself would admit the wrong scan.
     return np.where(middle > low, middle, high)
 
 
@@ -142,7 +142,7 @@ def _at_least(values: Floats, name: str, floor: float) -> Bools:
 
 
 def _middle_of_ties(sweep: dict[str, NDArray[Any]], tied: Bools) -> int:
-    """Index of the candidate in the middle of the widest run of neighbouring tied candidates."""
+    """Index of the candidate in the middle of the widest run of neighboring tied candidates."""
     high = sweep["score"]
     low = np.append(high[1:], min(0.0, float(high[-1])))
     steps = np.diff(np.concatenate(([0], tied.astype(np.int8), [0])))

@@ -22,7 +22,7 @@ from torch import Tensor
 from braintumor_ray.decode.preprocess import Preprocessing
 from braintumor_ray.errors import BundleError
 from braintumor_ray.models.classifier import Architecture, Classifier
-from braintumor_ray.models.domain import DomainGate
+from braintumor_ray.models.domain import DomainDetector
 from braintumor_ray.recipes.loader import describe
 
 WEIGHTS, DESCRIPTION, CARD = "model.safetensors", "bundle.json", "model_card.md"
@@ -96,7 +96,7 @@ class Bundle:
 
     fields: BundleFields
     state: Mapping[str, Tensor]
-    gate: DomainGate | None
+    gate: DomainDetector | None
 
     @cached_property
     def fingerprint(self) -> str:
@@ -159,7 +159,7 @@ def save_bundle(
     directory: str | Path,
     fields: BundleFields,
     model: Classifier,
-    gate: DomainGate | None,
+    gate: DomainDetector | None,
     card: str,
 ) -> Bundle:
     """Write a bundle directory; it appears whole or not at all.
@@ -228,7 +228,7 @@ def _read(directory: str | Path, name: str) -> bytes:
         ) from error
 
 
-def _pack(model: Classifier, gate: DomainGate | None) -> bytes:
+def _pack(model: Classifier, gate: DomainDetector | None) -> bytes:
     from safetensors.torch import save
 
     tensors = {f"model.{k}": v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
@@ -253,7 +253,7 @@ def _unpack(fields: BundleFields, blob: bytes) -> Bundle:
     state = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
     gate = None
     if "domain.mean" in tensors:
-        gate = DomainGate(
+        gate = DomainDetector(
             tensors["domain.mean"].numpy(),
             tensors["domain.basis"].numpy(),
             tensors["domain.scale"].numpy(),

@@ -71,7 +71,7 @@ class Classifier(nn.Module):
         )
 
     def features(self, images: Tensor) -> Tensor:
-        """Normalised images (B, 3, S, S) to the target map A (B, C, h, w)."""
+        """Normalized images (B, 3, S, S) to the target map A (B, C, h, w)."""
         features: Tensor = self.backbone.forward_features(images)  # type: ignore[operator]
         return features
 
@@ -88,7 +88,7 @@ class Classifier(nn.Module):
         return self._as_logits(self.head(pooled))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images (B, 3, S, S) to logits (B, k)."""
+        """Normalized images (B, 3, S, S) to logits (B, k)."""
         return self.logits(self.features(images))
 
     @property
@@ -188,10 +188,10 @@ def _pools_plainly(backbone: nn.Module, shape: tuple[int, int, int]) -> bool:
     return pooled.shape == mean.shape and bool(torch.allclose(pooled, mean, atol=1e-5))
 
 
-def normalise(images: Tensor, preprocessing: Any) -> Tensor:  # noqa: ANN401
+def normalize(images: Tensor, preprocessing: Any) -> Tensor:  # noqa: ANN401
     """Gray uint8 (B, S, S) to the network's float32 input (B, 3, S, S), channels last.
 
-    Each of the 256 grays is normalised once and looked up: half the time of the arithmetic.
+    Each of the 256 grays is normalized once and looked up: half the time of the arithmetic.
     """
     mean = torch.tensor(preprocessing.mean, device=images.device)
     std = torch.tensor(preprocessing.std, device=images.device)

@@ -10,7 +10,7 @@ FloatArray = npt.NDArray[np.floating]
 
 
 @dataclass(frozen=True)
-class DomainGate:
+class DomainDetector:
     """Distance to the training features: Mahalanobis inside their main subspace, plus the residual.
 
     Features count by their direction only, scaled to unit length: flat pictures and drawings have
@@ -31,7 +31,7 @@ class DomainGate:
     residual: float
 
     @classmethod
-    def fit(cls, features: FloatArray, rank: int = 64) -> "DomainGate":
+    def fit(cls, features: FloatArray, rank: int = 64) -> "DomainDetector":
         """Fit to pooled features (n, C), n >= 2."""
         x: FloatArray = np.asarray(features, dtype=np.float64)
         if x.ndim != 2 or len(x) < 2:
@@ -50,11 +50,11 @@ class DomainGate:
 
     def distance(self, features: FloatArray) -> npt.NDArray[np.float32]:
         """Distance of pooled features (n, C), float32 (n,), 0 upwards."""
-        centred = _unit_length(np.asarray(features, dtype=np.float32)) - self.mean
+        centered = _unit_length(np.asarray(features, dtype=np.float32)) - self.mean
         # torch multiplies, as NumPy's BLAS has threads of its own, which take torch's cores.
         basis = torch.from_numpy(self.basis)
-        coordinates = torch.from_numpy(centred) @ basis
-        rest = centred - (coordinates @ basis.T).numpy()
+        coordinates = torch.from_numpy(centered) @ basis
+        rest = centered - (coordinates @ basis.T).numpy()
         inside = ((coordinates.numpy() / self.scale) ** 2).mean(axis=1)
         outside = (rest**2).sum(axis=1) / self.residual**2
         return np.asarray(np.sqrt(inside + outside), dtype=np.float32)

@@ -36,7 +36,7 @@ class NeuronOptions:
         batch_size: scans per forward pass; None: the predictor's choice.
         top: neurons shown per class.
         examples: scans shown per neuron, pixel-identical ones once.
-        limit: at most so many labelled scans, drawn with `seed`; None: all.
+        limit: at most so many labeled scans, drawn with `seed`; None: all.
         seed: of that draw.
     """
 
@@ -63,18 +63,18 @@ def run_neurons(
     activation map) and, last, neurons.json, which is also returned.
 
     Args:
-        catalog: scans with `label` (`data.catalog.CATALOG_SCHEMA`); unlabelled ones are left out.
+        catalog: scans with `label` (`data.catalog.CATALOG_SCHEMA`); unlabeled ones are left out.
         bundle_path: the bundle.
         output: a folder, made if it is not there.
         options: how.
         progress: called with scans done and to do.
 
     Raises:
-        UsageError: fewer than two classes among the readable labelled scans.
+        UsageError: fewer than two classes among the readable labeled scans.
         BundleError: the bundle cannot be loaded.
     """
     options = options or NeuronOptions()
-    scans = _labelled(catalog, options)
+    scans = _labeled(catalog, options)
     predictor = Predictor.from_bundle(
         bundle_path, options.device, methods=(), batch_size=options.batch_size
     )
@@ -118,7 +118,7 @@ class _Recorded:
     hashes: list[str]
 
 
-def _labelled(catalog: pa.Table, options: NeuronOptions) -> pa.Table:
+def _labeled(catalog: pa.Table, options: NeuronOptions) -> pa.Table:
     scans = catalog.filter(catalog["label"].is_valid())
     classes = len(scans["label"].unique())
     if classes < 2:
@@ -146,7 +146,7 @@ def _record(predictor: Predictor, scans: pa.Table, progress: Progress | None) ->
         if progress:
             progress(start + len(prepared), scans.num_rows)
     if not kept:
-        raise UsageError(f"none of {scans.num_rows} labelled scans can be read")
+        raise UsageError(f"none of {scans.num_rows} labeled scans can be read")
     return _Recorded(scans.take(pa.array(kept)), softmax(np.concatenate(pooled)), hashes)
 
 

@@ -9,14 +9,14 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from braintumor_ray.decode.prepare import WORKER, Prepared
+from braintumor_ray.decode.prepare import WORKER, PreparedScan
 from braintumor_ray.decode.preprocess import GrayImage, Preprocessing
 from braintumor_ray.decode.reading import group_frames, prepare_scans
 from braintumor_ray.decode.sandbox import DecodeSandbox
 from braintumor_ray.decode.types import DecodeLimits
 from braintumor_ray.explain.overlay import contact_sheet, heatmap_at, superimpose, write_png
 from braintumor_ray.models.bundle import Bundle
-from braintumor_ray.models.classifier import Classifier, normalise
+from braintumor_ray.models.classifier import Classifier, normalize
 
 _TILE = 160
 
@@ -39,14 +39,14 @@ def activation_maps(
         batch_size: scans per forward pass.
 
     Returns:
-        float32 (n, h, w), as the network computes it: not normalised, negative where its last
+        float32 (n, h, w), as the network computes it: not normalized, negative where its last
         activation lets negative values through.
     """
     device = next(model.parameters()).device
     parts = []
     for start in range(0, len(images), batch_size):
         batch = torch.from_numpy(images[start : start + batch_size]).to(device)
-        features = model.features(normalise(batch, preprocessing)).float()
+        features = model.features(normalize(batch, preprocessing)).float()
         channels = torch.from_numpy(neurons[start : start + batch_size]).to(device)
         parts.append(features[torch.arange(len(batch), device=device), channels].cpu().numpy())
     return np.concatenate(parts)
@@ -54,7 +54,7 @@ def activation_maps(
 
 def prepared_batches(
     scans: pa.Table, preprocessing: Preprocessing, batch_size: int
-) -> Iterator[tuple[int, list[Prepared]]]:
+) -> Iterator[tuple[int, list[PreparedScan]]]:
     """Batches of scans, decoded and resized, each with its first row's number."""
     files = group_frames(scans["uri"].to_pylist(), scans["frame"].to_pylist())
     start, batch = 0, []

@@ -87,10 +87,10 @@ def corrected(p: Floats) -> Floats:
 
 def _point_biserial(x: Floats, truth: NDArray[np.bool_]) -> Floats:
     """Pearson's correlation of each column of x (n, C) with each row of truth (k, n)."""
-    centred = x - x.mean(axis=0)
+    centered = x - x.mean(axis=0)
     flags = truth - truth.mean(axis=1, keepdims=True)
-    scale = np.sqrt((flags**2).sum(axis=1))[:, None] * np.sqrt((centred**2).sum(axis=0))
-    r = np.divide(flags @ centred, scale, out=np.full(scale.shape, np.nan), where=scale > 0)
+    scale = np.sqrt((flags**2).sum(axis=1))[:, None] * np.sqrt((centered**2).sum(axis=0))
+    r = np.divide(flags @ centered, scale, out=np.full(scale.shape, np.nan), where=scale > 0)
     return np.clip(r, -1.0, 1.0)
 
 

@@ -1,7 +1,7 @@
 """The healthy head of a phantom patient: skull, cortex, ventricles, skull base.
 
 A patient's folding is a smooth function of the head coordinates (u, v, z) of `phantom_canvas`, so
-that neighbouring slices resemble each other.
+that neighboring slices resemble each other.
 """
 
 from dataclasses import dataclass, replace
@@ -89,7 +89,7 @@ def brain_depth(head: Head, u: Field, v: Field, z: float) -> Field:
 
 
 def brain_radius(head: Head, angle: float, z: float) -> float:
-    """Distance from the head's centre to the brain's outline in one direction (radians)."""
+    """Distance from the head's center to the brain's outline in one direction (radians)."""
     radius = 0.8
     for _ in range(4):
         u = np.array([radius * np.cos(angle)], np.float32)
@@ -142,10 +142,10 @@ def paint_brain(scene: Scene, outer: Field | None) -> Field:
     inside = soft(scene.depth, scene.plane.pixel * 1.5)
     ribbon = np.float32(0.042) + np.float32(0.005) * noises[1]
     white = inside * soft(pial - ribbon, edge)
-    grey = inside * soft(pial - np.float32(head.sulcus_width), edge)
-    paint(scene.canvas, grey, scene.contrast.grey)
+    gray = inside * soft(pial - np.float32(head.sulcus_width), edge)
+    paint(scene.canvas, gray, scene.contrast.gray)
     paint(scene.canvas, white, scene.contrast.white)
-    _paint_deep_grey(scene)
+    _paint_deep_gray(scene)
     _paint_ventricles(scene)
     _paint_base(scene, inside)
     _paint_falx(scene)
@@ -202,7 +202,7 @@ def _fissure_distance(plane: Plane, head: Head) -> Field:
     return np.abs(plane.u - np.float32(head.asymmetry) * plane.v) + np.float32(2) * closed
 
 
-def _paint_deep_grey(scene: Scene) -> None:
+def _paint_deep_gray(scene: Scene) -> None:
     canvas, plane, c = scene.canvas, scene.plane, scene.contrast
     shown = window(plane.z, 0.30, 0.55)
     if shown <= 0:
@@ -210,9 +210,9 @@ def _paint_deep_grey(scene: Scene) -> None:
     half = Plane(np.abs(plane.u), plane.v, plane.z, plane.pixel)
     nuclei = (((0.20, -0.29), (0.05, 0.10)), ((0.33, -0.06), (0.07, 0.15)))
     thalamus = ((0.13, 0.10), (0.10, 0.15))
-    value = 0.75 * c.grey + 0.25 * c.white
-    for centre, (rx, ry) in (*nuclei, thalamus):
-        weight = soft(ellipse(half, centre, (rx * shown, ry * shown)), 0.03)
+    value = 0.75 * c.gray + 0.25 * c.white
+    for center, (rx, ry) in (*nuclei, thalamus):
+        weight = soft(ellipse(half, center, (rx * shown, ry * shown)), 0.03)
         paint(canvas, weight, value)
 
 
@@ -236,7 +236,7 @@ def _paint_ventricles(scene: Scene) -> None:
     choroid = window(z, 0.38, 0.54, 0.05)
     if choroid > 0:
         spot = np.float32(0.022 * choroid) - segment(plane, (0.25, 0.26), (0.27, 0.33))
-        paint(canvas, soft(spot, edge), 0.5 * (c.grey + c.vessel))
+        paint(canvas, soft(spot, edge), 0.5 * (c.gray + c.vessel))
 
 
 def _paint_base(scene: Scene, inside: Field) -> None:
@@ -251,13 +251,13 @@ def _paint_base(scene: Scene, inside: Field) -> None:
     stem = ellipse(half, (0.05, 0.10), (0.15 * shown, 0.16 * shown))
     paint(canvas, soft(stem + np.float32(0.03), edge), c.csf)
     paint(canvas, soft(_star(plane, shown), edge), c.csf)
-    paint(canvas, soft(stem, edge), 0.7 * c.white + 0.3 * c.grey)
+    paint(canvas, soft(stem, edge), 0.7 * c.white + 0.3 * c.gray)
     aqueduct = ellipse(plane, (0.0, 0.19), (0.025, 0.025))
     paint(canvas, soft(aqueduct, edge), c.csf)
     carotids = np.float32(0.022) - segment(plane, (0.10, -0.23), (0.105, -0.225))
     paint(canvas, soft(carotids, edge) * np.float32(shown), c.vessel)
     stalk = ellipse(plane, (0.0, -0.2), (0.022, 0.022))
-    paint(canvas, soft(stalk, edge) * np.float32(shown), 0.5 * (c.grey + c.adenoma))
+    paint(canvas, soft(stalk, edge) * np.float32(shown), 0.5 * (c.gray + c.adenoma))
 
 
 def _paint_cerebellum(scene: Scene, half: Plane, inside: Field, shown: float) -> None:
@@ -268,9 +268,9 @@ def _paint_cerebellum(scene: Scene, half: Plane, inside: Field, shown: float) ->
     paint(canvas, inside * soft(distance, edge), c.csf)
     core = soft(distance - np.float32(0.16), 0.06)
     folia = np.float32(0.5) + np.float32(0.5) * np.cos((distance + plane.v) * np.float32(140))
-    leaf = c.grey + np.float32(0.3 * (c.csf - c.grey)) * folia * (1 - core)
+    leaf = c.gray + np.float32(0.3 * (c.csf - c.gray)) * folia * (1 - core)
     inner = inside * soft(distance - np.float32(0.02), edge)
-    paint(canvas, inner, leaf + (0.5 * (c.white + c.grey) - leaf) * core)
+    paint(canvas, inner, leaf + (0.5 * (c.white + c.gray) - leaf) * core)
     fourth_ventricle = ellipse(plane, (0.0, 0.36), (0.07 * shown, 0.05 * shown))
     paint(canvas, soft(fourth_ventricle, edge), c.csf)
 

@@ -26,7 +26,7 @@ class Contrast(NamedTuple):
     scalp: float
     muscle: float
     csf: float
-    grey: float
+    gray: float
     white: float
     dura: float
     vessel: float
@@ -94,10 +94,10 @@ def noise_at(volume: Field, plane: Plane) -> Field:
     )
 
 
-def ellipse(plane: Plane, centre: tuple[float, float], radii: tuple[float, float]) -> Field:
+def ellipse(plane: Plane, center: tuple[float, float], radii: tuple[float, float]) -> Field:
     """Signed distance (approximate, positive inside) of an ellipse."""
-    x = (plane.u - np.float32(centre[0])) / np.float32(radii[0])
-    y = (plane.v - np.float32(centre[1])) / np.float32(radii[1])
+    x = (plane.u - np.float32(center[0])) / np.float32(radii[0])
+    y = (plane.v - np.float32(center[1])) / np.float32(radii[1])
     return (1 - np.sqrt(x * x + y * y)) * np.float32(min(radii))
 
 

@@ -197,11 +197,11 @@ def _write_patient(
     split = _split_of(number)
     for drawn in patient_slices(number, seed=seed, slices=slices):
         suffix = ".jpg" if formats.random() < 0.7 else ".png"
-        colour = formats.random() < 0.08
+        color = formats.random() < 0.08
         stem = f"{split}/{drawn.class_name}/{drawn.patient}_s{drawn.slice_index}"
-        image = cv2.cvtColor(drawn.image, cv2.COLOR_GRAY2RGB) if colour else drawn.image
+        image = cv2.cvtColor(drawn.image, cv2.COLOR_GRAY2RGB) if color else drawn.image
         _write(root / "scans" / (stem + suffix), encode(suffix, image))
-        for kind, mask in (("tumour", drawn.tumour_mask), ("skull", drawn.skull_mask)):
+        for kind, mask in (("tumour", drawn.tumor_mask), ("skull", drawn.skull_mask)):
             pixels = mask.astype(np.uint8) * np.uint8(255)
             _write(root / "masks" / kind / f"{stem}.png", encode(".png", pixels))
         height, width = drawn.image.shape

@@ -18,20 +18,20 @@ class Lesion:
     class_name: str
     z: float  # level of the middle slice
     half_extent: float  # the patient's slices lie within z +- half_extent
-    angle: float  # direction from the head's centre, radians, pi/2 is the back of the head
-    reach: float  # distance from the centre as a share of the brain's radius there
+    angle: float  # direction from the head's center, radians, pi/2 is the back of the head
+    reach: float  # distance from the center as a share of the brain's radius there
     radius: float  # at the middle slice, head units
     squash: float  # length of one axis over the other
-    strength: float  # 0..1: how far the lesion differs from grey matter
+    strength: float  # 0..1: how far the lesion differs from gray matter
     irregularity: float
     oedema: float  # width of the oedema over the radius
 
 
 @dataclass(frozen=True)
 class LesionCut:
-    """A lesion in one slice: its centre, signed distance (positive inside) and radius."""
+    """A lesion in one slice: its center, signed distance (positive inside) and radius."""
 
-    centre: tuple[float, float]
+    center: tuple[float, float]
     distance: Field
     radius: float
 
@@ -71,9 +71,9 @@ _BASE_SHARE = {
 
 
 def _place(rng: np.random.Generator, class_name: str, base: bool) -> tuple[float, float]:
-    """Direction and relative distance of a lesion from the head's centre.
+    """Direction and relative distance of a lesion from the head's center.
 
-    Gliomas favour the frontal and temporal lobes; nearly half of the meningiomas lie beside the
+    Gliomas favor the frontal and temporal lobes; nearly half of the meningiomas lie beside the
     falx, the others over the convexity.
     """
     side = rng.choice((-1.0, 1.0))
@@ -98,16 +98,16 @@ def cut(lesion: Lesion, head: Head, plane: Plane) -> LesionCut | None:
         return None
     offset = 0.8 * (plane.z - lesion.z) / max(lesion.half_extent, 1e-6)
     radius = lesion.radius * float(np.sqrt(max(1 - offset * offset, 0.2)))
-    centre = _centre(lesion, head, plane.z, radius)
-    x = plane.u - np.float32(centre[0])
-    y = plane.v - np.float32(centre[1])
+    center = _center(lesion, head, plane.z, radius)
+    x = plane.u - np.float32(center[0])
+    y = plane.v - np.float32(center[1])
     stretched = np.sqrt(x * x * np.float32(lesion.squash) + y * y / np.float32(lesion.squash))
     rough = noise_at(head.fine[1], plane) + noise_at(head.coarse[1], plane)
     distance = np.float32(radius) * (1 + np.float32(lesion.irregularity) * rough) - stretched
-    return LesionCut(centre, distance, radius)
+    return LesionCut(center, distance, radius)
 
 
-def _centre(lesion: Lesion, head: Head, z: float, radius: float) -> tuple[float, float]:
+def _center(lesion: Lesion, head: Head, z: float, radius: float) -> tuple[float, float]:
     if lesion.class_name == "pituitary_tumor":
         return SELLA[0] + 0.3 * float(np.cos(lesion.angle)), SELLA[1]
     distance = lesion.reach * brain_radius(head, lesion.angle, z)
@@ -118,8 +118,8 @@ def _centre(lesion: Lesion, head: Head, z: float, radius: float) -> tuple[float,
 
 def push_aside(plane: Plane, found: LesionCut, share: float) -> Plane:
     """Mass effect: coordinates of the anatomy that a lesion has displaced to each pixel."""
-    x = plane.u - np.float32(found.centre[0])
-    y = plane.v - np.float32(found.centre[1])
+    x = plane.u - np.float32(found.center[0])
+    y = plane.v - np.float32(found.center[1])
     reach = np.float32(1 / (2 * (1.3 * found.radius) ** 2))
     pull = np.float32(share) * np.exp(-(x * x + y * y) * reach)
     return Plane(plane.u - pull * x, plane.v - pull * y, plane.z, plane.pixel)
@@ -154,8 +154,8 @@ def _paint_solid(
     scene: Scene, lesion: Lesion, found: LesionCut, brightness: float, texture: Field
 ) -> None:
     """A well-defined, almost homogeneous lesion."""
-    grey = scene.contrast.grey
-    value = grey + lesion.strength * (brightness - grey)
+    gray = scene.contrast.gray
+    value = gray + lesion.strength * (brightness - gray)
     weight = _within_skull(scene) * soft(found.distance, scene.plane.pixel * 1.5)
     paint(scene.canvas, weight, value * (1 + np.float32(0.03) * texture))
 
@@ -178,7 +178,7 @@ def _paint_glioma(scene: Scene, lesion: Lesion, found: LesionCut, texture: Field
     """An infiltrating edge, an uneven enhancing rim and a necrotic core."""
     canvas, c, pixel = scene.canvas, scene.contrast, scene.plane.pixel
     inside = _within_skull(scene)
-    rim = c.grey + lesion.strength * (c.rim - c.grey)
+    rim = c.gray + lesion.strength * (c.rim - c.gray)
     edge = soft(found.distance, max(0.05, pixel * 2))
     paint(canvas, inside * edge, rim * (1 + np.float32(0.12) * texture))
     thickness = np.float32(found.radius) * (np.float32(0.35) + np.float32(0.12) * texture)

@@ -37,7 +37,7 @@ class Slice:
 
     Attributes:
         image: uint8 (H, W), forehead up.
-        tumour_mask: bool (H, W); a glioma's rim and core without its oedema; empty for `no_tumor`.
+        tumor_mask: bool (H, W); a glioma's rim and core without its oedema; empty for `no_tumor`.
         skull_mask: bool (H, W), the ring of skull and scalp.
         brain_mask: bool (H, W), everything inside the brain's outline, ventricles included.
         class_name: One of `CLASS_NAMES`.
@@ -46,7 +46,7 @@ class Slice:
     """
 
     image: npt.NDArray[np.uint8]
-    tumour_mask: npt.NDArray[np.bool_]
+    tumor_mask: npt.NDArray[np.bool_]
     skull_mask: npt.NDArray[np.bool_]
     brain_mask: npt.NDArray[np.bool_]
     class_name: str
@@ -64,7 +64,7 @@ class Patient:
     shape: tuple[int, int]  # height, width in pixels
     pixel: float  # head units per pixel
     rotation: float  # radians
-    shift: tuple[float, float]  # u, v of the picture's centre
+    shift: tuple[float, float]  # u, v of the picture's center
     bias: Field  # (4, 4)
     noise: float  # standard deviation, 1 is full brightness
     gain: float
@@ -160,11 +160,11 @@ def draw_patient_slice(
     if not 0 <= level <= 1:
         raise UsageError(f"level {level} of a phantom slice: give 0 (lowest) to 1 (highest)")
     plane = _plane(drawn, level)
-    scene, head_edge, tumour = _draw_tissues(drawn, plane)
+    scene, head_edge, tumor = _draw_tissues(drawn, plane)
     inside = scene.depth > -drawn.head.gap
     return Slice(
         image=_acquire(scene.canvas, drawn, level),
-        tumour_mask=tumour & inside,
+        tumor_mask=tumor & inside,
         skull_mask=(head_edge > 0) & ~inside,
         brain_mask=scene.depth > 0,
         class_name=drawn.lesion.class_name,
@@ -188,15 +188,15 @@ def _plane(drawn: Patient, level: float) -> Plane:
 
 def _draw_tissues(drawn: Patient, plane: Plane) -> tuple[Scene, Field, npt.NDArray[np.bool_]]:
     """The drawn slice before the scanner, the scalp's outer distance, and the lesion."""
-    canvas, tumour = np.zeros(drawn.shape, np.float32), np.zeros(drawn.shape, np.bool_)
+    canvas, tumor = np.zeros(drawn.shape, np.float32), np.zeros(drawn.shape, np.bool_)
     depth = brain_depth(drawn.head, plane.u, plane.v, plane.z)
     scene = Scene(canvas, plane, depth, drawn.head, drawn.contrast)
     head_edge = paint_skull(scene)
     box = _bounding_box(depth > -drawn.head.gap - 0.05)
     cropped = Plane(plane.u[box], plane.v[box], plane.z, plane.pixel)
     inner = replace(scene, canvas=canvas[box], plane=cropped, depth=depth[box])
-    _draw_inside(inner, drawn.lesion, tumour[box])
-    return scene, head_edge, tumour
+    _draw_inside(inner, drawn.lesion, tumor[box])
+    return scene, head_edge, tumor
 
 
 def _bounding_box(mask: npt.NDArray[np.bool_]) -> tuple[slice, slice]:
@@ -204,8 +204,8 @@ def _bounding_box(mask: npt.NDArray[np.bool_]) -> tuple[slice, slice]:
     return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
 
 
-def _draw_inside(scene: Scene, lesion: Lesion, tumour: npt.NDArray[np.bool_]) -> None:
-    """Draw brain and lesion, and mark the lesion in `tumour`, in place."""
+def _draw_inside(scene: Scene, lesion: Lesion, tumor: npt.NDArray[np.bool_]) -> None:
+    """Draw brain and lesion, and mark the lesion in `tumor`, in place."""
     found = cut(lesion, scene.head, scene.plane)
     if found is None:
         paint_brain(scene, None)
@@ -216,7 +216,7 @@ def _draw_inside(scene: Scene, lesion: Lesion, tumour: npt.NDArray[np.bool_]) ->
     outer = -found.distance if lesion.class_name == "meningioma_tumor" else None
     white = paint_brain(pushed, outer)
     paint_lesion(scene, lesion, found, white)
-    tumour |= found.distance > 0
+    tumor |= found.distance > 0
 
 
 def _acquire(canvas: Field, drawn: Patient, level: float) -> npt.NDArray[np.uint8]:

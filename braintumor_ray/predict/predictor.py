@@ -18,7 +18,7 @@ from braintumor_ray.explain.library import library_cams
 from braintumor_ray.explain.regions import head_weights, heat_shares_batch
 from braintumor_ray.models.allocator import keep_freed_memory
 from braintumor_ray.models.bundle import Bundle, load_bundle
-from braintumor_ray.models.classifier import Classifier, normalise
+from braintumor_ray.models.classifier import Classifier, normalize
 from braintumor_ray.models.device import choose_device, use_bf16
 from braintumor_ray.models.folding import fold_batch_norms
 from braintumor_ray.predict.schema import stored_shape
@@ -181,7 +181,7 @@ class Predictor:
         square = torch.from_numpy(self._preprocessing.resize(image)[None]).to(self.device)
         model = self.bundle.build_model().to(self.device)  # hooks touch a copy, never ours
         target = self.bundle.fields.class_names.index(class_name)
-        images = normalise(square, self._preprocessing)
+        images = normalize(square, self._preprocessing)
         return library_cams(model, images, [target], method, layer)[0]
 
     def _no_images(self) -> GrayImage:
@@ -193,7 +193,7 @@ class Predictor:
             return self._empty(explain)
         with torch.no_grad():
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-                features = self._model.features(self._normalise(images))
+                features = self._model.features(self._normalize(images))
             features = features.float()
             gradient = class_gradient(self._model, features, self._choose)
             maps = cams(features, gradient, self.methods) if explain else {}
@@ -214,9 +214,9 @@ class Predictor:
             maps if explain else {},
         )
 
-    def _normalise(self, images: GrayImage) -> Tensor:
-        """uint8 (B, S, S) to normalised float32 (B, 3, S, S), channels last."""
-        return normalise(torch.from_numpy(images).to(self.device), self._preprocessing)
+    def _normalize(self, images: GrayImage) -> Tensor:
+        """uint8 (B, S, S) to normalized float32 (B, 3, S, S), channels last."""
+        return normalize(torch.from_numpy(images).to(self.device), self._preprocessing)
 
     def _choose(self, logits: Tensor) -> Tensor:
         if self.cam_class == "predicted":
@@ -237,7 +237,7 @@ class Predictor:
             "predicted_class": [names[i] for i in probabilities.argmax(axis=1)],
             "probabilities": probabilities,
             "decision": positive >= np.float32(fields.threshold),
-            "entropy": normalised_entropy(probabilities),
+            "entropy": normalized_entropy(probabilities),
             "cam_class": [names[i] for i in raw.cam_classes],
         }
 
@@ -283,7 +283,7 @@ def softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return np.asarray(shifted / shifted.sum(axis=1, keepdims=True), dtype=np.float32)
 
 
-def normalised_entropy(probabilities: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def normalized_entropy(probabilities: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Entropy of rows (n, k) divided by ln k: 0 certain, 1 uniform."""
     p = np.clip(probabilities, 1e-12, 1.0)
     entropy = -(p * np.log(p)).sum(axis=1) / np.log(probabilities.shape[1])

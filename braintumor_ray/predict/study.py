@@ -38,9 +38,9 @@ STUDY_SCHEMA = pa.schema(
         pa.field("max_probability", pa.float32()),
         pa.field("mean_probability", pa.float32()),
         pa.field("decision", pa.bool_()),
-        pa.field("loudest_scan_id", pa.int64()),
-        pa.field("loudest_uri", pa.string()),
-        pa.field("loudest_frame", pa.int32()),
+        pa.field("top_scan_id", pa.int64()),
+        pa.field("top_uri", pa.string()),
+        pa.field("top_frame", pa.int32()),
     ]
 )
 
@@ -61,9 +61,9 @@ def roll_up(rows: pa.Table, positive: Sequence[int], level: Level = "series") ->
     """One row per series, study or patient.
 
     The probability of a slice is the sum over the positive classes. Slices that are out of domain
-    are counted and have no say; the decision is that of the loudest slice. A scan without a key of
-    the level, or of a narrower one, stands alone (all frames of its file together): unknown
-    patients are never taken for the same.
+    are counted but not used; the decision is that of the most probable slice. A scan without a key
+    of the level, or of a narrower one, is a group of its own (all frames of its file together):
+    unknown patients are never taken for the same.
 
     Args:
         rows: of `read_results`, with `COLUMNS`.
@@ -71,9 +71,9 @@ def roll_up(rows: pa.Table, positive: Sequence[int], level: Level = "series") ->
         level: what makes a group.
 
     Returns:
-        `STUDY_SCHEMA`, the loudest first and those without any usable slice last. A key that is
-        not the same in all rows of a group is null. Probabilities, decision and the loudest slice
-        are null where no slice is usable.
+        `STUDY_SCHEMA`, the most probable first and those without any usable slice last. A key that
+        is not the same in all rows of a group is null. Probabilities, decision and the most
+        probable slice are null where no slice is usable.
 
     Raises:
         ResultsError: `level` is unknown.
@@ -106,7 +106,7 @@ def _group(row: dict[str, Any], level: Level) -> tuple[str, ...]:
 
 def _summary(members: Sequence[dict[str, Any]], positive: Sequence[int]) -> dict[str, Any]:
     ok = [row for row in members if row["status"] == "ok"]
-    usable = [(_tumour(row, positive), row) for row in ok if not row["out_of_domain"]]
+    usable = [(_tumor(row, positive), row) for row in ok if not row["out_of_domain"]]
     summary: dict[str, Any] = {
         **{key: _common(row[key] for row in members) for key in STUDY_SCHEMA.names[:3]},
         "slices": len(members),
@@ -117,19 +117,19 @@ def _summary(members: Sequence[dict[str, Any]], positive: Sequence[int]) -> dict
     }
     if not usable:
         return summary
-    # Of several equally loud the first in the archive, so that the answer is always the same.
-    loudest, row = min(usable, key=lambda pair: (-pair[0], pair[1]["uri"], pair[1]["frame"]))
+    # Of several equal probability the first in the archive, so that the answer is always the same.
+    highest, row = min(usable, key=lambda pair: (-pair[0], pair[1]["uri"], pair[1]["frame"]))
     return summary | {
-        "max_probability": loudest,
+        "max_probability": highest,
         "mean_probability": sum(value for value, _ in usable) / len(usable),
         "decision": row["decision"],
-        "loudest_scan_id": row["scan_id"],
-        "loudest_uri": row["uri"],
-        "loudest_frame": row["frame"],
+        "top_scan_id": row["scan_id"],
+        "top_uri": row["uri"],
+        "top_frame": row["frame"],
     }
 
 
-def _tumour(row: dict[str, Any], positive: Sequence[int]) -> float:
+def _tumor(row: dict[str, Any], positive: Sequence[int]) -> float:
     return float(sum(row["probabilities"][index] for index in positive))
 
 

@@ -37,7 +37,7 @@ class DataSection(Section):
     )
     negative_classes: tuple[str, ...] = Field(
         ("no_tumor", "notumor", "no tumor", "no", "none", "healthy", "normal", "negative"),
-        description="class names that mean 'no tumour'; all others count as positive",
+        description="class names that mean 'no tumor'; all others count as positive",
     )
 
     @field_validator("fractions")
@@ -99,7 +99,7 @@ class StageSection(Section):
 
 
 class OptimizerSection(Section):
-    """The optimiser of all stages."""
+    """The optimizer of all stages."""
 
     name: Literal["adam", "adamw", "sgd"] = "adam"
     lr: float = Field(1e-4, gt=0)

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from braintumor_ray.catalog.redaction import redact_catalog
-from braintumor_ray.decode.prepare import Prepared
+from braintumor_ray.decode.prepare import PreparedScan
 from braintumor_ray.decode.preprocess import Preprocessing
 from braintumor_ray.decode.reading import group_frames, prepare_scans
 from braintumor_ray.decode.sandbox import DecodeSandbox
@@ -56,11 +56,11 @@ class DecodeStage:
             kept = kept.append_column(name, values)
         return kept.append_column("head", _as_binary(heads))
 
-    def _head(self, scan: Prepared) -> npt.NDArray[np.float32] | None:
+    def _head(self, scan: PreparedScan) -> npt.NDArray[np.float32] | None:
         return None if scan.image is None else head_weights([scan.image], self._cam_shape)
 
 
-def _pixel_columns(scans: Sequence[Prepared]) -> dict[str, pa.Array]:
+def _pixel_columns(scans: Sequence[PreparedScan]) -> dict[str, pa.Array]:
     return {
         "status": pa.array([scan.status for scan in scans], pa.string()),
         "reason": pa.array([scan.reason for scan in scans], pa.string()),
@@ -84,7 +84,7 @@ LONGEST_WAIT_S = 30.0
 Mask = npt.NDArray[np.bool_]
 
 
-class WatchfulDecode(DecodeStage):
+class ArchiveDecodeStage(DecodeStage):
     """Catalog rows in, decoded rows out, as `DecodeStage`."""
 
     patience_s = PATIENCE_S

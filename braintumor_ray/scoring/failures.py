@@ -15,7 +15,7 @@ def root_cause(error: BaseException) -> str:
     return text if text.startswith(name) or remote else f"{name}: {text}".rstrip(": ")
 
 
-def let_go(error: BaseException) -> None:
+def release_frames(error: BaseException) -> None:
     """Empty the frames of an error and of its causes.
 
     They hold the failed execution, and with it actors and tasks whose CPUs the next one needs:

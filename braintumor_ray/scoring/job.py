@@ -25,7 +25,7 @@ from braintumor_ray.predict.results import (
     results_folder,
 )
 from braintumor_ray.predict.schema import SCHEMA_VERSION, stored_shape
-from braintumor_ray.scoring.failures import innermost, let_go, root_cause
+from braintumor_ray.scoring.failures import innermost, release_frames, root_cause
 from braintumor_ray.scoring.generation import drop_other_attempts
 from braintumor_ray.scoring.layout import Cluster, Layout, lay_out
 from braintumor_ray.scoring.lease import Lease
@@ -67,7 +67,7 @@ def score(
     """
     bundle = load_bundle(options.predict.bundle)
     folder = results_folder(results)
-    with _said_in_one_line(results):
+    with _as_results_errors(results):
         fingerprint = open_results(folder, bundle, options)
         with lease_on(folder.location) as lease:
             plan = _plan(folder, catalog, fingerprint, options)
@@ -242,14 +242,14 @@ def _survivable(number: int) -> Iterator[None]:
 
 
 @contextmanager
-def _said_in_one_line(results: str) -> Iterator[None]:
+def _as_results_errors(results: str) -> Iterator[None]:
     """Failures that are no scan's fault, as one line that says what to do."""
     try:
         yield
     except BrainTumorError:
         raise
     except (OSError, ray.exceptions.RayError, ExecutionTimeoutError) as error:
-        let_go(error)
+        release_frames(error)
         raise ResultsError(
             f"scoring into '{results}' stopped: {root_cause(error)}; every committed scan is kept: "
             "mend the cause and run the same command again"

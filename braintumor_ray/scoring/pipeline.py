@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from braintumor_ray.models.bundle import Bundle
 from braintumor_ray.parquet_dataset import read_rows
 from braintumor_ray.predict.schema import stored_shape
-from braintumor_ray.scoring.decode_stage import WatchfulDecode
+from braintumor_ray.scoring.decode_stage import ArchiveDecodeStage
 from braintumor_ray.scoring.generation import Generation
 from braintumor_ray.scoring.layout import Layout
 from braintumor_ray.scoring.options import PredictSettings, ScoreOptions
@@ -30,7 +30,7 @@ Progress = Callable[[int, int], None]
 class Stages:
     """The classes of the two stages; a benchmark of the rest puts mocks in their place."""
 
-    decode: type = WatchfulDecode
+    decode: type = ArchiveDecodeStage
     predict: type = PredictStage
 
 

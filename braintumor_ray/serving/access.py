@@ -19,7 +19,7 @@ _SECURITY = (
 logger = logging.getLogger(__name__)
 
 
-class Gate:
+class AccessMiddleware:
     """ASGI middleware.
 
     Args:

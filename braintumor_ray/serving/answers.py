@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from braintumor_ray.explain.overlay import colorize, heatmap_at, superimpose
 from braintumor_ray.serving.model import ModelCard, Row
 from braintumor_ray.serving.schemas import PredictQuery
-from braintumor_ray.serving.worker import Upload
+from braintumor_ray.serving.upload import Upload
 
 _DIGITS = 6  # more than float32 holds of a probability, fewer bytes than a double's
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
 
-COMPANY = 4
+WORTHWHILE_BATCH = 4
 """Scans that make a batch worth running beside another: one alone costs twice as much."""
 PAUSE_S = 0.005
 Item = TypeVar("Item")
@@ -75,7 +75,7 @@ class Batcher(Generic[Item, Result]):
     async def _work(self, lane: int) -> None:
         try:
             while self._waiting:
-                if self._others_work and len(self._waiting) < COMPANY:
+                if self._others_work and len(self._waiting) < WORTHWHILE_BATCH:
                     await asyncio.sleep(PAUSE_S)
                 most = self._share if self._others_work else self._max_size
                 batch, self._waiting = self._waiting[:most], self._waiting[most:]

@@ -12,7 +12,7 @@ from typing import Any
 
 from braintumor_ray.decode.sandbox import DecodeSandbox, SandboxError
 from braintumor_ray.serving.problems import ProblemError
-from braintumor_ray.serving.worker import WORKER, Upload
+from braintumor_ray.serving.upload import WORKER, Upload
 
 _MOST = 4
 
@@ -24,7 +24,7 @@ class DecoderPool:
         count: processes; default one per core, at most 4.
         timeout_s: longest time for one file, seconds.
         memory_bytes: private memory that one process may hold.
-        worker: `module:function` that decodes, see `serving.worker.decode_upload`.
+        worker: `module:function` that decodes, see `serving.upload.decode_upload`.
     """
 
     def __init__(

@@ -34,7 +34,7 @@ class PredictQuery(BaseModel):
     )
     heatmap: Heatmap = Field(
         "none",
-        description="array: the raw map; png: coloured, at the scan's size; overlay: blended",
+        description="array: the raw map; png: colored, at the scan's size; overlay: blended",
     )
     frame: int = Field(0, ge=0, le=1_000_000, description="of a multi-frame file or volume")
     plane: Literal["axial", "coronal", "sagittal"] = Field(

@@ -16,7 +16,7 @@ from braintumor_ray.serving.model import Model, ModelCard
 from braintumor_ray.serving.problems import ProblemError, busy
 from braintumor_ray.serving.schemas import PredictQuery
 from braintumor_ray.serving.settings import ServingSettings
-from braintumor_ray.serving.worker import Upload, upload_options
+from braintumor_ray.serving.upload import Upload, upload_options
 
 
 class Service:

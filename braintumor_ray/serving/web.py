@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from braintumor_ray import __version__
-from braintumor_ray.serving.access import Gate
+from braintumor_ray.serving.access import AccessMiddleware
 from braintumor_ray.serving.problems import (
     KINDS,
     Problem,
@@ -74,7 +74,7 @@ def create_app(service: Service, digest: str | None = None) -> ASGIApp:
     app = FastAPI(
         title="braintumor-ray",
         version=__version__,
-        description=f"Brain-tumour MRI classification with class activation maps. {NOTICE}",
+        description=f"Brain-tumor MRI classification with class activation maps. {NOTICE}",
         docs_url=None,
         redoc_url=None,
         openapi_url="/openapi.json",
@@ -84,7 +84,7 @@ def create_app(service: Service, digest: str | None = None) -> ASGIApp:
     _add_state(app, service)
     _add_predictions(app, service)
     _describe(app, secured=digest is not None)
-    return Gate(app, digest, OPEN_PATHS)
+    return AccessMiddleware(app, digest, OPEN_PATHS)
 
 
 def _add_predictions(app: FastAPI, service: Service) -> None:

@@ -27,7 +27,7 @@ def near_duplicate_pairs(
 
     The 256 bits are dealt out over `max_distance` + 1 bands (at least 4), so that a pair within
     the distance agrees exactly in one band (pigeonhole); rows that agree in a band are verified.
-    Each band takes bits from all over the image: neighbouring bits are alike in most scans, the
+    Each band takes bits from all over the image: neighboring bits are alike in most scans, the
     black background above all. Identical hashes are collapsed first. Where more than `crowd`
     distinct hashes agree in a band, those near the bucket's majority hash are tied to one of them,
     and if more than `crowd` others are left, the bucket is banded again on its remaining bits

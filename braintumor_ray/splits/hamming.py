@@ -38,7 +38,7 @@ class BandSearch:
             a row may be paired with itself.
         """
         self._found = []
-        # 97 is odd, so this permutes the bits. Neighbouring bits of an image hash are alike (the
+        # 97 is odd, so this permutes the bits. Neighboring bits of an image hash are alike (the
         # black background above all): a band takes each next bit 6 rows and a column further on.
         spread = np.arange(HASH_BITS) * 97 % HASH_BITS
         if len(rows):
@@ -69,10 +69,10 @@ class BandSearch:
             step += 1
 
     def _search_crowd(self, rows: NDArray[np.int64], bits: NDArray[np.int64], depth: int) -> None:
-        """Ties a dense cluster to its centre, so that its pairs need not all be listed."""
-        centre = rows[np.argmin(hamming_distances(self.hashes[rows], _majority(self.hashes[rows])))]
-        near = hamming_distances(self.hashes[rows], self.hashes[centre]) <= self.distance
-        self._keep(np.full(near.sum(), centre), rows[near])
+        """Ties a dense cluster to its center, so that its pairs need not all be listed."""
+        center = rows[np.argmin(hamming_distances(self.hashes[rows], _majority(self.hashes[rows])))]
+        near = hamming_distances(self.hashes[rows], self.hashes[center]) <= self.distance
+        self._keep(np.full(near.sum(), center), rows[near])
         far = rows[~near]
         if len(far) > self.crowd:
             self._search(rows, bits, depth)

@@ -79,7 +79,7 @@ def grouped_split(
     """
     names, shares = _checked_fractions(fractions)
     _check_lengths(labels=labels, groups=groups, keys=keys)
-    rows = _labelled_rows(labels, keys)
+    rows = _labeled_rows(labels, keys)
     split = np.full(len(labels), None, dtype=object)
     if len(rows) == 0:
         return split
@@ -118,10 +118,10 @@ def grouped_folds(
             repeat; a class with fewer than `k` groups.
     """
     _check_lengths(labels=labels, groups=groups, keys=keys)
-    rows = _labelled_rows(labels, keys)
+    rows = _labeled_rows(labels, keys)
     classes, counts, group_of_row = _class_counts(labels, groups, rows)
     if not 2 <= k <= len(counts):
-        raise UsageError(f"{k} folds of {len(counts)} labelled groups; choose 2 to {len(counts)}")
+        raise UsageError(f"{k} folds of {len(counts)} labeled groups; choose 2 to {len(counts)}")
     for name, held in zip(classes, (counts > 0).sum(axis=0), strict=True):
         if held < k and not allow_missing:
             raise UsageError(f"class {name} has {held} groups for {k} folds; use fewer folds")
@@ -268,7 +268,7 @@ def _class_counts(
     return classes, counts, group_of_row
 
 
-def _labelled_rows(
+def _labeled_rows(
     labels: Sequence[str | None], keys: Sequence[str | int] | None
 ) -> NDArray[np.int64]:
     """Rows with a label, in the order of their keys."""

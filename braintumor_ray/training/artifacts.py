@@ -93,7 +93,7 @@ def draw_curves(history: list[dict[str, Any]], path: Path) -> None:
         axis.set_xlabel("epoch")
         axis.grid(alpha=0.3)
         for start in starts:
-            axis.axvline(start - 0.5, color="grey", linewidth=1)
+            axis.axvline(start - 0.5, color="gray", linewidth=1)
     figure.savefig(path, dpi=110)
 
 

@@ -18,7 +18,7 @@ from braintumor_ray.explain.overlay import contact_sheet, write_png
 from braintumor_ray.recipes.schema import AugmentSection, Recipe
 
 ERASED_AREA = (0.02, 0.15)
-"""Share of the picture that an erased rectangle covers: small enough to leave most tumours."""
+"""Share of the picture that an erased rectangle covers: small enough to leave most tumors."""
 ERASED_ASPECT = (0.5, 2.0)
 _BORDERS = {
     "nearest": cv2.BORDER_REPLICATE,
@@ -58,7 +58,7 @@ class Augmenter:
         return self._erase(random, self._tone(random, np.asarray(warped, dtype=np.uint8)))
 
     def _matrix(self, random: np.random.Generator, size: int, side: int) -> npt.NDArray[np.float64]:
-        """Affine map (2, 3) about the centre: flip, zoom, shear, rotation, shift, then scale."""
+        """Affine map (2, 3) about the center: flip, zoom, shear, rotation, shift, then scale."""
         s = self.settings
         angle, shear = np.deg2rad(random.uniform([-s.rotation, -s.shear], [s.rotation, s.shear]))
         zoom = random.uniform(1 - s.zoom, 1 + s.zoom, 2)
@@ -71,8 +71,8 @@ class Augmenter:
         rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
         shearing = np.array([[1.0, -np.sin(shear)], [0.0, np.cos(shear)]])
         linear = rotation @ shearing @ np.diag(zoom * flips) * (side / size)
-        middle, centre = np.full(2, (size - 1) / 2), np.full(2, (side - 1) / 2)
-        return np.column_stack([linear, centre - linear @ middle + shift])
+        middle, center = np.full(2, (size - 1) / 2), np.full(2, (side - 1) / 2)
+        return np.column_stack([linear, center - linear @ middle + shift])
 
     def _tone(self, random: np.random.Generator, image: GrayImage) -> GrayImage:
         s = self.settings

@@ -19,14 +19,14 @@ from braintumor_ray.metrics.inputs import binary_view
 from braintumor_ray.metrics.thresholds import choose_threshold
 from braintumor_ray.models.bundle import Bundle, BundleFields
 from braintumor_ray.models.classifier import Architecture
-from braintumor_ray.models.domain import DomainGate
+from braintumor_ray.models.domain import DomainDetector
 from braintumor_ray.predict.predictor import Predictor, RawOutput
 from braintumor_ray.recipes.schema import Recipe
 from braintumor_ray.storage import open_filesystem
 from braintumor_ray.training.shards import squares
 from braintumor_ray.training.stages import State
 
-GATE_SCANS = 2000
+DOMAIN_SCANS = 2000
 IN_DOMAIN = 0.99
 # The tail of a few hundred scans is uncertain: at the bare quantile up to 3% of other scans are
 # flagged, with this much slack under 1%; foreign pictures are farther still.
@@ -56,7 +56,7 @@ def tune(bundle: Bundle, training: Outputs, validation: Outputs, recipe: Recipe)
     temperature = _temperature(validation)
     probs = softmax(validation.logits, temperature)
     threshold = _threshold(validation.labels, probs, positive, recipe.threshold_by)
-    gate = DomainGate.fit(training.pooled)
+    gate = DomainDetector.fit(training.pooled)
     metrics = classification_metrics(
         validation.labels, probs, fields.class_names, positive, threshold
     )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from braintumor_ray.decode.preprocess import Preprocessing
-from braintumor_ray.models.classifier import Classifier, normalise
+from braintumor_ray.models.classifier import Classifier, normalize
 from braintumor_ray.models.freezing import backbone_is_frozen
 
 Batch = tuple[Tensor, Tensor]  # uint8 (B, S, S) and int64 (B,)
@@ -45,7 +45,7 @@ class StepSettings:
         return torch.autocast(self.class_weights.device.type, dtype=torch.bfloat16)
 
 
-class Trained(nn.Module):
+class TrainableNetwork(nn.Module):
     """The network as it is trained: a frozen backbone runs without gradients.
 
     Deciding it here, in the forward pass, keeps DDP's view simple: it sees a module whose
@@ -58,7 +58,7 @@ class Trained(nn.Module):
         self.frozen = backbone_is_frozen(model)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images (B, 3, S, S) to logits (B, k)."""
+        """Normalized images (B, 3, S, S) to logits (B, k)."""
         if not self.frozen:
             logits: Tensor = self.model(images)
             return logits
@@ -157,12 +157,12 @@ def train_epoch(
     """One pass over a worker's batches; gradients are averaged by DDP where `network` is one.
 
     Args:
-        network: in training mode; `Trained`, perhaps wrapped in DDP.
+        network: in training mode; `TrainableNetwork`, perhaps wrapped in DDP.
         optimizer: of the trainable parameters.
         batches: uint8 (B, S, S) and int64 (B,) on the device.
         settings: see `StepSettings`.
-        schedule: learning-rate factors, one per optimiser step, on the rates set before.
-        after_step: called after each optimiser step (averaging of weights).
+        schedule: learning-rate factors, one per optimizer step, on the rates set before.
+        after_step: called after each optimizer step (averaging of weights).
 
     Returns:
         Sums over all workers.
@@ -173,7 +173,7 @@ def train_epoch(
     index = 0
     for index, (images, labels) in enumerate(batches, start=1):
         with settings.autocast():
-            logits = network(normalise(images, settings.preprocessing))
+            logits = network(normalize(images, settings.preprocessing))
         losses = weighted_loss(logits, labels, settings)
         (losses.mean() / settings.accumulate).backward()
         _count(totals, losses, logits, labels)
@@ -191,7 +191,7 @@ def validate(network: Classifier, batches: Iterable[Batch], settings: StepSettin
     totals = _zeros(settings)
     for images, labels in batches:
         with settings.autocast():
-            logits = network(normalise(images, settings.preprocessing))
+            logits = network(normalize(images, settings.preprocessing))
         _count(totals, weighted_loss(logits, labels, settings), logits, labels)
     return _reduced(totals)
 

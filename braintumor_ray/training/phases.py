@@ -39,7 +39,7 @@ def phase_table(
 
     Returns:
         Rows with `phase`, `threshold`, the `FIGURES` and the keys of `classification_metrics`; the
-        last one has `intervals`, too. With two classes the figures are of the tumour decision at
+        last one has `intervals`, too. With two classes the figures are of the tumor decision at
         the threshold; with more, accuracy is of the likeliest class and the others are macro
         averages, so that the threshold changes `binary` alone.
     """

@@ -21,7 +21,7 @@ from braintumor_ray.predict.predictor import Predictor
 from braintumor_ray.recipes.schema import Recipe
 from braintumor_ray.training.artifacts import model_card, write_history
 from braintumor_ray.training.finish import (
-    GATE_SCANS,
+    DOMAIN_SCANS,
     Outputs,
     provisional_bundle,
     split_outputs,
@@ -40,7 +40,7 @@ UNBALANCED = 5.0
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainingResult:
     """What a run ended in.
 
     Attributes:
@@ -61,7 +61,7 @@ class Trained:
         return f"{self.location}/bundle"
 
 
-def train(catalog: pa.Table, options: TrainOptions, say: Say = print) -> Trained:
+def train(catalog: pa.Table, options: TrainOptions, say: Say = print) -> TrainingResult:
     """Train a recipe on a catalog and write its bundle; resumes an interrupted run.
 
     Args:
@@ -92,7 +92,7 @@ def train(catalog: pa.Table, options: TrainOptions, say: Say = print) -> Trained
 
 
 @dataclass(frozen=True)
-class Prepared:
+class RunInputs:
     """What a run needs before scans are split: classes, network, decoded scans."""
 
     classes: ClassMap
@@ -101,7 +101,7 @@ class Prepared:
     shards: Shards
 
 
-def prepare(catalog: pa.Table, options: TrainOptions, say: Say) -> Prepared:
+def prepare(catalog: pa.Table, options: TrainOptions, say: Say) -> RunInputs:
     """Check recipe and labels, build the network (random weights), decode what is not decoded yet.
 
     Raises:
@@ -112,7 +112,7 @@ def prepare(catalog: pa.Table, options: TrainOptions, say: Say) -> Prepared:
     model = _network(_architecture(recipe, classes), recipe)
     preprocessing = _preprocessing(model, recipe)
     shards = decode_run(catalog, run_folder(options.output), options.cache, preprocessing, say)
-    return Prepared(classes, model, preprocessing, shards)
+    return RunInputs(classes, model, preprocessing, shards)
 
 
 def check_run(output: str | Path) -> None:
@@ -161,7 +161,7 @@ def _finish(
     options: TrainOptions,
     folder: RunFolder,
     weights: str,
-) -> Trained:
+) -> TrainingResult:
     """Tune on validation, look at the test split once, and write what the run ends in."""
 
     def outputs(predictor: Predictor, split: str, most: int | None = None) -> Outputs:
@@ -174,7 +174,7 @@ def _finish(
     predictor = Predictor(provisional, device=options.device)
     bundle = tune(
         provisional,
-        outputs(predictor, "train", GATE_SCANS),
+        outputs(predictor, "train", DOMAIN_SCANS),
         outputs(predictor, "val"),
         options.recipe,
     )
@@ -194,7 +194,7 @@ def _finish(
         card = model_card(bundle, data, phases, options, weights)
         saved = save_bundle(box / "bundle", bundle.fields, bundle.build_model(), bundle.gate, card)
     folder.write_note(status="finished")
-    return Trained(saved, folder.location, fitted.history, phases)
+    return TrainingResult(saved, folder.location, fitted.history, phases)
 
 
 def _architecture(recipe: Recipe, classes: ClassMap) -> Architecture:

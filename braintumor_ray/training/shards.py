@@ -152,7 +152,7 @@ def squares(column: pa.ChunkedArray, size: int) -> npt.NDArray[np.uint8]:
 
 
 def mixed(catalog: pa.Table) -> pa.Table:
-    """The rows in an order that has nothing to do with classes; a file's frames stay neighbours.
+    """The rows in an order that has nothing to do with classes; a file's frames stay neighbors.
 
     Catalogs are in order of path, and so often of class. A buffer of some thousand scans cannot
     shuffle that away in a set of a million: shards must be mixed when they are written. Ids are

@@ -1,4 +1,4 @@
-"""The course of a run over its stages: rates, plateaus, early stopping, the best weights.
+"""The state of a run over its stages: rates, plateaus, early stopping, the best weights.
 
 Everything here is decided from all-reduced metrics, so that all ranks decide alike.
 """
@@ -19,14 +19,14 @@ State = dict[str, Tensor]
 
 
 @dataclass
-class Course:
+class RunState:
     """Where a run is; all of it goes into a checkpoint.
 
     Attributes:
         stage: index of the stage.
         stage_epoch: epochs of this stage that are done.
         epoch: epochs done in all.
-        stage_steps: optimiser steps of this stage that the average of the weights has seen.
+        stage_steps: optimizer steps of this stage that the average of the weights has seen.
         lr_factor: of the plateau schedule.
         bad_epochs: epochs of this stage without improvement, for early stopping.
         plateau_epochs: the same for the plateau schedule.
@@ -102,7 +102,7 @@ def cpu_state(model: Classifier) -> State:
 def build_optimizer(
     model: Classifier, recipe: Recipe, stage: StageSection
 ) -> torch.optim.Optimizer:
-    """The recipe's optimiser over the parameters that learn in this stage."""
+    """The recipe's optimizer over the parameters that learn in this stage."""
     section = recipe.optimizer
     rate = section.lr * stage.lr_scale
     groups = [
@@ -136,27 +136,29 @@ def step_factors(
 
 
 def to_checkpoint(
-    course: Course, model: Classifier, optimizer: torch.optim.Optimizer, average: Classifier
+    state: RunState, model: Classifier, optimizer: torch.optim.Optimizer, average: Classifier
 ) -> dict[str, Any]:
     """Everything that a resumed run needs, as tensors and plain values.
 
     `average` is the network that is validated: `model` itself where weights are not averaged.
     """
     weights = ("best_state", "stage_states")
-    fields = {k: v for k, v in vars(course).items() if k not in weights}
+    fields = {k: v for k, v in vars(state).items() if k not in weights}
     return {
         "course": copy.deepcopy(fields),
-        "best": course.best_state,
-        "stages": course.stage_states,
+        "best": state.best_state,
+        "stages": state.stage_states,
         "model": cpu_state(model),
         "average": None if average is model else cpu_state(average),
         "optimizer": optimizer.state_dict(),
     }
 
 
-def from_checkpoint(saved: dict[str, Any]) -> Course:
-    """The inverse of `to_checkpoint` for the course."""
-    return Course(**saved["course"], best_state=saved["best"], stage_states=saved.get("stages", {}))
+def from_checkpoint(saved: dict[str, Any]) -> RunState:
+    """The inverse of `to_checkpoint` for the state."""
+    return RunState(
+        **saved["course"], best_state=saved["best"], stage_states=saved.get("stages", {})
+    )
 
 
 def _cosine(step: int, total: int, warmup: float) -> float:

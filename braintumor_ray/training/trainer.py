@@ -81,7 +81,7 @@ class _Board:
 
 
 @contextmanager
-def _read_aloud(board: Any, on_epoch: OnEpoch | None) -> Iterator[None]:  # noqa: ANN401
+def _forward_epochs(board: Any, on_epoch: OnEpoch | None) -> Iterator[None]:  # noqa: ANN401
     """Pass each new entry of the board on while the workers train."""
     stop = threading.Event()
     seen = 0
@@ -184,7 +184,7 @@ def fit(
             execution_options=ExecutionOptions(preserve_order=True),
         ),
     )
-    with _read_aloud(board, on_epoch):
+    with _forward_epochs(board, on_epoch):
         return trainer.fit()
 
 

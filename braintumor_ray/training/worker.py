@@ -25,7 +25,7 @@ from braintumor_ray.training.loop import (
     Averaged,
     Batch,
     StepSettings,
-    Trained,
+    TrainableNetwork,
     share_buffers,
     train_epoch,
     validate,
@@ -33,7 +33,7 @@ from braintumor_ray.training.loop import (
 )
 from braintumor_ray.training.shards import squares
 from braintumor_ray.training.stages import (
-    Course,
+    RunState,
     build_optimizer,
     from_checkpoint,
     step_factors,
@@ -67,13 +67,13 @@ def train_worker(config: dict[str, Any]) -> None:
     """The loop of one worker: stages of epochs, a report and a checkpoint after each."""
     torch.set_num_threads(config["threads"])
     worker = _Worker(config)
-    while worker.course.stage < len(worker.recipe.stages):
+    while worker.progress.stage < len(worker.recipe.stages):
         worker.run_stage()
-        worker.course.next_stage()
+        worker.progress.next_stage()
 
 
 class _Worker:
-    """One rank's network, data and course."""
+    """One rank's network, data and state."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         context = ray.train.get_context()
@@ -85,16 +85,16 @@ class _Worker:
         torch.manual_seed(self.recipe.seed + self.rank)
         self.model = Classifier(Architecture(**config["architecture"]))
         self.model.load_state_dict(ray.get(config["state"]))
-        self.course = Course()
+        self.progress = RunState()
         self.average: Averaged | None = None
         self.saved = _last_checkpoint()
         if self.saved is not None:
-            self.course = from_checkpoint(self.saved)
+            self.progress = from_checkpoint(self.saved)
             self.model.load_state_dict(self.saved["model"])
-            if self.course.stage_is_over(self.recipe):
+            if self.progress.stage_is_over(self.recipe):
                 self._end_stage()
                 self.saved = None
-                self.course.next_stage()
+                self.progress.next_stage()
         if self.device.type == "cpu":
             quicken_depthwise(self.model)
         self.model = self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -112,9 +112,9 @@ class _Worker:
 
     def run_stage(self) -> None:
         """Train the current stage to its end; the best weights are in place afterwards."""
-        stage = self.recipe.stages[self.course.stage]
+        stage = self.recipe.stages[self.progress.stage]
         set_trainable(self.model, stage.train)
-        network = self._distributed(Trained(self.model))
+        network = self._distributed(TrainableNetwork(self.model))
         optimizer = build_optimizer(self.model, self.recipe, stage)
         decay = self.recipe.optimizer.average
         self.average = Averaged(self.model, decay) if decay is not None else None
@@ -122,27 +122,27 @@ class _Worker:
             optimizer.load_state_dict(self.saved["optimizer"])
             if self.average is not None:
                 self.average.model.load_state_dict(self.saved["average"])
-                self.average.steps = self.course.stage_steps
+                self.average.steps = self.progress.stage_steps
             self.saved = None
         base = [
             self.recipe.optimizer.lr * stage.lr_scale * factor
             for factor in (1.0, self.recipe.optimizer.backbone_lr_scale)
         ][: len(optimizer.param_groups)]
-        while not self.course.stage_is_over(self.recipe):
+        while not self.progress.stage_is_over(self.recipe):
             for group, rate in zip(optimizer.param_groups, base, strict=True):
-                group["lr"] = rate * self.course.lr_factor
+                group["lr"] = rate * self.progress.lr_factor
             self._run_epoch(network, optimizer)
         self._end_stage()
 
     def _run_epoch(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        stage = self.recipe.stages[self.course.stage]
+        stage = self.recipe.stages[self.progress.stage]
         started = time.perf_counter()
         train_mode(self.model)
         augmenter = Augmenter(
-            self.recipe.augment, self.recipe.seed, self.course.epoch, stage.image_size
+            self.recipe.augment, self.recipe.seed, self.progress.epoch, stage.image_size
         )
         steps = -(-self.train_rows // (self.batch * self.world))
-        factors = step_factors(self.recipe.schedule, stage, self.course.stage_epoch, steps)
+        factors = step_factors(self.recipe.schedule, stage, self.progress.stage_epoch, steps)
         batches = without_lone_scans(self._batches("train", augmenter))
         trained = train_epoch(network, optimizer, batches, self.settings, factors, self._after_step)
         middle = time.perf_counter()
@@ -150,7 +150,7 @@ class _Worker:
         validated = validate(self.kept, self._batches("val", None), self.settings)
         entry = {
             "stage": stage.name,
-            "epoch": self.course.epoch + 1,
+            "epoch": self.progress.epoch + 1,
             "lr": optimizer.param_groups[0]["lr"],
             **trained.metrics("train"),
             **validated.metrics("val"),
@@ -160,7 +160,7 @@ class _Worker:
             "seconds": time.perf_counter() - started,
             "workers": self.world,
         }
-        self.course.note(entry, self.kept, self.recipe)
+        self.progress.note(entry, self.kept, self.recipe)
         self._report(entry, optimizer)
 
     @property
@@ -171,7 +171,7 @@ class _Worker:
     def _after_step(self) -> None:
         if self.average is not None:
             self.average.update(self.model)
-            self.course.stage_steps = self.average.steps
+            self.progress.stage_steps = self.average.steps
 
     def _report(self, entry: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
         """Every rank reports equally often; rank 0 adds the checkpoint."""
@@ -179,17 +179,17 @@ class _Worker:
             ray.train.report(entry)
             return
         with tempfile.TemporaryDirectory() as folder:
-            state = to_checkpoint(self.course, self.model, optimizer, self.kept)
+            state = to_checkpoint(self.progress, self.model, optimizer, self.kept)
             torch.save(state, Path(folder) / CHECKPOINT)
             ray.train.report(entry, checkpoint=Checkpoint.from_directory(folder))
         self.board.pin.remote(entry)
 
     def _end_stage(self) -> None:
         """Go on from the best weights so far, not from the last."""
-        if self.course.best_state is not None:
-            self.model.load_state_dict(self.course.best_state)
-            name = self.recipe.stages[self.course.stage].name
-            self.course.stage_states[name] = self.course.best_state
+        if self.progress.best_state is not None:
+            self.model.load_state_dict(self.progress.best_state)
+            name = self.recipe.stages[self.progress.stage].name
+            self.progress.stage_states[name] = self.progress.best_state
 
     def _distributed(self, network: nn.Module) -> nn.Module:
         if self.world == 1:
@@ -202,7 +202,7 @@ class _Worker:
     def _batches(self, name: str, augmenter: Augmenter | None) -> Iterator[Batch]:
         shuffle = {}
         if augmenter is not None:
-            seed = self.recipe.seed + self.course.epoch
+            seed = self.recipe.seed + self.progress.epoch
             shuffle = {"local_shuffle_buffer_size": SHUFFLE_BUFFER, "local_shuffle_seed": seed}
         shard = ray.train.get_dataset_shard(name)
         for images, labels in shard.iter_torch_batches(

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from braintumor_ray.decode.prepare import WORKER, Prepared
+from braintumor_ray.decode.prepare import WORKER, PreparedScan
 from braintumor_ray.decode.preprocess import Preprocessing
 from braintumor_ray.decode.reading import group_frames, prepare_scans
 from braintumor_ray.decode.sandbox import DecodeSandbox
@@ -79,7 +79,7 @@ def draw_pictures(folder: ResultsFolder, scans: pa.Table) -> list[dict[str, Any]
     return drawn
 
 
-def _read(scans: pa.Table) -> list[Prepared]:
+def _read(scans: pa.Table) -> list[PreparedScan]:
     """Scans as squares; the aspect is restored when they are drawn."""
     if not scans.num_rows:
         return []
@@ -89,7 +89,7 @@ def _read(scans: pa.Table) -> list[Prepared]:
         return list(prepare_scans(files, sandbox, squares, DecodeLimits()))
 
 
-def _why_missing(scan: Prepared, scored: str) -> str | None:
+def _why_missing(scan: PreparedScan, scored: str) -> str | None:
     if scan.image is None:
         return scan.reason
     return None if scan.pixel_sha256 == scored else "the file has changed since it was scored"

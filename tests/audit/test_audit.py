@@ -177,7 +177,7 @@ def test_sizes_that_have_nothing_to_do_with_the_class_are_none():
 
 
 def test_copies_do_not_help_the_shortcut_classifier():
-    # Each size occurs in two copies of one label: memorising would be perfect, across groups not.
+    # Each size occurs in two copies of one label: memorizing would be perfect, across groups not.
     rng = np.random.default_rng(0)
     heights = np.repeat(rng.permutation(1000)[:150], 2).tolist()
     labels = np.repeat(rng.choice(["tumor", "none"], 150), 2).tolist()

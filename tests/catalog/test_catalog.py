@@ -48,7 +48,7 @@ def test_class_folders_give_labels_and_split_folders_do_not(tmp_path):
     assert split["d.png"] is None
 
 
-def test_yes_no_and_unlabelled_folders(tmp_path):
+def test_yes_no_and_unlabeled_folders(tmp_path):
     for path in ("yes/a.png", "no/b.png", "pred/c.png"):
         put(tmp_path / path)
     assert list(labels(load_catalog(tmp_path)).values()) == ["no", None, "yes"]

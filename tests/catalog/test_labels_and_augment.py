@@ -105,7 +105,7 @@ class TestAugmentation:
 
     def test_rotation_stays_within_its_range(self):
         image = np.zeros((65, 65), np.uint8)
-        image[8:12, 30:35] = 255  # a mark above the centre
+        image[8:12, 30:35] = 255  # a mark above the center
         for scan in range(50):
             turned = Augmenter(AugmentSection(rotation=20, fill="constant"), 0, 0)(image, scan)
             rows, columns = np.nonzero(turned > 100)
@@ -127,7 +127,7 @@ class TestPreprocessing:
 
 
 class TestErasing:
-    """One rectangle of one gray, in the given share of the draws, that leaves most tumours."""
+    """One rectangle of one gray, in the given share of the draws, that leaves most tumors."""
 
     GRADIENT = np.tile(np.arange(100, dtype=np.uint8), (100, 1))
 

@@ -69,15 +69,15 @@ def test_compressed_tiff_gives_the_stored_pixels(compression):
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
-def test_colour_jpeg_gives_its_luma_plane_as_opencv_does(options):
+def test_color_jpeg_gives_its_luma_plane_as_opencv_does(options):
     data = saved(Image.fromarray(GRAY).convert("RGB"), "JPEG", quality=90, **options)
     expected = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
     np.testing.assert_array_equal(pixels(data), expected)
 
 
-def test_colours_become_bt601_luma():
-    colours = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]]], np.uint8)
-    np.testing.assert_array_equal(pixels(encode(colours, "PNG")), [[76, 150, 29]])
+def test_colors_become_bt601_luma():
+    colors = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]]], np.uint8)
+    np.testing.assert_array_equal(pixels(encode(colors, "PNG")), [[76, 150, 29]])
 
 
 @pytest.mark.parametrize("mode", ["LA", "RGBA"])
@@ -155,10 +155,10 @@ def test_a_few_bright_pixels_on_a_flat_image_survive():
 
 
 @pytest.mark.parametrize("step", [1, 16, 257])
-def test_sixteen_bit_colour_png_equals_its_gray_twin(step):
+def test_sixteen_bit_color_png_equals_its_gray_twin(step):
     wide = GRAY.astype(np.uint16) * step
-    colour = cv2.imencode(".png", np.dstack([wide] * 3))[1].tobytes()
-    np.testing.assert_array_equal(pixels(colour), pixels(encode(wide, "PNG")))
+    color = cv2.imencode(".png", np.dstack([wide] * 3))[1].tobytes()
+    np.testing.assert_array_equal(pixels(color), pixels(encode(wide, "PNG")))
 
 
 def test_sixteen_bit_min_is_white_tiff_is_inverted():
@@ -273,7 +273,7 @@ def test_bytes_after_the_end_marker_do_no_harm():
     np.testing.assert_array_equal(pixels(JPEG + bytes(1000)), pixels(JPEG))
 
 
-def test_a_recognised_format_without_a_reader_is_named(monkeypatch):
+def test_a_recognized_format_without_a_reader_is_named(monkeypatch):
     monkeypatch.setattr("braintumor_ray.decode.decode.reader", lambda name: None)
     assert reason(JPEG) == "JPEG is not readable here"
     assert reason(bytes(128) + b"DICM" + bytes(400)) == "DICOM is not readable here"

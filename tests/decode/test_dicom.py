@@ -147,7 +147,7 @@ def test_functional_groups_speak_for_their_frames():
     assert np.abs(pixels(data, 1).astype(int) - doubled).max() <= 2
 
 
-def test_colour_becomes_its_luma():
+def test_color_becomes_its_luma():
     dataset = mr_dataset(GRAY, "RGB")
     dataset.SamplesPerPixel, dataset.PlanarConfiguration = 3, 0
     dataset.PixelData = np.repeat(GRAY[..., None], 3, axis=2).tobytes()
@@ -208,7 +208,7 @@ def test_other_modalities_are_skipped(modality):
         {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]},
         {"SeriesDescription": "3-plane loc"},
         {"SeriesDescription": "AAHead_Scout"},
-        {"SeriesDescription": "", "ProtocolName": "Localiser"},
+        {"SeriesDescription": "", "ProtocolName": "Localizer"},
         {"SeriesDescription": "SURVEY"},
     ],
 )

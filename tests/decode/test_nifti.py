@@ -128,7 +128,7 @@ def without_orientation(data):
         (nifti_bytes(VOXELS)[:-50], "truncated or damaged NIfTI: the voxels cannot be read"),
         (nifti_bytes(VOXELS, zipped=False)[:-9], "truncated or damaged NIfTI"),
         (nifti_bytes(VOXELS, zipped=False)[:350], "truncated or damaged NIfTI"),
-        (nifti_bytes(VOXELS.astype(np.complex64)), "NIfTI with colour or complex voxels"),
+        (nifti_bytes(VOXELS.astype(np.complex64)), "NIfTI with color or complex voxels"),
         (nifti_bytes(np.zeros((4, 4, 4, 2, 3), np.uint8)), "NIfTI with more than four dimensions"),
         (bytes(344) + b"ni1\0" + bytes(100), "NIfTI header without its voxels"),
         (without_orientation(nifti_bytes(VOXELS, zipped=False)), "its affine gives no"),

@@ -25,7 +25,7 @@ from tests.evaluation.make_bundle import make_bundle
 QUICK = EvaluateOptions(n_boot=50, report=False, heatmaps=False, device="cpu", precision="fp32")
 
 
-def relabelled(catalog, split, change):
+def relabeled(catalog, split, change):
     """The catalog with the labels of one split changed."""
     table, splits = catalog, catalog["split"].to_pylist()
     for name in ("label", "class_name"):
@@ -37,7 +37,7 @@ def relabelled(catalog, split, change):
 
 
 def swapped(name):
-    """Other labels: every tumour is none and the reverse."""
+    """Other labels: every tumor is none and the reverse."""
     return "glioma_tumor" if name == "no_tumor" else "no_tumor"
 
 
@@ -55,11 +55,11 @@ def test_figures_equal_those_of_scikit_learn_on_the_predictions(result):
     assert metrics["accuracy"] == pytest.approx(np.mean(np.array(truth) == np.array(predicted)))
     assert metrics["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(truth, predicted))
     assert metrics["confusion_matrix"] == confusion_matrix(truth, predicted, labels=names).tolist()
-    tumour = np.array(truth) != "no_tumor"
+    tumor = np.array(truth) != "no_tumor"
     score = table["tumour_probability"].to_numpy()
-    assert metrics["binary"]["auroc"] == pytest.approx(roc_auc_score(tumour, score))
+    assert metrics["binary"]["auroc"] == pytest.approx(roc_auc_score(tumor, score))
     decision = np.array(table["decision"].to_pylist())
-    assert metrics["binary"]["tp"] == int((decision & tumour).sum())
+    assert metrics["binary"]["tp"] == int((decision & tumor).sum())
 
 
 def test_predictions_are_those_of_the_one_predictor(result, run):
@@ -116,7 +116,7 @@ def test_an_unknown_split_names_those_there_are(run, tmp_path):
 
 
 def test_nothing_to_measure_is_a_clear_error(run, tmp_path):
-    catalog = relabelled(run.catalog, "test", lambda _: None)
+    catalog = relabeled(run.catalog, "test", lambda _: None)
     with pytest.raises(UsageError, match=r"none of \d+ scans can be measured"):
         evaluate(catalog, run.bundle, tmp_path, QUICK)
 
@@ -183,18 +183,18 @@ def recalibrated(catalog, run, folder):
 
 def test_a_signal_in_the_test_labels_does_not_move_the_recalibrated_bundle(run, tmp_path):
     plain = recalibrated(run.catalog, run, tmp_path / "a")
-    planted = recalibrated(relabelled(run.catalog, "test", swapped), run, tmp_path / "b")
+    planted = recalibrated(relabeled(run.catalog, "test", swapped), run, tmp_path / "b")
     assert plain == planted
 
 
 def test_a_signal_in_the_validation_labels_moves_it(run, tmp_path):
     plain = recalibrated(run.catalog, run, tmp_path / "a")
-    planted = recalibrated(relabelled(run.catalog, "val", swapped), run, tmp_path / "b")
+    planted = recalibrated(relabeled(run.catalog, "val", swapped), run, tmp_path / "b")
     assert plain["bundle.json"] != planted["bundle.json"]
 
 
 def test_thresholds_of_operating_points_do_not_follow_test_labels(result, run, tmp_path):
-    planted = evaluate(relabelled(run.catalog, "test", swapped), run.bundle, tmp_path, QUICK)
+    planted = evaluate(relabeled(run.catalog, "test", swapped), run.bundle, tmp_path, QUICK)
     ours, theirs = (
         [(p["rule"], p["threshold"], p["chosen_on"]) for p in m["operating_points"]]
         for m in (result[0], planted)
@@ -283,7 +283,7 @@ def test_labels_that_a_mapping_leaves_out_are_counted(phantoms, lone_bundle, tmp
 
 
 def test_a_class_that_the_bundle_does_not_know_is_named(run, phantoms, lone_bundle, tmp_path):
-    catalog = relabelled(run.catalog, "test", lambda _: "cyst")
+    catalog = relabeled(run.catalog, "test", lambda _: "cyst")
     with pytest.raises(UsageError, match="class 'cyst' is not one of the bundle's"):
         evaluate(catalog, run.bundle, tmp_path, QUICK)
 
@@ -407,8 +407,8 @@ def test_heatmaps_are_scored_against_the_phantoms_exact_masks(run, phantoms, tmp
     truth = load_truth(f"{scans}/masks/tumour")
     metrics = evaluate(run.catalog, run.bundle, tmp_path, replace(QUICK, truth=truth))
     found = metrics["sections"]["localisation"]
-    tumours = sum(n for name, n in _supports(metrics).items() if name != "no_tumor")
-    assert 0 < found["scans"] <= tumours
+    tumors = sum(n for name, n in _supports(metrics).items() if name != "no_tumor")
+    assert 0 < found["scans"] <= tumors
     assert {"gradcam", "gradcam_pp", "centre", "random", "whole_head"} <= set(
         found["classes"]["all"]
     )

@@ -46,9 +46,9 @@ def test_each_scan_is_in_the_galleries_where_it_belongs(run):
                 (0.1, 0.8, 0.1),  # 1 missed, more surely
                 (0.5, 0.2, 0.3),  # 2 false alarm
                 (0.9, 0.05, 0.05),  # 3 false alarm, more surely
-                (0.2, 0.1, 0.7),  # 4 tumour of the wrong type
+                (0.2, 0.1, 0.7),  # 4 tumor of the wrong type
                 (0.1, 0.1, 0.8),  # 5 right
-                (0.02, 0.97, 0.01),  # 6 right, no tumour
+                (0.02, 0.97, 0.01),  # 6 right, no tumor
                 None,  # 7 unreadable
             ],
         ),

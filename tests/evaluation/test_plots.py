@@ -21,7 +21,7 @@ HISTORY = [
     {"stage": "b", "lr": 0.01, "train_loss": 0.5, "val_loss": 1},
 ]
 DRAWN = {
-    "confusion": lambda: plots.confusion_figure([[3, 1], [0, 0]], ["tumour", "none"]),
+    "confusion": lambda: plots.confusion_figure([[3, 1], [0, 0]], ["tumor", "none"]),
     "roc": lambda: plots.roc_figure(CURVE, 0.8, (0.7, 0.8)),
     "roc undefined": lambda: plots.roc_figure({"fpr": [], "tpr": []}, None, (None, 1.0)),
     "pr": lambda: plots.pr_figure(PR, 0.8, (0.5, 0.8), 0.5),

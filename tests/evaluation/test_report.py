@@ -14,7 +14,7 @@ from braintumor_ray.evaluation.evaluate import EvaluateOptions, evaluate
 from braintumor_ray.evaluation.report import phases, section_facts, section_tables, warnings
 from braintumor_ray.pages.pages import interval, number, render
 
-LOCALISATION = {
+LOCALIZATION = {
     "scans": 12,
     "seed": 0,
     "measures": ["mass"],
@@ -52,7 +52,7 @@ def report(run, fingerprinted, tmp_path_factory):
     audit = run_audit([("phantoms", fingerprinted)], folder / "audit", shortcuts=False)
     options = EvaluateOptions(
         n_boot=50, device="cpu", subgroups=("label",), compare=str(run.bundle), audit=audit,
-        recalibrate=folder / "recalibrated", sections={"localisation": LOCALISATION},
+        recalibrate=folder / "recalibrated", sections={"localisation": LOCALIZATION},
         notes=("These scans are synthetic.",),
     )  # fmt: skip
     metrics = evaluate(run.catalog, run.bundle, folder, options)
@@ -166,12 +166,12 @@ def test_warnings_are_said_only_where_they_apply(report):
 
 
 def test_a_summary_is_cut_into_tables_of_its_innermost_mappings():
-    tables = section_tables(LOCALISATION, ("sections", "localisation"))
+    tables = section_tables(LOCALIZATION, ("sections", "localisation"))
     assert [table.caption for table in tables] == ["classes / all", "classes / glioma_tumor"]
     name, cells = tables[0].rows[0]
     assert (name, tables[0].columns) == ("gradcam", ["n", "mass"])
     assert cells[1] == ("sections", "localisation", "classes", "all", "gradcam", "mass")
-    assert section_facts(LOCALISATION) == [("scans", ("scans",)), ("seed", ("seed",))]
+    assert section_facts(LOCALIZATION) == [("scans", ("scans",)), ("seed", ("seed",))]
 
 
 def test_lists_of_a_summary_stay_in_the_file():

@@ -79,7 +79,7 @@ def test_jet_runs_from_blue_to_red_in_rgb_order():
 
 
 @pytest.mark.parametrize("name", sorted(overlay.COLORMAPS))
-def test_every_colour_map_colours_and_clips(name):
+def test_every_color_map_colors_and_clips(name):
     rgb = overlay.colorize(np.array([[-1.0, 0.0, 1.0, 2.0]]), name)
     assert rgb.shape == (1, 4, 3)
     assert rgb.dtype == np.uint8
@@ -88,18 +88,18 @@ def test_every_colour_map_colours_and_clips(name):
     assert (rgb[0, 0] != rgb[0, 3]).any()
 
 
-def test_unknown_colour_map_names_the_choices():
+def test_unknown_color_map_names_the_choices():
     with pytest.raises(BrainTumorError, match=r"'rainbow2'.*jet.*inferno"):
         overlay.colorize(np.zeros((2, 2)), "rainbow2")
 
 
-def test_superimpose_is_a_weighted_mean_of_scan_and_colour():
+def test_superimpose_is_a_weighted_mean_of_scan_and_color():
     gray = np.full((1, 2), 100, np.uint8)
     rgb = overlay.superimpose(gray, np.array([[0.0, 1.0]], np.float32), alpha=0.4)
     assert rgb[0].tolist() == [[60, 60, 111], [111, 60, 60]]
 
 
-def test_alpha_zero_is_the_scan_and_alpha_one_the_colours(scan, cam):
+def test_alpha_zero_is_the_scan_and_alpha_one_the_colors(scan, cam):
     heat = overlay.heatmap_at(cam, scan.shape)
     assert (overlay.superimpose(scan, heat, alpha=0)[..., 1] == scan).all()
     assert (overlay.superimpose(scan, heat, alpha=1) == overlay.colorize(heat)).all()
@@ -132,7 +132,7 @@ def test_full_panel_has_a_row_per_method_and_compact_one_row(scan, cam):
 def test_tiles_keep_the_scans_aspect(cam):
     white = np.full((100, 50), 255, np.uint8)
     picture = draw(white, cam, cams={"gradcam": np.zeros((7, 7))}, colormap="hot", alpha=1.0)
-    picture = picture[:, :-80]  # without the colour bar
+    picture = picture[:, :-80]  # without the color bar
     black = (picture == 0).all(axis=2)  # hot at zero
     rows, columns = black.sum(axis=0).max(), black.sum(axis=1).max() / 2  # heatmap and overlay
     assert rows == pytest.approx(overlay.TILE_SIZE, abs=2)
@@ -142,7 +142,7 @@ def test_tiles_keep_the_scans_aspect(cam):
 def test_panel_shows_the_hot_place_where_the_map_has_it(scan):
     picture = draw(scan, None, cams={"gradcam": blob(1, 5)}, layout="compact").astype(int)
     redness = picture[..., 0] - picture[..., 2]
-    redness[:, -80:] = 0  # colour bar
+    redness[:, -80:] = 0  # color bar
     y, x = np.unravel_index(redness.argmax(), redness.shape)
     left = picture.shape[1] / 2
     assert x > left  # in the overlay, right half of its tile
@@ -155,7 +155,7 @@ def test_right_is_marked_green_and_wrong_red(scan, cam, truth, channel):
     strongest = title - title.mean(axis=2, keepdims=True)
     assert np.unravel_index(strongest.argmax(), title.shape)[2] == channel
     unknown = draw(scan, cam)[20:60]
-    assert np.ptp(unknown, axis=2).max() < 15  # nothing coloured where the truth is not known
+    assert np.ptp(unknown, axis=2).max() < 15  # nothing colored where the truth is not known
 
 
 def test_mask_and_box_are_outlined_on_the_scan_in_white(scan, cam):
@@ -221,12 +221,12 @@ def test_contact_sheet_holds_every_picture_unscaled_in_order():
     sheet = overlay.contact_sheet(tiles, columns=3, captions=list("abcde"))
     for value, tile in enumerate(tiles):
         assert (sheet == tile[0, 0]).all(axis=2).sum() >= 40 * 30, value
-    centre = [np.argwhere((sheet == 10 * i).all(axis=2)).mean(axis=0) for i in (0, 1, 3)]
-    assert centre[1][1] > centre[0][1]  # to the right
-    assert centre[2][0] > centre[0][0]  # below
+    center = [np.argwhere((sheet == 10 * i).all(axis=2)).mean(axis=0) for i in (0, 1, 3)]
+    assert center[1][1] > center[0][1]  # to the right
+    assert center[2][0] > center[0][0]  # below
 
 
-def test_contact_sheet_mixes_gray_and_colour_and_sizes():
+def test_contact_sheet_mixes_gray_and_color_and_sizes():
     tiles = [np.zeros((500, 100), np.uint8), np.zeros((20, 20, 3), np.uint8)]
     sheet = overlay.contact_sheet(tiles, columns=8, tile_size=64)
     assert sheet.shape == (64 + 40, 2 * 64 + 14 + 40, 3)

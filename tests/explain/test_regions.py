@@ -31,10 +31,10 @@ SIZE = 224
 def disc_head(radius=80, brain=90, skull=220, air=4, size=SIZE):
     """A phantom-like scan: bright scalp ring, darker brain, nearly black air with noise."""
     gray = np.random.default_rng(3).integers(0, air + 1, (size, size)).astype(np.uint8)
-    centre = (size // 2, size // 2)
-    cv2.circle(gray, centre, radius, skull, cv2.FILLED)
-    cv2.circle(gray, centre, radius - 6, 20, cv2.FILLED)  # skull: dark
-    cv2.circle(gray, centre, radius - 10, brain, cv2.FILLED)
+    center = (size // 2, size // 2)
+    cv2.circle(gray, center, radius, skull, cv2.FILLED)
+    cv2.circle(gray, center, radius - 6, 20, cv2.FILLED)  # skull: dark
+    cv2.circle(gray, center, radius - 10, brain, cv2.FILLED)
     return gray
 
 

@@ -1,4 +1,4 @@
-"""Parameter randomisation: what is thrown away, what stays, and how alike the maps are."""
+"""Parameter randomization: what is thrown away, what stays, and how alike the maps are."""
 
 import numpy as np
 import pytest

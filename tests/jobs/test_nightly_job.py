@@ -74,5 +74,5 @@ def test_three_nights_and_a_night_submitted_twice(job_server, tmp_path, bundle_p
     assert (summary_in(third)["scans"], summary_in(third)["known"]) == (20, 40)
     assert read_results(results).num_rows == 60
     assert verify(str(results)).differences == []
-    stranger = submit(job_server, "night-4", *options, env={"RAY_AUTH_MODE": "disabled"})
-    assert stranger.returncode != 0
+    foreign_format = submit(job_server, "night-4", *options, env={"RAY_AUTH_MODE": "disabled"})
+    assert foreign_format.returncode != 0

@@ -5,7 +5,7 @@ import pytest
 
 from braintumor_ray.errors import UsageError
 from braintumor_ray.explain.overlay import heatmap_at
-from braintumor_ray.localization.scores import MEASURES, centre_map, localize, score_map
+from braintumor_ray.localization.scores import MEASURES, center_map, localize, score_map
 
 SIZE = 32
 
@@ -25,7 +25,7 @@ def test_perfect_map_scores_one_in_everything():
     assert only(score_map(mask.astype(np.float16), mask)) == dict.fromkeys(MEASURES, 1.0)
 
 
-def test_map_shifted_off_the_tumour_scores_zero_in_everything():
+def test_map_shifted_off_the_tumor_scores_zero_in_everything():
     cam = box_mask(0, 20, 8, 30).astype(np.float32)
     assert only(score_map(cam, box_mask(16, 2, 28, 12))) == dict.fromkeys(MEASURES, 0.0)
 
@@ -90,20 +90,20 @@ def test_pointing_goes_by_the_highest_point():
     assert score_map(cam, box_mask(0, 0, 10, 10))["pointing"] == 0
 
 
-def test_box_is_of_the_largest_part_and_may_fit_one_of_several_tumours():
+def test_box_is_of_the_largest_part_and_may_fit_one_of_several_tumors():
     cam = (box_mask(4, 4, 12, 12) | box_mask(28, 28, 30, 30)).astype(np.float32)
     mask = box_mask(4, 4, 12, 12) | box_mask(20, 2, 30, 12)
     assert score_map(cam, mask)["box_iou"] == 1
 
 
-def test_centre_baseline_hits_a_central_tumour_and_misses_another():
+def test_center_baseline_hits_a_central_tumor_and_misses_another():
     table = localize(
         {"gradcam": np.random.default_rng(0).random((2, 4, 4))},
         [box_mask(12, 12, 20, 20), box_mask(0, 0, 6, 6)],
         seed=0,
     ).to_pylist()
     assert [r["pointing"] for r in table if r["method"] == "centre"] == [1, 0]
-    assert centre_map((SIZE, SIZE)).argmax() in (15 * 33, 15 * 32 + 16, 16 * 32 + 15, 16 * 33)
+    assert center_map((SIZE, SIZE)).argmax() in (15 * 33, 15 * 32 + 16, 16 * 32 + 15, 16 * 33)
 
 
 def test_whole_head_scores_the_chance_to_hit():
@@ -140,7 +140,7 @@ def test_random_baseline_is_at_chance_and_depends_on_seed_and_scan_alone():
     assert [row["mass"] for row in shorter if row["method"] == "random"] == first[:9]
 
 
-def test_scans_without_tumour_or_truth_are_left_out():
+def test_scans_without_tumor_or_truth_are_left_out():
     masks = [None, np.zeros((SIZE, SIZE), bool), box_mask(0, 0, 4, 4)]
     table = localize({"a": np.ones((3, 4, 4)), "b": np.ones((3, 4, 4))}, masks, seed=0)
     assert set(table["row"].to_pylist()) == {2}

@@ -1,4 +1,4 @@
-"""Tumour truth from files: shapes become the right pixels, scans find their own entry."""
+"""Tumor truth from files: shapes become the right pixels, scans find their own entry."""
 
 import json
 
@@ -83,7 +83,7 @@ def test_ellipse_polygon_has_the_ellipse_area():
     assert area == pytest.approx(np.pi * 200, rel=1e-3)
 
 
-def test_no_region_means_no_tumour_and_an_unlisted_scan_means_not_known(tmp_path):
+def test_no_region_means_no_tumor_and_an_unlisted_scan_means_not_known(tmp_path):
     (tmp_path / "t.json").write_text(json.dumps(via([])))
     truth = load_truth(tmp_path / "t.json")
     assert not truth.mask("a.jpg", (8, 8), (8, 8)).any()
@@ -153,7 +153,7 @@ def test_yolo_boxes_and_polygons(tmp_path):
     (tmp_path / "a.txt").write_text("0 0.5 0.5 0.5 0.25\n")
     (tmp_path / "b.txt").write_text("1 0 0 1 0 1 1 0 1\n")
     (tmp_path / "c.txt").write_text("")
-    (tmp_path / "classes.txt").write_text("tumour\n")
+    (tmp_path / "classes.txt").write_text("tumor\n")
     truth = load_truth(tmp_path)
     expected = np.zeros((8, 8), bool)
     expected[3:5, 2:6] = True

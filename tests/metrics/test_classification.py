@@ -100,8 +100,8 @@ def test_binary_block_equals_torchmetrics_on_the_summed_probability(seed, torchm
 
 def test_hand_worked_three_scans_of_each_of_two_classes():
     labels = np.array([0, 0, 0, 1, 1, 1])
-    tumour = np.array([0.9, 0.6, 0.4, 0.7, 0.2, 0.1])
-    probs = np.stack([tumour, 1 - tumour], axis=1)
+    tumor = np.array([0.9, 0.6, 0.4, 0.7, 0.2, 0.1])
+    probs = np.stack([tumor, 1 - tumor], axis=1)
     found = classification_metrics(labels, probs, ["tumor", "no_tumor"], (0,), 0.65)
     assert found["n"] == 6
     assert found["confusion_matrix"] == [[2, 1], [1, 2]]
@@ -181,7 +181,7 @@ def test_scans_of_one_class_only_leave_ranking_metrics_undefined():
     assert binary["npv"] == 0.0
 
 
-def test_classes_that_are_all_tumours_can_still_be_measured():
+def test_classes_that_are_all_tumors_can_still_be_measured():
     labels, probs = random_predictions(0, k=3)
     found = classification_metrics(labels, probs, NAMES[:3], (0, 1, 2), 0.5)
     assert found["macro_auroc"] is not None

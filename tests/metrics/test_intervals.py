@@ -198,7 +198,7 @@ def test_headline_intervals_hold_the_metrics_they_are_named_after():
         assert found[name].low < value < found[name].high, name
 
 
-def test_sensitivity_without_tumours_has_no_interval():
+def test_sensitivity_without_tumors_has_no_interval():
     probs = np.array([[0.2, 0.8], [0.6, 0.4], [0.1, 0.9]])
     found = metric_intervals(np.ones(3, np.int64), probs, np.arange(3), (0,), 0.5, seed=0, n_boot=9)
     assert found["sensitivity"].estimate is None

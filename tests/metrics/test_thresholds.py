@@ -105,7 +105,7 @@ def test_no_threshold_sits_on_a_scan(seed):
         assert choose_threshold(truth, score, rule, 0.3).threshold not in score
 
 
-def test_neighbouring_ties_take_the_middle_candidate():
+def test_neighboring_ties_take_the_middle_candidate():
     # Each of 0.7, 0.5 and 0.3 holds one positive and one negative: Youden is 0.2 from 0.9 down.
     score = np.array([0.9, 0.7, 0.7, 0.5, 0.5, 0.3, 0.3, 0.1, 0.1, 0.05])
     truth = np.array([1, 1, 0, 1, 0, 1, 0, 1, 0, 0])
@@ -149,7 +149,7 @@ def test_a_floor_met_exactly_counts():
     assert (point.sensitivity, point.specificity) == (1.0, pytest.approx(0.9))
 
 
-def test_neighbouring_floats_keep_the_lower_scan_negative():
+def test_neighboring_floats_keep_the_lower_scan_negative():
     low = 0.5
     high = float(np.nextafter(low, 1))
     point = choose_threshold(np.array([0, 1]), np.array([low, high]))

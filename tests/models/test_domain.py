@@ -7,8 +7,8 @@ import torch
 from braintumor_ray.decode.decode import decode
 from braintumor_ray.decode.preprocess import Preprocessing
 from braintumor_ray.explain.regions import head_regions
-from braintumor_ray.models.classifier import build_backbone, normalise, normalization_of
-from braintumor_ray.models.domain import DomainGate
+from braintumor_ray.models.classifier import build_backbone, normalization_of, normalize
+from braintumor_ray.models.domain import DomainDetector
 from braintumor_ray.models.weights import load_pretrained
 from braintumor_ray.training import finish
 from tests.foreign_images import foreign_images
@@ -24,12 +24,12 @@ def features(n, seed=0, shift=0.0, spread=1.0):
 
 
 def test_scans_like_the_training_scans_are_near():
-    gate = DomainGate.fit(features(500))
+    gate = DomainDetector.fit(features(500))
     assert gate.distance(features(500, seed=1)).mean() == pytest.approx(np.sqrt(2), rel=0.1)
 
 
 def test_far_along_the_main_directions_and_off_them_are_both_far():
-    gate = DomainGate.fit(features(500), rank=10)
+    gate = DomainDetector.fit(features(500), rank=10)
     limit = np.quantile(gate.distance(features(500, seed=1)), 0.99)
     along = features(50, seed=2, spread=6)
     off = features(50, seed=2, shift=2)
@@ -38,7 +38,7 @@ def test_far_along_the_main_directions_and_off_them_are_both_far():
 
 
 def test_only_the_direction_of_features_counts():
-    gate = DomainGate.fit(features(500))
+    gate = DomainDetector.fit(features(500))
     np.testing.assert_allclose(
         gate.distance(features(9, seed=1) / 10), gate.distance(features(9, seed=1)), rtol=1e-3
     )
@@ -47,14 +47,14 @@ def test_only_the_direction_of_features_counts():
 
 @pytest.mark.parametrize("n", [2, 5, 300])
 def test_few_scans_make_a_gate_too(n):
-    gate = DomainGate.fit(features(n))
+    gate = DomainDetector.fit(features(n))
     assert np.isfinite(gate.distance(features(10, seed=1))).all()
     assert gate.basis.shape[1] <= max(1, n // 4)
 
 
 def test_features_without_two_scans_are_refused():
     with pytest.raises(ValueError, match="n >= 2"):
-        DomainGate.fit(features(1))
+        DomainDetector.fit(features(1))
 
 
 def test_foreign_pictures_are_the_same_for_the_same_seed():
@@ -78,7 +78,7 @@ def test_foreign_pictures_are_stopped_and_held_out_scans_pass(real_data):
         with torch.inference_mode():
             parts = [
                 backbone.forward_features(
-                    normalise(torch.from_numpy(np.stack(squares[i : i + 32])), preprocessing)
+                    normalize(torch.from_numpy(np.stack(squares[i : i + 32])), preprocessing)
                 ).mean((2, 3))
                 for i in range(0, len(squares), 32)
             ]
@@ -88,7 +88,7 @@ def test_foreign_pictures_are_stopped_and_held_out_scans_pass(real_data):
     paths = sorted((real_data / "mri4").glob("*/*/*.jpg"))
     chosen = np.random.default_rng(0).permutation(len(paths))[:650]
     scans, _ = pooled([decode(paths[i].read_bytes()).gray for i in chosen[:450]])
-    gate = DomainGate.fit(scans[:250])
+    gate = DomainDetector.fit(scans[:250])
     limit = finish._domain_limit(gate.distance(scans[250:]))
 
     def flagged(grays):

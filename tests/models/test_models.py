@@ -37,7 +37,7 @@ class TestClassifier:
             jacobian = torch.autograd.functional.jacobian(model.logits_from_pooled, pooled)
             torch.testing.assert_close(model.linear_weight(), jacobian[0, :, 0])
 
-    def test_an_unknown_backbone_is_named_with_its_neighbours(self):
+    def test_an_unknown_backbone_is_named_with_its_neighbors(self):
         with pytest.raises(UsageError, match="resnet51"):
             build_backbone("resnet51")
 

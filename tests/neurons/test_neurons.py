@@ -92,10 +92,10 @@ def test_activations_are_the_softmax_over_pooled_neurons(written, bundle, catalo
 
 def test_unreadable_scans_are_counted_and_left_out(written, catalog):
     _, summary, steps = written
-    labelled = sum(label is not None for label in catalog["label"].to_pylist())
+    labeled = sum(label is not None for label in catalog["label"].to_pylist())
     assert summary["unreadable"] > 0  # phantoms come with planted bad files
-    assert summary["scans"] + summary["unreadable"] == labelled
-    assert steps[-1] == (labelled, labelled)
+    assert summary["scans"] + summary["unreadable"] == labeled
+    assert steps[-1] == (labeled, labeled)
 
 
 def test_table_and_summary_agree(written):

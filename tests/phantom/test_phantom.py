@@ -18,7 +18,7 @@ from braintumor_ray.phantom.dataset import (
 )
 from braintumor_ray.phantom.planted import oversized_png
 
-TUMOURS = [name for name in CLASS_NAMES if name != "no_tumor"]
+TUMORS = [name for name in CLASS_NAMES if name != "no_tumor"]
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +43,11 @@ def drawn(class_name, numbers=range(8), level=0.5):
 
 
 def head_axes(part):
-    """Centre and long axis (unit vector) of a slice's brain, and its half width, in pixels."""
+    """Center and long axis (unit vector) of a slice's brain, and its half width, in pixels."""
     points = np.argwhere(part.brain_mask).astype(float)
-    centre = points.mean(axis=0)
-    values, vectors = np.linalg.eigh(np.cov((points - centre).T))
-    return centre, vectors[:, 1], 2 * np.sqrt(values[0])
+    center = points.mean(axis=0)
+    values, vectors = np.linalg.eigh(np.cov((points - center).T))
+    return center, vectors[:, 1], 2 * np.sqrt(values[0])
 
 
 # determinism
@@ -99,21 +99,21 @@ def test_images_are_gray_of_varied_size(class_name):
 
 
 @pytest.mark.parametrize("level", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("class_name", TUMOURS)
-def test_every_slice_of_a_tumour_patient_shows_the_tumour_inside_the_head(class_name, level):
+@pytest.mark.parametrize("class_name", TUMORS)
+def test_every_slice_of_a_tumor_patient_shows_the_tumor_inside_the_head(class_name, level):
     for part in drawn(class_name, level=level):
-        assert part.tumour_mask.sum() > 20
-        assert not (part.tumour_mask & part.skull_mask).any()
+        assert part.tumor_mask.sum() > 20
+        assert not (part.tumor_mask & part.skull_mask).any()
         head, _ = cv2.findContours(
             part.skull_mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE
         )
         filled = cv2.drawContours(np.zeros(part.image.shape, np.uint8), head, -1, 1, -1)
-        assert filled[part.tumour_mask].all()
+        assert filled[part.tumor_mask].all()
 
 
 @pytest.mark.parametrize("level", [0.0, 0.5, 1.0])
-def test_no_tumour_is_marked_where_there_is_none(level):
-    assert not any(part.tumour_mask.any() for part in drawn("no_tumor", level=level))
+def test_no_tumor_is_marked_where_there_is_none(level):
+    assert not any(part.tumor_mask.any() for part in drawn("no_tumor", level=level))
 
 
 @pytest.mark.parametrize("class_name", CLASS_NAMES)
@@ -142,24 +142,24 @@ def test_the_air_around_the_head_is_dark_and_the_scalp_is_not():
 def test_a_meningioma_lies_on_the_dura_with_a_broad_base():
     for part in drawn("meningioma_tumor", range(16)):
         bone = cv2.dilate(part.skull_mask.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
-        base = (part.tumour_mask & bone).sum()
-        assert base > 0.5 * np.sqrt(part.tumour_mask.sum())
+        base = (part.tumor_mask & bone).sum()
+        assert base > 0.5 * np.sqrt(part.tumor_mask.sum())
 
 
 def test_a_glioma_lies_within_the_brain():
     shares = [
-        (part.tumour_mask & part.brain_mask).sum() / part.tumour_mask.sum()
+        (part.tumor_mask & part.brain_mask).sum() / part.tumor_mask.sum()
         for part in drawn("glioma_tumor", range(16))
     ]
     assert min(shares) > 0.9
     assert np.median(shares) == 1
 
 
-def test_a_pituitary_tumour_is_small_round_and_on_the_midline():
+def test_a_pituitary_tumor_is_small_round_and_on_the_midline():
     for part in drawn("pituitary_tumor", range(16)):
-        centre, axis, half_width = head_axes(part)
-        points = np.argwhere(part.tumour_mask)
-        offset = points.mean(axis=0) - centre
+        center, axis, half_width = head_axes(part)
+        points = np.argwhere(part.tumor_mask)
+        offset = points.mean(axis=0) - center
         across = abs(offset[0] * axis[1] - offset[1] * axis[0])
         assert across < 0.12 * half_width
         assert np.hypot(*offset) < 0.6 * half_width
@@ -169,20 +169,20 @@ def test_a_pituitary_tumour_is_small_round_and_on_the_midline():
 
 
 def test_a_lesion_is_largest_in_the_middle_of_its_levels():
-    for class_name in TUMOURS:
+    for class_name in TUMORS:
         areas = [
-            sum(part.tumour_mask.sum() for part in drawn(class_name, level=level))
+            sum(part.tumor_mask.sum() for part in drawn(class_name, level=level))
             for level in (0.0, 0.5, 1.0)
         ]
         assert areas[1] > 1.2 * max(areas[0], areas[2])
 
 
-@pytest.mark.parametrize("class_name", TUMOURS)
-def test_a_tumour_can_be_seen_against_the_brain(class_name):
+@pytest.mark.parametrize("class_name", TUMORS)
+def test_a_tumor_can_be_seen_against_the_brain(class_name):
     differences = []
     for part in drawn(class_name, range(16)):
-        brain = part.image[part.brain_mask & ~part.tumour_mask].astype(float)
-        lesion = part.image[part.tumour_mask].astype(float)
+        brain = part.image[part.brain_mask & ~part.tumor_mask].astype(float)
+        lesion = part.image[part.tumor_mask].astype(float)
         differences.append(abs(np.percentile(lesion, 90) - np.median(brain)) / np.median(brain))
     assert np.median(differences) > 0.25
     assert min(differences) < 0.5 * max(differences)  # some are faint, some are plain
@@ -239,10 +239,10 @@ def test_masks_lie_outside_the_scans_and_match_them(written):
     folder, _ = written
     for row in rows_of(folder / "scans.csv"):
         stem = Path(row["path"]).with_suffix(".png")
-        tumour = cv2.imread(str(folder / "masks" / "tumour" / stem), cv2.IMREAD_UNCHANGED)
+        tumor = cv2.imread(str(folder / "masks" / "tumour" / stem), cv2.IMREAD_UNCHANGED)
         skull = cv2.imread(str(folder / "masks" / "skull" / stem), cv2.IMREAD_UNCHANGED)
-        assert tumour.shape == skull.shape == (int(row["height"]), int(row["width"]))
-        assert tumour.any() == (row["label"] != "no_tumor")
+        assert tumor.shape == skull.shape == (int(row["height"]), int(row["width"]))
+        assert tumor.any() == (row["label"] != "no_tumor")
         assert set(np.unique(skull)) == {0, 255}
 
 

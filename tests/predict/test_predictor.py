@@ -7,7 +7,7 @@ import torch
 from braintumor_ray import Predictor
 from braintumor_ray.errors import UsageError
 from braintumor_ray.models.bundle import save_bundle
-from braintumor_ray.models.domain import DomainGate
+from braintumor_ray.models.domain import DomainDetector
 from tests.builders import CLASSES, disc_scan, make_bundle, make_fields, make_model
 
 SCANS = [disc_scan(seed, (60 + 7 * seed, 110 - 5 * seed)) for seed in range(7)]
@@ -118,7 +118,7 @@ def test_bf16_stays_close_to_fp32(tmp_path, backbone):
 
 def test_flat_and_foreign_inputs_are_out_of_domain(tmp_path):
     features = np.random.default_rng(0).normal(size=(200, 96)).astype(np.float32)
-    gate = DomainGate.fit(features)
+    gate = DomainDetector.fit(features)
     make_bundle(tmp_path / "near", gate=gate, domain_limit=1e6)
     make_bundle(tmp_path / "far", gate=gate, domain_limit=1e-6)
     scans = [disc_scan(1), np.zeros((80, 80), np.uint8)]

@@ -14,15 +14,15 @@ SCHEMA = result_schema((2, 2), ["gradcam"])
 POSITIVE = [0, 2]  # of three classes
 
 
-def scan(scan_id, tumour=None, *, status="ok", foreign=False, uri="/a.dcm", frame=0, **keys):
+def scan(scan_id, tumor=None, *, status="ok", foreign=False, uri="/a.dcm", frame=0, **keys):
     scored = status == "ok"
     return {
         "scan_id": scan_id,
         "uri": uri,
         "frame": frame,
         "status": status,
-        "probabilities": [tumour / 2, 1 - tumour, tumour / 2] if scored else None,
-        "decision": tumour >= 0.5 if scored else None,
+        "probabilities": [tumor / 2, 1 - tumor, tumor / 2] if scored else None,
+        "decision": tumor >= 0.5 if scored else None,
         "out_of_domain": foreign if scored else None,
         **{f"{name}_key": value for name, value in keys.items()},
     }
@@ -35,7 +35,7 @@ def rolled(*scans, level="series"):
     return found.to_pylist()
 
 
-def test_a_series_speaks_with_its_loudest_slice():
+def test_a_series_is_decided_by_its_most_probable_slice():
     (row,) = rolled(
         scan(1, 0.2, series="s", patient="p", frame=0),
         scan(2, 0.9, series="s", patient="p", frame=1),
@@ -44,7 +44,7 @@ def test_a_series_speaks_with_its_loudest_slice():
     assert row["max_probability"] == pytest.approx(0.9)
     assert row["mean_probability"] == pytest.approx(0.5)
     assert (row["slices"], row["used"], row["decision"]) == (3, 3, True)
-    assert (row["loudest_scan_id"], row["loudest_uri"], row["loudest_frame"]) == (2, "/a.dcm", 1)
+    assert (row["top_scan_id"], row["top_uri"], row["top_frame"]) == (2, "/a.dcm", 1)
     assert (row["patient_key"], row["series_key"], row["study_key"]) == ("p", "s", None)
 
 
@@ -68,18 +68,18 @@ def test_where_no_slice_is_usable_nothing_is_claimed_and_the_row_comes_last():
         scan(3, 0.1, series="t"),
     )
     assert (first["series_key"], last["series_key"]) == ("t", "s")
-    claims = ("max_probability", "mean_probability", "decision", "loudest_scan_id", "loudest_uri")
+    claims = ("max_probability", "mean_probability", "decision", "top_scan_id", "top_uri")
     assert [last[name] for name in claims] == [None] * 5
 
 
-def test_the_loudest_comes_first_and_ties_go_to_the_first_in_the_archive():
-    loud, quiet = rolled(
+def test_the_most_probable_comes_first_and_ties_go_to_the_first_in_the_archive():
+    first, second = rolled(
         scan(1, 0.3, series="t"),
         scan(5, 0.7, series="s", uri="/b.dcm"),
         scan(4, 0.7, series="s", uri="/a.dcm", frame=3),
         scan(3, 0.7, series="s", uri="/a.dcm", frame=2),
     )
-    assert (loud["loudest_scan_id"], quiet["loudest_scan_id"]) == (3, 1)
+    assert (first["top_scan_id"], second["top_scan_id"]) == (3, 1)
 
 
 @pytest.mark.parametrize(("level", "groups"), [("series", 3), ("study", 2), ("patient", 1)])
@@ -134,5 +134,5 @@ def test_results_roll_up_by_the_classes_of_their_bundle(tmp_path):
     meta = {"class_names": ["glioma", "none", "other"], "positive_classes": ["other", "glioma"]}
     (tmp_path / "results.json").write_text(json.dumps(meta))
     (row,) = read_studies(tmp_path).to_pylist()
-    assert (row["slices"], row["loudest_scan_id"]) == (1, 1)
+    assert (row["slices"], row["top_scan_id"]) == (1, 1)
     assert row["max_probability"] == pytest.approx(0.6)

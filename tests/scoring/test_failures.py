@@ -6,7 +6,7 @@ import weakref
 import pytest
 
 from braintumor_ray.errors import ResultsError
-from braintumor_ray.scoring.failures import let_go, root_cause
+from braintumor_ray.scoring.failures import release_frames, root_cause
 
 
 class Execution:
@@ -42,7 +42,7 @@ def kept(watch):
     try:
         raise execute(watch)
     except OSError as error:
-        let_go(error)
+        release_frames(error)
         raise ResultsError("stopped") from error
 
 

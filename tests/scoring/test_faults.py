@@ -15,7 +15,7 @@ from braintumor_ray.errors import ResultsError
 from braintumor_ray.models.bundle import load_bundle
 from braintumor_ray.predict import results as results_module
 from braintumor_ray.predict.results import read_results
-from braintumor_ray.scoring.decode_stage import CHANGED, WatchfulDecode
+from braintumor_ray.scoring.decode_stage import CHANGED, ArchiveDecodeStage
 from braintumor_ray.scoring.job import ScoreOptions, score
 from braintumor_ray.scoring.options import DecodeSettings, PredictSettings
 from braintumor_ray.scoring.verify import verify
@@ -137,7 +137,7 @@ class TestAnArchiveThatChanges:
         path.parent.mkdir()
         cv2.imwrite(str(path), disc_scan(1))
         rows = load_catalog(path.parent)
-        stage = WatchfulDecode(load_bundle(bundle_path).preprocessing, DecodeSettings(), (2, 2))
+        stage = ArchiveDecodeStage(load_bundle(bundle_path).preprocessing, DecodeSettings(), (2, 2))
         assert stage(rows)["status"].to_pylist() == ["ok"]
         cv2.imwrite(str(path), disc_scan(2))
         found = stage(rows).to_pylist()[0]

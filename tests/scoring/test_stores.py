@@ -131,7 +131,7 @@ class TestDecodingFromAStore:
         storage._filesystem.cache_clear()
 
     def decode(self, bundle_path):
-        return watchful.WatchfulDecode(
+        return watchful.ArchiveDecodeStage(
             load_bundle(bundle_path).preprocessing, DecodeSettings(), (2, 2)
         )
 

@@ -2,7 +2,7 @@
 
 import os
 
-from braintumor_ray.serving.worker import decode_upload
+from braintumor_ray.serving.upload import decode_upload
 
 
 def decode_or_die(data, options):

@@ -40,8 +40,8 @@ def test_a_refusal_carries_status_and_problem(address):
         client.predict(b"no scan")
     assert caught.value.status == 415
     assert caught.value.problem["title"] == "Not an image in a known format"
-    with Client(address) as stranger, pytest.raises(ServiceError, match="token") as caught:
-        stranger.model()
+    with Client(address) as foreign_format, pytest.raises(ServiceError, match="token") as caught:
+        foreign_format.model()
     assert caught.value.status == 401
 
 

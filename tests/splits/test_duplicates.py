@@ -107,7 +107,7 @@ def test_only_gray_images_with_pixels_are_hashed(function, image):
         function(image)
 
 
-def test_difference_hash_says_which_pixels_are_brighter_than_their_left_neighbours():
+def test_difference_hash_says_which_pixels_are_brighter_than_their_left_neighbors():
     ramp = np.tile(np.arange(17, dtype=np.uint8) * 10, (16, 1))
     assert difference_hash(ramp).tolist() == [2**64 - 1] * 4
     assert difference_hash(ramp[:, ::-1]).tolist() == [0] * 4

@@ -44,7 +44,7 @@ def splits_of_groups(split, groups):
 
 @settings(max_examples=50, deadline=None)
 @given(catalogs(), st.integers(0, 2**32 - 1))
-def test_no_group_is_in_two_splits_and_every_labelled_scan_in_one(catalog, seed):
+def test_no_group_is_in_two_splits_and_every_labeled_scan_in_one(catalog, seed):
     labels, groups = catalog
     split = grouped_split(labels, groups, FRACTIONS, seed, allow_missing=True)
     assert all(len(names) == 1 for names in splits_of_groups(split, groups).values())

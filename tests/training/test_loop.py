@@ -16,7 +16,7 @@ from braintumor_ray.training.loop import (
     Averaged,
     StepSettings,
     Totals,
-    Trained,
+    TrainableNetwork,
     balanced_class_weights,
     train_epoch,
     validate,
@@ -24,7 +24,7 @@ from braintumor_ray.training.loop import (
     without_lone_scans,
 )
 from braintumor_ray.training.stages import (
-    Course,
+    RunState,
     build_optimizer,
     from_checkpoint,
     step_factors,
@@ -79,10 +79,10 @@ def test_accumulated_steps_equal_one_large_step():
     images, labels = batch()
     model = learner()
     whole = keep(model)
-    train_epoch(Trained(model), whole, [(images, labels)], settings())
+    train_epoch(TrainableNetwork(model), whole, [(images, labels)], settings())
     parts = keep(model)
     halves = [(images[:16], labels[:16]), (images[16:], labels[16:])]
-    train_epoch(Trained(model), parts, halves, settings(accumulate=2))
+    train_epoch(TrainableNetwork(model), parts, halves, settings(accumulate=2))
     for a, b in zip(whole.kept, parts.kept, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
@@ -109,23 +109,23 @@ def test_a_last_batch_of_one_scan_does_not_stop_a_head_with_batchnorm():
     images, labels = batch(33)
     parts = [(images[:32], labels[:32]), (images[32:], labels[32:])]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    totals = train_epoch(Trained(model), optimizer, without_lone_scans(parts), settings())
+    totals = train_epoch(TrainableNetwork(model), optimizer, without_lone_scans(parts), settings())
     assert totals.scans == 32
     with pytest.raises(ValueError, match="more than 1 value"):
-        train_epoch(Trained(model), optimizer, parts, settings())
+        train_epoch(TrainableNetwork(model), optimizer, parts, settings())
 
 
 def test_gradients_are_clipped_on_request():
     model = learner()
     optimizer = keep(model)
-    train_epoch(Trained(model), optimizer, [batch()], settings(clip_norm=1e-3))
+    train_epoch(TrainableNetwork(model), optimizer, [batch()], settings(clip_norm=1e-3))
     norm = math.sqrt(sum(float((g**2).sum()) for g in optimizer.kept))
     assert norm <= 1.01e-3
 
 
 def test_a_frozen_backbone_gets_no_gradients_and_runs_without_a_graph():
     model = learner("head")
-    network = Trained(model)
+    network = TrainableNetwork(model)
     assert network.frozen
     train_epoch(network, keep(model), [batch()], settings())
     assert {n.split(".")[0] for n in gradients(model)} <= {"head"}
@@ -148,7 +148,7 @@ def _half(rank, port, results):
     images, labels = batch()
     mine = slice(16 * rank, 16 * (rank + 1))
     model = learner()
-    network = nn.parallel.DistributedDataParallel(Trained(model))
+    network = nn.parallel.DistributedDataParallel(TrainableNetwork(model))
     optimizer = keep(model)
     totals = train_epoch(network, optimizer, [(images[mine], labels[mine])], settings())
     uneven = slice(0, 5) if rank == 0 else slice(5, 32)
@@ -161,7 +161,7 @@ def _half(rank, port, results):
 def test_two_workers_of_16_equal_one_of_32():
     model = learner()
     optimizer = keep(model)
-    totals = train_epoch(Trained(model), optimizer, [batch()], settings())
+    totals = train_epoch(TrainableNetwork(model), optimizer, [batch()], settings())
     validated = validate(model, [batch()], settings())
     results = multiprocessing.get_context("spawn").Manager().dict()
     multiprocessing.spawn(_half, args=(_free_port(), results), nprocs=2)
@@ -200,17 +200,17 @@ def test_validation_leaves_no_trace():
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 
-class TestCourse:
+class TestRunState:
     recipe = load_recipe(
         "mobilenetv2-finetune",
         ["schedule.patience=2", "schedule.early_stopping=3", "stages.frozen.epochs=9"],
     )
 
     def run(self, losses):
-        course, model = Course(), make_model()
+        state, model = RunState(), make_model()
         for loss in losses:
-            course.note({"val_loss": loss}, model, self.recipe)
-        return course
+            state.note({"val_loss": loss}, model, self.recipe)
+        return state
 
     def test_the_rate_falls_after_two_epochs_without_improvement(self):
         assert self.run([1.0, 0.9]).lr_factor == 1.0
@@ -222,29 +222,29 @@ class TestCourse:
         assert self.run([1.0, 1.1, 1.2, 1.3]).stage_is_over(self.recipe)
 
     def test_the_best_weights_are_kept(self):
-        course, model = Course(), make_model()
-        course.note({"val_loss": 0.5}, model, self.recipe)
+        state, model = RunState(), make_model()
+        state.note({"val_loss": 0.5}, model, self.recipe)
         best = model.head.weight.clone()
         model.head.weight.data.add_(1)
-        course.note({"val_loss": 0.9}, model, self.recipe)
-        assert torch.equal(course.best_state["head.weight"], best)
+        state.note({"val_loss": 0.9}, model, self.recipe)
+        assert torch.equal(state.best_state["head.weight"], best)
 
     def test_without_a_choice_the_last_weights_are_kept(self):
         recipe = load_recipe("demo", ["monitor=epoch"])
-        course, model = Course(), make_model()
+        state, model = RunState(), make_model()
         for epoch, loss in enumerate((0.5, 0.9), start=1):
             model.head.weight.data.add_(1)
-            course.note({"epoch": epoch, "val_loss": loss}, model, recipe)
-        assert torch.equal(course.best_state["head.weight"], model.head.weight)
+            state.note({"epoch": epoch, "val_loss": loss}, model, recipe)
+        assert torch.equal(state.best_state["head.weight"], model.head.weight)
 
     def test_a_checkpoint_brings_the_course_back(self, tmp_path):
-        course = self.run([1.0, 1.1, 1.1])
+        state = self.run([1.0, 1.1, 1.1])
         model = make_model().requires_grad_(True)
         optimizer = build_optimizer(model, self.recipe, self.recipe.stages[0])
-        torch.save(to_checkpoint(course, model, optimizer, model), tmp_path / "c.pt")
+        torch.save(to_checkpoint(state, model, optimizer, model), tmp_path / "c.pt")
         again = from_checkpoint(torch.load(tmp_path / "c.pt", weights_only=True))
-        assert vars(again) | {"best_state": None} == vars(course) | {"best_state": None}
-        assert torch.equal(again.best_state["head.weight"], course.best_state["head.weight"])
+        assert vars(again) | {"best_state": None} == vars(state) | {"best_state": None}
+        assert torch.equal(again.best_state["head.weight"], state.best_state["head.weight"])
 
     def test_cosine_warms_up_and_ends_near_zero(self):
         recipe = load_recipe("demo", ["stages.scratch.epochs=10"])

@@ -27,7 +27,7 @@ def test_shards_are_mixed_over_the_classes():
     assert min(shares) > 0.15
 
 
-def test_frames_of_a_file_stay_neighbours_and_in_order():
+def test_frames_of_a_file_stay_neighbors_and_in_order():
     found = mixed(catalog(40, 7)).to_pylist()
     for start in range(0, len(found), 7):
         part = found[start : start + 7]

@@ -12,7 +12,7 @@ from braintumor_ray.decode.preprocess import GrayImage, Preprocessing
 from braintumor_ray.decode.sniff import sniff
 from braintumor_ray.decode.types import DecodeLimits, Plane, VolumeOptions
 
-WORKER = "braintumor_ray.serving.worker:decode_upload"
+WORKER = "braintumor_ray.serving.upload:decode_upload"
 PICTURE_SIDE = 1024  # longest side of the pictures in a response, pixels
 
 
