@@ -62,10 +62,9 @@ class MockPredict:
 
     def __init__(self, settings, fingerprint, report=None):
         from braintumor_ray.models.bundle import load_bundle
-        from braintumor_ray.predict.schema import stored_shape
 
         bundle = load_bundle(settings.bundle)
-        shape = stored_shape(bundle.map_shape)
+        shape = bundle.cam_shape
         self._schema = result_schema(shape, settings.methods)
         self._classes = bundle.fields.class_names
         self._fingerprint, self._report = fingerprint, report

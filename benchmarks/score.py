@@ -58,11 +58,10 @@ def decode_alone(options: argparse.Namespace) -> dict:
     from braintumor_ray.decode.types import DecodeLimits
     from braintumor_ray.explain.regions import head_weights
     from braintumor_ray.models.bundle import load_bundle
-    from braintumor_ray.predict.schema import stored_shape
 
     bundle = load_bundle(options.bundle)
     settings = worker_options([0], bundle.preprocessing, DecodeLimits())
-    cam_shape = stored_shape(bundle.map_shape)
+    cam_shape = bundle.cam_shape
     contents = [path.read_bytes() for path in files_below(options.scans)[: options.sample]]
 
     def one(content: bytes) -> None:

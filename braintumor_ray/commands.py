@@ -32,6 +32,7 @@ def train_command(
     allow_leakage: bool,
     folds: int | None,
     cache: str | None,
+    truth: str | None,
     use_gpu: bool | None,
     preview: bool,
     catalog_options: CatalogOptions,
@@ -71,6 +72,7 @@ def train_command(
             split_by,
             allow_leakage,
             cache,
+            truth,
             described,
             synthetic,
         )

@@ -82,6 +82,10 @@ def train(
         Optional[str],  # noqa: UP045
         typer.Option(help="Folder of decoded scans, shared by runs; else inside the run."),
     ] = None,
+    truth: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Tumor masks, boxes or outlines: the evidence is guided to them."),
+    ] = None,
     use_gpu: Annotated[
         Optional[bool],  # noqa: UP045
         typer.Option("--gpu/--no-gpu", help="A GPU per worker; else where the cluster has them."),
@@ -110,6 +114,7 @@ def train(
         allow_leakage=allow_leakage,
         folds=folds,
         cache=cache,
+        truth=truth,
         use_gpu=use_gpu,
         preview=preview_augmentation,
         catalog_options=catalog_options,

@@ -3,7 +3,8 @@
 Notation: target map A (B, C, h, w), Z = h * w, logit y_c before softmax, g = dy_c / dA. What the
 head needs decides how g is found; the caller never chooses:
 
-1. pooling + linear: g = W_c / Z everywhere (closed form);
+1. linear: g = W_c / Z everywhere for average pooling, g = s W_c for log-sum-exp, where s is the
+   softmax of the cells' evidence (closed form, both);
 2. pooling + any head: differentiate the head with respect to the pooled vector only;
 3. anything else: differentiate the head with respect to A.
 """
@@ -26,9 +27,9 @@ class ClassGradient:
         logits: (B, k) float32.
         classes: (B,) int64, the class that each map explains.
         mean: (B, C) float32, average of A over positions.
-        pooled: gradient (B, C) with respect to the sum over positions divided by Z, that is
-            g = pooled / Z at every position; None where g varies.
-        full: gradient g (B, C, h, w); None where `pooled` says it all.
+        pooled: (B, C), the sum of g over positions; None where only `full` is known.
+        full: gradient g (B, C, h, w); None where `pooled` and `shares` give it.
+        shares: (B, h, w), g = pooled * shares; None: 1 / Z at every position.
     """
 
     logits: Tensor
@@ -36,6 +37,7 @@ class ClassGradient:
     mean: Tensor
     pooled: Tensor | None
     full: Tensor | None
+    shares: Tensor | None = None
 
 
 ChooseClass = Callable[[Tensor], Tensor]
@@ -60,8 +62,10 @@ def class_gradient(model: Classifier, features: Tensor, choose: ChooseClass) -> 
     features = features.detach().float()
     mean = features.mean(dim=(2, 3))
     weight = model.linear_weight()
-    if weight is not None:
+    if weight is not None and model.averages:
         return _closed_form(model, mean, weight, choose)
+    if weight is not None:
+        return _log_sum_exp(model, features, mean, weight, choose)
     if model.pools:
         logits, classes, gradient = _differentiate(model.logits_from_pooled, mean, choose)
         return ClassGradient(logits, classes, mean, gradient, None)
@@ -76,6 +80,19 @@ def _closed_form(
         logits = model.logits_from_pooled(mean)
         classes = _checked(choose(logits), logits)
     return ClassGradient(logits, classes, mean, weight[classes], None)
+
+
+def _log_sum_exp(
+    model: Classifier, features: Tensor, mean: Tensor, weight: Tensor, choose: ChooseClass
+) -> ClassGradient:
+    with torch.no_grad():
+        evidence = model.evidence(features)
+        assert evidence is not None
+        logits = model.logits_from_evidence(evidence)
+        classes = _checked(choose(logits), logits)
+        chosen = evidence[torch.arange(len(classes), device=classes.device), classes]
+        shares = chosen.flatten(1).softmax(dim=1).reshape(chosen.shape)
+    return ClassGradient(logits, classes, mean, weight[classes], None, shares)
 
 
 def _differentiate(
@@ -117,11 +134,10 @@ def grad_cam_pp(features: Tensor, gradient: ClassGradient) -> Tensor:
     factor exp(y_c) is one positive scale per image and is left out. Where g is the same at every
     position this is relu(p) / (2 + p mean(A)) with p = Z g.
     """
-    if gradient.pooled is not None:
+    if gradient.pooled is not None and gradient.shares is None:
         p = gradient.pooled
         return _weighted(features, _safe_ratio(p.relu(), 2 + p * gradient.mean))
-    assert gradient.full is not None
-    g = gradient.full
+    g = _spread(features, gradient)
     total = _positions(features) * gradient.mean[:, :, None, None]
     return _weighted(features, _safe_ratio(g.relu(), 2 + total * g).sum(dim=(2, 3)))
 
@@ -178,6 +194,8 @@ def _spread(features: Tensor, gradient: ClassGradient) -> Tensor:
     if gradient.full is not None:
         return gradient.full
     assert gradient.pooled is not None
+    if gradient.shares is not None:
+        return gradient.pooled[:, :, None, None] * gradient.shares[:, None]
     return (gradient.pooled / _positions(features))[:, :, None, None]
 
 

@@ -24,8 +24,13 @@ from braintumor_ray.errors import BundleError
 from braintumor_ray.models.classifier import Architecture, Classifier
 from braintumor_ray.models.domain import DomainDetector
 from braintumor_ray.recipes.loader import describe
+from braintumor_ray.recipes.schema import Head, Neck, Pooling
 
 WEIGHTS, DESCRIPTION, CARD = "model.safetensors", "bundle.json", "model_card.md"
+LARGEST_MAP = 16  # larger maps are area-averaged: they would cost more than they show
+LARGEST_REFINED_MAP = 32  # of a neck, which is there for finer maps
+# Fields that came later count in a fingerprint only where they are used: bundles keep theirs.
+_LATER = {"architecture": ("neck", "neck_stride", "neck_channels", "pooling")}
 
 
 class _Strict(BaseModel):
@@ -36,12 +41,16 @@ class ArchitectureFields(_Strict):
     """As `models.classifier.Architecture`."""
 
     backbone: str
-    head: Literal["linear", "mlp", "attention", "flatten"]
+    head: Head
     classes: int = Field(ge=2)
     image_size: int = Field(ge=32)
     hidden: int
     dropout: float
     sigmoid: bool
+    neck: Neck = "none"
+    neck_stride: int = 8
+    neck_channels: int = 128
+    pooling: Pooling = "mean"
 
 
 class PreprocessingFields(_Strict):
@@ -116,6 +125,11 @@ class Bundle:
                 "weights_sha256",
             },
         )
+        for section, names in _LATER.items():
+            defaults = type(getattr(self.fields, section)).model_fields
+            for name in names:
+                if relevant[section][name] == defaults[name].default:
+                    del relevant[section][name]
         return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:32]
 
     @property
@@ -133,6 +147,14 @@ class Bundle:
     def map_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of the map layer; without building the network if it can."""
         return self.fields.map_shape or self.build_model().map_shape
+
+    @property
+    def cam_shape(self) -> tuple[int, int]:
+        """Height and width at which maps are stored."""
+        refined = self.fields.architecture.neck != "none"
+        largest = LARGEST_REFINED_MAP if refined else LARGEST_MAP
+        _, height, width = self.map_shape
+        return min(height, largest), min(width, largest)
 
     def build_model(self) -> Classifier:
         """The network in eval mode, with its weights, learning nothing.

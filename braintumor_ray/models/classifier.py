@@ -1,5 +1,6 @@
 """The network: a backbone whose last feature map is the CAM target, and a head."""
 
+import math
 from dataclasses import asdict, dataclass
 from types import ModuleType
 from typing import Any
@@ -10,9 +11,10 @@ from torch.nn import functional
 
 from braintumor_ray.errors import UsageError
 from braintumor_ray.models.heads import build_head
+from braintumor_ray.models.neck import TopDownNeck, neck_levels
 from braintumor_ray.models.small_cnn import Cnn3Conv, SmallCnn
 from braintumor_ray.models.vision_libraries import import_timm
-from braintumor_ray.recipes.schema import Head
+from braintumor_ray.recipes.schema import Head, Neck, Pooling
 
 SMALL = {"cnn-3conv": Cnn3Conv, "small-cnn": SmallCnn}
 
@@ -28,6 +30,9 @@ class Architecture:
         image_size: side of the square input, pixels.
         sigmoid: one output unit z for two classes; logits are then (-z/2, z/2), whose softmax
             is (1 - sigmoid(z), sigmoid(z)).
+        neck: 'topdown' refines the last map by earlier stages, see `models.neck`.
+        neck_stride, neck_channels: of the refined map.
+        pooling: how a linear head goes from cells to the picture, 'mean' or 'lse'.
     """
 
     backbone: str
@@ -37,6 +42,10 @@ class Architecture:
     hidden: int = 128
     dropout: float = 0.0
     sigmoid: bool = False
+    neck: Neck = "none"
+    neck_stride: int = 8
+    neck_channels: int = 128
+    pooling: Pooling = "mean"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -58,13 +67,30 @@ class Classifier(nn.Module):
                 f"model.output 'sigmoid' is for 2 classes, there are {architecture.classes}; "
                 "use softmax or auto"
             )
+        if architecture.pooling == "lse" and (
+            architecture.head != "linear" or architecture.sigmoid
+        ):
+            raise UsageError(
+                "model.pooling 'lse' is for head 'linear' with softmax; set model.head = 'linear' "
+                "and model.output = 'softmax', or model.pooling = 'mean'"
+            )
         self.architecture = architecture
-        self.backbone = build_backbone(architecture.backbone)
-        size = architecture.image_size
-        self.map_shape = _map_shape(self.backbone, size, architecture.backbone)
+        name, size = architecture.backbone, architecture.image_size
+        self.backbone = build_backbone(name)
+        self.map_shape = _map_shape(self.backbone, size, name)
+        self.neck: TopDownNeck | None = None
+        self.levels: list[int] = []
+        if architecture.neck != "none":
+            levels = neck_levels(self.backbone, name, architecture.neck_stride)
+            self.levels = [level.stage for level in levels]
+            self.neck = TopDownNeck(self.map_shape[0], levels, architecture.neck_channels)
+            self.map_shape = _refined_shape(self, size)
         units = 1 if architecture.sigmoid else architecture.classes
-        self.pools = architecture.head != "flatten" and _pools_plainly(
-            self.backbone, self.map_shape
+        self.averages = architecture.pooling == "mean"
+        self.pools = (
+            self.averages
+            and architecture.head != "flatten"
+            and (self.neck is not None or _pools_plainly(self.backbone, self.map_shape))
         )
         self.head = build_head(
             architecture.head, self.map_shape, units, architecture.hidden, architecture.dropout
@@ -72,16 +98,53 @@ class Classifier(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Normalized images (B, 3, S, S) to the target map A (B, C, h, w)."""
-        features: Tensor = self.backbone.forward_features(images)  # type: ignore[operator]
-        return features
+        if self.neck is None:
+            features: Tensor = self.backbone.forward_features(images)  # type: ignore[operator]
+            return features
+        last, stages = self.backbone.forward_intermediates(images, self.levels)  # type: ignore[operator]
+        refined: Tensor = self.neck(last, stages[::-1])  # coarsest first
+        return refined
+
+    def evidence(self, features: Tensor) -> Tensor | None:
+        """W_c . A at each position, float32 (B, k, h, w); None where the head is not linear.
+
+        Its ReLU is the map of Grad-CAM but for a positive factor per class.
+        """
+        linear = self.linear
+        if linear is None:
+            return None
+        cells = torch.einsum("kc,bchw->bkhw", linear.weight.float(), features.float())
+        return torch.cat((-cells, cells), dim=1) / 2 if self.architecture.sigmoid else cells
 
     def logits(self, features: Tensor) -> Tensor:
         """Target map A (B, C, h, w) to logits (B, k)."""
+        if not self.averages:
+            return self.logits_and_evidence(features)[0]
         if self.pools:
             return self.logits_from_pooled(features.mean(dim=(2, 3)))
         if self.architecture.head == "flatten":
             return self._as_logits(self.head(features))
         return self.logits_from_pooled(_forward_head(self.backbone, features))
+
+    def logits_and_evidence(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
+        """As `logits` and `evidence`; in training with the same channels left out."""
+        if self.averages:
+            return self.logits(features), self.evidence(features)
+        evidence = self.evidence(self._dropped(features))
+        return self.logits_from_evidence(evidence), evidence
+
+    def logits_from_evidence(self, evidence: Tensor | None) -> Tensor:
+        """Evidence per cell (B, k, h, w) to logits (B, k), by log-sum-exp: log mean exp(e) + b."""
+        linear = self.linear
+        assert evidence is not None
+        assert linear is not None
+        cells = evidence.flatten(2)
+        return torch.logsumexp(cells, dim=2) - math.log(cells.shape[2]) + linear.bias.float()
+
+    def _dropped(self, features: Tensor) -> Tensor:
+        """Whole channels left out in training, as dropout before a pooled head does."""
+        share = self.architecture.dropout if self.training else 0.0
+        return functional.dropout2d(features, share, training=share > 0)
 
     def logits_from_pooled(self, pooled: Tensor) -> Tensor:
         """Pooled vector (B, C) to logits (B, k)."""
@@ -93,11 +156,12 @@ class Classifier(nn.Module):
 
     @property
     def linear(self) -> nn.Linear | None:
-        """The head's one linear layer, where it is pooled and nothing else."""
+        """The head's one linear layer over cells or their average, where there is nothing else."""
         head = self.head
         if isinstance(head, nn.Sequential) and [type(m) for m in head] == [nn.Dropout, nn.Linear]:
             head = head[1]
-        return head if self.pools and isinstance(head, nn.Linear) else None
+        found = self.pools or not self.averages
+        return head if found and isinstance(head, nn.Linear) else None
 
     def linear_weight(self) -> Tensor | None:
         """dy/dp of a linear head as (k, C) float32, else None."""
@@ -171,6 +235,14 @@ def _map_shape(backbone: nn.Module, size: int, name: str) -> tuple[int, int, int
             "(B, C, h, w) that CAM can explain; use a convolutional one such as resnet50"
         )
     _, channels, height, width = features.shape
+    return channels, height, width
+
+
+@torch.no_grad()
+def _refined_shape(model: Classifier, size: int) -> tuple[int, int, int]:
+    model.eval()
+    _, channels, height, width = model.features(torch.zeros(1, 3, size, size)).shape
+    model.train()
     return channels, height, width
 
 

@@ -56,7 +56,7 @@ def _pairs(
             found.append((maker, cast(nn.BatchNorm2d, module)))
 
     handles = []
-    for module in model.backbone.modules():
+    for module in model.modules():
         if isinstance(module, nn.Conv2d):
             handles.append(module.register_forward_hook(after))
         elif isinstance(module, nn.BatchNorm2d) and module.affine and module.track_running_stats:

@@ -21,7 +21,6 @@ from braintumor_ray.models.bundle import Bundle, load_bundle
 from braintumor_ray.models.classifier import Classifier, normalize
 from braintumor_ray.models.device import choose_device, use_bf16
 from braintumor_ray.models.folding import fold_batch_norms
-from braintumor_ray.predict.schema import stored_shape
 from braintumor_ray.recipes.schema import CamClass, Precision
 
 Columns = dict[str, Any]
@@ -86,7 +85,7 @@ class Predictor:
         self.methods = tuple(methods)
         self.batch_size = batch_size or (256 if self.device.type == "cuda" else 16)
         self._model = for_inference(bundle.build_model(), self.device, bf16=self.bf16)
-        self.cam_shape = stored_shape(self._model.map_shape)
+        self.cam_shape = bundle.cam_shape
         self._preprocessing = bundle.preprocessing
         self._positive = torch.tensor(bundle.positive_indices, device=self.device)
 

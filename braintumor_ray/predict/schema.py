@@ -6,16 +6,9 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 SCHEMA_VERSION = 1
-LARGEST_MAP = 16  # larger maps are area-averaged: they would cost more than they show
 
 STATUSES = ("ok", "quarantined", "skipped")
 KEYS = ("patient_key", "study_key", "series_key", "sop_key")
-
-
-def stored_shape(map_shape: tuple[int, int, int]) -> tuple[int, int]:
-    """Shape (h, w) at which maps of a network, (C, h, w), are stored."""
-    _, height, width = map_shape
-    return min(height, LARGEST_MAP), min(width, LARGEST_MAP)
 
 
 def prediction_fields(cam_shape: tuple[int, int], methods: Sequence[str]) -> list[pa.Field]:

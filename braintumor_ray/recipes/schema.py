@@ -5,12 +5,10 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 CamClass = Literal["predicted", "positive"]
-
-
 Precision = Literal["auto", "fp32", "bf16"]
-
-
 Head = Literal["linear", "mlp", "attention", "flatten"]
+Neck = Literal["none", "topdown"]
+Pooling = Literal["mean", "lse"]
 Output = Literal["auto", "softmax", "sigmoid"]
 Layers = Literal["all", "head"] | Annotated[int, Field(ge=1)] | tuple[str, ...]
 
@@ -67,6 +65,26 @@ class AugmentSection(Section):
     erase: float = Field(
         0.0, ge=0, le=1, description="probability that a rectangle of 2-15% is filled with one gray"
     )
+    resolution: float = Field(
+        0.0, ge=0, le=1, description="probability of sampling down to 35-90% and up again"
+    )
+    blur: float = Field(0.0, ge=0, le=1, description="probability of blurring or sharpening")
+    bias_field: float = Field(
+        0.0, ge=0, le=1, description="probability of a smooth multiplicative field, as of coils"
+    )
+    gamma: float = Field(
+        0.0, ge=0, le=1, description="probability of a power law, exponent exp(-0.5) to exp(0.5)"
+    )
+    noise: float = Field(
+        0.0, ge=0, le=1, description="probability of Gaussian noise, sigma 0.5-6% of the range"
+    )
+    background: float = Field(
+        0.0, ge=0, le=1, description="probability of a gray instead of a black background"
+    )
+    invert: float = Field(0.0, ge=0, le=1, description="probability of inverted grays")
+    jpeg: float = Field(
+        0.0, ge=0, le=1, description="probability of JPEG compression, quality 25-95"
+    )
 
 
 class ModelSection(Section):
@@ -77,6 +95,16 @@ class ModelSection(Section):
     hidden: int = Field(128, ge=1, description="units of the dense layer of mlp and flatten")
     dropout: float = Field(0.0, ge=0, lt=1, description="before the last layer")
     output: Output = Field("auto", description="sigmoid has one unit for two classes")
+    neck: Neck = Field(
+        "none", description="topdown: the last map refined by earlier stages, for finer heatmaps"
+    )
+    neck_stride: int = Field(8, ge=2, description="input pixels per cell of the refined map")
+    neck_channels: int = Field(128, ge=8, description="channels of the refined map")
+    pooling: Pooling = Field(
+        "mean",
+        description="from cells to the picture, linear heads only; lse (log-sum-exp): a few cells "
+        "with strong evidence decide, as a small tumor should",
+    )
     normalization: Literal["weights", "unit"] = Field(
         "weights", description="mean and std of the pretrained weights, or only 1/255"
     )
@@ -96,6 +124,21 @@ class StageSection(Section):
     image_size: int | None = Field(
         None, ge=32, le=2048, description="side in this stage; none: data.image_size, as later on"
     )
+
+
+class GuidanceSection(Section):
+    """Where the evidence should lie: losses on the cells of scans whose tumor is known (--truth).
+
+    Cell evidence is e_c = W_c . A at each position, whose ReLU is Grad-CAM's map. Scans of negative
+    classes count as known: no evidence of any tumor, anywhere. Positive scans without truth take
+    no part.
+    """
+
+    weight: float = Field(1.0, ge=0, description="factor on all of guidance; 0: none")
+    outside: float = Field(
+        4.0, ge=0, description="binary cross-entropy of the cells outside, against those inside"
+    )
+    overlap: float = Field(0.5, ge=0, description="soft Dice loss of the evidence and the tumor")
 
 
 class OptimizerSection(Section):
@@ -161,6 +204,7 @@ class Recipe(Section):
     augment: AugmentSection = AugmentSection()
     model: ModelSection = ModelSection()
     optimizer: OptimizerSection = OptimizerSection()
+    guidance: GuidanceSection = GuidanceSection()
     schedule: ScheduleSection = ScheduleSection()
     stages: tuple[StageSection, ...]
     published: tuple[PublishedSection, ...] = ()

@@ -8,7 +8,6 @@ import pyarrow as pa
 
 from braintumor_ray.models.bundle import load_bundle
 from braintumor_ray.models.device import choose_device
-from braintumor_ray.predict.schema import stored_shape
 from braintumor_ray.scoring.decode_stage import DecodeStage
 from braintumor_ray.scoring.options import ScoreOptions
 from braintumor_ray.scoring.predict_stage import PredictStage
@@ -71,8 +70,7 @@ def sample_of(scans: Scans, count: int = SAMPLE) -> pa.Table:
 def measure(sample: pa.Table, options: ScoreOptions, gpu_scans_per_s: float | None) -> Costs:
     """Decode and predict a sample in this process, the second time by the clock."""
     bundle = load_bundle(options.predict.bundle)
-    cam_shape = stored_shape(bundle.map_shape)
-    decode = DecodeStage(bundle.preprocessing, options.decode, cam_shape)
+    decode = DecodeStage(bundle.preprocessing, options.decode, bundle.cam_shape)
     decode(sample.slice(0, 8))  # its child process has started
     decoded, decode_s = _timed(decode, sample)
     if gpu_scans_per_s:

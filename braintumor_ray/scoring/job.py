@@ -24,7 +24,7 @@ from braintumor_ray.predict.results import (
     ResultsFolder,
     results_folder,
 )
-from braintumor_ray.predict.schema import SCHEMA_VERSION, stored_shape
+from braintumor_ray.predict.schema import SCHEMA_VERSION
 from braintumor_ray.scoring.failures import innermost, release_frames, root_cause
 from braintumor_ray.scoring.generation import drop_other_attempts
 from braintumor_ray.scoring.layout import Cluster, Layout, lay_out
@@ -103,7 +103,6 @@ def _plan(
 def describe_settings(bundle: Bundle, options: ScoreOptions) -> dict[str, Any]:
     """What makes rows comparable; results with other settings are another folder's."""
     predict, redaction = options.predict, options.decode.redaction
-    cam_shape = stored_shape(bundle.map_shape)
     return {
         "schema_version": SCHEMA_VERSION,
         "bundle_fingerprint": bundle.fingerprint,
@@ -113,7 +112,7 @@ def describe_settings(bundle: Bundle, options: ScoreOptions) -> dict[str, Any]:
         "image_size": bundle.fields.preprocessing.image_size,
         "cam_class": predict.cam_class,
         "cam_methods": list(predict.methods),
-        "cam_shape": list(cam_shape),
+        "cam_shape": list(bundle.cam_shape),
         "uri_redaction": redaction.check if redaction else None,
     }
 

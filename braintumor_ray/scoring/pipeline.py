@@ -14,7 +14,6 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from braintumor_ray.models.bundle import Bundle
 from braintumor_ray.parquet_dataset import read_rows
-from braintumor_ray.predict.schema import stored_shape
 from braintumor_ray.scoring.decode_stage import ArchiveDecodeStage
 from braintumor_ray.scoring.generation import Generation
 from braintumor_ray.scoring.layout import Layout
@@ -95,7 +94,7 @@ def execute(
             fn_constructor_args=(
                 bundle.preprocessing,
                 options.decode,
-                stored_shape(bundle.map_shape),
+                bundle.cam_shape,
             ),
             batch_format="pyarrow",
             batch_size=None,

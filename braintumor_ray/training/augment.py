@@ -20,6 +20,7 @@ from braintumor_ray.recipes.schema import AugmentSection, Recipe
 ERASED_AREA = (0.02, 0.15)
 """Share of the picture that an erased rectangle covers: small enough to leave most tumors."""
 ERASED_ASPECT = (0.5, 2.0)
+MOST_ERASED = 0.3  # share of a known tumor that may be erased
 _BORDERS = {
     "nearest": cv2.BORDER_REPLICATE,
     "constant": cv2.BORDER_CONSTANT,
@@ -45,17 +46,20 @@ class Augmenter:
 
     def __call__(self, image: GrayImage, scan_id: int) -> GrayImage:
         """Change one uint8 (S, S) image; returns a new one, (size, size)."""
+        return self.with_mask(image, None, scan_id)[0]
+
+    def with_mask(
+        self, image: GrayImage, mask: GrayImage | None, scan_id: int
+    ) -> tuple[GrayImage, GrayImage | None]:
+        """Change an image and, in the same way, the mask of its tumor, uint8 (S, S) of 0 to 255."""
         entropy = [self.seed, self.epoch, scan_id & 0xFFFF_FFFF_FFFF_FFFF]
         random = np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy)))
         side = self.size or image.shape[0]
-        warped = cv2.warpAffine(
-            image,
-            self._matrix(random, image.shape[0], side),
-            (side, side),
-            flags=cv2.INTER_LINEAR,
-            borderMode=_BORDERS[self.settings.fill],
-        )
-        return self._erase(random, self._tone(random, np.asarray(warped, dtype=np.uint8)))
+        matrix = self._matrix(random, image.shape[0], side)
+        shown = _warped(image, matrix, side, _BORDERS[self.settings.fill])
+        kept = None if mask is None else _warped(mask, matrix, side, cv2.BORDER_CONSTANT)
+        shown = scanner_style(random, self._tone(random, shown), self.settings)
+        return self._erase(random, shown, kept), kept
 
     def _matrix(self, random: np.random.Generator, size: int, side: int) -> npt.NDArray[np.float64]:
         """Affine map (2, 3) about the center: flip, zoom, shear, rotation, shift, then scale."""
@@ -83,8 +87,13 @@ class Augmenter:
         table = np.clip(np.arange(256) * gain + offset, 0, 255).astype(np.uint8)
         return np.asarray(cv2.LUT(image, table), dtype=np.uint8)
 
-    def _erase(self, random: np.random.Generator, image: GrayImage) -> GrayImage:
-        """Random erasing (Zhong et al. 2020), in one gray; `image` is ours to change."""
+    def _erase(
+        self, random: np.random.Generator, image: GrayImage, mask: GrayImage | None
+    ) -> GrayImage:
+        """Random erasing (Zhong et al. 2020), in one gray; `image` is ours to change.
+
+        A known tumor is not erased: its label would be wrong.
+        """
         if not self.settings.erase or random.random() >= self.settings.erase:
             return image
         side = image.shape[0]
@@ -92,8 +101,77 @@ class Augmenter:
         aspect = np.exp(random.uniform(*np.log(ERASED_ASPECT)))
         height, width = round(np.sqrt(area * aspect)), round(np.sqrt(area / aspect))
         top, left = random.integers(0, side - height + 1), random.integers(0, side - width + 1)
-        image[top : top + height, left : left + width] = random.integers(0, 256)
+        gray = random.integers(0, 256)
+        area = (slice(top, top + height), slice(left, left + width))
+        if mask is None or mask[area].sum() <= MOST_ERASED * mask.sum():
+            image[area] = gray
         return image
+
+
+def scanner_style(
+    random: np.random.Generator, image: GrayImage, settings: AugmentSection
+) -> GrayImage:
+    """How another scanner, sequence or export might have shown the same slice, uint8 (S, S).
+
+    Each change is drawn by its own probability in `settings`; without any, nothing is drawn.
+    """
+    if settings.resolution and random.random() < settings.resolution:
+        image = _resampled(random, image)
+    if settings.blur and random.random() < settings.blur:
+        image = _blurred_or_sharpened(random, image)
+    image = _intensities(random, image, settings)
+    if settings.invert and random.random() < settings.invert:
+        image = np.uint8(255) - image
+    if settings.jpeg and random.random() < settings.jpeg:
+        quality = [cv2.IMWRITE_JPEG_QUALITY, int(random.integers(25, 95))]
+        encoded = cv2.imencode(".jpg", image, quality)[1]
+        image = np.asarray(cv2.imdecode(encoded, cv2.IMREAD_GRAYSCALE), np.uint8)
+    return image
+
+
+def _resampled(random: np.random.Generator, image: GrayImage) -> GrayImage:
+    """Lower resolution: sampled down and up again."""
+    size = (image.shape[1], image.shape[0])
+    share = random.uniform(0.35, 0.9)
+    small = (max(8, round(size[0] * share)), max(8, round(size[1] * share)))
+    smaller = cv2.resize(image, small, interpolation=cv2.INTER_AREA)
+    method = cv2.INTER_LINEAR if random.random() < 0.5 else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(smaller, size, interpolation=method), np.uint8)
+
+
+def _blurred_or_sharpened(random: np.random.Generator, image: GrayImage) -> GrayImage:
+    blurred = cv2.GaussianBlur(image, (0, 0), random.uniform(0.5, 1.5))
+    if random.random() < 0.5:
+        return np.asarray(blurred, np.uint8)
+    return np.asarray(cv2.addWeighted(image, 1.7, blurred, -0.7, 0), np.uint8)
+
+
+def _intensities(
+    random: np.random.Generator, image: GrayImage, settings: AugmentSection
+) -> GrayImage:
+    """Bias field, gamma, background and noise, on floats in [0, 1]."""
+    chances = (settings.bias_field, settings.gamma, settings.background, settings.noise)
+    if not any(chances):
+        return image
+    field, gamma, background, noise = (random.random() < chance for chance in chances)
+    values = image.astype(np.float32) / 255
+    if field:
+        coarse = random.normal(0, 0.35, (3, 3)).astype(np.float32)
+        size = (image.shape[1], image.shape[0])
+        values *= np.exp(cv2.resize(coarse, size, interpolation=cv2.INTER_CUBIC))
+    if gamma:
+        values = values.clip(0, 1) ** np.float32(np.exp(random.uniform(-0.5, 0.5)))
+    if background:
+        values = np.where(values < 0.04, np.float32(random.uniform(0, 0.15)), values)
+    if noise:
+        sigma = np.float32(random.uniform(0.005, 0.06))
+        values += random.standard_normal(values.shape, np.float32) * sigma
+    return (values.clip(0, 1) * 255).astype(np.uint8)
+
+
+def _warped(image: GrayImage, matrix: npt.NDArray[np.float64], side: int, border: int) -> GrayImage:
+    moved = cv2.warpAffine(image, matrix, (side, side), flags=cv2.INTER_LINEAR, borderMode=border)
+    return np.asarray(moved, dtype=np.uint8)
 
 
 def augment_batch(

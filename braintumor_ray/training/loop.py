@@ -14,8 +14,10 @@ from torch import Tensor, distributed, nn
 from braintumor_ray.decode.preprocess import Preprocessing
 from braintumor_ray.models.classifier import Classifier, normalize
 from braintumor_ray.models.freezing import backbone_is_frozen
+from braintumor_ray.training.guidance import GuidanceLoss
 
-Batch = tuple[Tensor, Tensor]  # uint8 (B, S, S) and int64 (B,)
+# uint8 (B, S, S), int64 (B,), and float32 (B, h, w) coverage by tumor where training is guided
+Batch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class StepSettings:
         clip_norm: largest gradient norm, None: not clipped.
         accumulate: steps whose gradients are added up before the weights change.
         bf16: autocast of the forward pass.
+        guidance: the loss of where the evidence lies; None: not guided.
     """
 
     preprocessing: Preprocessing
@@ -37,6 +40,7 @@ class StepSettings:
     clip_norm: float | None = None
     accumulate: int = 1
     bf16: bool = False
+    guidance: GuidanceLoss | None = None
 
     def autocast(self) -> AbstractContextManager[Any]:
         """bfloat16 for the forward pass, where asked for."""
@@ -52,19 +56,19 @@ class TrainableNetwork(nn.Module):
     trainable parameters all take part.
     """
 
-    def __init__(self, model: Classifier) -> None:
+    def __init__(self, model: Classifier, guided: bool = False) -> None:
         super().__init__()
         self.model = model
         self.frozen = backbone_is_frozen(model)
+        self.guided = guided
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Normalized images (B, 3, S, S) to logits (B, k)."""
-        if not self.frozen:
-            logits: Tensor = self.model(images)
-            return logits
-        with torch.no_grad():
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Normalized images (B, 3, S, S) to logits (B, k) and, if guided, evidence (B, k, h, w)."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             features = self.model.features(images)
-        return self.model.logits(features)
+        if not self.guided:
+            return self.model.logits(features), None
+        return self.model.logits_and_evidence(features)
 
 
 class Averaged:
@@ -171,11 +175,14 @@ def train_epoch(
     rates = [group["lr"] for group in optimizer.param_groups]
     optimizer.zero_grad(set_to_none=True)
     index = 0
-    for index, (images, labels) in enumerate(batches, start=1):
+    for index, (images, labels, *coverage) in enumerate(batches, start=1):
         with settings.autocast():
-            logits = network(normalize(images, settings.preprocessing))
+            logits, evidence = network(normalize(images, settings.preprocessing))
         losses = weighted_loss(logits, labels, settings)
-        (losses.mean() / settings.accumulate).backward()
+        loss = losses.mean()
+        if settings.guidance is not None and evidence is not None:
+            loss = loss + settings.guidance(evidence.float(), labels, *coverage)
+        (loss / settings.accumulate).backward()
         _count(totals, losses, logits, labels)
         if index % settings.accumulate == 0:
             _step(network, optimizer, settings, rates, schedule, after_step)
@@ -189,7 +196,7 @@ def validate(network: Classifier, batches: Iterable[Batch], settings: StepSettin
     """Loss and confusion over all workers' scans, each counted once; leaves eval mode on."""
     network.eval()
     totals = _zeros(settings)
-    for images, labels in batches:
+    for images, labels, *_ in batches:
         with settings.autocast():
             logits = network(normalize(images, settings.preprocessing))
         _count(totals, weighted_loss(logits, labels, settings), logits, labels)
@@ -202,9 +209,9 @@ def without_lone_scans(batches: Iterable[Batch]) -> Iterator[Batch]:
     All workers have equally many scans, so that all leave it out; the next epoch's shuffle makes
     another scan the last one.
     """
-    for number, (images, labels) in enumerate(batches):
-        if number == 0 or len(labels) > 1:
-            yield images, labels
+    for number, batch in enumerate(batches):
+        if number == 0 or len(batch[1]) > 1:
+            yield batch
 
 
 def share_buffers(model: nn.Module) -> None:

@@ -62,6 +62,7 @@ class TrainOptions:
         split_by: 'group' or 'official'.
         allow_leakage: train although the official split leaks.
         cache: folder of decoded shards; None: inside the run's folder.
+        truth: where tumors are (masks, boxes or outlines), for guidance; None: not guided.
         source: how the data is named in the model card.
         synthetic: the scans are phantoms; then missing pretrained weights are no error.
         device: of the last step (temperature, threshold).
@@ -74,6 +75,7 @@ class TrainOptions:
     split_by: str = "group"
     allow_leakage: bool = False
     cache: str | None = None
+    truth: str | None = None
     source: str = ""
     synthetic: bool = False
     device: str = "auto"

@@ -12,7 +12,8 @@ import pyarrow as pa
 
 from braintumor_ray.catalog.labels import ClassMap
 from braintumor_ray.decode.preprocess import Preprocessing
-from braintumor_ray.errors import TrainingError, WeightsError
+from braintumor_ray.errors import TrainingError, UsageError, WeightsError
+from braintumor_ray.localization.truth import TruthIndex, load_truth
 from braintumor_ray.models.bundle import Bundle, save_bundle
 from braintumor_ray.models.classifier import Architecture, Classifier, normalization_of
 from braintumor_ray.models.freezing import set_trainable
@@ -27,6 +28,7 @@ from braintumor_ray.training.finish import (
     split_outputs,
     tune,
 )
+from braintumor_ray.training.guidance import packed_masks
 from braintumor_ray.training.loop import balanced_class_weights
 from braintumor_ray.training.options import Say, TrainOptions, Workers
 from braintumor_ray.training.phases import phase_table
@@ -81,10 +83,11 @@ def train(catalog: pa.Table, options: TrainOptions, say: Say = print) -> Trainin
     most = options.workers.most
     data = split_run(catalog, folder, ready.shards, classes, options.split(), most, say)
     weights = _load_weights(model, options, say)
-    name = _claim(folder, options, data, weights)
+    masks = _masks(options, ready, data, say)
+    name = _claim(folder, options, data, weights, masks)
     for line in _remarks(options, data):
         say(line)
-    fitted = _fit(options, folder, name, model, ready.preprocessing, data, say)
+    fitted = _fit(options, folder, name, ready, data, masks, say)
     provisional = provisional_bundle(
         recipe, model.architecture, ready.preprocessing, classes, fitted.best, data.fingerprint()
     )
@@ -99,6 +102,7 @@ class RunInputs:
     model: Classifier
     preprocessing: Preprocessing
     shards: Shards
+    truth: TruthIndex | None
 
 
 def prepare(catalog: pa.Table, options: TrainOptions, say: Say) -> RunInputs:
@@ -111,8 +115,33 @@ def prepare(catalog: pa.Table, options: TrainOptions, say: Say) -> RunInputs:
     classes = class_map(catalog, recipe)
     model = _network(_architecture(recipe, classes), recipe)
     preprocessing = _preprocessing(model, recipe)
+    truth = _truth(options, model)
     shards = decode_run(catalog, run_folder(options.output), options.cache, preprocessing, say)
-    return RunInputs(classes, model, preprocessing, shards)
+    return RunInputs(classes, model, preprocessing, shards, truth)
+
+
+def _truth(options: TrainOptions, model: Classifier) -> TruthIndex | None:
+    """Where tumors are, read before anything is decoded; None: training is not guided."""
+    if options.truth is None or not options.recipe.guidance.weight:
+        return None
+    if model.linear is None:
+        raise UsageError(
+            f"--truth: guidance needs the evidence of each cell, which model.head "
+            f"'{options.recipe.model.head}' on {options.recipe.model.backbone} does not give; set "
+            "model.head = 'linear', or guidance.weight = 0"
+        )
+    return load_truth(options.truth)
+
+
+def _masks(
+    options: TrainOptions, ready: RunInputs, data: RunData, say: Say
+) -> list[bytes | None] | None:
+    """Tumor masks of the training scans, in the order of `data.of`."""
+    if ready.truth is None:
+        return None
+    scans = data.rows_of("train")
+    size = options.recipe.data.image_size
+    return packed_masks(scans, ready.truth, data.classes.positive, size, say)
 
 
 def check_run(output: str | Path) -> None:
@@ -128,28 +157,30 @@ def _fit(
     options: TrainOptions,
     folder: RunFolder,
     name: str,
-    model: Classifier,
-    preprocessing: Preprocessing,
+    ready: RunInputs,
     data: RunData,
+    masks: list[bytes | None] | None,
     say: Say,
 ) -> Fitted:
-    recipe = options.recipe
+    recipe, model = options.recipe, ready.model
+    positive = [data.classes.classes.index(name) for name in data.classes.positive]
     ids, labels = data.of("train")
     result = fit(
         recipe,
         model.architecture,
-        preprocessing,
+        ready.preprocessing,
         {k: v.detach().clone() for k, v in model.state_dict().items()},
         _class_weights(recipe, labels, len(data.classes.classes)),
         len(ids),
         {
-            split: training_dataset(data.shards, *data.of(split), recipe.data.image_size**2)
-            for split in ("train", "val")
+            "train": training_dataset(data.shards, ids, labels, recipe.data.image_size**2, masks),
+            "val": training_dataset(data.shards, *data.of("val"), recipe.data.image_size**2),
         },
         options.workers,
         folder.at("ray"),
         name,
         lambda entry: say(_epoch_line(entry)),
+        None if masks is None else tuple(positive),
     )
     return read_fitted(result)
 
@@ -200,7 +231,8 @@ def _finish(
 def _architecture(recipe: Recipe, classes: ClassMap) -> Architecture:
     k = len(classes.classes)
     section = recipe.model
-    sigmoid = section.output == "sigmoid" or (section.output == "auto" and k == 2)
+    automatic = section.output == "auto" and k == 2 and section.pooling == "mean"
+    sigmoid = section.output == "sigmoid" or automatic
     return Architecture(
         section.backbone,
         section.head,
@@ -209,6 +241,10 @@ def _architecture(recipe: Recipe, classes: ClassMap) -> Architecture:
         section.hidden,
         section.dropout,
         sigmoid,
+        section.neck,
+        section.neck_stride,
+        section.neck_channels,
+        section.pooling,
     )
 
 
@@ -242,19 +278,26 @@ def _load_weights(model: Classifier, options: TrainOptions, say: Say) -> str:
     return line
 
 
-def _claim(folder: RunFolder, options: TrainOptions, data: RunData, weights: str) -> str:
+def _claim(
+    folder: RunFolder,
+    options: TrainOptions,
+    data: RunData,
+    weights: str,
+    masks: list[bytes | None] | None,
+) -> str:
     """Note what is trained in this folder; returns the name of the run for Ray Train.
 
     Raises:
         TrainingError: another recipe or other data were trained here.
     """
     recipe = options.recipe.model_dump(mode="json")
-    text = json.dumps([recipe, data.fingerprint(), weights], sort_keys=True)
+    known_tumors = [] if masks is None else [sha256(b"".join(m or b"-" for m in masks)).hexdigest()]
+    text = json.dumps([recipe, data.fingerprint(), weights, *known_tumors], sort_keys=True)
     fingerprint = sha256(text.encode()).hexdigest()[:16]
     known = folder.note()
     if known and known["fingerprint"] != fingerprint:
         changed = [key for key in recipe if recipe[key] != known["recipe"].get(key)]
-        what = f"recipe field '{changed[0]}'" if changed else "data or weights"
+        what = f"recipe field '{changed[0]}'" if changed else "data, weights or truth"
         raise TrainingError(
             f"'{folder.location}' holds a run with another {what}; choose another --output, or "
             "remove the folder"

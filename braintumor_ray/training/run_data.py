@@ -6,6 +6,7 @@ from hashlib import sha256
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from braintumor_ray.catalog.labels import ClassMap
 from braintumor_ray.catalog.schema import read_catalog, write_catalog
@@ -41,18 +42,14 @@ class RunData:
     def of(self, split: str) -> tuple[Ints, Ints]:
         """Scan ids and class indices of a split, int64 (n,) each."""
         order = {name: index for index, name in enumerate(self.classes.classes)}
-        rows = [
-            (scan, order[name])
-            for scan, name, where in zip(
-                self.catalog["scan_id"].to_pylist(),
-                self.catalog["class_name"].to_pylist(),
-                self.catalog["split"].to_pylist(),
-                strict=True,
-            )
-            if where == split and name is not None
-        ]
-        ids, labels = zip(*rows, strict=True) if rows else ((), ())
-        return np.array(ids, np.int64), np.array(labels, np.int64)
+        rows = self.rows_of(split)
+        labels = [order[name] for name in rows["class_name"].to_pylist()]
+        return rows["scan_id"].to_numpy(), np.array(labels, np.int64)
+
+    def rows_of(self, split: str) -> pa.Table:
+        """Catalog rows of a split that have a class, in the catalog's order."""
+        inside = pc.fill_null(pc.equal(self.catalog["split"], split), False)
+        return self.catalog.filter(pc.and_(inside, self.catalog["class_name"].is_valid()))
 
     def groups_of(self, scan_ids: Ints) -> Ints:
         """Duplicate and patient group of each scan, int64 (n,)."""

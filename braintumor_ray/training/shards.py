@@ -3,7 +3,7 @@
 import json
 import uuid
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -126,6 +126,7 @@ def training_dataset(
     scan_ids: npt.NDArray[np.int64],
     labels: npt.NDArray[np.int64],
     square_bytes: int,
+    masks: Sequence[bytes | None] | None = None,
 ) -> Dataset:
     """The named scans with their class index: columns scan_id, label, image (S * S bytes).
 
@@ -134,9 +135,11 @@ def training_dataset(
         scan_ids: int64 (n,), the scans of one split.
         labels: int64 (n,), their class indices.
         square_bytes: size of one image, S * S.
+        masks: of each scan, packed (`training.guidance.pack_mask`), for a further column `mask`.
     """
     order = np.argsort(scan_ids)
-    lookup = ray.put((scan_ids[order], labels[order]))
+    ordered = None if masks is None else pa.array([masks[row] for row in order], pa.binary())
+    lookup = ray.put((scan_ids[order], labels[order], ordered))
     filesystem, _ = open_filesystem(shards.location)
     data = read_rows(shards.paths, filesystem, ["scan_id", "image"])
     data = data.map_batches(_select(lookup), batch_format="pyarrow", batch_size=None, num_cpus=0.5)
@@ -168,12 +171,14 @@ def mixed(catalog: pa.Table) -> pa.Table:
 
 def _select(lookup: Any) -> Callable[[pa.Table], pa.Table]:  # noqa: ANN401 - an object reference
     def select(rows: pa.Table) -> pa.Table:
-        ids, labels = ray.get(lookup)
+        ids, labels, masks = ray.get(lookup)
         found = rows["scan_id"].to_numpy()
         position = np.minimum(np.searchsorted(ids, found), max(len(ids) - 1, 0))
         wanted = ids[position] == found if len(ids) else np.zeros(len(found), dtype=bool)
         kept = rows.filter(pa.array(wanted))
-        return kept.append_column("label", pa.array(labels[position[wanted]], pa.int64()))
+        chosen = position[wanted]
+        kept = kept.append_column("label", pa.array(labels[chosen], pa.int64()))
+        return kept if masks is None else kept.append_column("mask", masks.take(pa.array(chosen)))
 
     return select
 

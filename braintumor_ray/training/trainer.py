@@ -132,6 +132,7 @@ def fit(
     storage: str,
     name: str,
     on_epoch: OnEpoch | None = None,
+    guided_classes: tuple[int, ...] | None = None,
 ) -> Result:
     """Train over all workers; resumes where a run of the same storage and name was interrupted.
 
@@ -147,6 +148,8 @@ def fit(
         storage: folder or URI that all nodes see.
         name: of the run inside `storage`.
         on_epoch: called with each epoch's entry of the history.
+        guided_classes: indices of the classes with a tumor, where 'train' has a column mask;
+            None: training is not guided.
 
     Returns:
         Ray's result; its checkpoint holds the best weights.
@@ -161,6 +164,7 @@ def fit(
         "state": ray.put(state),
         "class_weights": class_weights.tolist(),
         "train_rows": train_rows,
+        "guided_classes": guided_classes,
         "threads": workers.threads or max(1, (os.cpu_count() or 1) // workers.most),
     }
     trainer = TorchTrainer(

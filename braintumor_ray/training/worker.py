@@ -3,9 +3,12 @@
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import ray
 import ray.train
@@ -14,13 +17,14 @@ from ray.data.collate_fn import ArrowBatchCollateFn
 from ray.train import Checkpoint
 from torch import nn
 
-from braintumor_ray.decode.preprocess import Preprocessing
+from braintumor_ray.decode.preprocess import GrayImage, Preprocessing
 from braintumor_ray.models.classifier import Architecture, Classifier
 from braintumor_ray.models.depthwise import quicken_depthwise
 from braintumor_ray.models.device import use_bf16
 from braintumor_ray.models.freezing import set_trainable, train_mode
 from braintumor_ray.recipes.loader import recipe_from_dict
 from braintumor_ray.training.augment import Augmenter, augment_batch
+from braintumor_ray.training.guidance import GuidanceLoss, coverage, unpack_mask
 from braintumor_ray.training.loop import (
     Averaged,
     Batch,
@@ -50,17 +54,48 @@ class ToBatch(ArrowBatchCollateFn):
     Ray Data runs it in threads of its own, ahead of the steps.
     """
 
-    def __init__(self, size: int, augmenter: Augmenter | None) -> None:
+    def __init__(
+        self, size: int, augmenter: Augmenter | None, guided: "GuidedCells | None" = None
+    ) -> None:
         super().__init__()
-        self._size, self._augmenter = size, augmenter
+        self._size, self._augmenter, self._guided = size, augmenter, guided
 
     def __call__(self, batch: pa.Table) -> Batch:
-        """uint8 (B, S, S), of the augmenter's size, and int64 (B,)."""
+        """uint8 (B, S, S), of the augmenter's size, and int64 (B,); see `loop.Batch`."""
         images = squares(batch["image"], self._size)
-        if self._augmenter is not None:
-            images = augment_batch(images, batch["scan_id"].to_numpy(), self._augmenter)
         labels = torch.tensor(batch["label"].to_numpy(), dtype=torch.int64)
-        return torch.from_numpy(images), labels
+        if self._augmenter is None:
+            return torch.from_numpy(images), labels
+        if self._guided is None:
+            images = augment_batch(images, batch["scan_id"].to_numpy(), self._augmenter)
+            return torch.from_numpy(images), labels
+        rows = zip(images, batch["scan_id"].to_pylist(), batch["mask"].to_pylist(), strict=True)
+        changed, covered = [], []
+        for (image, scan_id, packed), label in zip(rows, labels.tolist(), strict=True):
+            mask = None if packed is None else unpack_mask(packed, self._size)
+            shown, kept = self._augmenter.with_mask(image, mask, scan_id)
+            changed.append(shown)
+            covered.append(self._guided.coverage(kept, label))
+        return torch.from_numpy(np.stack(changed)), labels, torch.from_numpy(np.stack(covered))
+
+
+@dataclass(frozen=True)
+class GuidedCells:
+    """What a batch's coverage is made for.
+
+    Attributes:
+        shape: (h, w) of the map.
+        positive: indices of the classes with a tumor.
+    """
+
+    shape: tuple[int, int]
+    positive: tuple[int, ...]
+
+    def coverage(self, mask: GrayImage | None, label: int) -> npt.NDArray[np.float32]:
+        """float32 (h, w); zeros for a scan without a tumor, NaN where its tumor is not known."""
+        if mask is not None:
+            return coverage(mask, self.shape)
+        return np.full(self.shape, np.nan if label in self.positive else 0.0, np.float32)
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -107,6 +142,10 @@ class _Worker:
             section.accumulate,
             use_bf16(self.device, self.recipe.precision),
         )
+        self.positive: tuple[int, ...] | None = config["guided_classes"]
+        if self.positive is not None:
+            guidance = GuidanceLoss(self.recipe.guidance, self.positive)
+            self.settings = replace(self.settings, guidance=guidance)
         self.train_rows = int(config["train_rows"])
         self.batch = max(1, -(-self.recipe.data.batch_size // self.world))
 
@@ -114,7 +153,7 @@ class _Worker:
         """Train the current stage to its end; the best weights are in place afterwards."""
         stage = self.recipe.stages[self.progress.stage]
         set_trainable(self.model, stage.train)
-        network = self._distributed(TrainableNetwork(self.model))
+        network = self._distributed(TrainableNetwork(self.model, self.positive is not None))
         optimizer = build_optimizer(self.model, self.recipe, stage)
         decay = self.recipe.optimizer.average
         self.average = Averaged(self.model, decay) if decay is not None else None
@@ -201,17 +240,26 @@ class _Worker:
 
     def _batches(self, name: str, augmenter: Augmenter | None) -> Iterator[Batch]:
         shuffle = {}
+        guided = None
         if augmenter is not None:
+            if self.positive is not None:
+                guided = GuidedCells(self._map_size(augmenter.size), self.positive)
             seed = self.recipe.seed + self.progress.epoch
             shuffle = {"local_shuffle_buffer_size": SHUFFLE_BUFFER, "local_shuffle_seed": seed}
         shard = ray.train.get_dataset_shard(name)
-        for images, labels in shard.iter_torch_batches(
+        for batch in shard.iter_torch_batches(
             batch_size=self.batch,
-            collate_fn=ToBatch(self.preprocessing.image_size, augmenter),
+            collate_fn=ToBatch(self.preprocessing.image_size, augmenter, guided),
             prefetch_batches=4,
             **shuffle,
         ):
-            yield images.to(self.device, non_blocking=True), labels.to(self.device)
+            yield tuple(tensor.to(self.device, non_blocking=True) for tensor in batch)
+
+    def _map_size(self, side: int | None) -> tuple[int, int]:
+        """(h, w) of the map for pictures of a stage's size."""
+        _, height, width = self.model.map_shape
+        share = (side or self.preprocessing.image_size) / self.preprocessing.image_size
+        return round(height * share), round(width * share)
 
 
 def _last_checkpoint() -> dict[str, Any] | None:

@@ -13,7 +13,6 @@ from typer.testing import CliRunner
 from braintumor_ray.catalog.build import load_catalog
 from braintumor_ray.cli import app
 from braintumor_ray.predict.results import results_folder
-from braintumor_ray.predict.schema import stored_shape
 from braintumor_ray.scoring.decode_stage import DecodeStage
 from braintumor_ray.scoring.job import ScoreOptions, describe_settings
 from braintumor_ray.scoring.options import DecodeSettings, PredictSettings
@@ -35,7 +34,7 @@ def clean(tmp_path_factory):
     folder.write_json(describe_settings(bundle, ScoreOptions(settings)), "results.json")
     plan = make_plan(folder, load_catalog(root / "archive"), [], "fp")
     catalogs = write_work(plan, "one")
-    decode = DecodeStage(bundle.preprocessing, DecodeSettings(), stored_shape(bundle.map_shape))
+    decode = DecodeStage(bundle.preprocessing, DecodeSettings(), bundle.cam_shape)
     rows = PredictStage(settings, bundle.fingerprint)(decode(plan.work.read()))
     (root / "results" / "rows" / "000001").mkdir(parents=True)
     files = []

@@ -1,0 +1,164 @@
+"""Guidance: where the evidence should lie, as part of the loss.
+
+A tumor's mask travels with its scan, is warped exactly as the picture is, and becomes the share of
+each cell of the map that the tumor covers. The maps are closed form, so that their losses need no
+second backward pass. Nothing of this is needed at inference.
+"""
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from braintumor_ray.decode.preprocess import GrayImage
+from braintumor_ray.errors import UsageError
+from braintumor_ray.localization.truth import TruthIndex
+from braintumor_ray.recipes.schema import GuidanceSection
+from braintumor_ray.training.options import Say
+
+FULL = 255
+
+
+@dataclass(frozen=True)
+class GuidanceLoss:
+    """Losses on the evidence per cell.
+
+    Attributes:
+        settings: the recipe's [guidance] table.
+        positive: indices of the positive classes.
+    """
+
+    settings: GuidanceSection
+    positive: tuple[int, ...]
+
+    def __call__(self, evidence: Tensor, labels: Tensor, coverage: Tensor) -> Tensor:
+        """The loss of a batch, a scalar.
+
+        Evidence of the scan's own class should be positive inside its tumor; evidence of every
+        positive class should be negative everywhere else. Inside and outside are averaged apart,
+        as a tumor has few cells.
+
+        Args:
+            evidence: float32 (B, k, h, w), before the ReLU: where a map is zero it must learn, too.
+            labels: int64 (B,).
+            coverage: float32 (B, h, w), share of each cell that tumor covers; NaN where unknown.
+        """
+        known = ~coverage[:, 0, 0].isnan()
+        if not known.any():
+            return evidence.sum() * 0.0
+        evidence, labels, coverage = evidence[known], labels[known], coverage[known]
+        classes = torch.tensor(self.positive, device=evidence.device)
+        own = (labels[:, None] == classes)[:, :, None, None]  # (B, positive classes, 1, 1)
+        target = coverage[:, None] * own
+        cells = evidence[:, classes]
+        inside = _inside(cells, target)
+        outside = ((1 - target) * functional.softplus(cells)).sum(dim=1).mean()
+        loss = inside + self.settings.outside * outside
+        if self.settings.overlap:
+            loss = loss + self.settings.overlap * _dice_loss(cells, target)
+        return self.settings.weight * loss
+
+
+def _inside(cells: Tensor, target: Tensor) -> Tensor:
+    """Binary cross-entropy inside tumors, each tumor's cells averaged first."""
+    area = target.sum(dim=(1, 2, 3))
+    has = area > 0
+    if not has.any():
+        return cells.sum() * 0.0
+    losses = (target * functional.softplus(-cells)).sum(dim=(1, 2, 3)) / area.clamp(min=0.25)
+    return losses[has].mean()
+
+
+def _dice_loss(cells: Tensor, target: Tensor) -> Tensor:
+    """1 - Dice of the evidence's sigmoid and the coverage, over scans with a tumor."""
+    area = target.sum(dim=(2, 3))
+    scan, channel = (area > 0).nonzero(as_tuple=True)
+    if not len(scan):
+        return cells.sum() * 0.0
+    shown, truth = cells[scan, channel].sigmoid(), target[scan, channel]
+    common = (shown * truth).sum(dim=(1, 2))
+    both = shown.sum(dim=(1, 2)) + truth.sum(dim=(1, 2))
+    return (1 - (2 * common + 0.5) / (both + 0.5)).mean()
+
+
+def coverage(mask: GrayImage, shape: tuple[int, int]) -> npt.NDArray[np.float32]:
+    """Share of each cell that a mask, uint8 (S, S) of 0 to 255, covers: float32 (h, w), 0 to 1."""
+    cells = cv2.resize(mask, (shape[1], shape[0]), interpolation=cv2.INTER_AREA)
+    return np.asarray(cells, np.float32) / np.float32(FULL)
+
+
+def pack_mask(mask: npt.NDArray[np.bool_]) -> bytes:
+    """A mask (S, S) as bytes: a box takes about a hundred."""
+    return zlib.compress(np.packbits(mask).tobytes(), 6)
+
+
+def unpack_mask(packed: bytes, size: int) -> GrayImage:
+    """The inverse of `pack_mask`: uint8 (S, S), 0 or 255."""
+    bits = np.frombuffer(zlib.decompress(packed), np.uint8)
+    return np.unpackbits(bits, count=size * size).reshape(size, size) * np.uint8(FULL)
+
+
+def packed_masks(
+    scans: pa.Table,
+    truth: TruthIndex,
+    positive: Sequence[str],
+    size: int,
+    say: Say,
+) -> list[bytes | None]:
+    """The tumor of each training scan at the network's size, packed; None where it is not known.
+
+    Only the given scans are looked up: those of validation and test must not be among them.
+
+    Args:
+        scans: catalog rows with path, frame, height, width and class_name.
+        truth: masks, boxes or outlines.
+        positive: classes that have a tumor.
+        size: side of the network's input.
+        say: told what was found and what was not.
+
+    Raises:
+        UsageError: the truth belongs to no scan of a positive class.
+        TruthError: a mask cannot be read, or two scans share one.
+    """
+    columns = [scans[n].to_pylist() for n in ("path", "frame", "height", "width", "class_name")]
+    matched = truth.match(columns[0])
+    found: list[bytes | None] = []
+    for path, frame, height, width, name in zip(*columns, strict=True):
+        mask = None
+        if name in positive and path in matched:
+            full = None if height is None or width is None else (int(height), int(width))
+            mask = truth.mask(path, (size, size), full, frame)
+        found.append(pack_mask(mask) if mask is not None and mask.any() else None)
+    _report(columns[4], found, positive, truth, say)
+    return found
+
+
+def _report(
+    names: Sequence[str | None],
+    found: Sequence[bytes | None],
+    positive: Sequence[str],
+    truth: TruthIndex,
+    say: Say,
+) -> None:
+    guided = sum(packed is not None for packed in found)
+    tumors = sum(name in positive for name in names)
+    if not guided:
+        raise UsageError(
+            f"--truth '{truth.location}': none of its {len(truth)} entries belongs to one of "
+            f"{tumors} training scans with a tumor; paths are compared below the catalog's root"
+        )
+    say(
+        f"guidance: the tumor is known in {guided} of {tumors} training scans with one; "
+        f"{len(names) - tumors} without a tumor count as empty"
+    )
+    for name in positive:
+        members = [packed for own, packed in zip(names, found, strict=True) if own == name]
+        if members and not any(packed is not None for packed in members):
+            say(f"warning: no tumor of class '{name}' is known: its scans take no part in guidance")
