@@ -106,14 +106,16 @@ class Classifier(nn.Module):
         return refined
 
     def evidence(self, features: Tensor) -> Tensor | None:
-        """W_c . A at each position, float32 (B, k, h, w); None where the head is not linear.
+        """W_c . A at each position, (B, k, h, w) as the head's weights; None for other heads.
 
         Its ReLU is the map of Grad-CAM but for a positive factor per class.
         """
         linear = self.linear
         if linear is None:
             return None
-        cells = torch.einsum("kc,bchw->bkhw", linear.weight.float(), features.float())
+        weight = linear.weight
+        with torch.autocast(features.device.type, enabled=False):  # small, and its sign matters
+            cells = torch.einsum("kc,bchw->bkhw", weight, features.to(weight.dtype))
         return torch.cat((-cells, cells), dim=1) / 2 if self.architecture.sigmoid else cells
 
     def logits(self, features: Tensor) -> Tensor:
@@ -139,7 +141,7 @@ class Classifier(nn.Module):
         assert evidence is not None
         assert linear is not None
         cells = evidence.flatten(2)
-        return torch.logsumexp(cells, dim=2) - math.log(cells.shape[2]) + linear.bias.float()
+        return torch.logsumexp(cells, dim=2) - math.log(cells.shape[2]) + linear.bias
 
     def _dropped(self, features: Tensor) -> Tensor:
         """Whole channels left out in training, as dropout before a pooled head does."""

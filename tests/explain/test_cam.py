@@ -33,8 +33,19 @@ NETWORKS = [
 ]
 
 
-def network(backbone, head, size):
-    return make_model(backbone, head, size, classes=4)
+# Backbone, head, size, and further fields of the architecture.
+REFINED = [
+    pytest.param({"pooling": "lse"}, id="log-sum-exp"),
+    pytest.param({"neck": "topdown", "neck_stride": 8, "neck_channels": 16}, id="neck"),
+    pytest.param(
+        {"neck": "topdown", "neck_stride": 16, "neck_channels": 16, "pooling": "lse"},
+        id="neck-and-log-sum-exp",
+    ),
+]
+
+
+def network(backbone, head, size, **options):
+    return make_model(backbone, head, size, classes=4, **options)
 
 
 def images(size, count=2, seed=1):
@@ -76,9 +87,29 @@ def formulas_in_float64(model, features, classes):
     }
 
 
+@pytest.mark.parametrize("options", REFINED)
+def test_maps_of_refined_networks_equal_their_formulas_in_float64(options):
+    check_formulas(network("mobilenetv2_100", "linear", 128, **options), 128)
+
+
+@pytest.mark.parametrize("options", REFINED)
+def test_refined_networks_agree_with_the_grad_cam_library(options):
+    model = network("mobilenetv2_100", "linear", 128, **options)
+    x = images(128)
+    _, gradient, maps = explain(model, x, ("gradcam",))
+    theirs = library_cams(model, x, gradient.classes.tolist(), "gradcam")
+    ours = torch.nn.functional.interpolate(
+        maps["gradcam"][:, None], (128, 128), mode="bilinear", align_corners=False
+    )[:, 0]
+    assert np.abs(stretched(ours).numpy() - theirs).max() < 1e-4
+
+
 @pytest.mark.parametrize(("backbone", "head", "size"), NETWORKS)
 def test_every_method_equals_its_formula_in_float64(backbone, head, size):
-    model = network(backbone, head, size)
+    check_formulas(network(backbone, head, size), size)
+
+
+def check_formulas(model, size):
     features, gradient, maps = explain(model, images(size), tuple(METHODS))
     expected = formulas_in_float64(model, features, gradient.classes)
     for name, truth in expected.items():

@@ -1,0 +1,202 @@
+"""Guidance: masks that follow the picture, and losses that move evidence to them."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from braintumor_ray.errors import UsageError
+from braintumor_ray.localization.truth import load_truth
+from braintumor_ray.recipes.schema import AugmentSection, GuidanceSection
+from braintumor_ray.training.augment import Augmenter
+from braintumor_ray.training.guidance import (
+    GuidanceLoss,
+    coverage,
+    pack_mask,
+    packed_masks,
+    unpack_mask,
+)
+from braintumor_ray.training.loop import StepSettings, TrainableNetwork, train_epoch
+from tests.builders import make_model
+from tests.training.test_loop import PREPROCESSING
+
+POSITIVE = (0, 1, 3)
+
+
+def box_mask(size=64, box=(8, 16, 24, 40)):
+    mask = np.zeros((size, size), bool)
+    top, left, bottom, right = box
+    mask[top:bottom, left:right] = True
+    return mask
+
+
+def batch_of(*coverages):
+    return torch.tensor(np.stack(coverages), dtype=torch.float32)
+
+
+def test_packing_keeps_every_pixel_and_takes_little():
+    mask = box_mask(256)
+    packed = pack_mask(mask)
+    assert len(packed) < 200
+    assert np.array_equal(unpack_mask(packed, 256) > 0, mask)
+
+
+def test_coverage_is_the_share_of_each_cell():
+    found = coverage(unpack_mask(pack_mask(box_mask(box=(0, 0, 12, 8))), 64), (8, 8))
+    assert found[0, 0] == 1
+    assert found[1, 0] == pytest.approx(0.5, abs=0.01)
+    assert found.sum() == pytest.approx(1.5, abs=0.01)
+
+
+def test_a_mask_moves_exactly_as_its_picture():
+    settings = AugmentSection(
+        rotation=20, shift=0.1, zoom=0.2, shear=5, horizontal_flip=True, fill="constant"
+    )
+    mask = unpack_mask(pack_mask(box_mask()), 64)
+    for epoch in range(20):
+        shown, kept = Augmenter(settings, 0, epoch).with_mask(mask, mask, scan_id=7)
+        assert np.array_equal(shown, kept)
+
+
+def test_scanner_styles_leave_the_mask_alone():
+    chances = dict.fromkeys(
+        ("resolution", "blur", "bias_field", "gamma", "noise", "background", "invert", "jpeg"), 1.0
+    )
+    image = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
+    mask = unpack_mask(pack_mask(box_mask()), 64)
+    shown, kept = Augmenter(AugmentSection(**chances), 0, 0).with_mask(image, mask, 1)
+    assert np.array_equal(kept, mask)
+    assert shown.dtype == np.uint8
+    assert not np.array_equal(shown, image)
+
+
+def test_without_new_settings_a_picture_changes_as_it_always_did():
+    """The draws of recipes of before stay theirs."""
+    settings = AugmentSection(rotation=20, contrast=0.2, erase=1.0)
+    image = np.random.default_rng(0).integers(0, 256, (48, 48), dtype=np.uint8)
+    assert int(Augmenter(settings, 0, 3)(image, 5).astype(int).sum()) == SUM_OF_BEFORE
+
+
+SUM_OF_BEFORE = 271907
+
+
+def test_a_known_tumor_is_not_erased():
+    mask = unpack_mask(pack_mask(box_mask(box=(24, 24, 40, 40))), 64)
+    image = np.where(mask > 0, 200, 100).astype(np.uint8)
+    for epoch in range(60):
+        shown, _ = Augmenter(AugmentSection(erase=1.0), 0, epoch).with_mask(image, mask, 3)
+        assert (shown[mask > 0] == 200).mean() >= 0.7
+
+
+class TestLoss:
+    loss = GuidanceLoss(GuidanceSection(), POSITIVE)
+    truth = coverage(unpack_mask(pack_mask(box_mask()), 64), (8, 8))
+
+    def of(self, evidence, label=0, cells=None):
+        cells = self.truth if cells is None else cells
+        return float(self.loss(evidence, torch.tensor([label]), batch_of(cells)))
+
+    def evidence(self, inside, outside, channel=0):
+        cells = torch.full((1, 4, 8, 8), float(outside))
+        cells[0, channel][torch.tensor(self.truth) > 0] = float(inside)
+        return cells
+
+    def test_evidence_in_the_tumor_costs_least(self):
+        right = self.of(self.evidence(4, -4))
+        assert right < self.of(self.evidence(-4, -4))
+        assert right < self.of(self.evidence(4, 4))
+        assert right < self.of(self.evidence(-4, 4))
+
+    def test_evidence_of_another_tumor_class_does_not_count_as_found(self):
+        assert self.of(self.evidence(4, -4)) < self.of(self.evidence(4, -4, channel=1))
+
+    def test_a_scan_without_a_tumor_should_have_no_evidence_of_any(self):
+        nothing = np.zeros((8, 8), np.float32)
+        quiet, loud = torch.full((1, 4, 8, 8), -4.0), torch.full((1, 4, 8, 8), 4.0)
+        assert self.of(quiet, 2, nothing) < 0.3 < 10 < self.of(loud, 2, nothing)
+
+    def test_the_negative_class_is_left_alone(self):
+        cells = self.evidence(4, -4)
+        changed = cells.clone()
+        changed[:, 2] = 9.0
+        assert self.of(cells) == self.of(changed)
+
+    def test_scans_whose_tumor_is_not_known_take_no_part(self):
+        unknown = np.full((8, 8), np.nan, np.float32)
+        evidence = torch.randn(2, 4, 8, 8)
+        both = self.loss(evidence, torch.tensor([0, 1]), batch_of(self.truth, unknown))
+        alone = self.loss(evidence[:1], torch.tensor([0]), batch_of(self.truth))
+        assert float(both) == pytest.approx(float(alone))
+        assert self.of(evidence[:1], 0, unknown) == 0
+
+    def test_a_map_that_is_zero_everywhere_still_learns(self):
+        """A loss on the ReLU has no gradient there."""
+        evidence = torch.full((1, 4, 8, 8), -3.0, requires_grad=True)
+        self.loss(evidence, torch.tensor([0]), batch_of(self.truth)).backward()
+        assert (evidence.grad[0, 0][torch.tensor(self.truth) > 0] < 0).all()
+
+
+def test_a_few_steps_of_guidance_move_the_evidence_into_the_tumor():
+    torch.manual_seed(0)
+    model = make_model("small-cnn", "linear", 64, pooling="lse").requires_grad_(True)
+    mask = box_mask()
+    random = np.random.default_rng(0)
+    images = random.integers(0, 60, (8, 64, 64), dtype=np.uint8)
+    images[:, mask] += np.uint8(120)
+    cells = torch.tensor(coverage(unpack_mask(pack_mask(mask), 64), (8, 8))).repeat(8, 1, 1)
+    labels = torch.zeros(8, dtype=torch.int64)
+    settings = StepSettings(
+        PREPROCESSING, torch.ones(4), guidance=GuidanceLoss(GuidanceSection(), POSITIVE)
+    )
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    batches = [(torch.from_numpy(images), labels, cells)] * 40
+    train_epoch(TrainableNetwork(model.train(), guided=True), optimizer, batches, settings)
+    model.eval()
+    with torch.no_grad():
+        from braintumor_ray.models.classifier import normalize
+
+        shown = model.evidence(model.features(normalize(torch.from_numpy(images), PREPROCESSING)))[
+            :, 0
+        ].relu()
+    assert float((shown * cells).sum() / shown.sum()) > 0.8
+
+
+class TestMasksOfScans:
+    def scans(self, paths, classes):
+        count = len(paths)
+        return pa.table(
+            {
+                "path": paths,
+                "frame": [0] * count,
+                "height": [100] * count,
+                "width": [200] * count,
+                "class_name": classes,
+            }
+        )
+
+    def truth(self, tmp_path, *lines):
+        file = tmp_path / "boxes.csv"
+        file.write_text("path,x_min,y_min,x_max,y_max\n" + "\n".join(lines) + "\n")
+        return load_truth(file)
+
+    def test_boxes_become_masks_of_the_networks_size(self, tmp_path):
+        truth = self.truth(tmp_path, "a/1.png,0.25,0.5,0.5,0.75")
+        lines = []
+        scans = self.scans(["a/1.png", "a/2.png", "n/3.png"], ["glioma", "glioma", "none"])
+        found = packed_masks(scans, truth, ["glioma"], 64, lines.append)
+        assert found[1] is None
+        assert found[2] is None
+        assert np.argwhere(unpack_mask(found[0], 64)).min(axis=0).tolist() == [32, 16]
+        assert "known in 1 of 2 training scans" in lines[0]
+
+    def test_a_class_without_any_truth_is_warned_of(self, tmp_path):
+        truth = self.truth(tmp_path, "a/1.png,0.25,0.5,0.5,0.75")
+        lines = []
+        scans = self.scans(["a/1.png", "b/2.png"], ["glioma", "meningioma"])
+        packed_masks(scans, truth, ["glioma", "meningioma"], 64, lines.append)
+        assert any("no tumor of class 'meningioma'" in line for line in lines)
+
+    def test_truth_of_other_scans_is_refused_before_training(self, tmp_path):
+        truth = self.truth(tmp_path, "z/9.png,0.25,0.5,0.5,0.75")
+        with pytest.raises(UsageError, match="none of its 1 entries"):
+            packed_masks(self.scans(["a/1.png"], ["glioma"]), truth, ["glioma"], 64, print)
