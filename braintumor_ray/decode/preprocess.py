@@ -1,13 +1,18 @@
 """From uint8 gray at full size to the uint8 square that the network sees."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
-GrayImage = npt.NDArray[np.uint8]
+from braintumor_ray.decode.head import WHOLE, Box, head_view
+from braintumor_ray.decode.types import Gray
+
+GrayImage = Gray
+
+Crop = Literal["none", "head"]
+Intensity = Literal["none", "head"]
 
 _INTERPOLATIONS = {
     "area": cv2.INTER_AREA,
@@ -25,41 +30,63 @@ class Preprocessing:
         interpolation: 'area', 'linear' or 'cubic'; 'area' becomes linear where it enlarges.
         mean: per RGB channel, for pixels in [0, 1].
         std: per RGB channel, for pixels in [0, 1].
+        crop: 'head' shows a square around the head, aspect kept; 'none' the whole picture.
+        intensity: 'head' stretches grays to the range of the head; 'none' leaves them.
     """
 
     image_size: int
     interpolation: str
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    crop: Crop = "none"
+    intensity: Intensity = "none"
 
     def resize(self, gray: GrayImage) -> GrayImage:
-        """Resample uint8 (H, W) to uint8 (S, S); already square of that size: returned as is.
+        """The network's square, without the part of the picture that it shows; see `square`."""
+        return self.square(gray)[0]
+
+    def square(self, gray: GrayImage) -> tuple[GrayImage, Box]:
+        """Resample uint8 (H, W) to the uint8 (S, S) that the network sees.
+
+        Returns:
+            The square (the picture itself where it has that size and nothing else is asked for),
+            and the part of the picture that it shows.
 
         Raises:
             ValueError: not a two-dimensional, non-empty uint8 array.
         """
         if gray.dtype != np.uint8 or gray.ndim != 2 or gray.size == 0:
             raise ValueError(f"expected uint8 (H, W), got {gray.dtype} {gray.shape}")
+        if self.crop != "none" or self.intensity != "none":
+            crop, stretch = self.crop == "head", self.intensity == "head"
+            return head_view(gray, self.image_size, crop=crop, stretch=stretch)
         size = (self.image_size, self.image_size)
         if gray.shape == size:
-            return gray
+            return gray, WHOLE
         method = _INTERPOLATIONS[self.interpolation]
         if self.interpolation == "area" and min(gray.shape) < self.image_size:
             method = cv2.INTER_LINEAR  # INTER_AREA enlarges by repeating pixels
-        return np.asarray(cv2.resize(gray, size, interpolation=method), dtype=np.uint8)
+        return np.asarray(cv2.resize(gray, size, interpolation=method), dtype=np.uint8), WHOLE
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Plain values for JSON; later fields only where used, so that keys of caches stay."""
+        later = {"crop": self.crop, "intensity": self.intensity}
         return {
             "image_size": self.image_size,
             "interpolation": self.interpolation,
             "mean": list(self.mean),
             "std": list(self.std),
+            **{name: value for name, value in later.items() if value != "none"},
         }
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> "Preprocessing":
         """The inverse of `to_dict`."""
         return cls(
-            int(raw["image_size"]), raw["interpolation"], tuple(raw["mean"]), tuple(raw["std"])
+            int(raw["image_size"]),
+            raw["interpolation"],
+            tuple(raw["mean"]),
+            tuple(raw["std"]),
+            raw.get("crop", "none"),
+            raw.get("intensity", "none"),
         )

@@ -14,12 +14,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from braintumor_ray.decode.head import head_mask
 from braintumor_ray.errors import UsageError
 
 BACKGROUND, RIM, INSIDE = 0, 1, 2
 RIM_SHARE_OF_DIAMETER = 0.1
-PLAUSIBLE_AREA = (0.05, 0.95)
-_CLOSING_KERNEL = (9, 9)
 _GRAY_DIMENSIONS = 2
 
 
@@ -53,7 +52,7 @@ def head_regions(gray: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
         UsageError: `gray` is not a two-dimensional uint8 array.
     """
     _check_gray(gray)
-    head = _head_mask(gray)
+    head = head_mask(gray)
     if head is None:
         return None
     padded = cv2.copyMakeBorder(head, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
@@ -171,34 +170,6 @@ def looks_at_border(heat: Shares, area: Shares) -> bool:
     if heat.rim is None or heat.background is None or area.rim is None or area.background is None:
         return False
     return heat.rim > area.rim or heat.background > area.background
-
-
-def _head_mask(gray: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
-    blurred = cv2.GaussianBlur(gray, (5, 5), 0)
-    otsu, bright = cv2.threshold(blurred, 0, 1, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
-    # In T2 and contrast-enhanced scans Otsu parts bright tissue from the brain; half of it
-    # parts the head from air. A gray background or a drawn frame defeats the half: Otsu then.
-    above_air = cv2.threshold(blurred, otsu / 2, 1, cv2.THRESH_BINARY)[1]
-    for candidate in (above_air, bright):
-        head = _largest_filled(candidate)
-        if head is not None and _plausible(head):
-            return head
-    return None
-
-
-def _largest_filled(mask: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
-    # By enclosed area, not by pixel count: a thin scalp ring encloses the brain.
-    closed = cv2.morphologyEx(mask, cv2.MORPH_CLOSE, np.ones(_CLOSING_KERNEL, np.uint8))
-    outlines, _ = cv2.findContours(closed, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-    if not outlines:
-        return None
-    largest = max(outlines, key=cv2.contourArea)
-    return cv2.drawContours(np.zeros_like(mask), [largest], -1, 1, cv2.FILLED)
-
-
-def _plausible(head: NDArray[np.uint8]) -> bool:
-    smallest, largest = PLAUSIBLE_AREA
-    return smallest <= cv2.countNonZero(head) / head.size <= largest
 
 
 @lru_cache(maxsize=64)

@@ -19,7 +19,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
-from braintumor_ray.decode.preprocess import Preprocessing
+from braintumor_ray.decode.preprocess import Crop, Intensity, Preprocessing
 from braintumor_ray.errors import BundleError
 from braintumor_ray.models.classifier import Architecture, Classifier
 from braintumor_ray.models.domain import DomainDetector
@@ -30,7 +30,10 @@ WEIGHTS, DESCRIPTION, CARD = "model.safetensors", "bundle.json", "model_card.md"
 LARGEST_MAP = 16  # larger maps are area-averaged: they would cost more than they show
 LARGEST_REFINED_MAP = 32  # of a neck, which is there for finer maps
 # Fields that came later count in a fingerprint only where they are used: bundles keep theirs.
-_LATER = {"architecture": ("neck", "neck_stride", "neck_channels", "pooling")}
+_LATER = {
+    "architecture": ("neck", "neck_stride", "neck_channels", "gate", "pooling"),
+    "preprocessing": ("crop", "intensity"),
+}
 
 
 class _Strict(BaseModel):
@@ -50,6 +53,7 @@ class ArchitectureFields(_Strict):
     neck: Neck = "none"
     neck_stride: int = 8
     neck_channels: int = 128
+    gate: bool = False
     pooling: Pooling = "mean"
 
 
@@ -60,6 +64,8 @@ class PreprocessingFields(_Strict):
     interpolation: Literal["area", "linear", "cubic"]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    crop: Crop = "none"
+    intensity: Intensity = "none"
 
 
 class BundleFields(_Strict):

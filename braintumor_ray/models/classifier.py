@@ -31,7 +31,7 @@ class Architecture:
         sigmoid: one output unit z for two classes; logits are then (-z/2, z/2), whose softmax
             is (1 - sigmoid(z), sigmoid(z)).
         neck: 'topdown' refines the last map by earlier stages, see `models.neck`.
-        neck_stride, neck_channels: of the refined map.
+        neck_stride, neck_channels, gate: of the refined map.
         pooling: how a linear head goes from cells to the picture, 'mean' or 'lse'.
     """
 
@@ -45,6 +45,7 @@ class Architecture:
     neck: Neck = "none"
     neck_stride: int = 8
     neck_channels: int = 128
+    gate: bool = False
     pooling: Pooling = "mean"
 
     def to_dict(self) -> dict[str, Any]:
@@ -67,6 +68,10 @@ class Classifier(nn.Module):
                 f"model.output 'sigmoid' is for 2 classes, there are {architecture.classes}; "
                 "use softmax or auto"
             )
+        if architecture.gate and architecture.neck == "none":
+            raise UsageError(
+                "model.gate is a part of the neck; set model.neck = 'topdown', or leave gate out"
+            )
         if architecture.pooling == "lse" and (
             architecture.head != "linear" or architecture.sigmoid
         ):
@@ -83,7 +88,9 @@ class Classifier(nn.Module):
         if architecture.neck != "none":
             levels = neck_levels(self.backbone, name, architecture.neck_stride)
             self.levels = [level.stage for level in levels]
-            self.neck = TopDownNeck(self.map_shape[0], levels, architecture.neck_channels)
+            self.neck = TopDownNeck(
+                self.map_shape[0], levels, architecture.neck_channels, architecture.gate
+            )
             self.map_shape = _refined_shape(self, size)
         units = 1 if architecture.sigmoid else architecture.classes
         self.averages = architecture.pooling == "mean"
@@ -98,11 +105,15 @@ class Classifier(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Normalized images (B, 3, S, S) to the target map A (B, C, h, w)."""
+        return self.features_and_gate(images)[0]
+
+    def features_and_gate(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """As `features`, and the gate's logits (B, 1, h, w) where the neck has a gate."""
         if self.neck is None:
             features: Tensor = self.backbone.forward_features(images)  # type: ignore[operator]
-            return features
+            return features, None
         last, stages = self.backbone.forward_intermediates(images, self.levels)  # type: ignore[operator]
-        refined: Tensor = self.neck(last, stages[::-1])  # coarsest first
+        refined: tuple[Tensor, Tensor | None] = self.neck(last, stages[::-1])  # coarsest first
         return refined
 
     def evidence(self, features: Tensor) -> Tensor | None:

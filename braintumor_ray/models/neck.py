@@ -8,6 +8,7 @@ one. Keeping the stride small inside the backbone (dilation) costs several times
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -28,30 +29,54 @@ class Level(NamedTuple):
     stride: int
 
 
+GATE_BIAS = -3.0  # nearly shut at the start: most cells show no tumor
+
+
 class TopDownNeck(nn.Module):
     """Maps of several strides, finest last, to one map of the finest stride, >= 0.
+
+    With a gate the map of each cell is multiplied by sigmoid(z), z a 1x1 convolution of it. Where
+    the gate is shut, no class finds evidence and no heatmap shows any. The gated map is the target
+    map of all CAM methods: their formulas stay as they are.
 
     Args:
         last: channels of the backbone's last map.
         levels: the finer stages, coarsest first.
         channels: of the result.
+        gate: whether there is one.
     """
 
-    def __init__(self, last: int, levels: Sequence[Level], channels: int) -> None:
+    def __init__(
+        self, last: int, levels: Sequence[Level], channels: int, gate: bool = False
+    ) -> None:
         super().__init__()
         self.top = _projection(last, channels)
         self.lateral = nn.ModuleList(_projection(level.channels, channels) for level in levels)
         self.smooth = nn.ModuleList(_separable(channels) for _ in levels)
+        self.gate: nn.Conv2d | None = None
+        if gate:
+            self.gate = nn.Conv2d(channels, 1, 1)
+            nn.init.constant_(self.gate.bias, GATE_BIAS)  # type: ignore[arg-type]
 
-    def forward(self, last: Tensor, finer: Sequence[Tensor]) -> Tensor:
-        """The last map (B, C, h, w) and the stages' maps to (B, channels, H, W) of the finest."""
+    def forward(self, last: Tensor, finer: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Refine a map.
+
+        Args:
+            last: the backbone's last map (B, C, h, w).
+            finer: maps of the stages, coarsest first.
+
+        Returns:
+            (B, channels, H, W) of the finest stage, and the gate's logits (B, 1, H, W).
+        """
         merged = self.top(last)
         for lateral, smooth, stage in zip(self.lateral, self.smooth, finer, strict=True):
             size = (stage.shape[2], stage.shape[3])
             coarse = functional.interpolate(merged, size, mode="bilinear", align_corners=False)
             merged = smooth(functional.relu6(coarse + lateral(stage)))
-        result: Tensor = merged
-        return result
+        if self.gate is None:
+            return merged, None
+        opening = self.gate(merged)
+        return merged * torch.sigmoid(opening), opening
 
 
 def neck_levels(backbone: nn.Module, name: str, stride: int) -> list[Level]:

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from braintumor_ray.decode.head import Box
 from braintumor_ray.decode.preprocess import GrayImage
 from braintumor_ray.errors import UsageError
 from braintumor_ray.explain.cam import METHODS, SCORED_METHODS, cams, class_gradient
 from braintumor_ray.explain.library import library_cams
+from braintumor_ray.explain.placement import picture_maps
 from braintumor_ray.explain.regions import head_weights, heat_shares_batch
 from braintumor_ray.models.allocator import keep_freed_memory
 from braintumor_ray.models.bundle import Bundle, load_bundle
@@ -132,17 +134,25 @@ class Predictor:
         Raises:
             ValueError: an image that is not uint8 (H, W).
         """
-        squares = [self._preprocessing.resize(image) for image in images]
-        return self.predict(squares, head_weights(squares, self.cam_shape), explain=explain)
+        views = [self._preprocessing.square(image) for image in images]
+        squares, boxes = [square for square, _ in views], [box for _, box in views]
+        heads = head_weights(squares, self.cam_shape)
+        return self.predict(squares, heads, boxes, explain=explain)
 
     def predict(
-        self, squares: Sequence[GrayImage], heads: npt.NDArray[np.float32], *, explain: bool = True
+        self,
+        squares: Sequence[GrayImage],
+        heads: npt.NDArray[np.float32],
+        boxes: Sequence[Box] | None = None,
+        *,
+        explain: bool = True,
     ) -> Columns:
         """As a call, of scans that were prepared elsewhere, as decoders do beside a GPU.
 
         Args:
-            squares: uint8 (S, S) each, from the bundle's `preprocessing.resize`.
+            squares: uint8 (S, S) each, from the bundle's `preprocessing.square`.
             heads: float32 (n, 3, h, w), from `explain.regions.head_weights` with `cam_shape`.
+            boxes: what part of its picture each square shows; None: all of it.
             explain: as for a call.
         """
         images = np.stack(squares) if len(squares) else self._no_images()
@@ -150,7 +160,7 @@ class Predictor:
         columns = self._decisions(raw)
         columns["out_of_domain"] = self._out_of_domain(raw, heads)
         if explain:
-            columns |= self._explanations(raw, heads)
+            columns |= self._explanations(raw, heads, boxes)
         return columns
 
     def forward(self, images: GrayImage, *, explain: bool = True) -> RawOutput:
@@ -249,15 +259,22 @@ class Predictor:
             foreign |= gate.distance(raw.pooled) > limit
         return foreign
 
-    def _explanations(self, raw: RawOutput, heads: npt.NDArray[np.float32]) -> Columns:
+    def _explanations(
+        self, raw: RawOutput, heads: npt.NDArray[np.float32], boxes: Sequence[Box] | None
+    ) -> Columns:
         shares = heat_shares_batch(raw.maps[self.methods[0]], heads).astype(np.float32)
         columns: Columns = {
-            name: np.clip(maps, 0, np.finfo(np.float16).max).astype(np.float16)
+            name: as_stored(maps if boxes is None else picture_maps(maps, boxes))
             for name, maps in raw.maps.items()
         }
         for index, region in enumerate(("inside", "rim", "background")):
             columns[f"heat_{region}"] = shares[:, index]
         return columns
+
+
+def as_stored(maps: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
+    """Maps as rows hold them: float16, >= 0."""
+    return np.clip(maps, 0, np.finfo(np.float16).max).astype(np.float16)
 
 
 def for_inference(model: Classifier, device: torch.device, *, bf16: bool) -> Classifier:

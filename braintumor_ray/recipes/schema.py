@@ -26,6 +26,12 @@ class DataSection(Section):
     interpolation: Literal["area", "linear", "cubic"] = Field(
         "area", description="resampling to image_size; 'area' averages when shrinking"
     )
+    crop: Literal["none", "head"] = Field(
+        "none", description="head: a square around the head, so that margins cannot matter"
+    )
+    intensity: Literal["none", "head"] = Field(
+        "none", description="head: grays stretched to the range of the head"
+    )
     batch_size: int = Field(32, ge=1, description="scans per step over all workers together")
     fractions: dict[Literal["train", "val", "test"], float] = Field(
         {"train": 0.7, "val": 0.1, "test": 0.2}, description="shares of the grouped split"
@@ -100,6 +106,11 @@ class ModelSection(Section):
     )
     neck_stride: int = Field(8, ge=2, description="input pixels per cell of the refined map")
     neck_channels: int = Field(128, ge=8, description="channels of the refined map")
+    gate: bool = Field(
+        False,
+        description="a gate on each cell of the neck's map, which --truth teaches to open on "
+        "tumors: elsewhere the map, and with it every heatmap, is near zero",
+    )
     pooling: Pooling = Field(
         "mean",
         description="from cells to the picture, linear heads only; lse (log-sum-exp): a few cells "
@@ -129,16 +140,19 @@ class StageSection(Section):
 class GuidanceSection(Section):
     """Where the evidence should lie: losses on the cells of scans whose tumor is known (--truth).
 
-    Cell evidence is e_c = W_c . A at each position, whose ReLU is Grad-CAM's map. Scans of negative
-    classes count as known: no evidence of any tumor, anywhere. Positive scans without truth take
-    no part.
+    What learns where tumors are is the gate of the neck, or without one the evidence of each cell,
+    e_c = W_c . A, whose ReLU is Grad-CAM's map. Scans of negative classes count as known: no tumor
+    anywhere. Positive scans without truth take no part.
     """
 
     weight: float = Field(1.0, ge=0, description="factor on all of guidance; 0: none")
     outside: float = Field(
         4.0, ge=0, description="binary cross-entropy of the cells outside, against those inside"
     )
-    overlap: float = Field(0.5, ge=0, description="soft Dice loss of the evidence and the tumor")
+    overlap: float = Field(0.5, ge=0, description="soft Dice loss of what is shown and the tumor")
+    mass: float = Field(
+        0.0, ge=0, description="minus log of the share of the class's evidence inside the tumor"
+    )
 
 
 class OptimizerSection(Section):

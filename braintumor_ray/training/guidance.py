@@ -24,6 +24,7 @@ from braintumor_ray.recipes.schema import GuidanceSection
 from braintumor_ray.training.options import Say
 
 FULL = 255
+_SHARPNESS = 10.0  # of the softplus: evidence is small where the gate is nearly shut
 
 
 @dataclass(frozen=True)
@@ -38,32 +39,39 @@ class GuidanceLoss:
     settings: GuidanceSection
     positive: tuple[int, ...]
 
-    def __call__(self, evidence: Tensor, labels: Tensor, coverage: Tensor) -> Tensor:
+    def __call__(
+        self, evidence: Tensor, gate: Tensor | None, labels: Tensor, coverage: Tensor
+    ) -> Tensor:
         """The loss of a batch, a scalar.
 
-        Evidence of the scan's own class should be positive inside its tumor; evidence of every
-        positive class should be negative everywhere else. Inside and outside are averaged apart,
-        as a tumor has few cells.
-
         Args:
-            evidence: float32 (B, k, h, w), before the ReLU: where a map is zero it must learn, too.
+            evidence: (B, k, h, w), before the ReLU: where a map is zero it must learn, too.
+            gate: logits of the neck's gate (B, 1, h, w); None: there is none, and the evidence
+                itself learns where tumors are.
             labels: int64 (B,).
             coverage: float32 (B, h, w), share of each cell that tumor covers; NaN where unknown.
         """
         known = ~coverage[:, 0, 0].isnan()
         if not known.any():
             return evidence.sum() * 0.0
-        evidence, labels, coverage = evidence[known], labels[known], coverage[known]
+        evidence, labels, coverage = evidence[known].float(), labels[known], coverage[known]
         classes = torch.tensor(self.positive, device=evidence.device)
-        own = (labels[:, None] == classes)[:, :, None, None]  # (B, positive classes, 1, 1)
-        target = coverage[:, None] * own
-        cells = evidence[:, classes]
-        inside = _inside(cells, target)
+        own = coverage[:, None] * (labels[:, None] == classes)[:, :, None, None]
+        if gate is None:
+            loss = self._where(evidence[:, classes], own)
+        else:
+            loss = self._where(gate[known].float(), coverage[:, None])
+        if self.settings.mass:
+            loss = loss + self.settings.mass * _mass_loss(evidence[:, classes], own)
+        return self.settings.weight * loss
+
+    def _where(self, cells: Tensor, target: Tensor) -> Tensor:
+        """Positive inside tumors, negative outside, (B, c, h, w); the two averaged apart."""
         outside = ((1 - target) * functional.softplus(cells)).sum(dim=1).mean()
-        loss = inside + self.settings.outside * outside
+        loss = _inside(cells, target) + self.settings.outside * outside
         if self.settings.overlap:
             loss = loss + self.settings.overlap * _dice_loss(cells, target)
-        return self.settings.weight * loss
+        return loss
 
 
 def _inside(cells: Tensor, target: Tensor) -> Tensor:
@@ -86,6 +94,19 @@ def _dice_loss(cells: Tensor, target: Tensor) -> Tensor:
     common = (shown * truth).sum(dim=(1, 2))
     both = shown.sum(dim=(1, 2)) + truth.sum(dim=(1, 2))
     return (1 - (2 * common + 0.5) / (both + 0.5)).mean()
+
+
+def _mass_loss(cells: Tensor, target: Tensor) -> Tensor:
+    """-log of the share of the evidence that lies inside, over scans with a tumor.
+
+    Softplus stands in for the ReLU of the map, as it has a gradient everywhere.
+    """
+    scan, channel = (target.sum(dim=(2, 3)) > 0).nonzero(as_tuple=True)
+    if not len(scan):
+        return cells.sum() * 0.0
+    shown = functional.softplus(cells[scan, channel], beta=_SHARPNESS)
+    share = (shown * target[scan, channel]).sum(dim=(1, 2)) / shown.sum(dim=(1, 2))
+    return -(share + 1e-4).log().mean()
 
 
 def coverage(mask: GrayImage, shape: tuple[int, int]) -> npt.NDArray[np.float32]:

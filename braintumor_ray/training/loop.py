@@ -62,13 +62,17 @@ class TrainableNetwork(nn.Module):
         self.frozen = backbone_is_frozen(model)
         self.guided = guided
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Normalized images (B, 3, S, S) to logits (B, k) and, if guided, evidence (B, k, h, w)."""
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Normalized images (B, 3, S, S) to logits (B, k), and to what is guided, if anything.
+
+        That is the evidence (B, k, h, w) and the gate (B, 1, h, w), where there is one.
+        """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            features = self.model.features(images)
+            features, gate = self.model.features_and_gate(images)
         if not self.guided:
-            return self.model.logits(features), None
-        return self.model.logits_and_evidence(features)
+            return self.model.logits(features), None, None
+        logits, evidence = self.model.logits_and_evidence(features)
+        return logits, evidence, gate
 
 
 class Averaged:
@@ -177,11 +181,11 @@ def train_epoch(
     index = 0
     for index, (images, labels, *coverage) in enumerate(batches, start=1):
         with settings.autocast():
-            logits, evidence = network(normalize(images, settings.preprocessing))
+            logits, evidence, gate = network(normalize(images, settings.preprocessing))
         losses = weighted_loss(logits, labels, settings)
         loss = losses.mean()
         if settings.guidance is not None and evidence is not None:
-            loss = loss + settings.guidance(evidence.float(), labels, *coverage)
+            loss = loss + settings.guidance(evidence, gate, labels, *coverage)
         (loss / settings.accumulate).backward()
         _count(totals, losses, logits, labels)
         if index % settings.accumulate == 0:

@@ -244,6 +244,7 @@ def _architecture(recipe: Recipe, classes: ClassMap) -> Architecture:
         section.neck,
         section.neck_stride,
         section.neck_channels,
+        section.gate,
         section.pooling,
     )
 
@@ -262,7 +263,15 @@ def _preprocessing(model: Classifier, recipe: Recipe) -> Preprocessing:
     mean, std = normalization_of(model.backbone)
     if recipe.model.normalization == "unit":
         mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    return Preprocessing(recipe.data.image_size, recipe.data.interpolation, mean, std)  # type: ignore[arg-type]
+    data = recipe.data
+    return Preprocessing(
+        data.image_size,
+        data.interpolation,
+        mean,  # type: ignore[arg-type]
+        std,  # type: ignore[arg-type]
+        data.crop,
+        data.intensity,
+    )
 
 
 def _load_weights(model: Classifier, options: TrainOptions, say: Say) -> str:

@@ -94,7 +94,7 @@ class TestLoss:
 
     def of(self, evidence, label=0, cells=None):
         cells = self.truth if cells is None else cells
-        return float(self.loss(evidence, torch.tensor([label]), batch_of(cells)))
+        return float(self.loss(evidence, None, torch.tensor([label]), batch_of(cells)))
 
     def evidence(self, inside, outside, channel=0):
         cells = torch.full((1, 4, 8, 8), float(outside))
@@ -124,15 +124,15 @@ class TestLoss:
     def test_scans_whose_tumor_is_not_known_take_no_part(self):
         unknown = np.full((8, 8), np.nan, np.float32)
         evidence = torch.randn(2, 4, 8, 8)
-        both = self.loss(evidence, torch.tensor([0, 1]), batch_of(self.truth, unknown))
-        alone = self.loss(evidence[:1], torch.tensor([0]), batch_of(self.truth))
+        both = self.loss(evidence, None, torch.tensor([0, 1]), batch_of(self.truth, unknown))
+        alone = self.loss(evidence[:1], None, torch.tensor([0]), batch_of(self.truth))
         assert float(both) == pytest.approx(float(alone))
         assert self.of(evidence[:1], 0, unknown) == 0
 
     def test_a_map_that_is_zero_everywhere_still_learns(self):
         """A loss on the ReLU has no gradient there."""
         evidence = torch.full((1, 4, 8, 8), -3.0, requires_grad=True)
-        self.loss(evidence, torch.tensor([0]), batch_of(self.truth)).backward()
+        self.loss(evidence, None, torch.tensor([0]), batch_of(self.truth)).backward()
         assert (evidence.grad[0, 0][torch.tensor(self.truth) > 0] < 0).all()
 
 
