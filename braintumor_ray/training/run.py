@@ -73,9 +73,11 @@ def train(catalog: pa.Table, options: TrainOptions, say: Say = print) -> Trainin
         UsageError: data or recipe that cannot be trained; found before training starts.
         GateError: the split leaks.
         WeightsError: pretrained weights cannot be had.
-        TrainingError: the folder holds a finished run, or one of another recipe or data.
+        TrainingError: the folder holds a finished run, one of another recipe or data, or a bundle
+            of no run.
     """
     recipe, folder = options.recipe, run_folder(options.output)
+    folder.refuse_occupied()
     ready = prepare(catalog, options, say)
     classes, model = ready.classes, ready.model
     most = options.workers.most
@@ -116,12 +118,12 @@ def prepare(catalog: pa.Table, options: TrainOptions, say: Say) -> RunInputs:
 
 
 def check_run(output: str | Path) -> None:
-    """Refuse a folder whose run is finished, before anything is decoded.
+    """Refuse a folder that training would spoil, before anything is decoded.
 
     Raises:
-        TrainingError: it is.
+        TrainingError: its run is finished, or its bundle belongs to no run.
     """
-    run_folder(output).refuse_finished()
+    run_folder(output).refuse_occupied()
 
 
 def _fit(
