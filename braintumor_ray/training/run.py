@@ -33,7 +33,7 @@ from braintumor_ray.training.phases import phase_table
 from braintumor_ray.training.run_data import RunData, class_map, decode_run, split_run
 from braintumor_ray.training.run_folder import RunFolder, run_folder
 from braintumor_ray.training.shards import Shards, training_dataset
-from braintumor_ray.training.split import imbalance
+from braintumor_ray.training.split import check_split_choice, imbalance
 from braintumor_ray.training.trainer import Fitted, fit, read_fitted
 
 UNBALANCED = 5.0
@@ -78,6 +78,7 @@ def train(catalog: pa.Table, options: TrainOptions, say: Say = print) -> Trainin
     """
     recipe, folder = options.recipe, run_folder(options.output)
     folder.refuse_occupied()
+    check_split_choice(catalog, options.split())
     ready = prepare(catalog, options, say)
     classes, model = ready.classes, ready.model
     most = options.workers.most
