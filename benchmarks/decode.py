@@ -56,13 +56,12 @@ class Sandboxed:
     """Our decoding child, kept for all rounds."""
 
     def __init__(self) -> None:
-        from braintumor_ray.decode.prepare import WORKER, worker_options
+        from braintumor_ray.decode.prepare import WORKER, PrepareOptions
         from braintumor_ray.decode.preprocess import Preprocessing
         from braintumor_ray.decode.sandbox import DecodeSandbox
-        from braintumor_ray.decode.types import DecodeLimits
 
         preprocessing = Preprocessing(224, "area", (0.0,) * 3, (1.0,) * 3)
-        self.options = worker_options([0], preprocessing, DecodeLimits())
+        self.options = PrepareOptions(preprocessing=preprocessing)
         self.sandbox = DecodeSandbox(WORKER)
 
     def __call__(self, contents: Content) -> None:

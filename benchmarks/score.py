@@ -54,13 +54,12 @@ def files_below(folder: str) -> list[Path]:
 
 def decode_alone(options: argparse.Namespace) -> dict:
     """CPU seconds per scan to decode, resize and find the head, in one thread."""
-    from braintumor_ray.decode.prepare import prepare_file, worker_options
-    from braintumor_ray.decode.types import DecodeLimits
+    from braintumor_ray.decode.prepare import PrepareOptions, prepare_file
     from braintumor_ray.explain.regions import head_weights
     from braintumor_ray.models.bundle import load_bundle
 
     bundle = load_bundle(options.bundle)
-    settings = worker_options([0], bundle.preprocessing, DecodeLimits())
+    settings = PrepareOptions(preprocessing=bundle.preprocessing)
     cam_shape = bundle.cam_shape
     contents = [path.read_bytes() for path in files_below(options.scans)[: options.sample]]
 

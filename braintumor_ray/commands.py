@@ -11,6 +11,7 @@ from braintumor_ray.catalog.schema import CatalogOptions
 from braintumor_ray.cli.console import progress_bar, say
 from braintumor_ray.errors import UsageError
 from braintumor_ray.local_ray import ray_session
+from braintumor_ray.storage import is_local, local_path
 
 if TYPE_CHECKING:
     from braintumor_ray.training.options import TrainOptions
@@ -60,7 +61,12 @@ def train_command(
     if preview:
         from braintumor_ray.training.augment import preview_augmentation
 
-        picture = Path(output) / "augmentation.png"
+        if not is_local(output):
+            raise UsageError(
+                f"--preview-augmentation draws on this machine, and '{output}' is not; give a "
+                "local --output"
+            )
+        picture = local_path(output) / "augmentation.png"
         preview_augmentation(table, loaded, picture)
         return {"augmentation": str(picture)}
     with ray_session(number if isinstance(number, int) else number[1]):
@@ -166,7 +172,8 @@ def _training_source(
                 f"Scans from '{Path(source).name}'",
                 False,
             )
-    directory = Path("phantoms") if "://" in output else Path(output) / "phantoms"
+    # Training reads files where they are: on a store's run the phantoms stay on this machine.
+    directory = local_path(output) / "phantoms" if is_local(output) else Path("phantoms")
     say(f"no SOURCE and no $BRAINTUMOR_DATA: training on synthetic phantoms in {directory}")
     return phantom_catalog(directory), "Synthetic phantoms", True
 

@@ -1,6 +1,8 @@
 """The commands as a user calls them."""
 
+import ast
 import json
+import re
 
 import pytest
 import typer.main
@@ -11,7 +13,7 @@ from braintumor_ray.cli import app
 from braintumor_ray.commands import parse_range
 from braintumor_ray.errors import UsageError
 from tests.builders import write_archive
-from tests.command import run_command
+from tests.command import PROJECT, run_command
 
 
 def call(*arguments, env=None):
@@ -100,6 +102,55 @@ def test_worker_numbers_and_ranges(text, value):
 def test_wrong_ranges(text):
     with pytest.raises(UsageError, match="--num-workers"):
         parse_range("--num-workers", text)
+
+
+@pytest.mark.parametrize("form", ["{}", "file://{}"])
+def test_phantoms_are_written_below_a_local_output(tmp_path, monkeypatch, form):
+    monkeypatch.delenv("BRAINTUMOR_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
+    found = call("train", "--preview-augmentation", "--output", form.format(tmp_path / "run"))
+    assert found.exit_code == 0, found.output
+    assert (tmp_path / "run" / "phantoms" / "scans.csv").exists()
+    assert (tmp_path / "run" / "augmentation.png").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_preview_on_a_store_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_archive(tmp_path / "archive", 4)
+    found = call("train", "archive", "--preview-augmentation", "--output", "s3://bucket/run")
+    assert found.exit_code == 2
+    assert "give a local --output" in found.output
+    assert not (tmp_path / "s3:").exists()
+
+
+def test_labels_are_mapped_to_the_bundles_classes_by_evaluate(tmp_path, bundle_path):
+    write_archive(tmp_path / "archive", 12, classes=("tumor_a", "healthy"))
+    where = ("--bundle", bundle_path, "--output", tmp_path / "out", "--split", "all")
+    common = ("evaluate", tmp_path / "archive", *where, "--n-boot", 0, "--device", "cpu")
+    refused = call(*common)
+    assert refused.exit_code == 2
+    assert "map the labels with --classes" in refused.output
+    found = call(*common, "--classes", "glioma_tumor=tumor_a,no_tumor=healthy", "--json")
+    assert found.exit_code == 0, found.output
+    assert json.loads(found.stdout)["counts"]["measured"] == 12
+
+
+def test_messages_name_only_options_that_some_command_has():
+    known = {
+        option
+        for command in typer.main.get_command(app).commands.values()
+        for parameter in command.params
+        for option in (*parameter.opts, *parameter.secondary_opts)
+    }
+    foreign = {"--help", "--version", "--working-dir", "--num-cpus", "--submission-id"}
+    named = {}
+    for path in (PROJECT / "braintumor_ray").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", node.value):
+                    named.setdefault(option, path.name)
+    assert {o: where for o, where in named.items() if o not in known | foreign} == {}
 
 
 @pytest.mark.ray

@@ -30,6 +30,7 @@ from braintumor_ray.audit.fingerprints import (
 )
 from braintumor_ray.audit.pairs import PairPictures, draw_pairs, find_pairs
 from braintumor_ray.audit.shortcuts import shortcut_scores
+from braintumor_ray.decode.files import SCAN_COLUMNS, with_volumes
 from braintumor_ray.decode.types import DecodeLimits
 from braintumor_ray.errors import UsageError
 from braintumor_ray.splits.duplicates import DCT_DISTANCE, DHASH_DISTANCE, duplicate_groups
@@ -38,7 +39,7 @@ from braintumor_ray.storage import write_atomically
 
 SCHEMA_VERSION = 1
 _EXAMPLES = 10
-_COLUMNS = ("uri", "path", "frame", "label", "official_split", "patient_key")
+_COLUMNS = (*SCAN_COLUMNS, "path", "label", "official_split", "patient_key")
 
 Catalogs = Sequence[tuple[str, pa.Table]]
 
@@ -294,6 +295,7 @@ def _fingerprinted(
 
 def _audited_columns(name: str, table: pa.Table) -> pa.Table:
     split = "split" if "split" in table.column_names else "official_split"
+    table = with_volumes(table)
     columns = {column: table[column] for column in (*_COLUMNS, *FINGERPRINT_SCHEMA.names)}
     columns["split"] = table[split]
     columns["dataset"] = pa.array([name] * table.num_rows, pa.string())

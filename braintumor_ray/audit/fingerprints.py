@@ -7,7 +7,7 @@ actor of a Ray Data job as well as a thread's worker here.
 import hashlib
 import io
 import queue
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -20,14 +20,13 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from braintumor_ray.decode.decode import decode_frames
 from braintumor_ray.decode.hashes import fingerprint
-from braintumor_ray.decode.reading import FileFrames, group_frames, read_file
+from braintumor_ray.decode.reading import run_on_scans
 from braintumor_ray.decode.sandbox import DecodeSandbox
-from braintumor_ray.decode.types import Decoded, DecodeLimits
+from braintumor_ray.decode.types import Decoded, DecodeLimits, DecodeOptions
 from braintumor_ray.errors import CatalogError
 
 WORKER = "braintumor_ray.audit.fingerprints:fingerprint_file"
 BLOCK_ROWS = 256
-_READ_AHEAD = 8
 _BLACK = 8  # gray levels; JPEG noise in an empty background stays below
 Progress = Callable[[int, int], None]
 
@@ -108,68 +107,38 @@ class FingerprintStage:
     """
 
     def __init__(self, limits: DecodeLimits | None = None, timeout_s: float = 30.0) -> None:
-        self._limits = limits or DecodeLimits()
+        self._options = DecodeOptions(limits=limits or DecodeLimits())
         self._sandbox = DecodeSandbox(WORKER, timeout_s)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """Fingerprint a block of rows; needs `uri` and `frame`, keeps order and number."""
-        columns = self.fingerprint_files(rows["uri"].to_pylist(), rows["frame"].to_pylist())
+        scans = run_on_scans(rows, self._sandbox, self._options, _quarantined)
+        columns = pa.Table.from_pylist([asdict(scan) for scan in scans], schema=FINGERPRINT_SCHEMA)
         kept = [name for name in rows.column_names if name not in columns.column_names]
         table = rows.select(kept)
         for name in columns.column_names:
             table = table.append_column(FINGERPRINT_SCHEMA.field(name), columns[name])
         return table
 
-    def fingerprint_files(self, uris: list[str], frames: list[int]) -> pa.Table:
-        """The columns of `FINGERPRINT_SCHEMA` for scans given by file and frame, in order."""
-        with ThreadPoolExecutor(_READ_AHEAD) as pool:
-            rows = [
-                asdict(scan)
-                for files in _batches(group_frames(uris, frames), 4 * _READ_AHEAD)
-                for scan in self._fingerprint(files, pool)
-            ]
-        return pa.Table.from_pylist(rows, schema=FINGERPRINT_SCHEMA)
-
     def close(self) -> None:
         """End the decoding process."""
         self._sandbox.close()
 
-    def _fingerprint(
-        self, files: list[FileFrames], pool: ThreadPoolExecutor
-    ) -> Iterator[ScanFingerprint]:
-        contents = list(pool.map(lambda file: read_file(file.uri, self._limits), files))
-        items = [
-            (content.data, _options(file, self._limits))
-            for file, content in zip(files, contents, strict=True)
-            if content.reason is None
-        ]
-        outcomes = iter(list(self._sandbox.map(items)))
-        for file, content in zip(files, contents, strict=True):
-            reason = content.reason
-            if reason is None:
-                outcome = next(outcomes)
-                reason = outcome.reason
-                if reason is None:
-                    yield from outcome.value
-                    continue
-            yield from [ScanFingerprint("quarantined", reason)] * len(file.frames)
 
-
-def fingerprint_file(data: bytes | None, options: dict[str, Any]) -> list[ScanFingerprint]:
+def fingerprint_file(data: bytes | None, options: DecodeOptions) -> list[ScanFingerprint]:
     """Fingerprint the wanted frames of one file; runs in the decoding process.
 
     Args:
         data: the whole file.
-        options: `frames` (list of int), `max_bytes`, `max_pixels`, `volumes`.
+        options: which frames, and how.
 
     Returns:
         One result per frame, in order; never raises for a bad file.
     """
     content = data or b""
-    limits = DecodeLimits(options["max_bytes"], options["max_pixels"])
     digest = hashlib.sha256(content).hexdigest()
     marks = _jpeg_marks(content)
-    decoded = decode_frames(data, options["frames"], limits=limits, volumes=options["volumes"])
+    decoded = decode_frames(data, options)
     return [_fingerprint_scan(scan, len(content), digest, marks) for scan in decoded]
 
 
@@ -222,13 +191,8 @@ def hash_words(column: pa.ChunkedArray) -> NDArray[np.uint64]:
     return np.frombuffer(blob, np.uint64).reshape(-1, 4)
 
 
-def _options(file: FileFrames, limits: DecodeLimits) -> dict[str, Any]:
-    return {
-        "frames": list(file.frames),
-        "volumes": file.volumes,
-        "max_bytes": limits.max_bytes,
-        "max_pixels": limits.max_pixels,
-    }
+def _quarantined(reason: str) -> ScanFingerprint:
+    return ScanFingerprint("quarantined", reason)
 
 
 def _fingerprint_scan(
@@ -289,8 +253,3 @@ def _jpeg_marks(content: bytes) -> dict[str, Any]:
         "jpeg_chroma": tables[1] if len(tables) > 1 else 0.0,
         "jpeg_progressive": bool(image.info.get("progressive")),
     }
-
-
-def _batches(files: list[FileFrames], size: int) -> Iterator[list[FileFrames]]:
-    for start in range(0, len(files), size):
-        yield files[start : start + size]

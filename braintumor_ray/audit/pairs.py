@@ -77,7 +77,7 @@ def draw_pairs(
     if not pairs:
         return PairPictures([], None)
     rows = [row for pair in pairs for row in (pair.first, pair.second)]
-    pictures = load_pictures(scans.select(["uri", "frame"]).take(rows), TILE, limits)
+    pictures = load_pictures(scans.take(rows), TILE, limits)
     tiles: list[dict[str, Any]] = []
     drawn: list[NDArray[np.uint8]] = []
     for index, pair in enumerate(pairs):

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -107,8 +106,15 @@ def _probe_file(file: FoundFile, volumes: VolumeOptions) -> Probe:
 def _rows(
     file: FoundFile, found: Probe, options: CatalogOptions, extra: dict[str, Any] | None
 ) -> Iterable[dict[str, Any]]:
-    marked = file if found.format != "nifti" else _mark(file, options.volumes)
-    base = _file_columns(marked, found, options)
+    volumes = options.volumes if found.format == "nifti" else None
+    mark = volumes.mark if volumes else ""
+    path = file.path + mark
+    base = _file_columns(file, found, options) | {
+        "uri": file.uri + mark,
+        "path": path,
+        "volume_plane": volumes and volumes.plane,
+        "volume_index": volumes and volumes.volume,
+    }
     base |= extra or {}
     patient = base.pop("patient", None) or patient_from_path(options.patient_pattern, file.path)
     base["patient_key"] = options.identity(patient or found.tags.get("patient"))
@@ -118,22 +124,12 @@ def _rows(
     only = base.pop("only_frame", None)
     every = range(max(found.frames, 1))  # unreadable: one row, quarantined when decoded
     for frame in every if only is None else (only,):
-        yield {
-            **base,
-            "frame": frame,
-            "scan_id": scan_id(marked.path, frame, file.size, mtime_us),
-        }
-
-
-def _mark(file: FoundFile, volumes: VolumeOptions) -> FoundFile:
-    return replace(file, path=volumes.mark(file.path), uri=volumes.mark(file.uri))
+        yield {**base, "frame": frame, "scan_id": scan_id(path, frame, file.size, mtime_us)}
 
 
 def _file_columns(file: FoundFile, found: Probe, options: CatalogOptions) -> dict[str, Any]:
     readable = found.reason is None and options.probe_headers
     return {
-        "uri": file.uri,
-        "path": file.path,
         "size": file.size,
         "mtime": file.mtime,
         "format": found.format,

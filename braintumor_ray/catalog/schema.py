@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from braintumor_ray.catalog.identity import IdentityHash
+from braintumor_ray.decode.files import VOLUME_FIELDS, with_volumes
 from braintumor_ray.decode.types import DEFAULT_VOLUMES, VolumeOptions
 from braintumor_ray.errors import CatalogError
 from braintumor_ray.storage import open_filesystem
@@ -38,11 +39,13 @@ CATALOG_SCHEMA = pa.schema(
         pa.field("study_key", pa.string()),
         pa.field("series_key", pa.string()),
         pa.field("sop_key", pa.string()),
+        *VOLUME_FIELDS,
     ]
 )
 
 
-HEADER_COLUMNS = ("modality", "plane", "sequence")  # older catalogs lack them
+HEADER_COLUMNS = ("modality", "plane", "sequence")
+ADDED_LATER = (*HEADER_COLUMNS, *(field.name for field in VOLUME_FIELDS))  # not in older catalogs
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,8 @@ class CatalogOptions:
         identity: turns ids into keys.
         probe_headers: read each file's header for format, mode and size; without, every file
             counts as one frame.
-        volumes: how a NIfTI volume becomes frames; path and URI say so where it is not the
-            default, see `VolumeOptions.mark`.
+        volumes: how a NIfTI volume becomes frames; where it is not the default, path and URI end
+            in `VolumeOptions.mark`.
         threads: files read at a time.
     """
 
@@ -94,11 +97,37 @@ def check_ids(table: pa.Table) -> None:
     if not len(repeated):
         return
     pair = order[repeated[0] : repeated[0] + 2]
-    one, other = table["path"].take(pa.array(pair)).to_pylist()
+    raise same_id(*table["path"].take(pa.array(pair)).to_pylist())
+
+
+def same_id(one: str, other: str) -> CatalogError:
+    """What to raise where two paths of a catalog have the same scan id."""
     cause = "the path is listed twice" if one == other else "their hashes collide"
-    raise CatalogError(
+    return CatalogError(
         f"'{one}' and '{other}' have the same scan id: {cause}; list each file once, or rename one"
     )
+
+
+def completed(rows: pa.Table) -> pa.Table:
+    """Catalog rows with the columns that older catalogs lack."""
+    for name in HEADER_COLUMNS:
+        if name not in rows.column_names:
+            rows = rows.append_column(name, pa.nulls(rows.num_rows, pa.string()))
+    return with_volumes(rows)
+
+
+def check_columns(source: str | Path, schema: pa.Schema) -> None:
+    """Refuse a table that is no catalog.
+
+    Raises:
+        CatalogError: it lacks columns, other than those that older catalogs lack.
+    """
+    missing = {*CATALOG_SCHEMA.names} - {*schema.names} - {*ADDED_LATER}
+    if missing:
+        raise CatalogError(
+            f"'{source}' is not a catalog: column '{sorted(missing)[0]}' is missing; make one with "
+            "'braintumor-ray catalog SOURCE --output CATALOG.parquet'"
+        )
 
 
 def read_catalog(path: str | Path) -> pa.Table:
@@ -114,16 +143,8 @@ def read_catalog(path: str | Path) -> pa.Table:
         table = pq.read_table(inner, filesystem=filesystem)
     except (OSError, pa.ArrowInvalid) as error:
         raise CatalogError(f"catalog '{path}' cannot be read: {error}") from error
-    for name in HEADER_COLUMNS:
-        if name not in table.column_names:
-            table = table.append_column(name, pa.nulls(table.num_rows, pa.string()))
-    missing = [name for name in CATALOG_SCHEMA.names if name not in table.column_names]
-    if missing:
-        raise CatalogError(
-            f"'{path}' is not a catalog: column '{missing[0]}' is missing; make one with "
-            "'braintumor-ray catalog SOURCE --output CATALOG.parquet'"
-        )
-    return table
+    check_columns(path, table.schema)
+    return completed(table)
 
 
 def write_catalog(table: pa.Table, path: str | Path) -> None:

@@ -77,6 +77,12 @@ def evaluate(
     bundle: BundleOption,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the report.")],
     split: Annotated[str, typer.Option(help="test, val, train, or all.")] = "test",
+    classes: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            help="Labels to the bundle's classes: glioma_tumor=glioma,no_tumor=none+healthy."
+        ),
+    ] = None,
     truth: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="Tumor masks (folder), boxes (CSV, YOLO folder) or outlines (VIA)."),
@@ -128,6 +134,7 @@ def evaluate(
     table = load_source(source, catalog_options)
     options = EvaluateOptions(
         split=split,
+        classes=classes,
         device=device,
         precision=precision,  # type: ignore[arg-type]
         tta=tta,

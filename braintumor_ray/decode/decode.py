@@ -4,14 +4,13 @@ Training, the archive job and serving all come through `decode`, so what is serv
 trained. Content decides, never the extension: a PNG named ``.jpg`` is read as PNG.
 """
 
-from collections.abc import Sequence
-
 from braintumor_ray.decode.sniff import foreign_format, sniff
 from braintumor_ray.decode.types import (
     DEFAULT_LIMITS,
     DEFAULT_VOLUMES,
     Decoded,
     DecodeLimits,
+    DecodeOptions,
     FrameDecoder,
     Probe,
     Reader,
@@ -56,16 +55,11 @@ def decode(
     Returns:
         Pixels with status ``ok``, or a reason with status ``quarantined`` or ``skipped``.
     """
-    return decode_frames(data, [frame], limits=limits, volumes=volumes)[0]
+    wanted = DecodeOptions(frames=(frame,), limits=limits, volumes=volumes)
+    return decode_frames(data, wanted)[0]
 
 
-def decode_frames(
-    data: bytes | None,
-    frames: Sequence[int],
-    *,
-    limits: DecodeLimits = DEFAULT_LIMITS,
-    volumes: VolumeOptions = DEFAULT_VOLUMES,
-) -> list[Decoded]:
+def decode_frames(data: bytes | None, wanted: DecodeOptions) -> list[Decoded]:
     """Some frames of one file, which is parsed once; otherwise as `decode`.
 
     Returns:
@@ -74,12 +68,12 @@ def decode_frames(
     name: str | None = None
     try:
         content = _content(data)
-        limits.check_bytes(len(content))
+        wanted.limits.check_bytes(len(content))
         name = sniff(content)
-        opened = _reader(content, name).open(content, str(name), limits, volumes)
+        opened = _reader(content, name).open(content, str(name), wanted.limits, wanted.volumes)
     except Exception as error:  # the promise of this door: a file never raises
-        return [_quarantined(error, name)] * len(frames)
-    return [_decode_frame(opened, frame, name) for frame in frames]
+        return [_quarantined(error, name)] * len(wanted.frames)
+    return [_decode_frame(opened, frame, name) for frame in wanted.frames]
 
 
 def probe(head: bytes | None, *, volumes: VolumeOptions = DEFAULT_VOLUMES) -> Probe:

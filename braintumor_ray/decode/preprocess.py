@@ -90,3 +90,13 @@ class Preprocessing:
             raw.get("crop", "none"),
             raw.get("intensity", "none"),
         )
+
+
+def shrunk(picture: GrayImage, longest: int) -> GrayImage:
+    """A gray or RGB picture scaled down so that its longer side has at most `longest` pixels."""
+    height, width = picture.shape[:2]
+    scale = longest / max(height, width)
+    if scale >= 1:
+        return picture
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)

@@ -26,7 +26,7 @@ from typing import Any
 from braintumor_ray.decode.sandbox_child import COUNTER, FRAME
 from braintumor_ray.errors import BrainTumorError
 
-Item = tuple[bytes | None, dict[str, Any]]
+Item = tuple[bytes | None, Any]
 _START_TIMEOUT_S = 120.0  # imports on a busy machine; not held against any file
 _PIPE_BYTES = 2**20
 _LOOK_MS = 1000.0
@@ -254,8 +254,8 @@ class DecodeSandbox:
     Not thread-safe, and one `map` at a time.
 
     Args:
-        worker: ``module:function``; takes ``(bytes | None, options dict)`` and returns anything
-            that pickles. NumPy arrays come back without being copied into a pickle.
+        worker: ``module:function``; takes ``(bytes | None, options)`` and returns anything;
+            both pickle. NumPy arrays come back without being copied into a pickle.
         timeout_s: Longest time for one item, in seconds.
         tries: How often an item may kill or stall a child before it is given up.
         memory_bytes: Private memory the child may hold. An item that wants more gets a reason.
@@ -276,9 +276,9 @@ class DecodeSandbox:
         self._memory_bytes = memory_bytes
         self._child: Child | None = self._start()  # it imports while the caller goes on
 
-    def run(self, data: bytes | None, options: dict[str, Any] | None = None) -> Outcome:
+    def run(self, data: bytes | None, options: object = None) -> Outcome:
         """Run the worker on one item."""
-        return next(self.map([(data, options or {})]))
+        return next(self.map([(data, options)]))
 
     def map(self, items: Iterable[Item]) -> Iterator[Outcome]:
         """Run the worker on each item; yields one outcome per item, in order.

@@ -27,7 +27,7 @@ FRAME = struct.Struct("<QQ")
 COUNTER = struct.Struct("<Q")
 _BATCH = 8
 _BATCH_BYTES = 2**19
-Worker = Callable[[bytes | None, dict[str, Any]], Any]
+Worker = Callable[[bytes | None, Any], Any]
 
 
 def main(arguments: list[str]) -> int:
@@ -144,9 +144,7 @@ def _serve(worker: Worker, requests: int, out: _Replies, fuse_s: float, counter:
         out.flush_if_due()
 
 
-def _answer(
-    worker: Worker, data: bytes | None, options: dict[str, Any]
-) -> tuple[bytes, list[memoryview]]:
+def _answer(worker: Worker, data: bytes | None, options: object) -> tuple[bytes, list[memoryview]]:
     try:
         return _pack(worker(data, options), None)
     except MemoryError:

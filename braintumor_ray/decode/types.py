@@ -1,9 +1,8 @@
 """What decoding takes and gives: limits, volumes, pixels or a reason; the contract of a reader."""
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -72,29 +71,34 @@ class VolumeOptions:
     plane: Plane = "axial"
     volume: int = 0
 
-    def mark(self, location: str) -> str:
-        """A path or URI that says how its volume is cut; unchanged for the default way.
+    @property
+    def mark(self) -> str:
+        """What path and URI of a scan end in; empty for the default way.
 
-        A catalog's rows carry it, so that whoever reads them later cuts the same slices, and
-        slices of two planes are never taken for the same scan.
+        Slices of two planes are so never taken for the same scan. How a file is to be cut is read
+        from a catalog's columns, not from here.
         """
         if self == DEFAULT_VOLUMES:
-            return location
-        return f"{location}#plane={self.plane}&volume={self.volume}"
+            return ""
+        return f"#plane={self.plane}&volume={self.volume}"
 
 
 DEFAULT_VOLUMES = VolumeOptions()
 
 
-_MARK = re.compile(r"#plane=(axial|coronal|sagittal)&volume=(\d+)$")
+@dataclass(frozen=True, kw_only=True)
+class DecodeOptions:
+    """What is wanted of one file; the options of every worker of a decoding process.
 
+    Attributes:
+        frames: which frames, from 0.
+        limits: what the file may cost.
+        volumes: how a volume becomes frames.
+    """
 
-def unmark(location: str) -> tuple[str, VolumeOptions]:
-    """The inverse of `VolumeOptions.mark`."""
-    found = _MARK.search(location)
-    if found is None:
-        return location, DEFAULT_VOLUMES
-    return location[: found.start()], VolumeOptions(cast(Plane, found[1]), int(found[2]))
+    frames: tuple[int, ...] = (0,)
+    limits: DecodeLimits = DEFAULT_LIMITS
+    volumes: VolumeOptions = DEFAULT_VOLUMES
 
 
 @dataclass(frozen=True, eq=False)

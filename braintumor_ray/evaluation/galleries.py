@@ -9,12 +9,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from braintumor_ray.decode.reading import group_frames, prepare_scans
+from braintumor_ray.decode.preprocess import shrunk
+from braintumor_ray.decode.reading import decode_scans
 from braintumor_ray.decode.types import DecodeLimits
 from braintumor_ray.evaluation.evaluated import Evaluated
 from braintumor_ray.evaluation.selection import Ints
 from braintumor_ray.explain.overlay import contact_sheet, panel, write_png
-from braintumor_ray.pages.pictures import Picture, jpeg_uri, load_pictures, shrunk
+from braintumor_ray.pages.pictures import Picture, jpeg_uri, load_pictures
 from braintumor_ray.predict.predictor import Predictor, normalized_entropy
 
 LONGEST = 480
@@ -146,7 +147,8 @@ def _draw(
 ) -> dict[int, Picture]:
     table = evaluated.rows.take(pa.array(rows, pa.int64()))
     pictures = load_pictures(table, LONGEST, limits)
-    squares = _squares(predictor, table, limits)
+    scans = decode_scans(table, predictor.bundle.preprocessing, limits=limits)
+    squares = [scan.image for scan in scans]
     usable = [i for i in range(len(rows)) if squares[i] is not None and pictures[i] is not None]
     explained = predictor([squares[i] for i in usable])  # type: ignore[misc]
     drawn = {}
@@ -154,16 +156,6 @@ def _draw(
         cams = {method: explained[method][at] for method in predictor.methods}
         drawn[rows[index]] = _panel(evaluated, rows[index], pictures[index], cams, truth)
     return drawn
-
-
-def _squares(predictor: Predictor, table: pa.Table, limits: DecodeLimits) -> list[Picture | None]:
-    from braintumor_ray.decode.prepare import WORKER
-    from braintumor_ray.decode.sandbox import DecodeSandbox
-
-    files = group_frames(table["uri"].to_pylist(), table["frame"].to_pylist())
-    with DecodeSandbox(WORKER) as sandbox:
-        scans = prepare_scans(files, sandbox, predictor.bundle.preprocessing, limits)
-        return [scan.image for scan in scans]
 
 
 def _panel(

@@ -8,10 +8,9 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from braintumor_ray.decode.prepare import WORKER
+from braintumor_ray.decode.files import SCAN_COLUMNS
 from braintumor_ray.decode.preprocess import Preprocessing
-from braintumor_ray.decode.reading import group_frames, prepare_scans
-from braintumor_ray.decode.sandbox import DecodeSandbox
+from braintumor_ray.decode.reading import decode_scans
 from braintumor_ray.decode.types import DecodeLimits
 from braintumor_ray.evaluation.evaluated import Evaluated
 from braintumor_ray.explain.regions import Shares, looks_at_border
@@ -90,7 +89,7 @@ def localization(
         {name: maps[rows] for name, maps in evaluated.outputs.maps.items()},
         truth,
         image_size=predictor.bundle.preprocessing.image_size,
-        images=_squares(scans, predictor.bundle.preprocessing, limits or DecodeLimits()),
+        images=_squares(scans, predictor.bundle.preprocessing, limits),
         seed=seed,
     )
     names = [evaluated.truth.names[row] for row in rows]
@@ -120,7 +119,7 @@ def _by_class(
 
 
 def _scan_table(evaluated: Evaluated, rows: NDArray[np.int64]) -> pa.Table:
-    table = evaluated.rows.select(["uri", "path", "frame"]).take(pa.array(rows))
+    table = evaluated.rows.select(["path", *SCAN_COLUMNS]).take(pa.array(rows))
     shapes = [evaluated.outputs.shapes[row] or (None, None) for row in rows]
     for position, name in enumerate(("height", "width")):
         values = [shape[position] for shape in shapes]
@@ -129,14 +128,12 @@ def _scan_table(evaluated: Evaluated, rows: NDArray[np.int64]) -> pa.Table:
 
 
 def _squares(
-    scans: pa.Table, preprocessing: Preprocessing, limits: DecodeLimits
+    scans: pa.Table, preprocessing: Preprocessing, limits: DecodeLimits | None
 ) -> Iterator[NDArray[np.uint8]]:
-    files = group_frames(scans["uri"].to_pylist(), scans["frame"].to_pylist())
     blank = np.zeros((preprocessing.image_size, preprocessing.image_size), np.uint8)
-    with DecodeSandbox(WORKER) as sandbox:
-        for scan in prepare_scans(files, sandbox, preprocessing, limits):
-            # A file that vanished since it was measured has no head, so no baseline of its own.
-            yield blank if scan.image is None else scan.image
+    for scan in decode_scans(scans, preprocessing, limits=limits):
+        # A file that vanished since it was measured has no head, so no baseline of its own.
+        yield blank if scan.image is None else scan.image
 
 
 def faithfulness_section(
@@ -175,7 +172,5 @@ def _sample(predictor: Predictor, evaluated: Evaluated, size: int, seed: int) ->
     """Network inputs uint8 (n, S, S) of a seeded sample of the measured scans."""
     chosen = evaluated.measured[sample_rows(len(evaluated.measured), size, seed)]
     rows = evaluated.rows.take(chosen)
-    files = group_frames(rows["uri"].to_pylist(), rows["frame"].to_pylist())
-    with DecodeSandbox(WORKER) as sandbox:
-        scans = prepare_scans(files, sandbox, predictor.bundle.preprocessing, DecodeLimits())
-        return np.stack([scan.image for scan in scans if scan.image is not None])
+    scans = decode_scans(rows, predictor.bundle.preprocessing)
+    return np.stack([scan.image for scan in scans if scan.image is not None])

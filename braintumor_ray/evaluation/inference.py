@@ -11,9 +11,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from braintumor_ray.decode.hashes import unpack_hashes
-from braintumor_ray.decode.prepare import HASHING_WORKER, PreparedScan
-from braintumor_ray.decode.reading import group_frames, prepare_scans
-from braintumor_ray.decode.sandbox import DecodeSandbox
+from braintumor_ray.decode.prepare import PreparedScan
+from braintumor_ray.decode.reading import decode_scans
 from braintumor_ray.decode.types import DecodeLimits
 from braintumor_ray.explain.regions import (
     area_shares,
@@ -86,7 +85,7 @@ def predict_catalog(
 
     Args:
         predictor: of the bundle.
-        catalog: with columns `uri` and `frame`.
+        catalog: as for `decode.files.files_of`.
         tta: average the logits over `test_time_views`.
         explain: keep raw maps and where their heat is.
         limits: what a file may cost.
@@ -94,15 +93,12 @@ def predict_catalog(
     """
     scans: list[PreparedScan] = []
     batches = [_empty(predictor, explain)]
-    with DecodeSandbox(HASHING_WORKER) as sandbox:
-        files = group_frames(catalog["uri"].to_pylist(), catalog["frame"].to_pylist())
-        preprocessing = predictor.bundle.preprocessing
-        source = prepare_scans(files, sandbox, preprocessing, limits or DecodeLimits())
-        for batch in _batches(source, predictor.batch_size):
-            batches.append(_predict(predictor, batch, tta=tta, explain=explain))
-            scans += [replace(scan, image=None) for scan in batch]
-            if progress:
-                progress(len(scans), catalog.num_rows)
+    source = decode_scans(catalog, predictor.bundle.preprocessing, limits=limits, hashed=True)
+    while batch := list(islice(source, predictor.batch_size)):
+        batches.append(_predict(predictor, batch, tta=tta, explain=explain))
+        scans += [replace(scan, image=None) for scan in batch]
+        if progress:
+            progress(len(scans), catalog.num_rows)
     return ScanOutputs(
         [scan.status for scan in scans],
         [scan.reason for scan in scans],
@@ -195,8 +191,3 @@ def _image_groups(scans: list[PreparedScan]) -> NDArray[np.int64]:
     dhashes, dct_hashes, flat = unpack_hashes([scan.hashes for scan in scans])
     digests = [scan.pixel_sha256 for scan in scans]
     return duplicate_groups(digests, dhashes, flat=flat, dct_hashes=dct_hashes)
-
-
-def _batches(scans: Iterator[PreparedScan], size: int) -> Iterator[list[PreparedScan]]:
-    while batch := list(islice(scans, size)):
-        yield batch

@@ -203,8 +203,8 @@ def _samples(parts: ReportParts) -> dict[str, list[str]]:
     samples = {}
     for name in sorted({name for name in parts.classes if name is not None}):
         rows = rng.permutation(np.flatnonzero(classes == name))[: 2 * SAMPLES]
-        table = parts.catalog.select(["uri", "frame"]).take(pa.array(rows))
-        pictures = [p for p in load_pictures(table, _SAMPLE_SIZE) if p is not None]
+        loaded = load_pictures(parts.catalog.take(pa.array(rows)), _SAMPLE_SIZE)
+        pictures = [picture for picture in loaded if picture is not None]
         samples[name] = [jpeg_uri(picture) for picture in pictures[:SAMPLES]]
     return samples
 

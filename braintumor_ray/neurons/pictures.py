@@ -1,6 +1,7 @@
 """Pictures of what excites a neuron, and the reading of scans for them."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,9 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from braintumor_ray.decode.prepare import WORKER, PreparedScan
+from braintumor_ray.decode.prepare import PreparedScan
 from braintumor_ray.decode.preprocess import GrayImage, Preprocessing
-from braintumor_ray.decode.reading import group_frames, prepare_scans
-from braintumor_ray.decode.sandbox import DecodeSandbox
-from braintumor_ray.decode.types import DecodeLimits
+from braintumor_ray.decode.reading import decode_scans
 from braintumor_ray.explain.overlay import contact_sheet, heatmap_at, superimpose, write_png
 from braintumor_ray.models.bundle import Bundle
 from braintumor_ray.models.classifier import Classifier, normalize
@@ -56,16 +55,9 @@ def prepared_batches(
     scans: pa.Table, preprocessing: Preprocessing, batch_size: int
 ) -> Iterator[tuple[int, list[PreparedScan]]]:
     """Batches of scans, decoded and resized, each with its first row's number."""
-    files = group_frames(scans["uri"].to_pylist(), scans["frame"].to_pylist())
-    start, batch = 0, []
-    with DecodeSandbox(WORKER) as sandbox:
-        for scan in prepare_scans(files, sandbox, preprocessing, DecodeLimits()):
-            batch.append(scan)
-            if len(batch) == batch_size:
-                yield start, batch
-                start, batch = start + len(batch), []
-    if batch:
-        yield start, batch
+    source = decode_scans(scans, preprocessing)
+    for start in range(0, scans.num_rows, batch_size):
+        yield start, list(islice(source, batch_size))
 
 
 def write_sheets(
@@ -107,8 +99,7 @@ def write_sheets(
 def _images(rows: pa.Table, preprocessing: Preprocessing) -> GrayImage:
     """Scans that were read before, read again; black where one has gone since."""
     black = np.zeros((preprocessing.image_size,) * 2, np.uint8)
-    batches = prepared_batches(rows, preprocessing, rows.num_rows)
-    scans = [scan for _, batch in batches for scan in batch]
+    scans = decode_scans(rows, preprocessing)
     return np.stack([black if scan.image is None else scan.image for scan in scans])
 
 

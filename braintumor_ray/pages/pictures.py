@@ -3,48 +3,44 @@
 import base64
 import io
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from dataclasses import dataclass
 
-import cv2
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
-from braintumor_ray.decode.decode import decode
-from braintumor_ray.decode.reading import read_file
+from braintumor_ray.decode.decode import decode_frames
+from braintumor_ray.decode.preprocess import shrunk
+from braintumor_ray.decode.reading import run_on_scans
 from braintumor_ray.decode.sandbox import DecodeSandbox
-from braintumor_ray.decode.types import DecodeLimits, unmark
+from braintumor_ray.decode.types import DecodeLimits, DecodeOptions
 
 WORKER = "braintumor_ray.pages.pictures:shrink_file"
 Picture = NDArray[np.uint8]
 
 
-def shrink_file(data: bytes | None, options: dict[str, Any]) -> Picture | None:
-    """Decode one frame and shrink it; runs in the decoding process.
+@dataclass(frozen=True, kw_only=True)
+class ShrinkOptions(DecodeOptions):
+    """What `shrink_file` makes of a file: pictures with at most `longest` pixels a side."""
+
+    longest: int
+
+
+def shrink_file(data: bytes | None, options: ShrinkOptions) -> list[Picture | None]:
+    """Decode some frames and shrink them; runs in the decoding process.
 
     Args:
         data: the whole file.
-        options: `frame`, `longest` (pixels of the longer side), `max_bytes`, `max_pixels`,
-            `volumes`.
+        options: which frames, and how large.
 
     Returns:
-        uint8 (h, w), aspect kept, never enlarged; None where the scan cannot be read.
+        uint8 (h, w) each, aspect kept, never enlarged; None where the scan cannot be read.
     """
-    limits = DecodeLimits(options["max_bytes"], options["max_pixels"])
-    decoded = decode(data, frame=options["frame"], limits=limits, volumes=options["volumes"])
-    return None if decoded.gray is None else shrunk(decoded.gray, options["longest"])
-
-
-def shrunk(gray: Picture, longest: int) -> Picture:
-    """A gray or RGB picture scaled down so that its longer side has at most `longest` pixels."""
-    height, width = gray.shape[:2]
-    scale = longest / max(height, width)
-    if scale >= 1:
-        return gray
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    return np.asarray(cv2.resize(gray, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+    return [
+        None if decoded.gray is None else shrunk(decoded.gray, options.longest)
+        for decoded in decode_frames(data, options)
+    ]
 
 
 def load_pictures(
@@ -53,27 +49,16 @@ def load_pictures(
     """Small gray pictures of some scans, in order.
 
     Args:
-        rows: with columns `uri` and `frame`; each file is read once per row.
+        rows: as for `decode.files.files_of`.
         longest: pixels of the longer side.
         limits: what a file may cost.
 
     Returns:
         uint8 (h, w) each, None where the scan cannot be read.
     """
-    allowed = limits or DecodeLimits()
-    options = {
-        "longest": longest,
-        "max_bytes": allowed.max_bytes,
-        "max_pixels": allowed.max_pixels,
-    }
-    with ThreadPoolExecutor(8) as pool, DecodeSandbox(WORKER) as sandbox:
-        uris = rows["uri"].to_pylist()
-        contents = pool.map(lambda uri: read_file(uri, allowed).data, uris)
-        items = [
-            (data, {**options, "frame": frame, "volumes": unmark(uri)[1]})
-            for data, frame, uri in zip(contents, rows["frame"].to_pylist(), uris, strict=True)
-        ]
-        return [outcome.value for outcome in sandbox.map(items)]
+    options = ShrinkOptions(longest=longest, limits=limits or DecodeLimits())
+    with DecodeSandbox(WORKER) as sandbox:
+        return list(run_on_scans(rows, sandbox, options, lambda _: None))
 
 
 def side_by_side(pictures: Sequence[Picture], gap: int = 4) -> Picture:

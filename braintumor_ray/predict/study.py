@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from braintumor_ray.decode.types import unmark
+from braintumor_ray.decode.files import locations
 from braintumor_ray.errors import ResultsError
 from braintumor_ray.predict.results import read_results, results_folder
 
@@ -81,8 +81,8 @@ def roll_up(rows: pa.Table, positive: Sequence[int], level: Level = "series") ->
     if level not in _WIDER:
         raise ResultsError(f"level '{level}' is unknown; use {', '.join(_WIDER)}")
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for row in rows.select(COLUMNS).to_pylist():
-        groups.setdefault(_group(row, level), []).append(row)
+    for row, file in zip(rows.select(COLUMNS).to_pylist(), locations(rows), strict=True):
+        groups.setdefault(_group(row, level, file), []).append(row)
     rolled = [_summary(members, positive) for members in groups.values()]
     rolled.sort(key=_urgency)
     return pa.Table.from_pylist(rolled, schema=STUDY_SCHEMA)
@@ -96,12 +96,12 @@ _WIDER: dict[str, tuple[str, ...]] = {
 }
 
 
-def _group(row: dict[str, Any], level: Level) -> tuple[str, ...]:
+def _group(row: dict[str, Any], level: Level, file: str) -> tuple[str, ...]:
     for name in _WIDER[level]:
         if row[name] is not None:
             # The patient as well: a series key is a hash of a UID that a careless copy may repeat.
             return (name, row[name], row["patient_key"] or "")
-    return ("uri", unmark(row["uri"])[0], row["patient_key"] or "")
+    return ("uri", file, row["patient_key"] or "")
 
 
 def _summary(members: Sequence[dict[str, Any]], positive: Sequence[int]) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """The archive job's first stage, catalog rows to decoded rows; neither Ray nor torch in here."""
 
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import cv2
@@ -11,17 +10,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from braintumor_ray.catalog.redaction import redact_catalog
+from braintumor_ray.decode.files import locations
 from braintumor_ray.decode.prepare import PreparedScan
 from braintumor_ray.decode.preprocess import Preprocessing
-from braintumor_ray.decode.reading import group_frames, prepare_scans
+from braintumor_ray.decode.reading import decode_scans, scan_columns
 from braintumor_ray.decode.sandbox import DecodeSandbox
-from braintumor_ray.decode.types import unmark
 from braintumor_ray.explain.regions import head_weights
 from braintumor_ray.predict.schema import KEYS
 from braintumor_ray.scoring.options import DecodeSettings
 from braintumor_ray.storage import is_local, open_filesystem
 
 ROW_COLUMNS = ("scan_id", "uri", "frame", *KEYS)
+PIXEL_COLUMNS = ("status", "reason", "height", "width", "pixel_sha256", "image")
 PREPARED = ("image", "head")  # what the predictor takes of a scan
 
 
@@ -44,37 +44,21 @@ class DecodeStage:
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """Decode a block; the rows keep their order and their number."""
-        files = group_frames(rows["uri"].to_pylist(), rows["frame"].to_pylist())
-        limits = self._settings.limits
-        prepared = prepare_scans(files, self._sandbox, self._preprocessing, limits)
+        prepared = decode_scans(
+            rows, self._preprocessing, limits=self._settings.limits, sandbox=self._sandbox
+        )
         scans, heads = [], []
         for scan in prepared:
             scans.append(scan)
             heads.append(self._head(scan))  # while the child decodes the next
         kept = redact_catalog(rows, self._settings.redaction).select(ROW_COLUMNS)
-        for name, values in _pixel_columns(scans).items():
+        for name, values in scan_columns(scans, PIXEL_COLUMNS).items():
             kept = kept.append_column(name, values)
-        return kept.append_column("head", _as_binary(heads))
+        views = [None if head is None else head.data.cast("B") for head in heads]
+        return kept.append_column("head", pa.array(views, pa.large_binary()))
 
     def _head(self, scan: PreparedScan) -> npt.NDArray[np.float32] | None:
         return None if scan.image is None else head_weights([scan.image], self._cam_shape)
-
-
-def _pixel_columns(scans: Sequence[PreparedScan]) -> dict[str, pa.Array]:
-    return {
-        "status": pa.array([scan.status for scan in scans], pa.string()),
-        "reason": pa.array([scan.reason for scan in scans], pa.string()),
-        "height": pa.array([scan.height for scan in scans], pa.int32()),
-        "width": pa.array([scan.width for scan in scans], pa.int32()),
-        "pixel_sha256": pa.array([scan.pixel_sha256 for scan in scans], pa.string()),
-        "image": _as_binary([scan.image for scan in scans]),
-    }
-
-
-def _as_binary(arrays: Sequence[npt.NDArray[Any] | None]) -> pa.Array:
-    """The arrays' bytes as a column, null for None."""
-    views = [None if array is None else array.data.cast("B") for array in arrays]
-    return pa.array(views, pa.large_binary())
 
 
 CHANGED = "changed since it was catalogued"
@@ -116,7 +100,7 @@ class ArchiveDecodeStage(DecodeStage):
 
 def changed_files(rows: pa.Table) -> Mask:
     """Which rows' files are there and differ from the catalog in size or time of change."""
-    uris = [unmark(uri)[0] for uri in rows["uri"].to_pylist()]
+    uris = locations(rows)
     found = {uri: (info.size, info.mtime) for uri, info in _stat(list(dict.fromkeys(uris)))}
     changed = np.zeros(rows.num_rows, bool)
     if not {"size", "mtime"} <= {*rows.column_names}:

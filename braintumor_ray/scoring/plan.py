@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from braintumor_ray.catalog.redaction import UriRedaction, redact_catalog
-from braintumor_ray.catalog.schema import CATALOG_SCHEMA
+from braintumor_ray.catalog.schema import CATALOG_SCHEMA, completed, same_id
 from braintumor_ray.errors import CatalogError
 from braintumor_ray.predict.results import CATALOGS, ResultsFolder, superseded_rows
 from braintumor_ray.scoring.generation import Generation
@@ -171,12 +171,7 @@ def _check_distinct(scans: Scans, sorted_ids: Ids) -> None:
     twice = sorted_ids[1:][sorted_ids[1:] == sorted_ids[:-1]]
     if len(twice):
         rows = np.flatnonzero(scans.ids == twice[0])
-        one, other = (_path_of(scans, int(row)) for row in rows[:2])
-        cause = "the path is listed twice" if one == other else "their hashes collide"
-        raise CatalogError(
-            f"'{one}' and '{other}' have the same scan id: {cause}; list each file once, or "
-            "rename one"
-        )
+        raise same_id(*(_path_of(scans, int(row)) for row in rows[:2]))
 
 
 def _clash(scans: Scans, row: int, then: str, redaction: UriRedaction | None) -> None:
@@ -217,7 +212,8 @@ def _carried(generation: Generation, gone: Ids) -> pa.Table:
     kept = []
     for name in generation.folder.names(parent):
         (table,) = generation.folder.read_parquet([f"{parent}/{name}"])
-        kept.append(table.filter(pc.is_in(table["scan_id"], value_set=pa.array(gone))))
+        rows = table.filter(pc.is_in(table["scan_id"], value_set=pa.array(gone)))
+        kept.append(completed(rows))
     rows = pa.concat_tables(kept, promote_options="default")
     _, first = np.unique(rows["scan_id"].to_numpy(), return_index=True)
     return rows.take(pa.array(first))

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from braintumor_ray.catalog.build import load_catalog
-from braintumor_ray.catalog.schema import CATALOG_SCHEMA, HEADER_COLUMNS, CatalogOptions, Progress
+from braintumor_ray.catalog.schema import CatalogOptions, Progress, check_columns, completed
 from braintumor_ray.errors import CatalogError
 from braintumor_ray.storage import open_filesystem
 
@@ -177,17 +177,8 @@ def _scans_in_parquet(source: str) -> Scans:
     except OSError as error:
         raise CatalogError(f"catalog '{source}' cannot be read: {error}") from error
     for path in paths[:1]:
-        _check_columns(source, _metadata(source, path, filesystem).schema.to_arrow_schema())
+        check_columns(source, _metadata(source, path, filesystem).schema.to_arrow_schema())
     return scans_in_files(source, paths, filesystem)
-
-
-def _check_columns(source: str, schema: pa.Schema) -> None:
-    missing = {*CATALOG_SCHEMA.names} - {*schema.names} - {*HEADER_COLUMNS}
-    if missing:
-        raise CatalogError(
-            f"'{source}' is not a catalog: column '{sorted(missing)[0]}' is missing; make one with "
-            "'braintumor-ray catalog SOURCE --output CATALOG.parquet'"
-        )
 
 
 def _metadata(source: str, path: str, filesystem: Any) -> Any:  # noqa: ANN401
@@ -206,16 +197,8 @@ def _parts_of_file(
     try:
         with filesystem.open_input_file(path) as stream:
             file = pq.ParquetFile(stream)
-            names = columns and [name for name in columns if name in file.schema_arrow.names]
-            for batch in file.iter_batches(ROWS_PER_PART, columns=names):
-                yield _with_headers(pa.Table.from_batches([batch]), columns)
+            for batch in file.iter_batches(ROWS_PER_PART, columns=columns):
+                part = pa.Table.from_batches([batch])
+                yield completed(part) if columns is None else part
     except (OSError, pa.ArrowException) as error:
         raise CatalogError(f"catalog '{source}' cannot be read: {error}") from error
-
-
-def _with_headers(part: pa.Table, columns: Sequence[str] | None) -> pa.Table:
-    """Older catalogs lack some columns of CATALOG_SCHEMA."""
-    for name in HEADER_COLUMNS:
-        if name not in part.column_names and (columns is None or name in columns):
-            part = part.append_column(name, pa.nulls(part.num_rows, pa.string()))
-    return part

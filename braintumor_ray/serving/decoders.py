@@ -12,7 +12,7 @@ from typing import Any
 
 from braintumor_ray.decode.sandbox import DecodeSandbox, SandboxError
 from braintumor_ray.serving.problems import ProblemError
-from braintumor_ray.serving.upload import WORKER, Upload
+from braintumor_ray.serving.upload import WORKER, Upload, UploadOptions
 
 _MOST = 4
 
@@ -47,7 +47,7 @@ class DecoderPool:
         for sandbox in self._sandboxes:
             self._idle.put(sandbox)
 
-    async def decode(self, data: Any, options: dict[str, Any]) -> Upload:  # noqa: ANN401 - a buffer
+    async def decode(self, data: Any, options: UploadOptions) -> Upload:  # noqa: ANN401 - a buffer
         """Decode one upload; waits for an idle process.
 
         Raises:
@@ -62,7 +62,7 @@ class DecoderPool:
         for sandbox in self._sandboxes:
             sandbox.close()
 
-    def _run(self, data: Any, options: dict[str, Any]) -> Upload:  # noqa: ANN401 - a buffer
+    def _run(self, data: Any, options: UploadOptions) -> Upload:  # noqa: ANN401 - a buffer
         sandbox = self._idle.get()
         try:
             outcome = sandbox.run(data, options)

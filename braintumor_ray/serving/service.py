@@ -16,7 +16,7 @@ from braintumor_ray.serving.model import Model, ModelCard
 from braintumor_ray.serving.problems import ProblemError, busy
 from braintumor_ray.serving.schemas import PredictQuery
 from braintumor_ray.serving.settings import ServingSettings
-from braintumor_ray.serving.upload import Upload, upload_options
+from braintumor_ray.serving.upload import Upload, UploadOptions
 
 
 class Service:
@@ -108,12 +108,12 @@ class Service:
 
     async def _predict(self, data: Any, query: PredictQuery) -> dict[str, Any]:  # noqa: ANN401
         card = await self.card()
-        options = upload_options(
-            query.frame,
-            query.volumes,
-            card.preprocessing,
-            self.settings.limits,
-            query.wants_picture,
+        options = UploadOptions(
+            frames=(query.frame,),
+            volumes=query.volumes,
+            limits=self.settings.limits,
+            preprocessing=card.preprocessing,
+            picture=query.wants_picture,
         )
         upload = await self._decoders.decode(data, options)
         if upload.image is None:

@@ -53,6 +53,8 @@ def model_card(
 
 
 def _split_line(data: RunData, options: "TrainOptions") -> str:
+    if data.own_split:
+        return "taken from the catalog"
     if options.split_by == "official":
         return "the source's own"
     return f"by group, stratified by class, seed {options.recipe.seed}"

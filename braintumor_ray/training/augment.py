@@ -8,11 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from braintumor_ray.decode.prepare import WORKER
 from braintumor_ray.decode.preprocess import GrayImage, Preprocessing
-from braintumor_ray.decode.reading import group_frames, prepare_scans
-from braintumor_ray.decode.sandbox import DecodeSandbox
-from braintumor_ray.decode.types import DecodeLimits
+from braintumor_ray.decode.reading import decode_scans
 from braintumor_ray.errors import UsageError
 from braintumor_ray.explain.overlay import contact_sheet, write_png
 from braintumor_ray.recipes.schema import AugmentSection, Recipe
@@ -198,9 +195,7 @@ def preview_augmentation(catalog: pa.Table, recipe: Recipe, path: Path) -> None:
     rows = catalog.take(pa.array(range(0, catalog.num_rows, step)))
     size = recipe.data.image_size
     plain = Preprocessing(size, recipe.data.interpolation, (0.0,) * 3, (1.0,) * 3)
-    files = group_frames(rows["uri"].to_pylist(), rows["frame"].to_pylist())
-    with DecodeSandbox(WORKER) as sandbox:
-        scans = list(prepare_scans(files, sandbox, plain, DecodeLimits()))
+    scans = list(decode_scans(rows, plain))
     readable = [
         (scan.image, row)
         for scan, row in zip(scans, rows.to_pylist(), strict=True)

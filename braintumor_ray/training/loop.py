@@ -1,9 +1,11 @@
 """Training steps of one worker; no Ray in here. Sums are all-reduced where there are others."""
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -29,7 +31,8 @@ class StepSettings:
         class_weights: float32 (k,), on the device.
         label_smoothing: share of the target that is spread over all classes.
         clip_norm: largest gradient norm, None: not clipped.
-        accumulate: steps whose gradients are added up before the weights change.
+        accumulate: batches whose gradients are added up before the weights change; an epoch's last
+            step may have fewer.
         bf16: autocast of the forward pass.
         guidance: the loss of where the evidence lies; None: not guided.
     """
@@ -178,19 +181,21 @@ def train_epoch(
     totals = _zeros(settings)
     rates = [group["lr"] for group in optimizer.param_groups]
     optimizer.zero_grad(set_to_none=True)
-    index = 0
-    for index, (images, labels, *coverage) in enumerate(batches, start=1):
-        with settings.autocast():
-            logits, evidence, gate = network(normalize(images, settings.preprocessing))
-        losses = weighted_loss(logits, labels, settings)
-        loss = losses.mean()
-        if settings.guidance is not None and evidence is not None:
-            loss = loss + settings.guidance(evidence, gate, labels, *coverage)
-        (loss / settings.accumulate).backward()
-        _count(totals, losses, logits, labels)
-        if index % settings.accumulate == 0:
-            _step(network, optimizer, settings, rates, schedule, after_step)
-    if index % settings.accumulate:
+    source = iter(batches)
+    while window := list(islice(source, settings.accumulate)):
+        # The scans that are there, not those of a full window: an epoch's last one is shorter.
+        # All workers have equally many, so that DDP's mean over workers is the mean over scans.
+        scans = sum(len(batch[1]) for batch in window)
+        for images, labels, *coverage in window:
+            with settings.autocast():
+                logits, evidence, gate = network(normalize(images, settings.preprocessing))
+            losses = weighted_loss(logits, labels, settings)
+            loss = losses.sum() / scans
+            if settings.guidance is not None and evidence is not None:
+                guided = settings.guidance(evidence, gate, labels, *coverage)
+                loss = loss + guided * (len(labels) / scans)
+            loss.backward()
+            _count(totals, losses, logits, labels)
         _step(network, optimizer, settings, rates, schedule, after_step)
     return _reduced(totals)
 
@@ -216,6 +221,17 @@ def without_lone_scans(batches: Iterable[Batch]) -> Iterator[Batch]:
     for number, batch in enumerate(batches):
         if number == 0 or len(batch[1]) > 1:
             yield batch
+
+
+def steps_per_epoch(scans: int, batch: int, accumulate: int) -> int:
+    """Optimizer steps of one pass, and so factors that a schedule gives for it.
+
+    Args:
+        scans: of the whole training split.
+        batch: scans per batch of all workers together.
+        accumulate: batches per step.
+    """
+    return math.ceil(math.ceil(scans / batch) / accumulate)
 
 
 def share_buffers(model: nn.Module) -> None:

@@ -35,7 +35,7 @@ from braintumor_ray.training.phases import phase_table
 from braintumor_ray.training.run_data import RunData, class_map, decode_run, split_run
 from braintumor_ray.training.run_folder import RunFolder, run_folder
 from braintumor_ray.training.shards import Shards, training_dataset
-from braintumor_ray.training.split import imbalance
+from braintumor_ray.training.split import check_split_choice, imbalance
 from braintumor_ray.training.trainer import Fitted, fit, read_fitted
 
 UNBALANCED = 5.0
@@ -75,9 +75,12 @@ def train(catalog: pa.Table, options: TrainOptions, say: Say = print) -> Trainin
         UsageError: data or recipe that cannot be trained; found before training starts.
         GateError: the split leaks.
         WeightsError: pretrained weights cannot be had.
-        TrainingError: the folder holds a finished run, or one of another recipe or data.
+        TrainingError: the folder holds a finished run, one of another recipe or data, or a bundle
+            of no run.
     """
     recipe, folder = options.recipe, run_folder(options.output)
+    folder.refuse_occupied()
+    check_split_choice(catalog, options.split())
     ready = prepare(catalog, options, say)
     classes, model = ready.classes, ready.model
     most = options.workers.most
@@ -145,12 +148,12 @@ def _masks(
 
 
 def check_run(output: str | Path) -> None:
-    """Refuse a folder whose run is finished, before anything is decoded.
+    """Refuse a folder that training would spoil, before anything is decoded.
 
     Raises:
-        TrainingError: it is.
+        TrainingError: its run is finished, or its bundle belongs to no run.
     """
-    run_folder(output).refuse_finished()
+    run_folder(output).refuse_occupied()
 
 
 def _fit(

@@ -16,7 +16,13 @@ from braintumor_ray.splits.splits import LeakReport
 from braintumor_ray.training.options import Say, SplitOptions
 from braintumor_ray.training.run_folder import RunFolder
 from braintumor_ray.training.shards import Shards, decode_to_shards, mixed
-from braintumor_ray.training.split import HASH_COLUMNS, check_counts, counts_by_split, with_splits
+from braintumor_ray.training.split import (
+    HASH_COLUMNS,
+    check_counts,
+    counts_by_split,
+    has_own_split,
+    with_splits,
+)
 
 Ints = npt.NDArray[np.int64]
 
@@ -31,6 +37,7 @@ class RunData:
         classes: which labels are learnt.
         leaks: of the split.
         counts: scans per split and class.
+        own_split: the source's catalog said which split each scan is in.
     """
 
     catalog: pa.Table
@@ -38,6 +45,7 @@ class RunData:
     classes: ClassMap
     leaks: LeakReport
     counts: dict[str, dict[str, int]]
+    own_split: bool = False
 
     def of(self, split: str) -> tuple[Ints, Ints]:
         """Scan ids and class indices of a split, int64 (n,) each."""
@@ -109,6 +117,9 @@ def split_run(
         GateError: the split leaks and that was not allowed.
         UsageError: a class is missing from a split that must have it.
     """
+    own = has_own_split(catalog)
+    if own:
+        say("splits: taken from the catalog's column 'split'")
     catalog, leaks = with_splits(catalog, shards.read(HASH_COLUMNS), classes, options)
     counts = counts_by_split(catalog)
     check_counts(counts, classes, workers)
@@ -119,7 +130,7 @@ def split_run(
         say(f"{bad} scans could not be read and are left out; their reasons are in {path}")
     for split, row in counts.items():
         say(f"{split}: {sum(row.values())} scans ({_listed(row)})")
-    return RunData(read_catalog(path), shards, classes, leaks, counts)
+    return RunData(read_catalog(path), shards, classes, leaks, counts, own)
 
 
 def _listed(row: dict[str, int]) -> str:

@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from braintumor_ray.errors import TrainingError, UsageError
-from braintumor_ray.storage import is_local, local_path, read_bytes, write_atomically
+from braintumor_ray.storage import (
+    is_local,
+    local_path,
+    open_filesystem,
+    read_bytes,
+    write_atomically,
+)
 
 NOTE = "run.json"
 
@@ -65,25 +71,39 @@ class RunFolder:
             yield Path(folder)
             self._upload(Path(folder))
 
-    def refuse_finished(self) -> None:
-        """Refuse a folder whose run is finished, before anything is decoded.
+    def refuse_occupied(self) -> None:
+        """Refuse a folder that training would spoil, before anything is decoded.
 
         Raises:
-            TrainingError: it is.
+            TrainingError: its run is finished, or its bundle belongs to no run.
         """
-        if self.note().get("status") == "finished":
+        note = self.note()
+        if note.get("status") == "finished":
             raise TrainingError(
                 f"'{self.location}' holds a finished run (bundle at '{self.at('bundle')}'); "
                 "training it again would change nothing: choose another --output"
+            )
+        if not note and self._holds("bundle"):
+            raise TrainingError(
+                f"'{self.at('bundle')}' exists and '{self.location}' has no {NOTE}: the bundle is "
+                "not of a run in this folder, and training would replace it; choose another "
+                "--output"
             )
 
     def drop_unfinished_bundle(self) -> None:
         """Remove the bundle of a run that ended between writing it and saying so.
 
+        Only where the note says that a run was at work: any other bundle is not ours to remove.
         On an object store it is written over.
         """
-        if is_local(self.location) and self.note().get("status") != "finished":
+        if is_local(self.location) and self.note().get("status") == "training":
             shutil.rmtree(local_path(self.at("bundle")), ignore_errors=True)
+
+    def _holds(self, name: str) -> bool:
+        from pyarrow.fs import FileType
+
+        filesystem, path = open_filesystem(self.at(name))
+        return bool(filesystem.get_file_info(path).type != FileType.NotFound)
 
     def _upload(self, folder: Path) -> None:
         files = sorted(path for path in folder.rglob("*") if path.is_file())

@@ -14,9 +14,10 @@ import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, Dataset
 
-from braintumor_ray.decode.prepare import HASHING_WORKER, decode_version
+from braintumor_ray.decode.files import SCAN_COLUMNS
+from braintumor_ray.decode.prepare import WORKER, decode_version
 from braintumor_ray.decode.preprocess import Preprocessing
-from braintumor_ray.decode.reading import group_frames, prepare_scans
+from braintumor_ray.decode.reading import decode_scans, scan_columns
 from braintumor_ray.decode.sandbox import DecodeSandbox
 from braintumor_ray.decode.types import DecodeLimits
 from braintumor_ray.errors import CatalogError
@@ -24,6 +25,7 @@ from braintumor_ray.parquet_dataset import read_rows
 from braintumor_ray.storage import open_filesystem, read_bytes, write_atomically
 
 SCANS_PER_SHARD = 512
+SHARD_COLUMNS = ("status", "reason", "pixel_sha256", "hashes", "image")
 INDEX = "index.json"
 MOST_UNREADABLE = 0.5
 
@@ -64,22 +66,13 @@ class _DecodeToShard:
 
     def __init__(self, preprocessing: Preprocessing, limits: DecodeLimits) -> None:
         self._preprocessing, self._limits = preprocessing, limits
-        self._sandbox = DecodeSandbox(HASHING_WORKER)
+        self._sandbox = DecodeSandbox(WORKER)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        files = group_frames(rows["uri"].to_pylist(), rows["frame"].to_pylist())
-        scans = list(prepare_scans(files, self._sandbox, self._preprocessing, self._limits))
-        squares = [None if scan.image is None else scan.image.tobytes() for scan in scans]
-        return pa.table(
-            {
-                "scan_id": rows["scan_id"],
-                "status": pa.array([scan.status for scan in scans], pa.string()),
-                "reason": pa.array([scan.reason for scan in scans], pa.string()),
-                "pixel_sha256": pa.array([scan.pixel_sha256 for scan in scans], pa.string()),
-                "hashes": pa.array([scan.hashes for scan in scans], pa.binary()),
-                "image": pa.array(squares, pa.large_binary()),
-            }
+        scans = decode_scans(
+            rows, self._preprocessing, limits=self._limits, hashed=True, sandbox=self._sandbox
         )
+        return pa.table({"scan_id": rows["scan_id"], **scan_columns(list(scans), SHARD_COLUMNS)})
 
 
 def decode_to_shards(
@@ -105,7 +98,7 @@ def decode_to_shards(
     if known is not None:
         return Shards(location, known, reused=True)
     filesystem, path = open_filesystem(catalog)
-    data = read_rows([path], filesystem, ["scan_id", "uri", "frame"])
+    data = read_rows([path], filesystem, ["scan_id", *SCAN_COLUMNS])
     shards = data.repartition(target_num_rows_per_block=SCANS_PER_SHARD).map_batches(
         _DecodeToShard,
         fn_constructor_args=(preprocessing, limits or DecodeLimits()),

@@ -31,8 +31,10 @@ def with_splits(
 
     Raises:
         GateError: the split leaks and that was not allowed.
-        UsageError: a class has too few groups, or there is no official split.
+        UsageError: a class has too few groups, there is no official split, or the catalog has
+            another one.
     """
+    check_split_choice(catalog, options)
     hashes = in_order(hashes, catalog["scan_id"].to_numpy())
     digests = hashes["pixel_sha256"].to_pylist()
     groups = scan_groups(catalog, hashes)
@@ -57,6 +59,37 @@ def with_splits(
             catalog = catalog.drop_columns([name])
         catalog = catalog.append_column(name, values)
     return catalog, leaks
+
+
+def check_split_choice(catalog: pa.Table, options: SplitOptions) -> None:
+    """Refuse an official split that is not there, or that the catalog's own split contradicts.
+
+    Raises:
+        UsageError: names the first scan on which the two differ.
+    """
+    if options.by != "official":
+        return
+    official = catalog["official_split"].to_pylist()
+    if not {"train", "test"} <= set(official):
+        raise UsageError(
+            "--split-by official: the source has no Training and Testing folders; use "
+            "--split-by group"
+        )
+    if not has_own_split(catalog):
+        return
+    own = catalog["split"].to_pylist()
+    for path, ours, theirs in zip(catalog["path"].to_pylist(), own, official, strict=True):
+        if None not in (ours, theirs) and (ours == "test") != (theirs == "test"):
+            raise UsageError(
+                f"--split-by official: the catalog's column 'split' has '{path}' in {ours}, the "
+                f"source's folders in {theirs}; leave out the option to follow the column, or "
+                "drop the column to follow the folders"
+            )
+
+
+def has_own_split(catalog: pa.Table) -> bool:
+    """Whether a catalog says itself which split each scan is in; then that is followed."""
+    return "split" in catalog.column_names
 
 
 def split_catalog(
@@ -131,17 +164,12 @@ def _assign(
     options: SplitOptions,
 ) -> list[str | None]:
     keys = stable_keys(catalog)
-    if "split" in catalog.column_names:
+    if has_own_split(catalog):
         given = catalog["split"].to_pylist()
         return [s if name else None for s, name in zip(given, names, strict=True)]
     if options.by == "group":
         return list(grouped_split(names, groups, options.fractions, options.seed, keys=keys))
     official = catalog["official_split"].to_pylist()
-    if not {"train", "test"} <= set(official):
-        raise UsageError(
-            "--split-by official: the source has no Training and Testing folders; use "
-            "--split-by group"
-        )
     if "val" in official:
         return [s if name else None for s, name in zip(official, names, strict=True)]
     inside = [n if s == "train" else None for n, s in zip(names, official, strict=True)]

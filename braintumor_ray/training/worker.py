@@ -31,6 +31,7 @@ from braintumor_ray.training.loop import (
     StepSettings,
     TrainableNetwork,
     share_buffers,
+    steps_per_epoch,
     train_epoch,
     validate,
     without_lone_scans,
@@ -180,7 +181,7 @@ class _Worker:
         augmenter = Augmenter(
             self.recipe.augment, self.recipe.seed, self.progress.epoch, stage.image_size
         )
-        steps = -(-self.train_rows // (self.batch * self.world))
+        steps = steps_per_epoch(self.train_rows, self.batch * self.world, self.settings.accumulate)
         factors = step_factors(self.recipe.schedule, stage, self.progress.stage_epoch, steps)
         batches = without_lone_scans(self._batches("train", augmenter))
         trained = train_epoch(network, optimizer, batches, self.settings, factors, self._after_step)

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from braintumor_ray.decode.decode import decode
-from braintumor_ray.decode.reading import read_file
-from braintumor_ray.decode.types import DecodeLimits, unmark
+from braintumor_ray.decode.reading import run_on_scans
+from braintumor_ray.decode.sandbox import DecodeSandbox
+from braintumor_ray.decode.types import Decoded, DecodeOptions
 from braintumor_ray.errors import ResultsError, UsageError
 from braintumor_ray.explain.overlay import contact_sheet, panel, write_png
 from braintumor_ray.predict.predictor import Predictor
@@ -125,15 +125,13 @@ def explain_results(
             f"'{results}' holds no maps of '{missing[0]}', only {', '.join(meta['cam_methods'])}; "
             "use 'explain FILE --bundle BUNDLE' for others"
         )
-    rows = _interesting(read_results(results), limit)
+    table = _interesting(read_results(results), limit)
     labels = _labels(results)
     output.mkdir(parents=True, exist_ok=True)
     pictures, panels, unreadable = [], [], {}
-    for index, row in enumerate(rows):
-        content = read_file(row["uri"], DecodeLimits())
-        decoded = decode(content.data, frame=row["frame"], volumes=unmark(row["uri"])[1])
+    for index, (row, decoded) in enumerate(zip(table.to_pylist(), _decoded(table), strict=True)):
         if decoded.gray is None:
-            unreadable[row["uri"]] = content.reason or decoded.reason
+            unreadable[row["uri"]] = decoded.reason
             continue
         shape = tuple(meta["cam_shape"])
         maps = {m: np.array(row[m], np.float32).reshape(shape) for m in methods}
@@ -144,7 +142,7 @@ def explain_results(
         write_png(path, panels[-1])
         pictures.append(str(path))
         if progress:
-            progress(index + 1, len(rows))
+            progress(index + 1, table.num_rows)
     _sheet(output, panels, pictures)
     return {"pictures": pictures, "unreadable": unreadable}
 
@@ -164,14 +162,23 @@ def _read_files(
     files: Sequence[str],
 ) -> tuple[list[tuple[str, npt.NDArray[np.uint8]]], dict[str, str]]:
     scans, unreadable = [], {}
-    for name in files:
-        content = read_file(name, DecodeLimits())
-        decoded = decode(content.data, volumes=unmark(name)[1]) if content.reason is None else None
-        if decoded is None or decoded.gray is None:
-            unreadable[name] = content.reason or (decoded.reason if decoded else None) or "unknown"
+    rows = pa.table({"uri": list(files), "frame": [0] * len(files)})
+    for name, decoded in zip(files, _decoded(rows), strict=True):
+        if decoded.gray is None:
+            unreadable[name] = str(decoded.reason)
         else:
             scans.append((name, decoded.gray))
     return scans, unreadable
+
+
+def _decoded(rows: pa.Table) -> Iterator[Decoded]:
+    """The scans of catalog rows at full size."""
+    with DecodeSandbox("braintumor_ray.decode.decode:decode_frames") as sandbox:
+        yield from run_on_scans(rows, sandbox, DecodeOptions(), _quarantined)
+
+
+def _quarantined(reason: str) -> Decoded:
+    return Decoded(reason=reason, status="quarantined")
 
 
 def _record(
@@ -190,7 +197,7 @@ def _record(
     }
 
 
-def _interesting(table: pa.Table, limit: int) -> list[dict[str, Any]]:
+def _interesting(table: pa.Table, limit: int) -> pa.Table:
     import pyarrow.compute as pc
 
     scored = table.filter(pc.equal(table["status"], "ok")).sort_by([("entropy", "descending")])
@@ -201,9 +208,7 @@ def _interesting(table: pa.Table, limit: int) -> list[dict[str, Any]]:
     for index, row in enumerate(order):
         queues.setdefault(row["predicted_class"], []).append(index)
     both_ends = [_from_both_ends(queue) for queue in queues.values()]
-    chosen = list(_in_turn(both_ends, limit))
-    rows: list[dict[str, Any]] = scored.take(pa.array(chosen)).to_pylist()
-    return rows
+    return scored.take(pa.array(list(_in_turn(both_ends, limit)), pa.int64()))
 
 
 def _from_both_ends(queue: list[int]) -> list[int]:

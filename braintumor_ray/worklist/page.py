@@ -8,11 +8,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from braintumor_ray.decode.prepare import WORKER, PreparedScan
+from braintumor_ray.decode.prepare import PreparedScan
 from braintumor_ray.decode.preprocess import Preprocessing
-from braintumor_ray.decode.reading import group_frames, prepare_scans
-from braintumor_ray.decode.sandbox import DecodeSandbox
-from braintumor_ray.decode.types import DecodeLimits
+from braintumor_ray.decode.reading import decode_scans
 from braintumor_ray.explain.overlay import METHOD_LABELS, colorize, heatmap_at, superimpose
 from braintumor_ray.pages.pages import write_page
 from braintumor_ray.pages.pictures import jpeg_uri
@@ -68,25 +66,18 @@ def draw_pictures(folder: ResultsFolder, scans: pa.Table) -> list[dict[str, Any]
     """
     methods, shape = folder.meta["cam_methods"], folder.meta["cam_shape"]
     maps = {name: _maps(scans[name], shape) for name in methods}
+    # Scans come as squares; the aspect is restored when they are drawn.
+    squares = Preprocessing(TILE, "area", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     facts = scans.select(["height", "width", "pixel_sha256"]).to_pylist()
+    read = decode_scans(scans, squares)
     drawn = []
-    for index, (scan, scored) in enumerate(zip(_read(scans), facts, strict=True)):
+    for index, (scan, scored) in enumerate(zip(read, facts, strict=True)):
         missing = _why_missing(scan, scored["pixel_sha256"])
         size = _fitted(scored["height"], scored["width"])
         gray = _resized(scan.image, size) if scan.image is not None and not missing else None
         cams = [maps[name][index] for name in methods]
         drawn.append({"picture": jpeg_uri(_strip(gray, cams, size)), "missing": missing})
     return drawn
-
-
-def _read(scans: pa.Table) -> list[PreparedScan]:
-    """Scans as squares; the aspect is restored when they are drawn."""
-    if not scans.num_rows:
-        return []
-    squares = Preprocessing(TILE, "area", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    files = group_frames(scans["uri"].to_pylist(), scans["frame"].to_pylist())
-    with DecodeSandbox(WORKER) as sandbox:
-        return list(prepare_scans(files, sandbox, squares, DecodeLimits()))
 
 
 def _why_missing(scan: PreparedScan, scored: str) -> str | None:

@@ -1,11 +1,11 @@
 import cv2
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from braintumor_ray.catalog.labels import ClassMap
 from braintumor_ray.decode.preprocess import Preprocessing
-from braintumor_ray.decode.reading import group_frames, prepare_scans
-from braintumor_ray.decode.sandbox import DecodeSandbox
+from braintumor_ray.decode.reading import decode_scans
 from braintumor_ray.errors import UsageError
 from braintumor_ray.recipes.schema import AugmentSection
 from braintumor_ray.training.augment import Augmenter, augment_batch
@@ -164,22 +164,19 @@ class TestErasing:
 def test_frames_of_a_file_are_read_once(tmp_path, monkeypatch):
     from PIL import Image
 
-    from braintumor_ray.decode import reading
-    from braintumor_ray.decode.prepare import WORKER
-    from braintumor_ray.decode.types import DecodeLimits
+    from braintumor_ray.decode import files
 
     pages = [Image.fromarray(disc_scan(i)) for i in range(5)]
     path = str(tmp_path / "stack.tif")
     pages[0].save(path, save_all=True, append_images=pages[1:])
     opened = []
-    original = reading.read_file
+    original = files.read_file
     monkeypatch.setattr(
-        reading, "read_file", lambda uri, limits: opened.append(uri) or original(uri, limits)
+        files, "read_file", lambda uri, limits: opened.append(uri) or original(uri, limits)
     )
-    files = group_frames([path] * 5, range(5))
     preprocessing = Preprocessing(64, "area", (0, 0, 0), (1, 1, 1))
-    with DecodeSandbox(WORKER) as sandbox:
-        scans = list(prepare_scans(files, sandbox, preprocessing, DecodeLimits()))
+    rows = pa.table({"uri": [path] * 5, "frame": range(5)})
+    scans = list(decode_scans(rows, preprocessing))
     assert opened == [path]
     assert [scan.status for scan in scans] == ["ok"] * 5
     assert len({scan.pixel_sha256 for scan in scans}) == 5

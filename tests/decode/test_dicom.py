@@ -13,7 +13,7 @@ from pydicom.uid import (
 )
 
 from braintumor_ray.decode.decode import decode, decode_frames, probe, sniff
-from braintumor_ray.decode.types import DecodeLimits
+from braintumor_ray.decode.types import DecodeLimits, DecodeOptions
 from tests.decode.mutations import slice_like
 from tests.decode.volume_files import AXIAL, dicom_bytes, item, mr_dataset, saved, without_preamble
 
@@ -62,7 +62,7 @@ def test_frames_of_a_multi_frame_object_come_back_one_by_one(syntax):
     data = dicom_bytes(STACK, syntax)
     assert probe(data).frames == 4
     for decoded, expected in zip(
-        decode_frames(data, [3, 0, 2, 1]), STACK[[3, 0, 2, 1]], strict=True
+        decode_frames(data, DecodeOptions(frames=(3, 0, 2, 1))), STACK[[3, 0, 2, 1]], strict=True
     ):
         np.testing.assert_array_equal(decoded.gray, expected)
     assert outcome(data, 4) == ("quarantined", "frame 4 is out of range: the file has 4")
@@ -125,7 +125,9 @@ def test_padding_does_not_count_as_dark():
 
 def test_frames_of_one_object_share_their_range():
     stack = np.stack([STACK[0].astype(np.uint16) * 10, STACK[0].astype(np.uint16) * 5])
-    bright, dim = (decoded.gray for decoded in decode_frames(dicom_bytes(stack), [0, 1]))
+    bright, dim = (
+        decoded.gray for decoded in decode_frames(dicom_bytes(stack), DecodeOptions(frames=(0, 1)))
+    )
     assert 0.4 < dim.mean() / bright.mean() < 0.6
 
 
@@ -330,7 +332,8 @@ def test_every_encoding_of_the_real_slice_gives_the_same_pixels(real_data):
 def test_the_real_variants_end_as_they_should(real_data):
     folder = real_data / "dicom" / "variants"
     emri = (folder / "emri_small.dcm").read_bytes()
-    assert [d.status for d in decode_frames(emri, range(probe(emri).frames))] == ["ok"] * 10
+    wanted = DecodeOptions(frames=tuple(range(probe(emri).frames)))
+    assert [d.status for d in decode_frames(emri, wanted)] == ["ok"] * 10
     ends = {name: outcome((folder / f"{name}.dcm").read_bytes()) for name in (
         "MR_truncated", "rtplan", "JPEG2000", "examples_overlay")}  # fmt: skip
     assert ends == {

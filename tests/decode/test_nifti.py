@@ -4,15 +4,15 @@ import gzip
 
 import nibabel
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from braintumor_ray.decode import nifti, reading
+from braintumor_ray.decode import files, nifti
 from braintumor_ray.decode.decode import decode, decode_frames, probe
-from braintumor_ray.decode.prepare import WORKER, prepare_file, worker_options
+from braintumor_ray.decode.prepare import PrepareOptions, prepare_file
 from braintumor_ray.decode.preprocess import Preprocessing
-from braintumor_ray.decode.reading import group_frames, prepare_scans
-from braintumor_ray.decode.sandbox import DecodeSandbox
-from braintumor_ray.decode.types import DecodeLimits, VolumeOptions, unmark
+from braintumor_ray.decode.reading import decode_scans
+from braintumor_ray.decode.types import DecodeLimits, DecodeOptions, VolumeOptions
 from tests.decode.mutations import slice_like
 from tests.decode.volume_files import as_axial_volume, nifti_bytes
 
@@ -23,8 +23,8 @@ SQUARE = Preprocessing(32, "area", (0.5,) * 3, (0.25,) * 3)
 
 def slices(data, **volumes):
     options = VolumeOptions(**volumes)
-    frames = range(probe(data, volumes=options).frames)
-    return decode_frames(data, frames, volumes=options)
+    frames = tuple(range(probe(data, volumes=options).frames))
+    return decode_frames(data, DecodeOptions(frames=frames, volumes=options))
 
 
 def stacked(data, **volumes):
@@ -152,7 +152,7 @@ def test_a_volume_is_limited_by_its_header():
 
 
 def test_a_frame_beyond_the_volume_costs_only_itself():
-    first, beyond = decode_frames(nifti_bytes(VOXELS), [0, 6])
+    first, beyond = decode_frames(nifti_bytes(VOXELS), DecodeOptions(frames=(0, 6)))
     assert first.status == "ok"
     assert beyond.reason == "frame 6 is out of range: the volume has 6"
 
@@ -168,7 +168,7 @@ def test_a_volume_is_parsed_once_for_all_its_frames(monkeypatch):
     parsed = []
     image = nifti._image
     monkeypatch.setattr(nifti, "_image", lambda data: parsed.append(1) or image(data))
-    options = worker_options(range(6), SQUARE, DecodeLimits())
+    options = PrepareOptions(frames=tuple(range(6)), preprocessing=SQUARE)
     assert [scan.status for scan in prepare_file(nifti_bytes(VOXELS), options)] == ["ok"] * 6
     assert len(parsed) == 1
 
@@ -177,15 +177,20 @@ def test_a_volume_is_opened_once_per_block(monkeypatch, tmp_path):
     path = tmp_path / "volume.nii.gz"
     path.write_bytes(nifti_bytes(VOXELS))
     opened = []
-    read_file = reading.read_file
+    read_file = files.read_file
     monkeypatch.setattr(
-        reading, "read_file", lambda uri, limits: opened.append(uri) or read_file(uri, limits)
+        files, "read_file", lambda uri, limits: opened.append(uri) or read_file(uri, limits)
     )
-    marked = VolumeOptions("sagittal").mark(str(path))
-    files = group_frames([str(path)] * 6 + [marked] * 3, [*range(6), 10, 11, 12])
-    with DecodeSandbox(WORKER) as sandbox:
-        scans = list(prepare_scans(files, sandbox, SQUARE, DecodeLimits()))
-    assert opened == [str(path), marked]
+    rows = pa.table(
+        {
+            "uri": [str(path)] * 6 + [f"{path}#plane=sagittal&volume=0"] * 3,
+            "frame": [*range(6), 10, 11, 12],
+            "volume_plane": ["axial"] * 6 + ["sagittal"] * 3,
+            "volume_index": [0] * 9,
+        }
+    )
+    scans = list(decode_scans(rows, SQUARE))
+    assert opened == [str(path)] * 2  # once for each plane
     assert [(scan.status, scan.height, scan.width) for scan in scans] == [
         *[("ok", 40, 50)] * 6,
         *[("ok", 6, 40)] * 3,
@@ -193,11 +198,23 @@ def test_a_volume_is_opened_once_per_block(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [VolumeOptions(), VolumeOptions("coronal"), VolumeOptions(volume=3)]
+    "options", [VolumeOptions("coronal"), VolumeOptions(volume=3), VolumeOptions("sagittal", 12)]
 )
-def test_a_location_says_how_its_volume_is_cut(options):
-    assert unmark(options.mark("s3://bucket/a#b.nii")) == ("s3://bucket/a#b.nii", options)
-    assert VolumeOptions().mark("a.nii") == "a.nii"
+def test_rows_without_volume_columns_tell_them_by_their_uris(options):
+    rows = pa.table({"uri": [f"s3://bucket/a#b.nii{options.mark}"] * 2, "frame": [0, 1]})
+    found = files.with_volumes(rows)
+    assert found.select(rows.column_names).equals(rows)
+    assert found["volume_plane"].to_pylist() == [options.plane] * 2
+    assert found["volume_index"].to_pylist() == [options.volume] * 2
+    expected = [files.FileFrames("s3://bucket/a#b.nii", (0, 1), options)]
+    assert files.files_of(rows) == files.files_of(found) == expected
+
+
+def test_columns_count_and_not_what_an_uri_looks_like():
+    name = "odd#plane=coronal&volume=0"
+    rows = pa.table({"uri": [name], "frame": [2], "volume_plane": [None], "volume_index": [None]})
+    assert files.files_of(rows) == [files.FileFrames(name, (2,), VolumeOptions())]
+    assert VolumeOptions().mark == ""
 
 
 def test_a_gzip_bomb_is_not_inflated():

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from braintumor_ray.catalog.build import load_catalog
-from braintumor_ray.decode.reading import read_file
+from braintumor_ray.decode.files import read_file
 from braintumor_ray.decode.types import DecodeLimits
 from braintumor_ray.errors import ResultsError
 from braintumor_ray.models.bundle import load_bundle

@@ -18,6 +18,7 @@ from braintumor_ray.training.loop import (
     Totals,
     TrainableNetwork,
     balanced_class_weights,
+    steps_per_epoch,
     train_epoch,
     validate,
     weighted_loss,
@@ -87,6 +88,39 @@ def test_accumulated_steps_equal_one_large_step():
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize(("counts", "accumulate"), [((16, 8), 4), ((16, 16), 4), ((16, 8), 2)])
+def test_a_partial_accumulation_is_the_mean_over_its_scans(counts, accumulate):
+    images, labels = batch(sum(counts))
+    model = learner()
+    whole = keep(model)
+    train_epoch(TrainableNetwork(model), whole, [(images, labels)], settings())
+    parts = keep(model)
+    pieces = list(zip(images.split(counts), labels.split(counts), strict=True))
+    train_epoch(TrainableNetwork(model), parts, pieces, settings(accumulate=accumulate))
+    for a, b in zip(whole.kept, parts.kept, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_a_partial_accumulation_is_clipped_after_it_is_weighed():
+    images, labels = batch(16)
+    optimizer = keep(model := learner())
+    pieces = [(images, labels)]
+    train_epoch(TrainableNetwork(model), optimizer, pieces, settings(accumulate=8, clip_norm=1e-3))
+    norm = math.sqrt(sum(float((g**2).sum()) for g in optimizer.kept))
+    assert norm == pytest.approx(1e-3, rel=0.01)
+
+
+def test_a_schedule_has_one_factor_per_step_of_an_epoch():
+    images, labels = batch(40)
+    pieces = list(zip(images.split(8), labels.split(8), strict=True))
+    model, taken = learner(), []
+    schedule = (taken.append(1.0) or 1.0 for _ in range(100))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    train_epoch(TrainableNetwork(model), optimizer, pieces, settings(accumulate=2), schedule)
+    assert len(taken) == steps_per_epoch(40, 8, 2) == 3
+    assert steps_per_epoch(33, 8, 1) == 5
+
+
 def test_the_average_of_weights_is_the_hand_worked_one():
     model = make_model("small-cnn", "mlp", 64)
     average = Averaged(model, 0.15)
@@ -151,6 +185,11 @@ def _half(rank, port, results):
     network = nn.parallel.DistributedDataParallel(TrainableNetwork(model))
     optimizer = keep(model)
     totals = train_epoch(network, optimizer, [(images[mine], labels[mine])], settings())
+    whole = optimizer.kept
+    pieces = list(zip(images[mine].split((10, 6)), labels[mine].split((10, 6)), strict=True))
+    train_epoch(network, optimizer, pieces, settings(accumulate=4))  # the last is partial
+    for ours, theirs in zip(optimizer.kept, whole, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
     uneven = slice(0, 5) if rank == 0 else slice(5, 32)
     validated = validate(model, [(images[uneven], labels[uneven])], settings())
     results[rank] = (optimizer.kept, totals.loss, validated.confusion.tolist(), validated.loss)

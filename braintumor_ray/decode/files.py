@@ -1,0 +1,109 @@
+"""Where the scans of catalog rows are, and the bytes of their files, read ahead."""
+
+import re
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
+
+import pyarrow as pa
+
+from braintumor_ray.decode.types import DEFAULT_VOLUMES, DecodeLimits, VolumeOptions
+from braintumor_ray.storage import open_filesystem
+
+SCAN_COLUMNS = ("uri", "frame", "volume_plane", "volume_index")  # what tells where a scan is
+VOLUME_FIELDS = (pa.field("volume_plane", pa.string()), pa.field("volume_index", pa.int32()))
+_THREADS = 8  # files being read while others are decoded; hides an object store's latency
+_AHEAD = 2 * _THREADS  # files read or being read that nobody has taken yet
+_MARK = re.compile(r"#plane=(axial|coronal|sagittal)&volume=(\d+)$")
+
+
+@dataclass(frozen=True)
+class FileFrames:
+    """Neighboring catalog rows of one file.
+
+    Attributes:
+        location: where its bytes are.
+        frames: the wanted ones.
+        volumes: how its volume is cut.
+    """
+
+    location: str
+    frames: tuple[int, ...]
+    volumes: VolumeOptions
+
+
+@dataclass(frozen=True)
+class FileContent:
+    """The bytes of a file, or why they could not be had."""
+
+    data: bytes | None
+    reason: str | None = None
+
+
+def with_volumes(rows: pa.Table) -> pa.Table:
+    """The rows with the columns `volume_plane` and `volume_index`.
+
+    Results, and catalogs made before there were these columns, tell them by the end of their URIs.
+    There they are null for a volume that is cut the default way.
+    """
+    if all(field.name in rows.column_names for field in VOLUME_FIELDS):
+        return rows
+    marks = [_MARK.search(uri) for uri in rows["uri"].to_pylist()]
+    planes = pa.array([mark and mark[1] for mark in marks], pa.string())
+    indices = pa.array([mark and int(mark[2]) for mark in marks], pa.int32())
+    for field, values in zip(VOLUME_FIELDS, (planes, indices), strict=True):
+        rows = rows.append_column(field, values)
+    return rows
+
+
+def files_of(rows: pa.Table) -> list[FileFrames]:
+    """Neighboring rows of the same file together, so that it is opened once.
+
+    Args:
+        rows: with `uri` and `frame`, and `volume_plane` and `volume_index` where they are known.
+    """
+    columns = [with_volumes(rows)[name].to_pylist() for name in SCAN_COLUMNS]
+    files = []
+    for (uri, plane, index), scans in groupby(zip(*columns, strict=True), itemgetter(0, 2, 3)):
+        volumes = DEFAULT_VOLUMES if plane is None else VolumeOptions(plane, index or 0)
+        frames = tuple(scan[1] for scan in scans)
+        files.append(FileFrames(uri.removesuffix(volumes.mark), frames, volumes))
+    return files
+
+
+def locations(rows: pa.Table) -> list[str]:
+    """Where the file of each row is."""
+    return [file.location for file in files_of(rows) for _ in file.frames]
+
+
+def read_file(location: str, limits: DecodeLimits) -> FileContent:
+    """The whole file; the reason names no path."""
+    try:
+        filesystem, path = open_filesystem(location)
+        with filesystem.open_input_file(path) as stream:
+            size = stream.size()
+            if size > limits.max_bytes:
+                return FileContent(None, f"{size} bytes is over the limit of {limits.max_bytes}")
+            return FileContent(stream.read())
+    except FileNotFoundError:
+        return FileContent(None, "file not found (deleted or moved since it was catalogued)")
+    except PermissionError:
+        return FileContent(None, "file not readable: permission denied")
+    except OSError as error:
+        return FileContent(None, f"file not readable: {type(error).__name__}")
+
+
+def read_ahead(rows: pa.Table, limits: DecodeLimits) -> Iterator[tuple[FileFrames, FileContent]]:
+    """The files of catalog rows with their content, in order; some are read before their turn."""
+    ahead: deque[tuple[FileFrames, Future[FileContent]]] = deque()
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for file in files_of(rows):
+            ahead.append((file, pool.submit(read_file, file.location, limits)))
+            if len(ahead) == _AHEAD:
+                first, content = ahead.popleft()
+                yield first, content.result()
+        for file, content in ahead:
+            yield file, content.result()
