@@ -67,7 +67,7 @@ def head_view(gray: Gray, size: int, *, crop: bool, stretch: bool) -> tuple[Gray
     small = _at_search_size(gray)
     mask = head_mask(small)
     box = _square_around(mask, gray.shape) if crop else WHOLE
-    square = _cut(gray, box, size)
+    square = cut(gray, box, size)
     if stretch:
         square = np.asarray(cv2.LUT(square, _stretching(small, mask)), np.uint8)
     return square, box
@@ -96,7 +96,7 @@ def _square_around(mask: Gray | None, shape: tuple[int, ...]) -> Box:
     return Box(left / width, top / height, (left + side) / width, (top + side) / height)
 
 
-def _cut(gray: Gray, box: Box, size: int) -> Gray:
+def cut(gray: Gray, box: Box, size: int) -> Gray:
     """The part of a picture in a box, as uint8 (S, S); black beyond the picture."""
     height, width = gray.shape
     across, down = (box.right - box.left) * width, (box.bottom - box.top) * height

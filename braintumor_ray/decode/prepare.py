@@ -7,6 +7,7 @@ import numpy as np
 
 from braintumor_ray.decode.decode import decode_frames
 from braintumor_ray.decode.hashes import pack_hashes, pixel_sha256
+from braintumor_ray.decode.head import Box
 from braintumor_ray.decode.preprocess import GrayImage, Preprocessing
 from braintumor_ray.decode.types import Decoded, DecodeOptions, Status
 
@@ -21,6 +22,7 @@ class PreparedScan:
         status: 'ok', 'quarantined' or 'skipped'.
         reason: one sentence where the status is not 'ok'.
         image: uint8 (S, S), None where not 'ok'.
+        box: the part of the picture that `image` shows; None where not 'ok'.
         height, width: of the decoded image at full size, pixels; None where not 'ok'.
         pixel_sha256: of the decoded image at full size.
         hashes: perceptual hashes, see `pack_hashes`; None unless asked for.
@@ -33,6 +35,7 @@ class PreparedScan:
     width: int | None = None
     pixel_sha256: str | None = None
     hashes: bytes | None = None
+    box: Box | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,9 +69,11 @@ def prepare(decoded: Decoded, options: PrepareOptions) -> PreparedScan:
     if decoded.gray is None:
         return PreparedScan(decoded.status, decoded.reason)
     height, width = decoded.gray.shape
+    square, box = options.preprocessing.square(decoded.gray)
     return PreparedScan(
         "ok",
-        image=options.preprocessing.resize(decoded.gray),
+        image=square,
+        box=box,
         height=height,
         width=width,
         pixel_sha256=pixel_sha256(decoded.gray),

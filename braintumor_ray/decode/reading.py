@@ -23,6 +23,7 @@ PREPARED_SCHEMA = pa.schema(
         pa.field("pixel_sha256", pa.string()),
         pa.field("hashes", pa.binary()),
         pa.field("image", pa.large_binary()),
+        pa.field("box", pa.list_(pa.float64(), 4)),
     ]
 )
 # For those who want hashes only; the smallest square costs least.

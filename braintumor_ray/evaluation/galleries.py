@@ -9,12 +9,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from braintumor_ray.decode.head import WHOLE
 from braintumor_ray.decode.preprocess import shrunk
 from braintumor_ray.decode.reading import decode_scans
 from braintumor_ray.decode.types import DecodeLimits
 from braintumor_ray.evaluation.evaluated import Evaluated
 from braintumor_ray.evaluation.selection import Ints
 from braintumor_ray.explain.overlay import contact_sheet, panel, write_png
+from braintumor_ray.explain.regions import head_weights
 from braintumor_ray.pages.pictures import Picture, jpeg_uri, load_pictures
 from braintumor_ray.predict.predictor import Predictor, normalized_entropy
 
@@ -147,10 +149,11 @@ def _draw(
 ) -> dict[int, Picture]:
     table = evaluated.rows.take(pa.array(rows, pa.int64()))
     pictures = load_pictures(table, LONGEST, limits)
-    scans = decode_scans(table, predictor.bundle.preprocessing, limits=limits)
-    squares = [scan.image for scan in scans]
-    usable = [i for i in range(len(rows)) if squares[i] is not None and pictures[i] is not None]
-    explained = predictor([squares[i] for i in usable])  # type: ignore[misc]
+    scans = list(decode_scans(table, predictor.bundle.preprocessing, limits=limits))
+    usable = [i for i in range(len(rows)) if scans[i].image is not None and pictures[i] is not None]
+    squares: Any = [scans[i].image for i in usable]
+    boxes = [scans[i].box or WHOLE for i in usable]
+    explained = predictor.predict(squares, head_weights(squares, predictor.cam_shape), boxes)
     drawn = {}
     for at, index in enumerate(usable):
         cams = {method: explained[method][at] for method in predictor.methods}

@@ -1,6 +1,7 @@
 """What the heatmaps of an evaluation look at: regions of the head, and tumors where known."""
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -131,7 +132,8 @@ def _squares(
     scans: pa.Table, preprocessing: Preprocessing, limits: DecodeLimits | None
 ) -> Iterator[NDArray[np.uint8]]:
     blank = np.zeros((preprocessing.image_size, preprocessing.image_size), np.uint8)
-    for scan in decode_scans(scans, preprocessing, limits=limits):
+    whole = replace(preprocessing, crop="none", intensity="none")  # as the masks
+    for scan in decode_scans(scans, whole, limits=limits):
         # A file that vanished since it was measured has no head, so no baseline of its own.
         yield blank if scan.image is None else scan.image
 

@@ -11,16 +11,18 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from braintumor_ray.decode.hashes import unpack_hashes
+from braintumor_ray.decode.head import WHOLE
 from braintumor_ray.decode.prepare import PreparedScan
 from braintumor_ray.decode.reading import decode_scans
 from braintumor_ray.decode.types import DecodeLimits
+from braintumor_ray.explain.placement import picture_maps
 from braintumor_ray.explain.regions import (
     area_shares,
     head_regions,
     heat_shares_batch,
     region_weights,
 )
-from braintumor_ray.predict.predictor import Predictor, softmax
+from braintumor_ray.predict.predictor import Predictor, as_stored, softmax
 from braintumor_ray.splits.duplicates import duplicate_groups
 
 TTA_DEGREES = 7.0  # well inside what patients turn their heads
@@ -152,6 +154,7 @@ def _predict(
     if not images:
         return result
     rows = [row for row, _ in images]
+    boxes = [batch[row].box or WHOLE for row in rows]
     squares = np.stack([image for _, image in images])
     plain = predictor.forward(squares, explain=explain)
     logits = [plain.logits]
@@ -159,7 +162,7 @@ def _predict(
         logits.append(predictor.forward(view, explain=False).logits)
     result.logits[rows] = np.mean(logits, axis=0)
     for name, maps in plain.maps.items():
-        result.maps[name][rows] = maps.clip(0, np.finfo(np.float16).max)
+        result.maps[name][rows] = as_stored(picture_maps(maps, boxes))
     if explain:
         result.heat[rows], result.area[rows] = _regions(squares, plain.maps[predictor.methods[0]])
     return result

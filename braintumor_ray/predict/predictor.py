@@ -187,11 +187,12 @@ class Predictor:
         Raises:
             UsageError: method or layer unknown.
         """
-        square = torch.from_numpy(self._preprocessing.resize(image)[None]).to(self.device)
+        view, box = self._preprocessing.square(image)
+        square = torch.from_numpy(view[None]).to(self.device)
         model = self.bundle.build_model().to(self.device)  # hooks touch a copy, never ours
         target = self.bundle.fields.class_names.index(class_name)
         images = normalize(square, self._preprocessing)
-        return library_cams(model, images, [target], method, layer)[0]
+        return picture_maps(library_cams(model, images, [target], method, layer), [box])[0]
 
     def _no_images(self) -> GrayImage:
         size = self._preprocessing.image_size

@@ -22,7 +22,7 @@ from braintumor_ray.storage import is_local, open_filesystem
 
 ROW_COLUMNS = ("scan_id", "uri", "frame", *KEYS)
 PIXEL_COLUMNS = ("status", "reason", "height", "width", "pixel_sha256", "image")
-PREPARED = ("image", "head")  # what the predictor takes of a scan
+PREPARED = ("image", "head", "box")  # what the predictor takes of a scan
 
 
 class DecodeStage:
@@ -30,7 +30,8 @@ class DecodeStage:
 
     That is the input square, uint8 S * S bytes, and the head's weights, float32 3 * h * w bytes
     (`explain.regions.head_weights`): whatever costs CPU is done here, where there are as many
-    processes as CPUs, and not beside a GPU. Both are null where the scan is not ok.
+    processes as CPUs, and not next to a GPU. Where squares show parts of pictures, `box` says
+    which. All are null where the scan is not ok.
     """
 
     def __init__(
@@ -52,7 +53,8 @@ class DecodeStage:
             scans.append(scan)
             heads.append(self._head(scan))  # while the child decodes the next
         kept = redact_catalog(rows, self._settings.redaction).select(ROW_COLUMNS)
-        for name, values in scan_columns(scans, PIXEL_COLUMNS).items():
+        box = ("box",) if self._preprocessing.crop != "none" else ()
+        for name, values in scan_columns(scans, (*PIXEL_COLUMNS, *box)).items():
             kept = kept.append_column(name, values)
         views = [None if head is None else head.data.cast("B") for head in heads]
         return kept.append_column("head", pa.array(views, pa.large_binary()))
@@ -153,7 +155,8 @@ def _quarantine(decoded: pa.Table, bad: Mask, reason: str) -> pa.Table:
     for name, value in (("status", "quarantined"), ("reason", reason)):
         index = decoded.column_names.index(name)
         decoded = decoded.set_column(index, name, pc.if_else(keep, decoded[name], value))
-    for name in ("height", "width", "pixel_sha256", *PREPARED):
+    prepared = [name for name in PREPARED if name in decoded.column_names]
+    for name in ("height", "width", "pixel_sha256", *prepared):
         index, kind = decoded.column_names.index(name), decoded.schema.field(name).type
         decoded = decoded.set_column(
             index, name, pc.if_else(keep, decoded[name], pa.scalar(None, kind))

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
+from braintumor_ray.decode.head import Box
 from braintumor_ray.decode.preprocess import GrayImage
 from braintumor_ray.predict.predictor import Columns, Predictor
 from braintumor_ray.predict.schema import result_schema
@@ -64,13 +65,16 @@ class PredictStage:
 
     def _prepared(
         self, rows: pa.Table, usable: npt.NDArray[np.int64]
-    ) -> tuple[list[npt.NDArray[Any]], npt.NDArray[np.float32]]:
-        """Squares, as views, and head weights of the usable rows."""
+    ) -> tuple[list[npt.NDArray[Any]], npt.NDArray[np.float32], list[Box] | None]:
+        """Squares, as views, head weights, and boxes of the usable rows."""
         size = self._predictor.bundle.preprocessing.image_size
         shape = (3, *self._predictor.cam_shape)
         squares = _views(rows["image"], usable, (size, size), np.uint8)
         heads = _views(rows["head"], usable, shape, np.float32)
-        return squares, np.array(heads, np.float32).reshape(-1, *shape)  # of no scans, too
+        boxes = None
+        if "box" in rows.column_names:
+            boxes = [Box(*box) for box in rows["box"].take(pa.array(usable)).to_pylist()]
+        return squares, np.array(heads, np.float32).reshape(-1, *shape), boxes  # of no scans, too
 
 
 def _views(
@@ -126,11 +130,19 @@ class ParallelPredictor:
         _one_thread_per_operation()
         self._pool = ThreadPoolExecutor(threads, initializer=_one_thread_per_operation)
 
-    def predict(self, squares: Sequence[GrayImage], heads: npt.NDArray[np.float32]) -> Columns:
+    def predict(
+        self,
+        squares: Sequence[GrayImage],
+        heads: npt.NDArray[np.float32],
+        boxes: Sequence[Box] | None = None,
+    ) -> Columns:
         """As `Predictor.predict`, with maps."""
         size = self.predictor.batch_size
         starts = range(0, max(len(squares), 1), size)
-        batches = [(squares[i : i + size], heads[i : i + size]) for i in starts]
+        batches = [
+            (squares[i : i + size], heads[i : i + size], boxes and boxes[i : i + size])
+            for i in starts
+        ]
         parts = list(self._pool.map(lambda batch: self.predictor.predict(*batch), batches))
         return {name: _join([part[name] for part in parts]) for name in parts[0]}
 

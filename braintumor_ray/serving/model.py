@@ -7,8 +7,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from braintumor_ray.decode.preprocess import GrayImage, Preprocessing
-from braintumor_ray.predict.predictor import Columns, Predictor
+from braintumor_ray.decode.head import Box
+from braintumor_ray.decode.preprocess import Crop, GrayImage, Intensity, Preprocessing
+from braintumor_ray.explain.placement import picture_maps
+from braintumor_ray.explain.regions import head_weights
+from braintumor_ray.predict.predictor import Columns, Predictor, as_stored
 from braintumor_ray.serving.settings import ServingSettings
 
 Row = dict[str, Any]
@@ -37,11 +40,15 @@ class ModelCard:
     data_fingerprint: str
     precision: str
     device: str
+    crop: Crop = "none"
+    intensity: Intensity = "none"
 
     @property
     def preprocessing(self) -> Preprocessing:
         """How pixels reach the network: the bundle's own, as in the archive job."""
-        return Preprocessing(self.image_size, self.interpolation, self.mean, self.std)
+        return Preprocessing(
+            self.image_size, self.interpolation, self.mean, self.std, self.crop, self.intensity
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -106,6 +113,8 @@ def describe_model(predictor: Predictor) -> ModelCard:
         data_fingerprint=fields.data_fingerprint,
         precision="bf16" if predictor.bf16 else "fp32",
         device=str(predictor.device),
+        crop=preprocessing.crop,
+        intensity=preprocessing.intensity,
     )
 
 
@@ -113,8 +122,19 @@ def predict_rows(
     predictor: Predictor, squares: Sequence[GrayImage], explain: Sequence[bool]
 ) -> list[Row]:
     """Predict a batch of which each member may want maps or not; one row each, in order."""
-    columns = predictor(squares, explain=any(explain))
+    heads = head_weights(squares, predictor.cam_shape)
+    columns = predictor.predict(squares, heads, explain=any(explain))
     return [_row(columns, index, wanted) for index, wanted in enumerate(explain)]
+
+
+def placed(row: Row, box: Box) -> Row:
+    """A row whose maps are of the whole picture, where the square showed a part of it."""
+    return {
+        name: as_stored(picture_maps(value[np.newaxis].astype(np.float32), [box])[0])
+        if np.ndim(value) == 2
+        else value
+        for name, value in row.items()
+    }
 
 
 def _row(columns: Columns, index: int, explain: bool) -> Row:

@@ -9,10 +9,11 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from braintumor_ray.decode.head import WHOLE
 from braintumor_ray.serving.answers import answer
 from braintumor_ray.serving.body import Budget, Part, is_multipart, parse_files, read_body
 from braintumor_ray.serving.decoders import DecoderPool
-from braintumor_ray.serving.model import Model, ModelCard
+from braintumor_ray.serving.model import Model, ModelCard, placed
 from braintumor_ray.serving.problems import ProblemError, busy
 from braintumor_ray.serving.schemas import PredictQuery
 from braintumor_ray.serving.settings import ServingSettings
@@ -119,6 +120,8 @@ class Service:
         if upload.image is None:
             raise _refused(upload)
         row = await self._model.predict(upload.image, explain=bool(query.methods))
+        if upload.box != WHOLE:
+            row = placed(row, upload.box)
         if query.wants_picture:  # drawing takes milliseconds: not on the event loop
             return await asyncio.to_thread(answer, upload, row, card, query)
         return answer(upload, row, card, query)

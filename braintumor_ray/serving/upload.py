@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 from braintumor_ray.decode.decode import decode_frames, probe
+from braintumor_ray.decode.head import WHOLE, Box
 from braintumor_ray.decode.prepare import PrepareOptions, prepare
 from braintumor_ray.decode.preprocess import GrayImage, shrunk
 from braintumor_ray.decode.sniff import sniff
@@ -20,6 +21,7 @@ class Upload:
         height, width: of the decoded image at full size, pixels.
         pixel_sha256: of the decoded image at full size, as in the archive job's rows.
         format: what the content is, see `data.decode.Decoded`.
+        box: the part of the picture that `image` shows.
         picture: uint8 (h, w), the scan with its longest side at most 1024, where it was wanted.
         kind: kind of problem (`problems.KINDS`) where there is no image.
         reason: the decoder's sentence where there is no image.
@@ -33,6 +35,7 @@ class Upload:
     picture: GrayImage | None = None
     kind: str | None = None
     reason: str | None = None
+    box: Box = WHOLE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +61,13 @@ def decode_upload(data: bytes | None, options: UploadOptions) -> Upload:
         return Upload(format=kind, kind=problem, reason=prepared.reason)
     picture = shrunk(decoded.gray, PICTURE_SIDE) if options.picture else None
     return Upload(
-        prepared.image, prepared.height, prepared.width, prepared.pixel_sha256, kind, picture
+        prepared.image,
+        prepared.height,
+        prepared.width,
+        prepared.pixel_sha256,
+        kind,
+        picture,
+        box=prepared.box or WHOLE,
     )
 
 

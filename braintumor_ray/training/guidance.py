@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from braintumor_ray.decode.head import WHOLE, Box, cut
 from braintumor_ray.decode.preprocess import GrayImage
 from braintumor_ray.errors import UsageError
 from braintumor_ray.localization.truth import TruthIndex
@@ -24,6 +25,7 @@ from braintumor_ray.recipes.schema import GuidanceSection
 from braintumor_ray.training.options import Say
 
 FULL = 255
+_FINE = (1024, 1024)  # of a mask before it is cut, pixels
 _SHARPNESS = 10.0  # of the softplus: evidence is small where the gate is nearly shut
 
 
@@ -132,6 +134,7 @@ def packed_masks(
     positive: Sequence[str],
     size: int,
     say: Say,
+    boxes: Sequence[Box] | None = None,
 ) -> list[bytes | None]:
     """The tumor of each training scan at the network's size, packed; None where it is not known.
 
@@ -143,6 +146,7 @@ def packed_masks(
         positive: classes that have a tumor.
         size: side of the network's input.
         say: told what was found and what was not.
+        boxes: the part of its picture that each scan's square shows; None: all of it.
 
     Raises:
         UsageError: the truth belongs to no scan of a positive class.
@@ -151,11 +155,14 @@ def packed_masks(
     columns = [scans[n].to_pylist() for n in ("path", "frame", "height", "width", "class_name")]
     matched = truth.match(columns[0])
     found: list[bytes | None] = []
-    for path, frame, height, width, name in zip(*columns, strict=True):
+    shown = boxes or [WHOLE] * scans.num_rows
+    for path, frame, height, width, name, box in zip(*columns, shown, strict=True):
         mask = None
         if name in positive and path in matched:
             full = None if height is None or width is None else (int(height), int(width))
-            mask = truth.mask(path, (size, size), full, frame)
+            mask = truth.mask(path, (size, size) if box == WHOLE else _FINE, full, frame)
+        if mask is not None and box != WHOLE:
+            mask = cut(mask.astype(np.uint8) * np.uint8(FULL), box, size) > FULL // 2
         found.append(pack_mask(mask) if mask is not None and mask.any() else None)
     _report(columns[4], found, positive, truth, say)
     return found

@@ -144,7 +144,12 @@ def _masks(
         return None
     scans = data.rows_of("train")
     size = options.recipe.data.image_size
-    return packed_masks(scans, ready.truth, data.classes.positive, size, say)
+    boxes = (
+        data.shards.boxes(scans["scan_id"].to_numpy())
+        if ready.preprocessing.crop != "none"
+        else None
+    )
+    return packed_masks(scans, ready.truth, data.classes.positive, size, say, boxes)
 
 
 def check_run(output: str | Path) -> None:

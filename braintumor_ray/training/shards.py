@@ -15,6 +15,7 @@ import ray
 from ray.data import ActorPoolStrategy, Dataset
 
 from braintumor_ray.decode.files import SCAN_COLUMNS
+from braintumor_ray.decode.head import Box
 from braintumor_ray.decode.prepare import WORKER, decode_version
 from braintumor_ray.decode.preprocess import Preprocessing
 from braintumor_ray.decode.reading import decode_scans, scan_columns
@@ -50,6 +51,12 @@ class Shards:
         _, base = open_filesystem(self.location)
         return [f"{base}/{name}" for name in self.files]
 
+    def boxes(self, scan_ids: npt.NDArray[np.int64]) -> list[Box]:
+        """The part of its picture that each scan's square shows, of shards of cropped squares."""
+        table = self.read(["scan_id", "box"])
+        found = dict(zip(table["scan_id"].to_pylist(), table["box"].to_pylist(), strict=True))
+        return [Box(*found[scan]) for scan in scan_ids.tolist()]
+
     def read(self, columns: list[str]) -> pa.Table:
         """Some columns of all shards, in this process."""
         import pyarrow.parquet as pq
@@ -72,7 +79,8 @@ class _DecodeToShard:
         scans = decode_scans(
             rows, self._preprocessing, limits=self._limits, hashed=True, sandbox=self._sandbox
         )
-        return pa.table({"scan_id": rows["scan_id"], **scan_columns(list(scans), SHARD_COLUMNS)})
+        names = SHARD_COLUMNS if self._preprocessing.crop == "none" else (*SHARD_COLUMNS, "box")
+        return pa.table({"scan_id": rows["scan_id"], **scan_columns(list(scans), names)})
 
 
 def decode_to_shards(
