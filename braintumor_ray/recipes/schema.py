@@ -88,9 +88,47 @@ class AugmentSection(Section):
         0.0, ge=0, le=1, description="probability of a gray instead of a black background"
     )
     invert: float = Field(0.0, ge=0, le=1, description="probability of inverted grays")
+    sequence: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="probability of a random curve of grays that keeps air dark, as of another "
+        "sequence",
+    )
     jpeg: float = Field(
         0.0, ge=0, le=1, description="probability of JPEG compression, quality 25-95"
     )
+
+
+class LesionSection(Section):
+    """Tumors drawn into scans without one, and taken out of scans with one, in training only.
+
+    Both kinds of scans then come from the same sources, which else decide; needs one negative
+    class. Transplanting and healing need scans whose tumor is known (--truth).
+    """
+
+    draw: float = Field(
+        0.0, ge=0, le=1, description="probability that a scan without a tumor gets a drawn one"
+    )
+    transplant: float = Field(
+        0.0, ge=0, le=1, description="else, that it gets the tumor of another training scan"
+    )
+    heal: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="probability that a known tumor off the midline is covered by the other half",
+    )
+    repeat: int = Field(
+        1,
+        ge=1,
+        description="how often a scan without a tumor is shown per epoch, each time changed",
+    )
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is changed."""
+        return bool(self.draw or self.transplant or self.heal or self.repeat > 1)
 
 
 class ModelSection(Section):
@@ -216,6 +254,7 @@ class Recipe(Section):
     )
     data: DataSection = DataSection()
     augment: AugmentSection = AugmentSection()
+    lesions: LesionSection = LesionSection()
     model: ModelSection = ModelSection()
     optimizer: OptimizerSection = OptimizerSection()
     guidance: GuidanceSection = GuidanceSection()

@@ -45,12 +45,20 @@ class Augmenter:
         """Change one uint8 (S, S) image; returns a new one, (size, size)."""
         return self.with_mask(image, None, scan_id)[0]
 
+    def random(self, scan_id: int, *more: int) -> np.random.Generator:
+        """The draws of a scan in this epoch; `more` tells apart what else is drawn for it."""
+        entropy = [self.seed, self.epoch, scan_id & 0xFFFF_FFFF_FFFF_FFFF, *more]
+        return np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy)))
+
     def with_mask(
-        self, image: GrayImage, mask: GrayImage | None, scan_id: int
+        self,
+        image: GrayImage,
+        mask: GrayImage | None,
+        scan_id: int,
+        random: np.random.Generator | None = None,
     ) -> tuple[GrayImage, GrayImage | None]:
         """Change an image and, in the same way, the mask of its tumor, uint8 (S, S) of 0 to 255."""
-        entropy = [self.seed, self.epoch, scan_id & 0xFFFF_FFFF_FFFF_FFFF]
-        random = np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy)))
+        random = random or self.random(scan_id)
         side = self.size or image.shape[0]
         matrix = self._matrix(random, image.shape[0], side)
         shown = _warped(image, matrix, side, _BORDERS[self.settings.fill])
@@ -112,6 +120,8 @@ def scanner_style(
 
     Each change is drawn by its own probability in `settings`; without any, nothing is drawn.
     """
+    if settings.sequence and random.random() < settings.sequence:
+        image = np.asarray(cv2.LUT(image, _curve(random)), np.uint8)
     if settings.resolution and random.random() < settings.resolution:
         image = _resampled(random, image)
     if settings.blur and random.random() < settings.blur:
@@ -124,6 +134,17 @@ def scanner_style(
         encoded = cv2.imencode(".jpg", image, quality)[1]
         image = np.asarray(cv2.imdecode(encoded, cv2.IMREAD_GRAYSCALE), np.uint8)
     return image
+
+
+def _curve(random: np.random.Generator) -> GrayImage:
+    """A lookup table, uint8 (256,): mostly rising, sometimes any, as sequences differ."""
+    if random.random() < 0.6:
+        grays = np.sort(random.uniform(0, 255, 5))
+    else:
+        grays = random.uniform(30, 255, 5)
+    grays *= random.uniform(200, 255) / grays.max()
+    table = np.interp(np.arange(256), [0, 20, 70, 125, 180, 235, 255], [0, 8, *grays])
+    return table.astype(np.uint8)
 
 
 def _resampled(random: np.random.Generator, image: GrayImage) -> GrayImage:

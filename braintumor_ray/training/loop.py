@@ -17,6 +17,7 @@ from braintumor_ray.decode.preprocess import Preprocessing
 from braintumor_ray.models.classifier import Classifier, normalize
 from braintumor_ray.models.freezing import backbone_is_frozen
 from braintumor_ray.training.guidance import GuidanceLoss
+from braintumor_ray.training.lesions import SOME_TUMOR
 
 # uint8 (B, S, S), int64 (B,), and float32 (B, h, w) coverage by tumor where training is guided
 Batch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]
@@ -35,6 +36,8 @@ class StepSettings:
             step may have fewer.
         bf16: autocast of the forward pass.
         guidance: the loss of where the evidence lies; None: not guided.
+        positive: indices of the positive classes, for scans labeled `SOME_TUMOR`; None: there are
+            none.
     """
 
     preprocessing: Preprocessing
@@ -44,6 +47,7 @@ class StepSettings:
     accumulate: int = 1
     bf16: bool = False
     guidance: GuidanceLoss | None = None
+    positive: tuple[int, ...] | None = None
 
     def autocast(self) -> AbstractContextManager[Any]:
         """bfloat16 for the forward pass, where asked for."""
@@ -149,12 +153,18 @@ def weighted_loss(logits: Tensor, labels: Tensor, settings: StepSettings) -> Ten
     """Weighted cross-entropy per scan, float32 (B,).
 
     The mean over a batch divides by its scans, not by its weights (as in Keras), so that the mean
-    over workers equals the mean over the whole batch.
+    over workers equals the mean over the whole batch. Of a scan with a drawn lesion only the sum of
+    the positive classes' probabilities is asked.
     """
+    logits, known = logits.float(), labels.clamp(min=0)
     losses = nn.functional.cross_entropy(
-        logits.float(), labels, reduction="none", label_smoothing=settings.label_smoothing
+        logits, known, reduction="none", label_smoothing=settings.label_smoothing
     )
-    return losses * settings.class_weights[labels]
+    losses = losses * settings.class_weights[known]
+    if settings.positive is None:
+        return losses
+    some = torch.logsumexp(logits, dim=1) - torch.logsumexp(logits[:, settings.positive], dim=1)
+    return torch.where(labels == SOME_TUMOR, some, losses)
 
 
 def train_epoch(
@@ -276,9 +286,10 @@ def _zeros(settings: StepSettings) -> Tensor:
 
 def _count(totals: Tensor, losses: Tensor, logits: Tensor, labels: Tensor) -> None:
     k = logits.shape[1]
-    cells = labels * k + logits.detach().argmax(dim=1)
+    known = labels >= 0  # a drawn lesion has no class that could be right or wrong
+    cells = labels[known] * k + logits.detach().argmax(dim=1)[known]
     totals[:-1] += torch.bincount(cells, minlength=k * k)
-    totals[-1] += losses.detach().double().sum()
+    totals[-1] += losses.detach().double()[known].sum()
 
 
 def _reduced(totals: Tensor) -> Totals:

@@ -28,13 +28,14 @@ from braintumor_ray.training.finish import (
     split_outputs,
     tune,
 )
-from braintumor_ray.training.guidance import packed_masks
+from braintumor_ray.training.guidance import packed_masks, unpack_mask
+from braintumor_ray.training.lesions import BANK_SIZE, Donor, LesionMaker
 from braintumor_ray.training.loop import balanced_class_weights
 from braintumor_ray.training.options import Say, TrainOptions, Workers
 from braintumor_ray.training.phases import phase_table
 from braintumor_ray.training.run_data import RunData, class_map, decode_run, split_run
 from braintumor_ray.training.run_folder import RunFolder, run_folder
-from braintumor_ray.training.shards import Shards, training_dataset
+from braintumor_ray.training.shards import GuidedRows, Shards, training_dataset
 from braintumor_ray.training.split import check_split_choice, imbalance
 from braintumor_ray.training.trainer import Fitted, fit, read_fitted
 
@@ -86,11 +87,11 @@ def train(catalog: pa.Table, options: TrainOptions, say: Say = print) -> Trainin
     most = options.workers.most
     data = split_run(catalog, folder, ready.shards, classes, options.split(), most, say)
     weights = _load_weights(model, options, say)
-    masks = _masks(options, ready, data, say)
-    name = _claim(folder, options, data, weights, masks)
+    guided = _guided(options, ready, data, say)
+    name = _claim(folder, options, data, weights, guided)
     for line in _remarks(options, data):
         say(line)
-    fitted = _fit(options, folder, name, ready, data, masks, say)
+    fitted = _fit(options, folder, name, ready, data, guided, say)
     provisional = provisional_bundle(
         recipe, model.architecture, ready.preprocessing, classes, fitted.best, data.fingerprint()
     )
@@ -124,32 +125,75 @@ def prepare(catalog: pa.Table, options: TrainOptions, say: Say) -> RunInputs:
 
 
 def _truth(options: TrainOptions, model: Classifier) -> TruthIndex | None:
-    """Where tumors are, read before anything is decoded; None: training is not guided."""
-    if options.truth is None or not options.recipe.guidance.weight:
-        return None
-    if model.linear is None:
+    """Where tumors are, read before anything is decoded.
+
+    Raises:
+        UsageError: guidance was asked for and the head cannot be guided.
+    """
+    recipe = options.recipe
+    wanted = options.truth is not None or recipe.lesions.active
+    if wanted and recipe.guidance.weight and model.linear is None:
         raise UsageError(
-            f"--truth: guidance needs the evidence of each cell, which model.head "
-            f"'{options.recipe.model.head}' on {options.recipe.model.backbone} does not give; set "
-            "model.head = 'linear', or guidance.weight = 0"
+            f"guidance needs the evidence of each cell, which model.head '{recipe.model.head}' on "
+            f"{recipe.model.backbone} does not give; set model.head = 'linear', or leave out "
+            "--truth and [lesions]"
         )
-    return load_truth(options.truth)
+    return None if options.truth is None else load_truth(options.truth)
 
 
-def _masks(
-    options: TrainOptions, ready: RunInputs, data: RunData, say: Say
-) -> list[bytes | None] | None:
-    """Tumor masks of the training scans, in the order of `data.of`."""
-    if ready.truth is None:
+@dataclass(frozen=True)
+class Guided:
+    """What guides a run.
+
+    Attributes:
+        rows: of the training scans, in the order of `RunData.of`.
+        positive: indices of the classes with a tumor.
+        lesions: changes which scans have one; None: nothing is changed.
+    """
+
+    rows: GuidedRows
+    positive: tuple[int, ...]
+    lesions: LesionMaker | None
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the known tumors."""
+        return sha256(b"".join(mask or b"-" for mask in self.rows.masks)).hexdigest()
+
+
+def _guided(options: TrainOptions, ready: RunInputs, data: RunData, say: Say) -> Guided | None:
+    """Masks of the training scans and what is drawn into them; None: training is not guided."""
+    recipe, classes = options.recipe, data.classes
+    if not recipe.guidance.weight or not (ready.truth or recipe.lesions.active):
         return None
     scans = data.rows_of("train")
-    size = options.recipe.data.image_size
-    boxes = (
-        data.shards.boxes(scans["scan_id"].to_numpy())
-        if ready.preprocessing.crop != "none"
-        else None
-    )
-    return packed_masks(scans, ready.truth, data.classes.positive, size, say, boxes)
+    size = recipe.data.image_size
+    masks: list[bytes | None] = [None] * scans.num_rows
+    if ready.truth is not None:
+        cropped = ready.preprocessing.crop != "none"
+        boxes = data.shards.boxes(scans["scan_id"].to_numpy()) if cropped else None
+        masks = packed_masks(scans, ready.truth, classes.positive, size, say, boxes)
+    positive = tuple(classes.classes.index(name) for name in classes.positive)
+    negative = [i for i in range(len(classes.classes)) if i not in positive]
+    names = scans["class_name"].to_pylist()
+    repeats = np.array([1 if n in classes.positive else recipe.lesions.repeat for n in names])
+    lesions = None
+    if recipe.lesions.active:
+        donors = _donors(data, scans, masks, size) if recipe.lesions.transplant else []
+        lesions = LesionMaker(recipe.lesions, negative[0], donors)
+    return Guided(GuidedRows(masks, repeats.astype(np.int64)), positive, lesions)
+
+
+def _donors(data: RunData, scans: pa.Table, masks: list[bytes | None], size: int) -> list[Donor]:
+    """Training scans whose tumor may be transplanted."""
+    ids = scans["scan_id"].to_numpy()
+    known = {int(scan): mask for scan, mask in zip(ids, masks, strict=True) if mask is not None}
+    order = {name: index for index, name in enumerate(data.classes.classes)}
+    label = dict(zip(ids.tolist(), scans["class_name"].to_pylist(), strict=True))
+    found = data.shards.squares_of(np.array(list(known), np.int64), size, BANK_SIZE)
+    return [
+        Donor(square, unpack_mask(known[scan], size), order[label[scan]]) for scan, square in found
+    ]
 
 
 def check_run(output: str | Path) -> None:
@@ -167,11 +211,11 @@ def _fit(
     name: str,
     ready: RunInputs,
     data: RunData,
-    masks: list[bytes | None] | None,
+    guided: Guided | None,
     say: Say,
 ) -> Fitted:
     recipe, model = options.recipe, ready.model
-    positive = [data.classes.classes.index(name) for name in data.classes.positive]
+    rows = guided.rows if guided else None
     ids, labels = data.of("train")
     result = fit(
         recipe,
@@ -179,16 +223,17 @@ def _fit(
         ready.preprocessing,
         {k: v.detach().clone() for k, v in model.state_dict().items()},
         _class_weights(recipe, labels, len(data.classes.classes)),
-        len(ids),
+        len(ids) if rows is None else int(rows.repeats.sum()),
         {
-            "train": training_dataset(data.shards, ids, labels, recipe.data.image_size**2, masks),
+            "train": training_dataset(data.shards, ids, labels, recipe.data.image_size**2, rows),
             "val": training_dataset(data.shards, *data.of("val"), recipe.data.image_size**2),
         },
         options.workers,
         folder.at("ray"),
         name,
         lambda entry: say(_epoch_line(entry)),
-        None if masks is None else tuple(positive),
+        guided.positive if guided else None,
+        guided.lesions if guided else None,
     )
     return read_fitted(result)
 
@@ -300,7 +345,7 @@ def _claim(
     options: TrainOptions,
     data: RunData,
     weights: str,
-    masks: list[bytes | None] | None,
+    guided: Guided | None,
 ) -> str:
     """Note what is trained in this folder; returns the name of the run for Ray Train.
 
@@ -308,8 +353,8 @@ def _claim(
         TrainingError: another recipe or other data were trained here.
     """
     recipe = options.recipe.model_dump(mode="json")
-    known_tumors = [] if masks is None else [sha256(b"".join(m or b"-" for m in masks)).hexdigest()]
-    text = json.dumps([recipe, data.fingerprint(), weights, *known_tumors], sort_keys=True)
+    parts = [recipe, data.fingerprint(), weights, *([guided.fingerprint] if guided else [])]
+    text = json.dumps(parts, sort_keys=True)
     fingerprint = sha256(text.encode()).hexdigest()[:16]
     known = folder.note()
     if known and known["fingerprint"] != fingerprint:

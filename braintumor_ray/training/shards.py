@@ -3,7 +3,7 @@
 import json
 import uuid
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -51,6 +51,23 @@ class Shards:
         _, base = open_filesystem(self.location)
         return [f"{base}/{name}" for name in self.files]
 
+    def squares_of(
+        self, scan_ids: npt.NDArray[np.int64], size: int, most: int
+    ) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
+        """At most so many of some scans, with their squares uint8 (S, S); a file at a time."""
+        import pyarrow.compute as pc
+        import pyarrow.parquet as pq
+
+        filesystem, _ = open_filesystem(self.location)
+        for path in self.paths:
+            table = pq.read_table(path, columns=["scan_id", "image"], filesystem=filesystem)
+            table = table.filter(pc.is_in(table["scan_id"], value_set=pa.array(scan_ids)))
+            table = table.slice(0, most)
+            yield from zip(table["scan_id"].to_pylist(), squares(table["image"], size), strict=True)
+            most -= table.num_rows
+            if not most:
+                return
+
     def boxes(self, scan_ids: npt.NDArray[np.int64]) -> list[Box]:
         """The part of its picture that each scan's square shows, of shards of cropped squares."""
         table = self.read(["scan_id", "box"])
@@ -66,6 +83,23 @@ class Shards:
             pq.read_table(path, columns=columns, filesystem=filesystem) for path in self.paths
         ]
         return pa.concat_tables(tables)
+
+
+@dataclass(frozen=True)
+class GuidedRows:
+    """What guided training knows of each scan.
+
+    Attributes:
+        masks: its tumor, packed (`training.guidance.pack_mask`); None where it is not known.
+        repeats: int64 (n,), how often it is shown per epoch.
+    """
+
+    masks: Sequence[bytes | None]
+    repeats: npt.NDArray[np.int64]
+
+    def take(self, order: npt.NDArray[np.int64]) -> "GuidedRows":
+        """The same of some scans, in their order."""
+        return GuidedRows([self.masks[row] for row in order], self.repeats[order])
 
 
 class _DecodeToShard:
@@ -127,7 +161,7 @@ def training_dataset(
     scan_ids: npt.NDArray[np.int64],
     labels: npt.NDArray[np.int64],
     square_bytes: int,
-    masks: Sequence[bytes | None] | None = None,
+    guided: "GuidedRows | None" = None,
 ) -> Dataset:
     """The named scans with their class index: columns scan_id, label, image (S * S bytes).
 
@@ -136,11 +170,10 @@ def training_dataset(
         scan_ids: int64 (n,), the scans of one split.
         labels: int64 (n,), their class indices.
         square_bytes: size of one image, S * S.
-        masks: of each scan, packed (`training.guidance.pack_mask`), for a further column `mask`.
+        guided: for further columns `mask` and `copy` (0 for the first of a repeated scan).
     """
     order = np.argsort(scan_ids)
-    ordered = None if masks is None else pa.array([masks[row] for row in order], pa.binary())
-    lookup = ray.put((scan_ids[order], labels[order], ordered))
+    lookup = ray.put((scan_ids[order], labels[order], guided and guided.take(order)))
     filesystem, _ = open_filesystem(shards.location)
     data = read_rows(shards.paths, filesystem, ["scan_id", "image"])
     data = data.map_batches(_select(lookup), batch_format="pyarrow", batch_size=None, num_cpus=0.5)
@@ -172,16 +205,26 @@ def mixed(catalog: pa.Table) -> pa.Table:
 
 def _select(lookup: Any) -> Callable[[pa.Table], pa.Table]:  # noqa: ANN401 - an object reference
     def select(rows: pa.Table) -> pa.Table:
-        ids, labels, masks = ray.get(lookup)
+        ids, labels, guided = ray.get(lookup)
         found = rows["scan_id"].to_numpy()
         position = np.minimum(np.searchsorted(ids, found), max(len(ids) - 1, 0))
         wanted = ids[position] == found if len(ids) else np.zeros(len(found), dtype=bool)
         kept = rows.filter(pa.array(wanted))
         chosen = position[wanted]
         kept = kept.append_column("label", pa.array(labels[chosen], pa.int64()))
-        return kept if masks is None else kept.append_column("mask", masks.take(pa.array(chosen)))
+        return kept if guided is None else _with_guidance(kept, chosen, guided)
 
     return select
+
+
+def _with_guidance(rows: pa.Table, chosen: npt.NDArray[np.int64], guided: "GuidedRows") -> pa.Table:
+    """Rows with their masks, each as often as it is shown."""
+    times = guided.repeats[chosen]
+    which = np.repeat(np.arange(len(chosen)), times)
+    copies = np.arange(len(which)) - np.repeat(np.cumsum(times) - times, times)
+    masks = pa.array([guided.masks[row] for row in chosen[which]], pa.binary())
+    repeated = rows.take(pa.array(which)).append_column("mask", masks)
+    return repeated.append_column("copy", pa.array(copies, pa.int64()))
 
 
 def _publish(location: str, attempt: str, rows: int) -> Shards:

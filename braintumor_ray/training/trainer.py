@@ -29,6 +29,7 @@ from braintumor_ray.models.allocator import allocator_environment
 from braintumor_ray.models.classifier import Architecture
 from braintumor_ray.recipes.schema import Recipe
 from braintumor_ray.storage import open_filesystem
+from braintumor_ray.training.lesions import LesionMaker
 from braintumor_ray.training.options import Workers
 from braintumor_ray.training.stages import State
 from braintumor_ray.training.worker import CHECKPOINT, train_worker
@@ -133,6 +134,7 @@ def fit(
     name: str,
     on_epoch: OnEpoch | None = None,
     guided_classes: tuple[int, ...] | None = None,
+    lesions: LesionMaker | None = None,
 ) -> Result:
     """Train over all workers; resumes where a run of the same storage and name was interrupted.
 
@@ -148,8 +150,9 @@ def fit(
         storage: folder or URI that all nodes see.
         name: of the run inside `storage`.
         on_epoch: called with each epoch's entry of the history.
-        guided_classes: indices of the classes with a tumor, where 'train' has a column mask;
-            None: training is not guided.
+        guided_classes: indices of the classes with a tumor, where 'train' has the columns mask
+            and copy; None: training is not guided.
+        lesions: changes which scans have a tumor.
 
     Returns:
         Ray's result; its checkpoint holds the best weights.
@@ -165,6 +168,7 @@ def fit(
         "class_weights": class_weights.tolist(),
         "train_rows": train_rows,
         "guided_classes": guided_classes,
+        "lesions": None if lesions is None else ray.put(lesions),
         "threads": workers.threads or max(1, (os.cpu_count() or 1) // workers.most),
     }
     trainer = TorchTrainer(

@@ -25,6 +25,7 @@ from braintumor_ray.models.freezing import set_trainable, train_mode
 from braintumor_ray.recipes.loader import recipe_from_dict
 from braintumor_ray.training.augment import Augmenter, augment_batch
 from braintumor_ray.training.guidance import GuidanceLoss, coverage, unpack_mask
+from braintumor_ray.training.lesions import LesionMaker
 from braintumor_ray.training.loop import (
     Averaged,
     Batch,
@@ -56,10 +57,15 @@ class ToBatch(ArrowBatchCollateFn):
     """
 
     def __init__(
-        self, size: int, augmenter: Augmenter | None, guided: "GuidedCells | None" = None
+        self,
+        size: int,
+        augmenter: Augmenter | None,
+        guided: "GuidedCells | None" = None,
+        lesions: LesionMaker | None = None,
     ) -> None:
         super().__init__()
-        self._size, self._augmenter, self._guided = size, augmenter, guided
+        self._size, self._augmenter = size, augmenter
+        self._guided, self._lesions = guided, lesions
 
     def __call__(self, batch: pa.Table) -> Batch:
         """uint8 (B, S, S), of the augmenter's size, and int64 (B,); see `loop.Batch`."""
@@ -70,14 +76,28 @@ class ToBatch(ArrowBatchCollateFn):
         if self._guided is None:
             images = augment_batch(images, batch["scan_id"].to_numpy(), self._augmenter)
             return torch.from_numpy(images), labels
-        rows = zip(images, batch["scan_id"].to_pylist(), batch["mask"].to_pylist(), strict=True)
-        changed, covered = [], []
-        for (image, scan_id, packed), label in zip(rows, labels.tolist(), strict=True):
-            mask = None if packed is None else unpack_mask(packed, self._size)
-            shown, kept = self._augmenter.with_mask(image, mask, scan_id)
-            changed.append(shown)
-            covered.append(self._guided.coverage(kept, label))
-        return torch.from_numpy(np.stack(changed)), labels, torch.from_numpy(np.stack(covered))
+        names = ("scan_id", "copy", "label", "mask")
+        rows = zip(images, *(batch[name].to_pylist() for name in names), strict=True)
+        changed = [self._guided_scan(*row) for row in rows]
+        shown, told, covered = zip(*changed, strict=True)
+        return (
+            torch.from_numpy(np.stack(shown)),
+            torch.tensor(told, dtype=torch.int64),
+            torch.from_numpy(np.stack(covered)),
+        )
+
+    def _guided_scan(
+        self, image: GrayImage, scan_id: int, copy: int, label: int, packed: bytes | None
+    ) -> tuple[GrayImage, int, npt.NDArray[np.float32]]:
+        """A changed scan, its label, and the share of each cell of its map that tumor covers."""
+        assert self._augmenter is not None
+        assert self._guided is not None
+        random = self._augmenter.random(scan_id, *([copy] if copy else []))
+        mask = None if packed is None else unpack_mask(packed, self._size)
+        if self._lesions is not None:
+            image, mask, label = self._lesions(random, image, mask, label)
+        shown, kept = self._augmenter.with_mask(image, mask, scan_id, random)
+        return shown, label, self._guided.coverage(kept, label)
 
 
 @dataclass(frozen=True)
@@ -144,9 +164,10 @@ class _Worker:
             use_bf16(self.device, self.recipe.precision),
         )
         self.positive: tuple[int, ...] | None = config["guided_classes"]
+        self.lesions: LesionMaker | None = config["lesions"] and ray.get(config["lesions"])
         if self.positive is not None:
             guidance = GuidanceLoss(self.recipe.guidance, self.positive)
-            self.settings = replace(self.settings, guidance=guidance)
+            self.settings = replace(self.settings, guidance=guidance, positive=self.positive)
         self.train_rows = int(config["train_rows"])
         self.batch = max(1, -(-self.recipe.data.batch_size // self.world))
 
@@ -250,7 +271,7 @@ class _Worker:
         shard = ray.train.get_dataset_shard(name)
         for batch in shard.iter_torch_batches(
             batch_size=self.batch,
-            collate_fn=ToBatch(self.preprocessing.image_size, augmenter, guided),
+            collate_fn=ToBatch(self.preprocessing.image_size, augmenter, guided, self.lesions),
             prefetch_batches=4,
             **shuffle,
         ):
