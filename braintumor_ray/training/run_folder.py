@@ -1,39 +1,20 @@
 """The folder of a run, local or on an object store: its note, and what it ends in."""
 
-import json
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from braintumor_ray.errors import TrainingError, UsageError
-from braintumor_ray.storage import (
-    is_local,
-    local_path,
-    open_filesystem,
-    read_bytes,
-    write_atomically,
-)
+from braintumor_ray.storage import Folder, is_local, local_path, open_filesystem, write_atomically
 
 NOTE = "run.json"
 
 
-@dataclass(frozen=True)
-class RunFolder:
-    """Where things of one run are.
-
-    Attributes:
-        location: an absolute local path, or a URI; without a trailing slash.
-    """
-
-    location: str
-
-    def at(self, *parts: str) -> str:
-        """The location of something inside."""
-        return "/".join((self.location, *parts))
+class RunFolder(Folder):
+    """The folder of one run; a local one by its absolute path."""
 
     def note(self) -> dict[str, Any]:
         """What is trained here and how far it is; empty for a new folder.
@@ -42,7 +23,7 @@ class RunFolder:
             UsageError: the note is damaged.
         """
         try:
-            note: dict[str, Any] = json.loads(read_bytes(self.at(NOTE)))
+            note: dict[str, Any] = self.read_json(NOTE)
         except FileNotFoundError:
             return {}
         except ValueError as error:
@@ -52,11 +33,6 @@ class RunFolder:
     def write_note(self, **values: Any) -> None:  # noqa: ANN401 - JSON values
         """Add to the note."""
         self.write_json(self.note() | values, NOTE)
-
-    def write_json(self, value: Any, *parts: str) -> None:  # noqa: ANN401 - JSON values
-        """Write a JSON file inside, whole or not at all."""
-        text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
-        write_atomically(self.at(*parts), text.encode())
 
     @contextmanager
     def outbox(self) -> Iterator[Path]:
