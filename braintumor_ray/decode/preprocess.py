@@ -5,9 +5,8 @@ from typing import Any
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
-GrayImage = npt.NDArray[np.uint8]
+from braintumor_ray.types import GrayImage
 
 _INTERPOLATIONS = {
     "area": cv2.INTER_AREA,

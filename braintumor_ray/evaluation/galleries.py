@@ -13,10 +13,10 @@ from braintumor_ray.decode.preprocess import shrunk
 from braintumor_ray.decode.reading import decode_scans
 from braintumor_ray.decode.types import DecodeLimits
 from braintumor_ray.evaluation.evaluated import Evaluated
-from braintumor_ray.evaluation.selection import Ints
 from braintumor_ray.explain.overlay import contact_sheet, panel, write_png
 from braintumor_ray.pages.pictures import Picture, jpeg_uri, load_pictures
 from braintumor_ray.predict.predictor import Predictor, normalized_entropy
+from braintumor_ray.types import Ints
 
 LONGEST = 480
 PANEL_WIDTH = 900

@@ -1,6 +1,6 @@
 """Decoding and predicting the scans of a catalog in one process, a batch at a time."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
@@ -22,9 +22,9 @@ from braintumor_ray.explain.regions import (
 )
 from braintumor_ray.predict.predictor import Predictor, softmax
 from braintumor_ray.splits.duplicates import duplicate_groups
+from braintumor_ray.types import Progress
 
 TTA_DEGREES = 7.0  # well inside what patients turn their heads
-Progress = Callable[[int, int], None]
 Images = NDArray[np.uint8]
 
 

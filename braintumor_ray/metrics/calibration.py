@@ -10,14 +10,8 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
 from braintumor_ray.errors import MetricsError
-from braintumor_ray.metrics.inputs import (
-    Bools,
-    Floats,
-    binary_view,
-    check_binary,
-    check_logits,
-    check_probs,
-)
+from braintumor_ray.metrics.inputs import binary_view, check_binary, check_logits, check_probs
+from braintumor_ray.types import Bools, Floats
 
 TEMPERATURE_BOUNDS = (0.05, 20.0)
 

@@ -1,7 +1,7 @@
 """Phantom data sets: synthetic scans with masks, patients, a split and planted bad files."""
 
 import csv
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from braintumor_ray.phantom.slices import (
     draw_slice,
     sample_patient,
 )
+from braintumor_ray.types import Progress
 
 __all__ = [
     "CLASS_NAMES",
@@ -101,7 +102,7 @@ def write_phantoms(
     slices: tuple[int, int] = (2, 5),
     bad_files: bool = True,
     duplicates: bool = True,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> PhantomSummary:
     """Write a synthetic data set: scans, masks, `scans.csv`, `planted.csv` and `README.txt`.
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from braintumor_ray.decode.preprocess import GrayImage
 from braintumor_ray.errors import UsageError
 from braintumor_ray.explain.cam import METHODS, SCORED_METHODS, cams, class_gradient
 from braintumor_ray.explain.library import library_cams
@@ -23,6 +22,7 @@ from braintumor_ray.models.device import choose_device, use_bf16
 from braintumor_ray.models.folding import fold_batch_norms
 from braintumor_ray.predict.schema import stored_shape
 from braintumor_ray.recipes.schema import CamClass, Precision
+from braintumor_ray.types import GrayImage
 
 Columns = dict[str, Any]
 

@@ -7,9 +7,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from braintumor_ray.decode.preprocess import GrayImage, Preprocessing
+from braintumor_ray.decode.preprocess import Preprocessing
 from braintumor_ray.predict.predictor import Columns, Predictor
 from braintumor_ray.serving.settings import ServingSettings
+from braintumor_ray.types import GrayImage
 
 Row = dict[str, Any]
 
