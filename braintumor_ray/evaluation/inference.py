@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from scipy.special import softmax
 
 from braintumor_ray.decode.hashes import unpack_hashes
 from braintumor_ray.decode.prepare import PreparedScan
@@ -20,7 +21,7 @@ from braintumor_ray.explain.regions import (
     heat_shares_batch,
     region_weights,
 )
-from braintumor_ray.predict.predictor import Predictor, softmax
+from braintumor_ray.predict.predictor import Predictor
 from braintumor_ray.splits.duplicates import duplicate_groups
 from braintumor_ray.types import Progress
 
@@ -129,7 +130,7 @@ def test_time_views(images: Images) -> Iterator[Images]:
 
 def probabilities(logits: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:
     """Probabilities (n, k) exactly as `Predictor` makes them from logits (n, k)."""
-    return softmax(logits / temperature)
+    return softmax(logits / temperature, axis=1)
 
 
 def _empty(predictor: Predictor, explain: bool, count: int = 0) -> _Batch:

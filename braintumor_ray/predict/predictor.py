@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.special import softmax
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -231,7 +232,7 @@ class Predictor:
     def _decisions(self, raw: RawOutput) -> Columns:
         fields = self.bundle.fields
         names = fields.class_names
-        probabilities = softmax(raw.logits / fields.temperature)
+        probabilities = softmax(raw.logits / fields.temperature, axis=1)
         positive = probabilities[:, self.bundle.positive_indices].sum(axis=1)
         return {
             "predicted_class": [names[i] for i in probabilities.argmax(axis=1)],
@@ -275,12 +276,6 @@ def for_inference(model: Classifier, device: torch.device, *, bf16: bool) -> Cla
             if isinstance(module, nn.Conv2d | nn.Linear):
                 module.to(torch.bfloat16)
     return ready
-
-
-def softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Softmax over the last axis, float32."""
-    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.asarray(shifted / shifted.sum(axis=1, keepdims=True), dtype=np.float32)
 
 
 def normalized_entropy(probabilities: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
