@@ -31,8 +31,6 @@ from braintumor_ray.predict.predictor import Predictor
 from braintumor_ray.storage import read_bytes, write_atomically
 from braintumor_ray.types import Progress
 
-__all__ = ["EvaluateOptions", "evaluate"]
-
 SCHEMA_VERSION = 1
 METRICS, PREDICTIONS, REPORT, HISTORY = (
     "metrics.json",

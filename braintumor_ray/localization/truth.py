@@ -19,8 +19,6 @@ from braintumor_ray.localization.outlines import Outlines, TruthError, resized_m
 from braintumor_ray.storage import open_filesystem, read_bytes
 from braintumor_ray.types import Mask
 
-__all__ = ["Outlines", "TruthError", "TruthIndex", "load_truth"]
-
 Kind = Literal["masks", "boxes", "yolo", "via"]
 IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 LOSSY = (".jpg", ".jpeg")

@@ -11,22 +11,8 @@ import numpy as np
 from braintumor_ray.errors import UsageError
 from braintumor_ray.phantom.lesion import CLASS_NAMES
 from braintumor_ray.phantom.planted import Planted, encode, plant_bad_files, plant_duplicates
-from braintumor_ray.phantom.slices import (
-    Slice,
-    draw_patient_slice,
-    draw_slice,
-    sample_patient,
-)
+from braintumor_ray.phantom.slices import Slice, draw_patient_slice, sample_patient
 from braintumor_ray.types import Progress
-
-__all__ = [
-    "CLASS_NAMES",
-    "PhantomSummary",
-    "Slice",
-    "draw_slice",
-    "patient_slices",
-    "write_phantoms",
-]
 
 _FORMAT_STREAM = 1  # keeps the draw of file formats apart from the draw of anatomy
 _README = """\

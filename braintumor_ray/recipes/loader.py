@@ -16,8 +16,6 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-DEFAULT_RECIPE = "mobilenetv2-finetune"
-
 
 def recipe_names() -> list[str]:
     """Names of the recipes that come with the package, sorted."""

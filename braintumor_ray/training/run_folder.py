@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from braintumor_ray.errors import TrainingError, UsageError
-from braintumor_ray.storage import Folder, is_local, local_path, open_filesystem, write_atomically
+from braintumor_ray.storage import Folder, is_local, local_path, write_atomically
 
 NOTE = "run.json"
 
@@ -59,7 +59,7 @@ class RunFolder(Folder):
                 f"'{self.location}' holds a finished run (bundle at '{self.at('bundle')}'); "
                 "training it again would change nothing: choose another --output"
             )
-        if not note and self._holds("bundle"):
+        if not note and "bundle" in self.names():
             raise TrainingError(
                 f"'{self.at('bundle')}' exists and '{self.location}' has no {NOTE}: the bundle is "
                 "not of a run in this folder, and training would replace it; choose another "
@@ -74,12 +74,6 @@ class RunFolder(Folder):
         """
         if is_local(self.location) and self.note().get("status") == "training":
             shutil.rmtree(local_path(self.at("bundle")), ignore_errors=True)
-
-    def _holds(self, name: str) -> bool:
-        from pyarrow.fs import FileType
-
-        filesystem, path = open_filesystem(self.at(name))
-        return bool(filesystem.get_file_info(path).type != FileType.NotFound)
 
     def _upload(self, folder: Path) -> None:
         files = sorted(path for path in folder.rglob("*") if path.is_file())
