@@ -217,14 +217,9 @@ def _bin_means(bins: NDArray[Any], values: Floats, count: NDArray[Any]) -> list[
 
 
 def _expected_gap(bins: dict[str, list[Any]]) -> float:
-    filled = [
-        (count, abs(accuracy - confidence))
-        for count, accuracy, confidence in zip(
-            bins["count"], bins["accuracy"], bins["confidence"], strict=True
-        )
-        if count
-    ]
-    return float(sum(count * gap for count, gap in filled) / sum(count for count, _ in filled))
+    rows = zip(bins["count"], bins["accuracy"], bins["confidence"], strict=True)
+    gaps = [count * abs(accuracy - confidence) for count, accuracy, confidence in rows if count]
+    return float(sum(gaps) / sum(bins["count"]))
 
 
 def _check_temperature(temperature: float) -> float:

@@ -19,13 +19,8 @@ import pyarrow as pa
 from braintumor_ray.errors import ResultsError
 from braintumor_ray.storage import Folder
 
-META, MANIFESTS, CATALOGS, ROWS, CHECKPOINTS = (
-    "results.json",
-    "manifests",
-    "catalogs",
-    "rows",
-    "checkpoints",
-)
+META = "results.json"
+MANIFESTS, CATALOGS, ROWS, CHECKPOINTS = "manifests", "catalogs", "rows", "checkpoints"
 
 
 class ResultsFolder(Folder):
@@ -39,7 +34,7 @@ class ResultsFolder(Folder):
             ResultsError: this is not a results folder.
         """
         try:
-            meta: dict[str, Any] = self.read_json(META)
+            return self.read_json(META)
         except FileNotFoundError as error:
             raise ResultsError(
                 f"'{self.location}' is not a results folder: it has no {META}; "
@@ -47,7 +42,6 @@ class ResultsFolder(Folder):
             ) from error
         except (OSError, ValueError) as error:
             raise ResultsError(f"'{self.at(META)}' cannot be read: {error}") from error
-        return meta
 
     def manifests(self) -> list[dict[str, Any]]:
         """The committed manifests, oldest first."""
@@ -88,10 +82,9 @@ class ResultsFolder(Folder):
 
     def _manifest(self, name: str) -> dict[str, Any]:
         try:
-            manifest: dict[str, Any] = self.read_json(MANIFESTS, name)
+            return self.read_json(MANIFESTS, name)
         except (OSError, ValueError) as error:
             raise ResultsError(f"'{self.at(MANIFESTS, name)}' cannot be read: {error}") from error
-        return manifest
 
 
 def results_folder(path: str | Path) -> ResultsFolder:

@@ -23,12 +23,11 @@ class RunFolder(Folder):
             UsageError: the note is damaged.
         """
         try:
-            note: dict[str, Any] = self.read_json(NOTE)
+            return self.read_json(NOTE)
         except FileNotFoundError:
             return {}
         except ValueError as error:
             raise UsageError(f"'{self.at(NOTE)}' is damaged: {error}; remove the folder") from error
-        return note
 
     def write_note(self, **values: Any) -> None:  # noqa: ANN401 - JSON values
         """Add to the note."""
