@@ -1,6 +1,5 @@
 """What `score` and `nightly` do, between the options and the library."""
 
-import os
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +8,7 @@ from braintumor_ray.catalog.schema import CatalogOptions
 from braintumor_ray.cli.console import progress_bar
 from braintumor_ray.commands import parse_range, wants_gpu
 from braintumor_ray.local_ray import ray_session
+from braintumor_ray.storage import absolute
 
 if TYPE_CHECKING:
     from braintumor_ray.scoring.options import ScoreOptions
@@ -118,7 +118,7 @@ def _options(bundle: str, choices: ScoreChoices, catalog_options: CatalogOptions
     if choices.num_predictors != "auto":
         number = parse_range("--num-predictors", choices.num_predictors)
     predict = PredictSettings(
-        bundle=os.path.abspath(bundle) if "://" not in bundle else bundle,
+        bundle=absolute(bundle),
         device=choices.device,
         precision=choices.precision,  # type: ignore[arg-type]
         cam_class=choices.cam_class,  # type: ignore[arg-type]

@@ -1,5 +1,10 @@
 """The project's exceptions: each message names the value, the cause and the way out."""
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 
 class BrainTumorError(ValueError):
     """Something the user can mend; the command line prints it as one line and exits 1."""
@@ -41,3 +46,12 @@ class TrainingError(BrainTumorError):
 
 class MetricsError(BrainTumorError):
     """Labels, probabilities or groups from which no metric can be computed."""
+
+
+def describe_validation(error: "ValidationError") -> str:
+    """A pydantic error as one line: field, what is wrong, the value."""
+    parts = []
+    for item in error.errors():
+        field = ".".join(str(part) for part in item["loc"])
+        parts.append(f"{field or 'recipe'}: {item['msg']} (got {item['input']!r:.80})")
+    return "; ".join(parts)

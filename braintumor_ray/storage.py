@@ -1,13 +1,18 @@
 """One way to files: local paths, and any URI that pyarrow or fsspec opens."""
 
+import json
 import os
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from braintumor_ray.errors import UsageError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 # Attempts wait 1, 2, 4, 8, 16 and then 20 s at most, half of it on average: half a minute in all.
 MAX_ATTEMPTS = 8
@@ -58,6 +63,11 @@ def is_local(location: str) -> bool:
 def local_path(location: str) -> Path:
     """A local location as a path (file:// is taken off)."""
     return Path(location.removeprefix("file://"))
+
+
+def absolute(location: str) -> str:
+    """A location that means the same in every process: URIs as they are, paths made absolute."""
+    return location if is_uri(location) else os.path.abspath(location)
 
 
 @lru_cache(maxsize=64)
@@ -129,3 +139,66 @@ def write_atomically(location: str | Path, data: bytes) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(work, path)
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder, local or on an object store; `parts` name what is inside it.
+
+    Attributes:
+        location: a local path or a URI, without a trailing slash.
+    """
+
+    location: str
+
+    def at(self, *parts: str) -> str:
+        """The location of something inside."""
+        return "/".join((self.location, *parts))
+
+    def names(self, *parts: str) -> list[str]:
+        """Names in a folder inside, sorted; none where it does not exist."""
+        return sorted(self.sizes(*parts))
+
+    def sizes(self, *parts: str) -> dict[str, int | None]:
+        """Bytes of what is in a folder inside, by name; None for folders."""
+        from pyarrow.fs import FileSelector
+
+        filesystem, path = open_filesystem(self.at(*parts))
+        infos = filesystem.get_file_info(FileSelector(path, allow_not_found=True))
+        return {info.base_name: info.size for info in infos}
+
+    def read_json(self, *parts: str) -> Any:  # noqa: ANN401 - JSON values
+        """The content of a JSON file.
+
+        Raises:
+            OSError: it cannot be read.
+            ValueError: it is no JSON.
+        """
+        return json.loads(read_bytes(self.at(*parts)))
+
+    def write_json(self, value: Any, *parts: str) -> None:  # noqa: ANN401 - JSON values
+        """Write a JSON file, whole or not at all."""
+        text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+        write_atomically(self.at(*parts), text.encode())
+
+    def read_table(self, *parts: str, columns: list[str] | None = None) -> "pa.Table":
+        """The rows of a Parquet file.
+
+        Raises:
+            OSError, pyarrow.ArrowException: it cannot be read.
+        """
+        import pyarrow.parquet as pq
+
+        filesystem, path = open_filesystem(self.at(*parts))
+        # Opened by us: given a path, pyarrow would guess at folders and schemas.
+        with filesystem.open_input_file(path) as stream:
+            return pq.read_table(stream, columns=columns)
+
+    def delete_file(self, *parts: str) -> None:
+        """Delete a file.
+
+        Raises:
+            OSError: it does not exist or cannot be deleted.
+        """
+        filesystem, path = open_filesystem(self.at(*parts))
+        filesystem.delete_file(path)

@@ -1,6 +1,7 @@
 """Fixtures shared by all tests."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,31 @@ def bundle_path(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("bundle") / "bundle"
     make_bundle(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory):
+    """The catalog of 20 phantom patients, with five unreadable files and two planted copies."""
+    from braintumor_ray.catalog.build import load_catalog
+    from braintumor_ray.catalog.identity import IdentityHash
+    from braintumor_ray.catalog.schema import CatalogOptions
+    from braintumor_ray.phantom.dataset import write_phantoms
+
+    folder = tmp_path_factory.mktemp("phantoms")
+    write_phantoms(folder, patients=20, seed=3, slices=(2, 3))
+    patient = re.compile(r"/(?P<patient>p\d{4})_s")
+    identity = IdentityHash(clear=True)
+    return load_catalog(
+        folder / "scans", CatalogOptions(patient_pattern=patient, identity=identity)
+    )
+
+
+@pytest.fixture(scope="session")
+def fingerprinted(phantoms):
+    """The phantoms' catalog with the columns of an audit."""
+    from braintumor_ray.audit.fingerprints import fingerprint_catalog
+
+    return fingerprint_catalog(phantoms, workers=1)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "braintumor_ray"
 LAYERS = [  # each imports from those above it only
-    {"errors", "recipes"},
+    {"errors", "types", "recipes"},
     {"storage"},
     {"decode", "phantom", "parquet_dataset"},
     {"catalog", "splits"},

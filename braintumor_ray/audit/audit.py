@@ -11,7 +11,6 @@ import pyarrow as pa
 
 from braintumor_ray.audit.copies import (
     KINDS,
-    Ints,
     Keys,
     across,
     codes,
@@ -22,12 +21,7 @@ from braintumor_ray.audit.copies import (
     surplus,
     within,
 )
-from braintumor_ray.audit.fingerprints import (
-    FINGERPRINT_SCHEMA,
-    Progress,
-    fingerprint_catalog,
-    hash_words,
-)
+from braintumor_ray.audit.fingerprints import FINGERPRINT_SCHEMA, fingerprint_catalog, hash_words
 from braintumor_ray.audit.pairs import PairPictures, draw_pairs, find_pairs
 from braintumor_ray.audit.shortcuts import shortcut_scores
 from braintumor_ray.decode.files import SCAN_COLUMNS, with_volumes
@@ -36,6 +30,7 @@ from braintumor_ray.errors import UsageError
 from braintumor_ray.splits.duplicates import DCT_DISTANCE, DHASH_DISTANCE, duplicate_groups
 from braintumor_ray.splits.splits import merge_groups
 from braintumor_ray.storage import write_atomically
+from braintumor_ray.types import Ints, Progress
 
 SCHEMA_VERSION = 1
 _EXAMPLES = 10

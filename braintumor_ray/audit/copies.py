@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Ints = NDArray[np.int64]
+from braintumor_ray.types import Ints
 
 SPLIT_ORDER = ("train", "val", "test")
 KINDS = ("byte_identical", "pixel_identical", "near_identical")

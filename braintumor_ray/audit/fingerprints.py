@@ -7,7 +7,6 @@ actor of a Ray Data job as well as a thread's worker here.
 import hashlib
 import io
 import queue
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -24,11 +23,11 @@ from braintumor_ray.decode.reading import run_on_scans
 from braintumor_ray.decode.sandbox import DecodeSandbox
 from braintumor_ray.decode.types import Decoded, DecodeLimits, DecodeOptions
 from braintumor_ray.errors import CatalogError
+from braintumor_ray.types import Progress
 
 WORKER = "braintumor_ray.audit.fingerprints:fingerprint_file"
 BLOCK_ROWS = 256
 _BLACK = 8  # gray levels; JPEG noise in an empty background stays below
-Progress = Callable[[int, int], None]
 
 FINGERPRINT_SCHEMA = pa.schema(
     [

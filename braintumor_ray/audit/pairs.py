@@ -7,17 +7,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from braintumor_ray.audit.copies import (
-    Ints,
-    Keys,
-    codes,
-    conflicting_rows,
-    partner_before,
-    split_codes,
-)
+from braintumor_ray.audit.copies import Keys, codes, conflicting_rows, partner_before, split_codes
 from braintumor_ray.decode.types import DecodeLimits
 from braintumor_ray.explain.overlay import contact_sheet
 from braintumor_ray.pages.pictures import jpeg_uri, load_pictures, side_by_side
+from braintumor_ray.types import Ints
 
 TILE = 200
 

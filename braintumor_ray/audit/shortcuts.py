@@ -9,15 +9,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 from sklearn.ensemble import RandomForestClassifier
 
-from braintumor_ray.audit.copies import Ints, codes
+from braintumor_ray.audit.copies import codes
 from braintumor_ray.metrics.classification import auroc
 from braintumor_ray.metrics.intervals import bootstrap_table, table_balanced_accuracy
 from braintumor_ray.splits.splits import grouped_folds
+from braintumor_ray.types import Floats, Ints
 
-Floats = NDArray[np.float64]
 FOLDS = 5
 NOTABLE = 0.05  # balanced accuracy above chance, at the interval's lower end
 

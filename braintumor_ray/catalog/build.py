@@ -19,7 +19,6 @@ from braintumor_ray.catalog.listing import (
 from braintumor_ray.catalog.schema import (
     CATALOG_SCHEMA,
     CatalogOptions,
-    Progress,
     check_ids,
     read_catalog,
     scan_id,
@@ -28,6 +27,7 @@ from braintumor_ray.catalog.tables import Sidecar, read_sidecar
 from braintumor_ray.decode.decode import probe
 from braintumor_ray.decode.types import Probe, VolumeOptions
 from braintumor_ray.storage import open_filesystem
+from braintumor_ray.types import Progress
 
 HEAD_BYTES = 64 * 1024
 

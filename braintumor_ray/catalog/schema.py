@@ -2,7 +2,6 @@
 
 import hashlib
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,9 +13,6 @@ from braintumor_ray.decode.files import VOLUME_FIELDS, with_volumes
 from braintumor_ray.decode.types import DEFAULT_VOLUMES, VolumeOptions
 from braintumor_ray.errors import CatalogError
 from braintumor_ray.storage import open_filesystem
-
-Progress = Callable[[int, int], None]
-
 
 CATALOG_SCHEMA = pa.schema(
     [

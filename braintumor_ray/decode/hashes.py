@@ -10,8 +10,8 @@ import numpy.typing as npt
 from numpy.typing import NDArray
 from PIL import Image
 
-from braintumor_ray.decode.preprocess import GrayImage
 from braintumor_ray.errors import UsageError
+from braintumor_ray.types import GrayImage
 
 
 def pack_bits(bits: NDArray[np.bool_]) -> NDArray[np.uint64]:

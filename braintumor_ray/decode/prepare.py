@@ -8,8 +8,9 @@ import numpy as np
 from braintumor_ray.decode.decode import decode_frames
 from braintumor_ray.decode.hashes import pack_hashes, pixel_sha256
 from braintumor_ray.decode.head import Box
-from braintumor_ray.decode.preprocess import GrayImage, Preprocessing
+from braintumor_ray.decode.preprocess import Preprocessing
 from braintumor_ray.decode.types import Decoded, DecodeOptions, Status
+from braintumor_ray.types import GrayImage
 
 WORKER = "braintumor_ray.decode.prepare:prepare_file"
 

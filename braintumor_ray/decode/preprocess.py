@@ -7,9 +7,7 @@ import cv2
 import numpy as np
 
 from braintumor_ray.decode.head import WHOLE, Box, head_view
-from braintumor_ray.decode.types import Gray
-
-GrayImage = Gray
+from braintumor_ray.types import GrayImage
 
 Crop = Literal["none", "head"]
 Intensity = Literal["none", "head"]

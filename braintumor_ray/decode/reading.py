@@ -13,6 +13,7 @@ from braintumor_ray.decode.prepare import WORKER, PreparedScan, PrepareOptions
 from braintumor_ray.decode.preprocess import Preprocessing
 from braintumor_ray.decode.sandbox import DecodeSandbox, Item
 from braintumor_ray.decode.types import DEFAULT_LIMITS, DecodeLimits, DecodeOptions
+from braintumor_ray.types import Progress
 
 PREPARED_SCHEMA = pa.schema(
     [
@@ -102,7 +103,7 @@ def scan_columns(scans: Sequence[PreparedScan], names: Iterable[str]) -> dict[st
     return {name: _column(scans, name) for name in names}
 
 
-def hash_scans(catalog: pa.Table, progress: Callable[[int, int], None] | None = None) -> pa.Table:
+def hash_scans(catalog: pa.Table, progress: Progress | None = None) -> pa.Table:
     """Decode every scan; columns scan_id, status, reason, pixel_sha256 and hashes.
 
     The hashes are those of `hashes.pack_hashes`, null where the status is not ok.

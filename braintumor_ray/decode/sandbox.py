@@ -20,7 +20,6 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any
 
 from braintumor_ray.decode.sandbox_child import COUNTER, FRAME
@@ -235,8 +234,6 @@ def _widen(fd: int) -> None:
         return  # over the user's share of pipe memory: the default size works as well
 
 
-__all__ = ["DecodeSandbox", "Item", "Outcome", "SandboxError"]
-
 _AHEAD = 20  # items in flight: over two batches of replies, few enough to requeue cheaply
 _AHEAD_BYTES = 64 * 2**20
 _TIMES = {1: "once", 2: "twice"}
@@ -308,12 +305,7 @@ class DecodeSandbox:
     def __enter__(self) -> "DecodeSandbox":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _start(self) -> Child:

@@ -4,12 +4,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-
 from braintumor_ray.errors import BrainTumorError
+from braintumor_ray.types import GrayImage
 
-Gray = npt.NDArray[np.uint8]
+Gray = GrayImage
 
 
 Status = Literal["ok", "quarantined", "skipped"]

@@ -8,12 +8,12 @@ from numpy.typing import NDArray
 
 from braintumor_ray.errors import UsageError
 from braintumor_ray.evaluation.evaluated import Evaluated
-from braintumor_ray.evaluation.selection import Ints
 from braintumor_ray.metrics.classification import auroc
 from braintumor_ray.metrics.comparison import mcnemar_exact, paired_difference
 from braintumor_ray.metrics.inputs import binary_view
 from braintumor_ray.models.bundle import BundleFields
 from braintumor_ray.predict.predictor import Predictor
+from braintumor_ray.types import Ints
 
 
 def check_comparable(ours: BundleFields, other: BundleFields) -> None:

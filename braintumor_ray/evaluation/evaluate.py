@@ -19,7 +19,6 @@ from braintumor_ray.evaluation.comparison import check_comparable, compare
 from braintumor_ray.evaluation.evaluated import Evaluated, evaluate_rows
 from braintumor_ray.evaluation.galleries import draw_galleries, write_galleries
 from braintumor_ray.evaluation.heatmaps import heat_by_region, localization
-from braintumor_ray.evaluation.inference import Progress
 from braintumor_ray.evaluation.leakage import leakage, require_unseen, training_scans
 from braintumor_ray.evaluation.measures import measure, operating_points
 from braintumor_ray.evaluation.options import EvaluateOptions
@@ -30,8 +29,7 @@ from braintumor_ray.evaluation.subgroups import subgroup_table
 from braintumor_ray.models.bundle import load_bundle
 from braintumor_ray.predict.predictor import Predictor
 from braintumor_ray.storage import read_bytes, write_atomically
-
-__all__ = ["EvaluateOptions", "evaluate"]
+from braintumor_ray.types import Progress
 
 SCHEMA_VERSION = 1
 METRICS, PREDICTIONS, REPORT, HISTORY = (

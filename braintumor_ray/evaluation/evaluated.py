@@ -11,15 +11,11 @@ from numpy.typing import NDArray
 
 from braintumor_ray.decode.types import DecodeLimits
 from braintumor_ray.errors import UsageError
-from braintumor_ray.evaluation.inference import (
-    Progress,
-    ScanOutputs,
-    predict_catalog,
-    probabilities,
-)
-from braintumor_ray.evaluation.selection import Ints, Truth, clusters, true_classes
+from braintumor_ray.evaluation.inference import ScanOutputs, predict_catalog, probabilities
+from braintumor_ray.evaluation.selection import Truth, clusters, true_classes
 from braintumor_ray.models.bundle import BundleFields
 from braintumor_ray.predict.predictor import Predictor, normalized_entropy
+from braintumor_ray.types import Ints, Progress
 
 
 @dataclass(frozen=True)

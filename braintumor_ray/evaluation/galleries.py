@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,11 +14,12 @@ from braintumor_ray.decode.preprocess import shrunk
 from braintumor_ray.decode.reading import decode_scans
 from braintumor_ray.decode.types import DecodeLimits
 from braintumor_ray.evaluation.evaluated import Evaluated
-from braintumor_ray.evaluation.selection import Ints
 from braintumor_ray.explain.overlay import contact_sheet, panel, write_png
 from braintumor_ray.explain.regions import head_weights
+from braintumor_ray.localization.truth import TruthIndex
 from braintumor_ray.pages.pictures import Picture, jpeg_uri, load_pictures
 from braintumor_ray.predict.predictor import Predictor, normalized_entropy
+from braintumor_ray.types import Ints
 
 LONGEST = 480
 PANEL_WIDTH = 900
@@ -37,19 +38,6 @@ TITLES: Mapping[str, tuple[str, str]] = {
     "least_certain": ("Least certain", "Highest entropy first, right or wrong."),
     "most_certain": ("Most certain", "Lowest entropy first, right or wrong."),
 }
-
-
-class TumorTruth(Protocol):
-    """Where tumors are; `explain.truth.TruthIndex` is one."""
-
-    def mask(
-        self,
-        path: str,
-        shape: tuple[int, int],
-        scan_shape: tuple[int, int] | None = None,
-        frame: int = 0,
-    ) -> NDArray[np.bool_] | None:
-        """The tumor of one scan as bool of the wanted shape, or None where it is not known."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +93,7 @@ def draw_galleries(
     evaluated: Evaluated,
     *,
     most: int = 6,
-    truth: TumorTruth | None = None,
+    truth: TruthIndex | None = None,
     limits: DecodeLimits | None = None,
 ) -> list[Gallery]:
     """Read the chosen scans again, explain them and draw a panel for each.
@@ -144,7 +132,7 @@ def _draw(
     predictor: Predictor,
     evaluated: Evaluated,
     rows: list[int],
-    truth: TumorTruth | None,
+    truth: TruthIndex | None,
     limits: DecodeLimits,
 ) -> dict[int, Picture]:
     table = evaluated.rows.take(pa.array(rows, pa.int64()))
@@ -166,7 +154,7 @@ def _panel(
     row: int,
     picture: Picture | None,
     cams: Mapping[str, NDArray[Any]],
-    truth: TumorTruth | None,
+    truth: TruthIndex | None,
 ) -> Picture:
     assert picture is not None
     index = int(evaluated.predicted[row])
@@ -183,7 +171,7 @@ def _panel(
 
 
 def _mask(
-    evaluated: Evaluated, row: int, picture: Picture, truth: TumorTruth | None
+    evaluated: Evaluated, row: int, picture: Picture, truth: TruthIndex | None
 ) -> NDArray[np.bool_] | None:
     if truth is None:
         return None

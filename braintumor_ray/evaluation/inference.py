@@ -1,6 +1,6 @@
 """Decoding and predicting the scans of a catalog in one process, a batch at a time."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from scipy.special import softmax
 
 from braintumor_ray.decode.hashes import unpack_hashes
 from braintumor_ray.decode.head import WHOLE
@@ -22,11 +23,11 @@ from braintumor_ray.explain.regions import (
     heat_shares_batch,
     region_weights,
 )
-from braintumor_ray.predict.predictor import Predictor, as_stored, softmax
+from braintumor_ray.predict.predictor import Predictor, as_stored
 from braintumor_ray.splits.duplicates import duplicate_groups
+from braintumor_ray.types import Progress
 
 TTA_DEGREES = 7.0  # well inside what patients turn their heads
-Progress = Callable[[int, int], None]
 Images = NDArray[np.uint8]
 
 
@@ -131,7 +132,7 @@ def test_time_views(images: Images) -> Iterator[Images]:
 
 def probabilities(logits: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:
     """Probabilities (n, k) exactly as `Predictor` makes them from logits (n, k)."""
-    return softmax(logits / temperature)
+    return softmax(logits / temperature, axis=1)
 
 
 def _empty(predictor: Predictor, explain: bool, count: int = 0) -> _Batch:

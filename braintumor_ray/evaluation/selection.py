@@ -6,15 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from braintumor_ray.catalog.labels import ClassMap
 from braintumor_ray.errors import UsageError
 from braintumor_ray.models.bundle import BundleFields
 from braintumor_ray.splits.splits import merge_groups
+from braintumor_ray.types import Ints
 
 ALL = "all"
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)

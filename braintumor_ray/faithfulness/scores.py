@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 
 from braintumor_ray.errors import UsageError
 from braintumor_ray.explain.overlay import heatmap_at
+from braintumor_ray.types import Floats, GrayImage
 
-Gray = NDArray[np.uint8]
-Floats = NDArray[np.float64]
 Fill = Literal["mean", "zero", "blur"]
 Kind = Literal["deletion", "insertion"]
 
@@ -35,7 +34,7 @@ class Logits(Protocol):
         """Float32 (B, k), before temperature."""
 
 
-Forward = Callable[[Gray], Logits]
+Forward = Callable[[GrayImage], Logits]
 
 
 def sample_rows(count: int, size: int, seed: int) -> NDArray[np.int64]:
@@ -73,7 +72,7 @@ class FaithfulnessOptions:
 
 def faithfulness(
     forward: Forward,
-    images: Gray,
+    images: GrayImage,
     cams: Mapping[str, NDArray[Any]],
     classes: NDArray[np.int64],
     options: FaithfulnessOptions,
@@ -117,7 +116,7 @@ def faithfulness(
 
 def curve(
     forward: Forward,
-    image: Gray,
+    image: GrayImage,
     cam: NDArray[Any],
     target: int,
     *,
@@ -146,7 +145,7 @@ def curve(
     return score(pictures, np.full(steps + 1, target))
 
 
-def filled(image: Gray, fill: Fill) -> Gray:
+def filled(image: GrayImage, fill: Fill) -> GrayImage:
     """The picture without its structures: its mean, black, or blurred; uint8 (S, S).
 
     Raises:
@@ -170,7 +169,7 @@ class _Scorer:
         self._temperature = temperature
         self._batch_size = batch_size
 
-    def __call__(self, pictures: Iterator[Gray], targets: NDArray[np.int64]) -> Floats:
+    def __call__(self, pictures: Iterator[GrayImage], targets: NDArray[np.int64]) -> Floats:
         parts, batch = [], []
         for picture in pictures:
             batch.append(picture)
@@ -181,7 +180,7 @@ class _Scorer:
             parts.append(self._probabilities(batch))
         return np.concatenate(parts)[np.arange(len(targets)), targets]
 
-    def _probabilities(self, batch: Sequence[Gray]) -> Floats:
+    def _probabilities(self, batch: Sequence[GrayImage]) -> Floats:
         logits = self._forward(np.stack(batch)).logits.astype(np.float64) / self._temperature
         shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
         return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))
@@ -189,7 +188,7 @@ class _Scorer:
 
 @dataclass(frozen=True)
 class _Sample:
-    images: Gray
+    images: GrayImage
     classes: NDArray[np.int64]
     before: Floats  # probability of the class, nothing changed
 
@@ -240,7 +239,9 @@ def area(curves: Floats) -> Floats:
     return np.asarray((inner + ends) / (curves.shape[-1] - 1))
 
 
-def _pictures(image: Gray, cam: NDArray[Any], kind: str, steps: int, fill: Fill) -> Iterator[Gray]:
+def _pictures(
+    image: GrayImage, cam: NDArray[Any], kind: str, steps: int, fill: Fill
+) -> Iterator[GrayImage]:
     """The scan with 0, 1/steps, ... 1 of its hottest pixels gone (or alone there)."""
     other = filled(image, fill)
     start, end = (image, other) if kind == "deletion" else (other, image)
@@ -251,14 +252,14 @@ def _pictures(image: Gray, cam: NDArray[Any], kind: str, steps: int, fill: Fill)
         yield np.where(place < step * image.size / steps, end, start)
 
 
-def _masked(image: Gray, cam: NDArray[Any]) -> Gray:
+def _masked(image: GrayImage, cam: NDArray[Any]) -> GrayImage:
     """The scan times its heatmap in [0, 1]: only what was hot is left."""
     heat = heatmap_at(cam, (image.shape[0], image.shape[1]))
     return np.rint(image * heat).astype(np.uint8)
 
 
 def _check(
-    images: Gray, cams: Mapping[str, NDArray[Any]], classes: NDArray[np.int64], steps: int
+    images: GrayImage, cams: Mapping[str, NDArray[Any]], classes: NDArray[np.int64], steps: int
 ) -> None:
     if steps < 1:
         raise UsageError(f"{steps} steps make no curve; take 1 or more (20 is usual)")

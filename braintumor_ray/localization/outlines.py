@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from braintumor_ray.errors import BrainTumorError
+from braintumor_ray.types import Mask
 
 Points = NDArray[np.float64]
-Mask = NDArray[np.bool_]
 
 _ELLIPSE_POINTS = 128  # a polygon of so many corners has 99.96% of the ellipse's area
 _SUBPIXEL_BITS = 4

@@ -30,12 +30,12 @@ from numpy.typing import NDArray
 from braintumor_ray.errors import UsageError
 from braintumor_ray.explain.overlay import heatmap_at
 from braintumor_ray.explain.regions import head_regions, region_weights
+from braintumor_ray.types import Mask
 
 MEASURES = ("pointing", "mass", "rank", "iou", "dice", "box_iou")
 BASELINES = ("centre", "random", "whole_head")
 CENTER_SIGMA = 1 / 6  # of the side: the map has faded at the picture's edge
 
-Mask = NDArray[np.bool_]
 Scores = dict[str, float]
 Box = tuple[int, int, int, int]
 

@@ -9,10 +9,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from braintumor_ray.errors import UsageError
-from braintumor_ray.localization.outlines import Mask, TruthError
+from braintumor_ray.localization.outlines import TruthError
 from braintumor_ray.localization.scores import BASELINES, MEASURES, localize
 from braintumor_ray.localization.truth import TruthIndex
 from braintumor_ray.metrics.intervals import bootstrap_means
+from braintumor_ray.types import Mask
 
 ALL = "all"
 

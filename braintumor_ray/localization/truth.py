@@ -15,10 +15,9 @@ import cv2
 import numpy as np
 
 from braintumor_ray.localization.formats import box_outlines, via_outlines, yolo_outlines
-from braintumor_ray.localization.outlines import Mask, Outlines, TruthError, resized_mask
+from braintumor_ray.localization.outlines import Outlines, TruthError, resized_mask
 from braintumor_ray.storage import open_filesystem, read_bytes
-
-__all__ = ["Outlines", "TruthError", "TruthIndex", "load_truth"]
+from braintumor_ray.types import Mask
 
 Kind = Literal["masks", "boxes", "yolo", "via"]
 IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")

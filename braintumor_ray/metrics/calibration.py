@@ -10,14 +10,8 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
 from braintumor_ray.errors import MetricsError
-from braintumor_ray.metrics.inputs import (
-    Bools,
-    Floats,
-    binary_view,
-    check_binary,
-    check_logits,
-    check_probs,
-)
+from braintumor_ray.metrics.inputs import binary_view, check_binary, check_logits, check_probs
+from braintumor_ray.types import Bools, Floats
 
 TEMPERATURE_BOUNDS = (0.05, 20.0)
 
@@ -223,14 +217,9 @@ def _bin_means(bins: NDArray[Any], values: Floats, count: NDArray[Any]) -> list[
 
 
 def _expected_gap(bins: dict[str, list[Any]]) -> float:
-    filled = [
-        (count, abs(accuracy - confidence))
-        for count, accuracy, confidence in zip(
-            bins["count"], bins["accuracy"], bins["confidence"], strict=True
-        )
-        if count
-    ]
-    return float(sum(count * gap for count, gap in filled) / sum(count for count, _ in filled))
+    rows = zip(bins["count"], bins["accuracy"], bins["confidence"], strict=True)
+    gaps = [count * abs(accuracy - confidence) for count, accuracy, confidence in rows if count]
+    return float(sum(gaps) / sum(bins["count"]))
 
 
 def _check_temperature(temperature: float) -> float:

@@ -17,15 +17,8 @@ from sklearn.metrics import (
 )
 
 from braintumor_ray.errors import MetricsError
-from braintumor_ray.metrics.inputs import (
-    Bools,
-    Floats,
-    Ints,
-    binary_view,
-    check_binary,
-    check_probs,
-    check_threshold,
-)
+from braintumor_ray.metrics.inputs import binary_view, check_binary, check_probs, check_threshold
+from braintumor_ray.types import Bools, Floats, Ints
 
 
 def classification_metrics(

@@ -8,10 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from braintumor_ray.errors import MetricsError
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Bools = NDArray[np.bool_]
+from braintumor_ray.types import Bools, Floats, Ints
 
 ROW_SUM_TOLERANCE = 1e-3
 

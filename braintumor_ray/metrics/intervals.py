@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 from braintumor_ray.errors import MetricsError
 from braintumor_ray.metrics.classification import auroc
 from braintumor_ray.metrics.inputs import (
-    Floats,
-    Ints,
     binary_view,
     check_groups,
     check_labels,
@@ -19,6 +17,7 @@ from braintumor_ray.metrics.inputs import (
     check_same_length,
     check_threshold,
 )
+from braintumor_ray.types import Floats, Ints
 
 Statistic = Callable[..., float | None]
 TableStatistic = Callable[[Floats], Floats]

@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from braintumor_ray.errors import MetricsError
-from braintumor_ray.metrics.inputs import Bools, Floats, check_binary
+from braintumor_ray.metrics.inputs import check_binary
+from braintumor_ray.types import Bools, Floats
 
 ThresholdRule = Literal["f1", "youden", "sensitivity_at_specificity", "specificity_at_sensitivity"]
 

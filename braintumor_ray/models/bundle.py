@@ -20,10 +20,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from torch import Tensor
 
 from braintumor_ray.decode.preprocess import Crop, Intensity, Preprocessing
-from braintumor_ray.errors import BundleError
+from braintumor_ray.errors import BundleError, describe_validation
 from braintumor_ray.models.classifier import Architecture, Classifier
 from braintumor_ray.models.domain import DomainDetector
-from braintumor_ray.recipes.loader import describe
 from braintumor_ray.recipes.schema import Head, Neck, Pooling
 
 WEIGHTS, DESCRIPTION, CARD = "model.safetensors", "bundle.json", "model_card.md"
@@ -240,7 +239,7 @@ def _read_fields(directory: str | Path) -> BundleFields:
         return BundleFields.model_validate_json(raw)
     except ValidationError as error:
         raise BundleError(
-            f"bundle '{directory}': {DESCRIPTION} is not valid: {describe(error)}"
+            f"bundle '{directory}': {DESCRIPTION} is not valid: {describe_validation(error)}"
         ) from error
 
 

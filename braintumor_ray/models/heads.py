@@ -1,7 +1,5 @@
 """Heads: from the last feature map, or from its global average, to one vector before softmax."""
 
-from typing import Literal
-
 from torch import Tensor, nn
 
 from braintumor_ray.errors import UsageError
@@ -85,6 +83,3 @@ def build_head(
     if kind == "flatten":
         return FlattenHead(map_shape, units, hidden, dropout)
     raise UsageError(f"model.head '{kind}' is unknown; use linear, mlp, attention or flatten")
-
-
-HeadInput = Literal["pooled", "map"]

@@ -1,54 +1,57 @@
 """One door to timm and grad-cam, both of which import torchvision."""
 
-import re
 from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
-from pathlib import Path
 from types import ModuleType
+
+from braintumor_ray.errors import WeightsError
+
+# For detection; no network here uses them. torchvision registers shape functions for them as it is
+# imported, whether or not its compiled extension has declared them.
+_OPERATORS = ("nms", "qnms")
 
 
 def import_timm() -> ModuleType:
-    """Import timm, see `_make_torchvision_importable`."""
-    _make_torchvision_importable()
+    """Import timm, whatever build of torchvision is installed.
+
+    Raises:
+        WeightsError: torchvision cannot be imported.
+    """
+    _import_torchvision()
     return import_module("timm")
 
 
 def import_grad_cam() -> ModuleType:
-    """Import pytorch_grad_cam, see `_make_torchvision_importable`."""
-    _make_torchvision_importable()
+    """Import pytorch_grad_cam; see `import_timm`."""
+    _import_torchvision()
     return import_module("pytorch_grad_cam")
 
 
 @cache
-def _make_torchvision_importable() -> None:
-    """Declare torchvision's operators where its compiled extension does not fit torch's build.
+def _import_torchvision() -> None:
+    """Import torchvision, also where its compiled extension does not fit this build of torch.
 
-    torchvision's default wheel is built for CUDA; beside a CPU build of torch its extension cannot
-    be loaded, and importing it fails with "operator torchvision::nms does not exist", because it
-    registers shape functions for operators that nobody declared. We use none of these operators
-    (they are for detection); declaring them lets timm and grad-cam be imported.
+    Its default wheel is built for CUDA. With a CPU build of torch the extension cannot be loaded,
+    and the import fails with "operator torchvision::nms does not exist". Declared here, the
+    operators exist and still cannot be run.
     """
     import torch
 
-    spec = find_spec("torchvision")
-    if spec is None or spec.origin is None:
+    if _failed_import() is None:
         return
-    folder = Path(spec.origin).parent
-    if _extension_loads(folder):
-        return
-    source = (folder / "_meta_registrations.py").read_text(encoding="utf-8")
-    for operator in re.findall(r'register_fake\("torchvision::(\w+)"\)', source):
+    for operator in _OPERATORS:
         torch.library.define(f"torchvision::{operator}", "(Tensor x) -> Tensor")
+    error = _failed_import()
+    if error is not None:
+        raise WeightsError(
+            f"torchvision does not fit torch {torch.__version__} ({error}); install both from one "
+            "index, in releases that belong together"
+        ) from error
 
 
-def _extension_loads(folder: Path) -> bool:
-    import torch
-
-    libraries = [*folder.glob("_C*.so"), *folder.glob("_C*.pyd")]
+def _failed_import() -> RuntimeError | None:
     try:
-        for library in libraries:
-            torch.ops.load_library(str(library))
-    except OSError:
-        return False
-    return bool(libraries)
+        import_module("torchvision")
+    except RuntimeError as error:
+        return error
+    return None

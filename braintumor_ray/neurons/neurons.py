@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from scipy.special import softmax
 
 from braintumor_ray.errors import UsageError
 from braintumor_ray.neurons.pictures import prepared_batches, write_sheets
 from braintumor_ray.neurons.statistics import NeuronStats, neuron_stats
-from braintumor_ray.predict.predictor import Predictor, softmax
+from braintumor_ray.predict.predictor import Predictor
 from braintumor_ray.storage import open_filesystem, write_atomically
+from braintumor_ray.types import Progress
 
 ACTIVATIONS, TABLE, SUMMARY = "activations.parquet", "neurons.csv", "neurons.json"
-Progress = Callable[[int, int], None]
 _NOTE = (
     "Scans count as independent: with slices of one patient or duplicates the q-values are too "
     "small. A neuron that goes with a class is no proof of what the network uses it for."
@@ -147,7 +148,7 @@ def _record(predictor: Predictor, scans: pa.Table, progress: Progress | None) ->
             progress(start + len(prepared), scans.num_rows)
     if not kept:
         raise UsageError(f"none of {scans.num_rows} labeled scans can be read")
-    return _Recorded(scans.take(pa.array(kept)), softmax(np.concatenate(pooled)), hashes)
+    return _Recorded(scans.take(pa.array(kept)), softmax(np.concatenate(pooled), axis=1), hashes)
 
 
 def _parquet(recorded: _Recorded) -> bytes:

@@ -11,11 +11,12 @@ import torch
 from numpy.typing import NDArray
 
 from braintumor_ray.decode.prepare import PreparedScan
-from braintumor_ray.decode.preprocess import GrayImage, Preprocessing
+from braintumor_ray.decode.preprocess import Preprocessing
 from braintumor_ray.decode.reading import decode_scans
 from braintumor_ray.explain.overlay import contact_sheet, heatmap_at, superimpose, write_png
 from braintumor_ray.models.bundle import Bundle
 from braintumor_ray.models.classifier import Classifier, normalize
+from braintumor_ray.types import GrayImage
 
 _TILE = 160
 

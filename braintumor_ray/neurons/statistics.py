@@ -9,8 +9,8 @@ from scipy.stats import false_discovery_control, mannwhitneyu
 from scipy.stats import t as student
 
 from braintumor_ray.errors import UsageError
+from braintumor_ray.types import Floats
 
-Floats = NDArray[np.float64]
 _COLUMNS_AT_A_TIME = 256  # neurons ranked together: bounds memory for large catalogs
 
 

@@ -1,7 +1,7 @@
 """Phantom data sets: synthetic scans with masks, patients, a split and planted bad files."""
 
 import csv
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
@@ -11,21 +11,8 @@ import numpy as np
 from braintumor_ray.errors import UsageError
 from braintumor_ray.phantom.lesion import CLASS_NAMES
 from braintumor_ray.phantom.planted import Planted, encode, plant_bad_files, plant_duplicates
-from braintumor_ray.phantom.slices import (
-    Slice,
-    draw_patient_slice,
-    draw_slice,
-    sample_patient,
-)
-
-__all__ = [
-    "CLASS_NAMES",
-    "PhantomSummary",
-    "Slice",
-    "draw_slice",
-    "patient_slices",
-    "write_phantoms",
-]
+from braintumor_ray.phantom.slices import Slice, draw_patient_slice, sample_patient
+from braintumor_ray.types import Progress
 
 _FORMAT_STREAM = 1  # keeps the draw of file formats apart from the draw of anatomy
 _README = """\
@@ -101,7 +88,7 @@ def write_phantoms(
     slices: tuple[int, int] = (2, 5),
     bad_files: bool = True,
     duplicates: bool = True,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> PhantomSummary:
     """Write a synthetic data set: scans, masks, `scans.csv`, `planted.csv` and `README.txt`.
 

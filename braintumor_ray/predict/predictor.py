@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.special import softmax
 from torch import Tensor, nn
 from torch.nn import functional
 
 from braintumor_ray.decode.head import Box
-from braintumor_ray.decode.preprocess import GrayImage
 from braintumor_ray.errors import UsageError
 from braintumor_ray.explain.cam import METHODS, SCORED_METHODS, cams, class_gradient
 from braintumor_ray.explain.library import library_cams
@@ -24,6 +24,7 @@ from braintumor_ray.models.classifier import Classifier, normalize
 from braintumor_ray.models.device import choose_device, use_bf16
 from braintumor_ray.models.folding import fold_batch_norms
 from braintumor_ray.recipes.schema import CamClass, Precision
+from braintumor_ray.types import GrayImage
 
 Columns = dict[str, Any]
 
@@ -241,7 +242,7 @@ class Predictor:
     def _decisions(self, raw: RawOutput) -> Columns:
         fields = self.bundle.fields
         names = fields.class_names
-        probabilities = softmax(raw.logits / fields.temperature)
+        probabilities = softmax(raw.logits / fields.temperature, axis=1)
         positive = probabilities[:, self.bundle.positive_indices].sum(axis=1)
         return {
             "predicted_class": [names[i] for i in probabilities.argmax(axis=1)],
@@ -292,12 +293,6 @@ def for_inference(model: Classifier, device: torch.device, *, bf16: bool) -> Cla
             if isinstance(module, nn.Conv2d | nn.Linear):
                 module.to(torch.bfloat16)
     return ready
-
-
-def softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Softmax over the last axis, float32."""
-    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.asarray(shifted / shifted.sum(axis=1, keepdims=True), dtype=np.float32)
 
 
 def normalized_entropy(probabilities: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

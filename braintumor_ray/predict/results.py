@@ -9,9 +9,7 @@
 A generation is one run that had something to score. Rows without a manifest are in flight.
 """
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,30 +17,14 @@ from typing import Any
 import pyarrow as pa
 
 from braintumor_ray.errors import ResultsError
-from braintumor_ray.storage import open_filesystem, read_bytes, write_atomically
+from braintumor_ray.storage import Folder
 
-META, MANIFESTS, CATALOGS, ROWS, CHECKPOINTS = (
-    "results.json",
-    "manifests",
-    "catalogs",
-    "rows",
-    "checkpoints",
-)
+META = "results.json"
+MANIFESTS, CATALOGS, ROWS, CHECKPOINTS = "manifests", "catalogs", "rows", "checkpoints"
 
 
-@dataclass(frozen=True)
-class ResultsFolder:
-    """Where things are in a results folder.
-
-    Attributes:
-        location: a local path or a URI, without a trailing slash.
-    """
-
-    location: str
-
-    def at(self, *parts: str) -> str:
-        """The location of something inside."""
-        return "/".join((self.location, *parts))
+class ResultsFolder(Folder):
+    """A results folder; see the top of this file."""
 
     @cached_property
     def meta(self) -> dict[str, Any]:
@@ -52,7 +34,7 @@ class ResultsFolder:
             ResultsError: this is not a results folder.
         """
         try:
-            meta: dict[str, Any] = json.loads(read_bytes(self.at(META)))
+            return self.read_json(META)
         except FileNotFoundError as error:
             raise ResultsError(
                 f"'{self.location}' is not a results folder: it has no {META}; "
@@ -60,7 +42,6 @@ class ResultsFolder:
             ) from error
         except (OSError, ValueError) as error:
             raise ResultsError(f"'{self.at(META)}' cannot be read: {error}") from error
-        return meta
 
     def manifests(self) -> list[dict[str, Any]]:
         """The committed manifests, oldest first."""
@@ -74,18 +55,6 @@ class ResultsFolder:
         """
         return self._manifest(f"{generation:06d}.json")
 
-    def names(self, *parts: str) -> list[str]:
-        """Names in a folder inside, sorted; none where it does not exist."""
-        return sorted(self.sizes(*parts))
-
-    def sizes(self, *parts: str) -> dict[str, int | None]:
-        """Bytes of what is in a folder inside, by name; None for folders."""
-        from pyarrow.fs import FileSelector
-
-        filesystem, path = open_filesystem(self.at(*parts))
-        infos = filesystem.get_file_info(FileSelector(path, allow_not_found=True))
-        return {info.base_name: info.size for info in infos}
-
     def read_parquet(
         self, paths: Sequence[str], columns: list[str] | None = None
     ) -> list[pa.Table]:
@@ -94,15 +63,10 @@ class ResultsFolder:
         Raises:
             ResultsError: one is missing or damaged.
         """
-        import pyarrow.parquet as pq
-
         tables = []
         for path in paths:
-            filesystem, inner = open_filesystem(self.at(path))
             try:
-                # One file at a time, opened by us: a dataset would guess at folders and schemas.
-                with filesystem.open_input_file(inner) as stream:
-                    tables.append(pq.read_table(stream, columns=columns))
+                tables.append(self.read_table(path, columns=columns))
             except (OSError, pa.ArrowException) as error:
                 raise ResultsError(
                     f"'{self.at(path)}' is listed in a manifest and cannot be read: {error}; "
@@ -116,17 +80,11 @@ class ResultsFolder:
             self.read_parquet(manifest["catalogs"], columns), promote_options="default"
         )
 
-    def write_json(self, value: dict[str, Any], *parts: str) -> None:
-        """Write a JSON file inside, whole or not at all."""
-        text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
-        write_atomically(self.at(*parts), text.encode())
-
     def _manifest(self, name: str) -> dict[str, Any]:
         try:
-            manifest: dict[str, Any] = json.loads(read_bytes(self.at(MANIFESTS, name)))
+            return self.read_json(MANIFESTS, name)
         except (OSError, ValueError) as error:
             raise ResultsError(f"'{self.at(MANIFESTS, name)}' cannot be read: {error}") from error
-        return manifest
 
 
 def results_folder(path: str | Path) -> ResultsFolder:

@@ -8,15 +8,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from braintumor_ray.errors import UsageError
+from braintumor_ray.errors import UsageError, describe_validation
 from braintumor_ray.recipes.schema import Recipe
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
-
-DEFAULT_RECIPE = "mobilenetv2-finetune"
 
 
 def recipe_names() -> list[str]:
@@ -67,7 +65,7 @@ def recipe_from_dict(raw: dict[str, Any], origin: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
-        raise UsageError(f"{origin}: {describe(error)}") from error
+        raise UsageError(f"{origin}: {describe_validation(error)}") from error
 
 
 def with_backbone(recipe: Recipe, backbone: str, image_size: int | None = None) -> Recipe:
@@ -87,15 +85,6 @@ def with_backbone(recipe: Recipe, backbone: str, image_size: int | None = None) 
     model = recipe.model.model_copy(update={"backbone": backbone})
     changes = {"model": model, "data": data, "stages": tuple(stages), "published": ()}
     return recipe.model_copy(update=changes)
-
-
-def describe(error: ValidationError) -> str:
-    """A pydantic error as one line: field, what is wrong, the value."""
-    parts = []
-    for item in error.errors():
-        field = ".".join(str(part) for part in item["loc"])
-        parts.append(f"{field or 'recipe'}: {item['msg']} (got {item['input']!r:.80})")
-    return "; ".join(parts)
 
 
 def _set(raw: dict[str, Any], setting: str) -> None:

@@ -19,6 +19,7 @@ from braintumor_ray.explain.regions import head_weights
 from braintumor_ray.predict.schema import KEYS
 from braintumor_ray.scoring.options import DecodeSettings
 from braintumor_ray.storage import is_local, open_filesystem
+from braintumor_ray.types import Mask
 
 ROW_COLUMNS = ("scan_id", "uri", "frame", *KEYS)
 PIXEL_COLUMNS = ("status", "reason", "height", "width", "pixel_sha256", "image")
@@ -67,7 +68,6 @@ CHANGED = "changed since it was catalogued"
 NOT_READABLE = "file not readable: OSError"
 PATIENCE_S = 240.0  # of waiting between attempts; reading itself is patient, too
 LONGEST_WAIT_S = 30.0
-Mask = npt.NDArray[np.bool_]
 
 
 class ArchiveDecodeStage(DecodeStage):

@@ -84,14 +84,13 @@ class Generation:
         scored again. So does a checkpoint without its file, whose scans would be lost.
         """
         committed = self.committed_files()
-        filesystem, base = open_filesystem(self.folder.location)
         kept = set(committed.values())
         for name in self.folder.names(self.rows):
             if name not in committed:
-                filesystem.delete_file(f"{base}/{self.rows}/{name}")
+                self.folder.delete_file(self.rows, name)
         for name in self.folder.names(self.checkpoints):
             if name not in kept:
-                filesystem.delete_file(f"{base}/{self.checkpoints}/{name}")
+                self.folder.delete_file(self.checkpoints, name)
 
     def settled_ids(self) -> Ids:
         """Committed scan ids, each once: files that repeat a scan of another file are given up.
@@ -105,31 +104,28 @@ class Generation:
         ids = joined(iter(found.values()))
         if are_distinct(ids):
             return ids
-        filesystem, base = open_filesystem(self.folder.location)
         seen = np.empty(0, np.int64)
         for path, own in sorted(found.items(), key=lambda pair: -len(pair[1])):
             if are_distinct(own) and not are_in(own, seen).any():
                 seen = np.sort(np.concatenate([seen, own]))
                 continue
-            checkpoint = committed[path.rsplit("/", 1)[-1]]
-            filesystem.delete_file(f"{base}/{self.checkpoints}/{checkpoint}")
-            filesystem.delete_file(f"{base}/{path}")
+            self.folder.delete_file(self.checkpoints, committed[path.rsplit("/", 1)[-1]])
+            self.folder.delete_file(path)
         return seen
 
     def drop_checkpoints(self) -> None:
         """Forget the checkpoints; the manifest has taken their place."""
-        filesystem, base = open_filesystem(self.folder.location)
         if self.folder.names(self.checkpoints):
-            filesystem.delete_dir(f"{base}/{self.checkpoints}")
+            filesystem, path = open_filesystem(self.folder.at(self.checkpoints))
+            filesystem.delete_dir(path)
 
 
 def drop_other_attempts(generation: Generation, kept: Sequence[str]) -> None:
     """Remove the catalogs of interrupted attempts."""
-    filesystem, base = open_filesystem(generation.folder.location)
     parent = f"{CATALOGS}/{generation.name}"
     for name in generation.folder.names(parent):
         if f"{parent}/{name}" not in kept:
-            filesystem.delete_file(f"{base}/{parent}/{name}")
+            generation.folder.delete_file(parent, name)
 
 
 def _prefix_in(name: str, prefixes: dict[str, str]) -> str | None:

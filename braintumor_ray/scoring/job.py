@@ -28,15 +28,13 @@ from braintumor_ray.predict.schema import SCHEMA_VERSION
 from braintumor_ray.scoring.failures import innermost, release_frames, root_cause
 from braintumor_ray.scoring.generation import drop_other_attempts
 from braintumor_ray.scoring.layout import Cluster, Layout, lay_out
-from braintumor_ray.scoring.lease import Lease
-from braintumor_ray.scoring.leases import lease_on
+from braintumor_ray.scoring.lease import Lease, lease_on
 from braintumor_ray.scoring.options import Request, ScoreOptions
-from braintumor_ray.scoring.pipeline import Progress, Stages, counter_beside_us, execute, watched
+from braintumor_ray.scoring.pipeline import Stages, counter_beside_us, execute, watched
 from braintumor_ray.scoring.plan import Plan, make_plan, write_work
 from braintumor_ray.scoring.scans import Scans, are_in
 from braintumor_ray.scoring.summary import COLUMNS, Summary, Tally, nothing_new, summarize
-
-__all__ = ["ScoreOptions", "Stages", "describe_settings", "open_results", "plan_only", "score"]
+from braintumor_ray.types import Progress
 
 ATTEMPTS = 5  # executions of one run: nodes and workers die, and orphans of theirs are tidied up
 log = logging.getLogger(__name__)

@@ -1,9 +1,12 @@
 """A lease on a results folder: two jobs at once would delete each other's files in flight.
 
-The holder is in `lease.json` (host, pid, start time, heartbeat): on a file system changed under a
-file lock (`lease_file`), on an object store by conditional put (`lease_store`). A dead holder on
-this host is taken over at once, one elsewhere when its heartbeat is 60 s old; a live one is named
-and refused.
+The holder is in `lease.json` (host, pid, start time, heartbeat). A dead holder on this host is
+taken over at once, one elsewhere when its heartbeat is 60 s old; a live one is named and refused.
+
+On a file system `lease.json` is changed only under a lock on a file next to it. On an object store
+every change is a put that fails if another came first. There nothing is ever deleted, since a
+delete has no condition: a released lease is a holder whose last heartbeat is 1970. Hosts' clocks
+must agree to well within the 60 s after which a lease is stale.
 """
 
 import json
@@ -14,16 +17,22 @@ import threading
 import time
 import uuid
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass
-from types import TracebackType
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
+from typing import Any
 
 import psutil
 
 from braintumor_ray.errors import ResultsError
+from braintumor_ray.storage import is_local, local_path, s3_endpoint, write_atomically
 
 STALE_AFTER_S = 60.0
 HEARTBEAT_S = 10.0
 LEASE = "lease.json"
+SCHEMES = ("s3://", "gs://", "az://", "abfs://")
+RELEASED = 0.0
 log = logging.getLogger(__name__)
 
 
@@ -100,12 +109,7 @@ class Lease(ABC):
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._stop.set()
         self._thread.join()
         try:
@@ -182,3 +186,154 @@ class NoLease(Lease):
 
     def release(self) -> None:
         """There is nothing to release."""
+
+
+class FileLease(Lease):
+    """Where a file can be locked."""
+
+    def __init__(self, results: str) -> None:
+        super().__init__(results)
+        self._path = local_path(results) / LEASE
+
+    def take(self) -> Holder | None:
+        """Become the holder, or tell who is and lives."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._locked():
+            holder = self.read()
+            if holder is not None and holder.is_alive(time.time()):
+                return holder
+            self._write()
+        return None
+
+    def read(self) -> Holder | None:
+        """Who holds it."""
+        try:
+            return Holder.parse(self._path.read_bytes(), str(self._path))
+        except FileNotFoundError:
+            return None
+
+    def renew(self) -> bool:
+        """Show a sign of life."""
+        with self._locked():
+            if ours := self._is_ours():
+                self._write()
+        return ours
+
+    def release(self) -> None:
+        """Remove the file, if it is ours."""
+        with self._locked():
+            if self._is_ours():
+                self._path.unlink()
+
+    def _is_ours(self) -> bool:
+        holder = self.read()
+        return holder is not None and holder.token == self.token
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        import fcntl
+
+        with open(self._path.with_suffix(".lock"), "w", encoding="utf-8") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield  # closing the file releases the lock, also when the process dies
+
+    def _write(self) -> None:
+        write_atomically(str(self._path), Holder.this_process(self.token).dump())
+
+
+def has_conditional_put(results: str) -> bool:
+    """Whether a lease can be held there: the library is installed and knows the store."""
+    return results.startswith(SCHEMES) and find_spec("obstore") is not None
+
+
+def open_object_store(results: str) -> Any:  # noqa: ANN401 - obstore's stores share no type
+    """The store of a results folder, as obstore sees it."""
+    from obstore.store import from_url
+
+    endpoint = s3_endpoint()
+    if results.startswith("s3://") and endpoint and endpoint.startswith("http://"):
+        return from_url(results, endpoint=endpoint, client_options={"allow_http": True})
+    return from_url(results)
+
+
+class StoreLease(Lease):
+    """Where a put can have a condition."""
+
+    def __init__(self, results: str, store: Any = None) -> None:  # noqa: ANN401 - as above
+        super().__init__(results)
+        self._store = store if store is not None else open_object_store(results)
+        self._version: dict[str, Any] | None = None
+
+    def take(self) -> Holder | None:
+        """Become the holder, or tell who is and lives."""
+        holder, version = self._get()
+        if holder is not None and holder.heartbeat != RELEASED and holder.is_alive(time.time()):
+            return holder
+        if self._put(Holder.this_process(self.token), version):
+            return None
+        winner = self.read()
+        if winner is None:
+            raise ResultsError(f"the lease on '{self.results}' changes hands; try again")
+        return winner
+
+    def read(self) -> Holder | None:
+        """Who holds it."""
+        holder, _ = self._get()
+        return None if holder is None or holder.heartbeat == RELEASED else holder
+
+    def renew(self) -> bool:
+        """Show a sign of life."""
+        return self._put(Holder.this_process(self.token), self._version)
+
+    def release(self) -> None:
+        """Leave a holder that is long dead, if the lease is ours."""
+        self._put(replace(Holder.this_process(self.token), heartbeat=RELEASED), self._version)
+
+    def _get(self) -> tuple[Holder | None, dict[str, Any] | None]:
+        import obstore
+
+        try:
+            found = obstore.get(self._store, LEASE)
+        except FileNotFoundError:
+            return None, None
+        except obstore.exceptions.BaseError as error:
+            raise _as_os_error(error) from error
+        holder = Holder.parse(found.bytes().to_bytes(), f"{self.results}/{LEASE}")
+        return holder, _version(found.meta)
+
+    def _put(self, holder: Holder, expected: dict[str, Any] | None) -> bool:
+        """Write unless somebody else has since; True where what is there now is ours."""
+        import obstore
+        from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
+
+        mode: Any = "create" if expected is None else expected
+        try:
+            put = obstore.put(self._store, LEASE, holder.dump(), mode=mode)
+        except (AlreadyExistsError, PreconditionError):
+            # Perhaps by ourselves: a put whose answer was lost has been repeated.
+            now, version = self._get()
+            if now != holder:
+                return False
+            self._version = version
+            return True
+        except BaseError as error:
+            raise _as_os_error(error) from error
+        self._version = _version(put)
+        return True
+
+
+def _version(found: Any) -> dict[str, Any]:  # noqa: ANN401 - two kinds of answers
+    """What a conditional put names; some stores have no numbered versions."""
+    return {key: found[key] for key in ("e_tag", "version") if found.get(key) is not None}
+
+
+def _as_os_error(error: Exception) -> OSError:
+    """The first line of the library's text, which goes on for pages."""
+    return OSError(str(error).split("\n", 1)[0][:300])
+
+
+def lease_on(results: str) -> Lease:
+    """The lease that fits where the results are."""
+    if is_local(results):
+        return FileLease(results)
+    return StoreLease(results) if has_conditional_put(results) else NoLease(results)

@@ -21,8 +21,7 @@ from braintumor_ray.scoring.options import PredictSettings, ScoreOptions
 from braintumor_ray.scoring.predict_stage import PredictStage
 from braintumor_ray.scoring.scans import ROWS_PER_PART
 from braintumor_ray.storage import open_filesystem
-
-Progress = Callable[[int, int], None]
+from braintumor_ray.types import Progress
 
 
 @dataclass(frozen=True)

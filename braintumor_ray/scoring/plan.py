@@ -21,7 +21,6 @@ from braintumor_ray.scoring.generation import Generation
 from braintumor_ray.scoring.scans import (
     ROWS_PER_PART,
     Ids,
-    Mask,
     Scans,
     Work,
     are_in,
@@ -31,6 +30,7 @@ from braintumor_ray.scoring.scans import (
     scans_in_table,
 )
 from braintumor_ray.storage import open_filesystem, write_atomically
+from braintumor_ray.types import Mask
 
 Manifests = Sequence[dict[str, Any]]
 

@@ -13,11 +13,11 @@ import pyarrow as pa
 import torch
 
 from braintumor_ray.decode.head import Box
-from braintumor_ray.decode.preprocess import GrayImage
 from braintumor_ray.predict.predictor import Columns, Predictor
 from braintumor_ray.predict.schema import result_schema
 from braintumor_ray.scoring.decode_stage import PREPARED
 from braintumor_ray.scoring.options import PredictSettings
+from braintumor_ray.types import GrayImage
 
 Report = Callable[[int, float], None]
 

@@ -11,14 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from braintumor_ray.catalog.build import load_catalog
-from braintumor_ray.catalog.schema import CatalogOptions, Progress, check_columns, completed
+from braintumor_ray.catalog.schema import CatalogOptions, check_columns, completed
 from braintumor_ray.errors import CatalogError
 from braintumor_ray.storage import open_filesystem
+from braintumor_ray.types import Mask, Progress
 
 ROWS_PER_PART = 20_000  # about 10 MB with what is made of them
 
 Ids = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)

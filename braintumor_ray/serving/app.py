@@ -21,7 +21,6 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 from ray.util.metrics import Histogram
 
-from braintumor_ray.decode.preprocess import GrayImage
 from braintumor_ray.serving.batching import Batcher
 from braintumor_ray.serving.decoders import DecoderPool
 from braintumor_ray.serving.model import (
@@ -35,6 +34,7 @@ from braintumor_ray.serving.problems import busy
 from braintumor_ray.serving.service import Service, not_ready
 from braintumor_ray.serving.settings import ServingSettings, parse_settings, token_digest
 from braintumor_ray.serving.web import create_app
+from braintumor_ray.types import GrayImage
 
 APP_NAME = "braintumor"
 _TRIES = 3  # a predictor that dies takes its batch with it; predicting again changes nothing

@@ -1,19 +1,18 @@
 """Reading a request's body: streamed, counted, refused before the rest of it is read."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from email.message import Message
 
+from multipart import MultipartError, MultipartSegment, PushMultipartParser
 from starlette.requests import ClientDisconnect, Request
 
 from braintumor_ray.serving.problems import ProblemError, busy
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-from dataclasses import dataclass
-from email.message import Message
-from email.parser import HeaderParser
+_MOST_HEADER_BYTES = 4096
+_CHUNK = 1 << 16
 
 
 class Budget:
@@ -113,20 +112,17 @@ def _too_large(cause: str, limit: int) -> ProblemError:
     )
 
 
-_MOST_HEADER_BYTES = 4096
-
-
 @dataclass(frozen=True)
 class Part:
     """One file of a form.
 
     Attributes:
         name: the file's name as the client gave it, for the client alone: never logged or opened.
-        data: its content, a view into the body.
+        data: its content.
     """
 
     name: str
-    data: memoryview
+    data: bytearray
 
 
 def is_multipart(content_type: str) -> bool:
@@ -135,10 +131,10 @@ def is_multipart(content_type: str) -> bool:
 
 
 def parse_files(body: bytearray, content_type: str, most: int) -> list[Part]:
-    """The files of a form, in order.
+    """The files of a form, in order (RFC 7578).
 
     Args:
-        body: the whole body.
+        body: the whole body; it is emptied, since it should not be in memory twice.
         content_type: the request's header, with the boundary.
         most: files allowed.
 
@@ -146,15 +142,36 @@ def parse_files(body: bytearray, content_type: str, most: int) -> list[Part]:
         ProblemError: 'bad-request' for a malformed form, 'parameter' for a field that is not a
             file, 'too-large' for too many files.
     """
-    mark = b"--" + _boundary(content_type)
     parts: list[Part] = []
-    for start, end in _segments(body, mark):
-        if len(parts) == most:
-            raise ProblemError("too-large", f"over {most} files in one body; send fewer at a time")
-        parts.append(_part(body, start, end))
+    for event in _form_events(body, _boundary(content_type)):
+        if isinstance(event, MultipartSegment):
+            if len(parts) == most:
+                raise ProblemError(
+                    "too-large", f"over {most} files in one body; send fewer at a time"
+                )
+            parts.append(Part(_file_name(event), bytearray()))
+        elif event:
+            parts[-1].data.extend(event)
     if not parts:
         raise ProblemError("bad-request", "the form holds no file; send one as field 'file'")
     return parts
+
+
+def _form_events(body: bytearray, boundary: bytes) -> Iterator[MultipartSegment | bytes | None]:
+    """What the parser finds: the headers of a part, pieces of its content, None at its end."""
+    parser = PushMultipartParser(
+        boundary,
+        max_header_size=_MOST_HEADER_BYTES,
+        header_charset="latin-1",  # any byte is allowed; see `_file_name`
+    )
+    try:
+        with parser:
+            while body:
+                chunk = body[:_CHUNK]
+                del body[:_CHUNK]
+                yield from parser.parse(chunk)
+    except MultipartError as error:
+        raise ProblemError("bad-request", f"malformed multipart/form-data: {error}") from error
 
 
 def _boundary(content_type: str) -> bytes:
@@ -169,37 +186,15 @@ def _boundary(content_type: str) -> bytes:
     return boundary.encode()
 
 
-def _segments(body: bytearray, mark: bytes) -> list[tuple[int, int]]:
-    """Start and end of what stands between the delimiters, headers included."""
-    if not body.startswith(mark):
-        raise _malformed("it does not begin with its boundary")
-    at, segments, delimiter = len(mark), [], b"\r\n" + mark
-    while body[at : at + 2] != b"--":
-        if body[at : at + 2] != b"\r\n":
-            raise _malformed("a boundary is not followed by a line's end")
-        # From the line's end itself: an empty part has its delimiter right there.
-        end = body.find(delimiter, at)
-        if end < 0:
-            raise _malformed("it ends inside a part")
-        segments.append((at + 2, end))
-        at = end + len(delimiter)
-    return segments
-
-
-def _part(body: bytearray, start: int, end: int) -> Part:
-    blank = body.find(b"\r\n\r\n", start, min(end, start + _MOST_HEADER_BYTES))
-    if blank < 0:
-        raise _malformed("a part has no headers, or over 4096 bytes of them")
-    text = body[start:blank].decode("utf-8", errors="replace")
-    headers = HeaderParser().parsestr(text)
-    name = headers.get_filename()
-    if name is None:
+def _file_name(segment: MultipartSegment) -> str:
+    """The name as the client gave it: UTF-8, as browsers send it, or something near it."""
+    if sum(len(name) + len(value) for name, value in segment.headerlist) > _MOST_HEADER_BYTES:
+        raise ProblemError(
+            "bad-request", f"a part of the form has over {_MOST_HEADER_BYTES} bytes of headers"
+        )
+    if segment.filename is None:
         raise ProblemError(
             "parameter",
             "a field of the form is not a file (it has no filename); options go into the query",
         )
-    return Part(name, memoryview(body)[blank + 4 : end])
-
-
-def _malformed(cause: str) -> ProblemError:
-    return ProblemError("bad-request", f"malformed multipart/form-data: {cause}")
+    return segment.filename.encode("latin-1").decode("utf-8", errors="replace")

@@ -1,6 +1,5 @@
 """What `braintumor-ray serve` does, inside an open Ray session."""
 
-import os
 import socket
 from collections.abc import Callable
 from ipaddress import ip_address
@@ -10,6 +9,7 @@ from typing import Any
 from braintumor_ray.errors import UsageError
 from braintumor_ray.models.bundle import load_bundle
 from braintumor_ray.serving.settings import ServingSettings, parse_settings, token_digest
+from braintumor_ray.storage import absolute
 
 
 def serving_settings(
@@ -38,7 +38,7 @@ def serving_settings(
     load_bundle(bundle)
     least, most = replicas if isinstance(replicas, tuple) else (replicas, None)
     args: dict[str, Any] = {
-        "bundle": bundle if "://" in bundle else os.path.abspath(bundle),
+        "bundle": absolute(bundle),
         "replicas": least,
         "max_replicas": most,
         "device": device,

@@ -1,25 +1,26 @@
-"""What the front needs of a model: an interface, the rows it returns, and one in this process."""
+"""What the front needs of a model: an interface, and the rows it returns."""
 
-import asyncio
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict
 
 from braintumor_ray.decode.head import Box
-from braintumor_ray.decode.preprocess import Crop, GrayImage, Intensity, Preprocessing
+from braintumor_ray.decode.preprocess import Crop, Intensity, Preprocessing
 from braintumor_ray.explain.placement import picture_maps
 from braintumor_ray.explain.regions import head_weights
 from braintumor_ray.predict.predictor import Columns, Predictor, as_stored
 from braintumor_ray.serving.settings import ServingSettings
+from braintumor_ray.types import GrayImage
 
 Row = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class ModelCard:
+class ModelCard(BaseModel):
     """What /v1/model tells of the bundle; also what the front needs to decode and to decide."""
+
+    model_config = ConfigDict(frozen=True)
 
     fingerprint: str
     backbone: str
@@ -30,10 +31,10 @@ class ModelCard:
     temperature: float
     image_size: int
     interpolation: str
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     cam_layer: str
-    cam_shape: tuple[int, int]
+    cam_shape: tuple[int, ...]
     cam_class: str
     detects_out_of_domain: bool
     recipe: str
@@ -47,12 +48,13 @@ class ModelCard:
     def preprocessing(self) -> Preprocessing:
         """How pixels reach the network: the bundle's own, as in the archive job."""
         return Preprocessing(
-            self.image_size, self.interpolation, self.mean, self.std, self.crop, self.intensity
+            self.image_size,
+            self.interpolation,
+            self.mean,  # type: ignore[arg-type]
+            self.std,  # type: ignore[arg-type]
+            self.crop,
+            self.intensity,
         )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
 
 class Model(Protocol):
@@ -144,19 +146,3 @@ def _row(columns: Columns, index: int, explain: bool) -> Row:
         for name, values in columns.items()
         if explain or not (name.startswith("heat_") or np.ndim(values) > 2)
     }
-
-
-class LocalModel:
-    """A predictor in this process, one batch of one at a time; for tests and small uses."""
-
-    def __init__(self, predictor: Predictor) -> None:
-        self._predictor = predictor
-
-    async def predict(self, square: GrayImage, explain: bool) -> Row:
-        """As `Model.predict`."""
-        rows = await asyncio.to_thread(predict_rows, self._predictor, [square], [explain])
-        return rows[0]
-
-    async def card(self) -> ModelCard:
-        """As `Model.card`."""
-        return describe_model(self._predictor)

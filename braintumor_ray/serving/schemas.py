@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from braintumor_ray.decode.types import VolumeOptions
+from braintumor_ray.serving.model import ModelCard
 from braintumor_ray.serving.problems import Problem
 
 Explain = Literal["none", "gradcam", "gradcam++", "both"]
@@ -132,28 +133,9 @@ class State(BaseModel):
     status: str
 
 
-class ModelInfo(BaseModel):
+class ModelInfo(ModelCard):
     """The bundle that answers."""
 
-    fingerprint: str
-    backbone: str
-    head: str
-    class_names: list[str]
-    positive_classes: list[str]
-    threshold: float
-    temperature: float
-    image_size: int
-    interpolation: str
-    mean: list[float]
-    std: list[float]
-    cam_layer: str
-    cam_shape: list[int]
-    cam_class: str
-    detects_out_of_domain: bool
-    recipe: str
-    data_fingerprint: str
-    precision: str
-    device: str
     limits: dict[str, int]
     version: str
     notice: str

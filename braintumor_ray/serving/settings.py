@@ -9,8 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from braintumor_ray.decode.types import DecodeLimits
-from braintumor_ray.errors import UsageError
-from braintumor_ray.recipes.loader import describe
+from braintumor_ray.errors import UsageError, describe_validation
 
 TOKEN_VARIABLE = "BRAINTUMOR_TOKEN"
 MIB = 2**20
@@ -66,7 +65,7 @@ def parse_settings(args: dict[str, object]) -> ServingSettings:
     try:
         return ServingSettings.model_validate(args)
     except ValidationError as error:
-        raise UsageError(f"serving settings: {describe(error)}") from error
+        raise UsageError(f"serving settings: {describe_validation(error)}") from error
 
 
 def token_digest(settings: ServingSettings) -> str | None:

@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 from braintumor_ray.decode.decode import decode_frames, probe
 from braintumor_ray.decode.head import WHOLE, Box
 from braintumor_ray.decode.prepare import PrepareOptions, prepare
-from braintumor_ray.decode.preprocess import GrayImage, shrunk
+from braintumor_ray.decode.preprocess import shrunk
 from braintumor_ray.decode.sniff import sniff
+from braintumor_ray.types import GrayImage
 
 WORKER = "braintumor_ray.serving.upload:decode_upload"
 PICTURE_SIDE = 1024  # longest side of the pictures in a response, pixels

@@ -124,7 +124,8 @@ def _add_state(app: FastAPI, service: Service) -> None:
             "max_batch_bytes": settings.max_batch_bytes,
         }
         return json_response(
-            card.to_dict() | {"limits": limits, "version": __version__, "notice": NOTICE}
+            card.model_dump(mode="json")
+            | {"limits": limits, "version": __version__, "notice": NOTICE}
         )
 
     @app.get("/healthz", responses={200: {"model": State}, **health}, summary="Is it alive?")

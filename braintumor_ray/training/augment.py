@@ -8,11 +8,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from braintumor_ray.decode.preprocess import GrayImage, Preprocessing
+from braintumor_ray.decode.preprocess import Preprocessing
 from braintumor_ray.decode.reading import decode_scans
 from braintumor_ray.errors import UsageError
 from braintumor_ray.explain.overlay import contact_sheet, write_png
 from braintumor_ray.recipes.schema import AugmentSection, Recipe
+from braintumor_ray.types import GrayImage
 
 ERASED_AREA = (0.02, 0.15)
 """Share of the picture that an erased rectangle covers: small enough to leave most tumors."""

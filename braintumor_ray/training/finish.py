@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from braintumor_ray.catalog.labels import ClassMap
-from braintumor_ray.decode.preprocess import GrayImage, Preprocessing
+from braintumor_ray.decode.preprocess import Preprocessing
 from braintumor_ray.metrics.calibration import calibration_metrics, fit_temperature, softmax
 from braintumor_ray.metrics.classification import classification_metrics
 from braintumor_ray.metrics.inputs import binary_view
@@ -25,6 +25,7 @@ from braintumor_ray.recipes.schema import Recipe
 from braintumor_ray.storage import open_filesystem
 from braintumor_ray.training.shards import squares
 from braintumor_ray.training.stages import State
+from braintumor_ray.types import GrayImage
 
 DOMAIN_SCANS = 2000
 IN_DOMAIN = 0.99

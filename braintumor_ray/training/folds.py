@@ -1,6 +1,5 @@
 """Grouped k-fold cross-validation: a run per fold, and what they say together."""
 
-import json
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +9,6 @@ import pyarrow as pa
 
 from braintumor_ray.errors import UsageError
 from braintumor_ray.splits.splits import grouped_folds, grouped_split
-from braintumor_ray.storage import read_bytes
 from braintumor_ray.training.options import Say, TrainOptions
 from braintumor_ray.training.phases import FIGURES
 from braintumor_ray.training.run import prepare, train
@@ -52,7 +50,7 @@ def cross_validate(
         fold = run_folder(folder.at(f"fold-{number}"))
         if fold.note().get("status") != "finished":
             train(_with_split(catalog, split), replace(options, output=fold.location), say)
-        tested = json.loads(read_bytes(fold.at("phases.json")))[-1]
+        tested = fold.read_json("phases.json")[-1]
         figures = {name: tested[name] for name in SUMMARIZED}
         found.append({"fold": number, "bundle": fold.at("bundle"), "n": tested["n"], **figures})
     summary: dict[str, Any] = {"folds": found}
@@ -93,9 +91,9 @@ def _with_split(catalog: pa.Table, split: npt.NDArray[np.object_]) -> pa.Table:
 def _mean_interval(values: list[float | None]) -> dict[str, float | None]:
     from scipy import stats
 
-    known = np.array([value for value in values if value is not None], float)
+    known = [value for value in values if value is not None]
     if len(known) < 2:
-        return {"mean": float(known.mean()) if len(known) else None, "low": None, "high": None}
-    half = float(stats.t.ppf(0.975, len(known) - 1) * known.std(ddof=1) / np.sqrt(len(known)))
-    mean = float(known.mean())
+        return {"mean": known[0] if known else None, "low": None, "high": None}
+    mean = float(np.mean(known))
+    half = float(stats.t.ppf(0.975, len(known) - 1) * stats.sem(known))
     return {"mean": mean, "low": mean - half, "high": mean + half}

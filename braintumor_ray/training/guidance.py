@@ -18,11 +18,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from braintumor_ray.decode.head import WHOLE, Box, cut
-from braintumor_ray.decode.preprocess import GrayImage
 from braintumor_ray.errors import UsageError
 from braintumor_ray.localization.truth import TruthIndex
 from braintumor_ray.recipes.schema import GuidanceSection
 from braintumor_ray.training.options import Say
+from braintumor_ray.types import GrayImage
 
 FULL = 255
 _FINE = (1024, 1024)  # of a mask before it is cut, pixels

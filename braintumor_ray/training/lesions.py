@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from braintumor_ray.decode.head import head_mask
-from braintumor_ray.decode.preprocess import GrayImage
 from braintumor_ray.recipes.schema import LesionSection
+from braintumor_ray.types import GrayImage
 
 SOME_TUMOR = -1
 """Label of a scan with a drawn lesion: a tumor of no known class."""

@@ -13,8 +13,8 @@ from braintumor_ray.models.bundle import Bundle
 from braintumor_ray.predict.predictor import Predictor
 from braintumor_ray.recipes.schema import PublishedSection
 from braintumor_ray.training.finish import Outputs
-from braintumor_ray.training.run_data import Ints
 from braintumor_ray.training.stages import State
+from braintumor_ray.types import Ints
 
 UNTUNED = 0.5
 TUNED = "at the tuned threshold"

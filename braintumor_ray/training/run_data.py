@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -23,8 +22,7 @@ from braintumor_ray.training.split import (
     has_own_split,
     with_splits,
 )
-
-Ints = npt.NDArray[np.int64]
+from braintumor_ray.types import Ints
 
 
 @dataclass(frozen=True)

@@ -1,39 +1,20 @@
 """The folder of a run, local or on an object store: its note, and what it ends in."""
 
-import json
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from braintumor_ray.errors import TrainingError, UsageError
-from braintumor_ray.storage import (
-    is_local,
-    local_path,
-    open_filesystem,
-    read_bytes,
-    write_atomically,
-)
+from braintumor_ray.storage import Folder, is_local, local_path, write_atomically
 
 NOTE = "run.json"
 
 
-@dataclass(frozen=True)
-class RunFolder:
-    """Where things of one run are.
-
-    Attributes:
-        location: an absolute local path, or a URI; without a trailing slash.
-    """
-
-    location: str
-
-    def at(self, *parts: str) -> str:
-        """The location of something inside."""
-        return "/".join((self.location, *parts))
+class RunFolder(Folder):
+    """The folder of one run; a local one by its absolute path."""
 
     def note(self) -> dict[str, Any]:
         """What is trained here and how far it is; empty for a new folder.
@@ -42,21 +23,15 @@ class RunFolder:
             UsageError: the note is damaged.
         """
         try:
-            note: dict[str, Any] = json.loads(read_bytes(self.at(NOTE)))
+            return self.read_json(NOTE)
         except FileNotFoundError:
             return {}
         except ValueError as error:
             raise UsageError(f"'{self.at(NOTE)}' is damaged: {error}; remove the folder") from error
-        return note
 
     def write_note(self, **values: Any) -> None:  # noqa: ANN401 - JSON values
         """Add to the note."""
         self.write_json(self.note() | values, NOTE)
-
-    def write_json(self, value: Any, *parts: str) -> None:  # noqa: ANN401 - JSON values
-        """Write a JSON file inside, whole or not at all."""
-        text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
-        write_atomically(self.at(*parts), text.encode())
 
     @contextmanager
     def outbox(self) -> Iterator[Path]:
@@ -83,7 +58,7 @@ class RunFolder:
                 f"'{self.location}' holds a finished run (bundle at '{self.at('bundle')}'); "
                 "training it again would change nothing: choose another --output"
             )
-        if not note and self._holds("bundle"):
+        if not note and "bundle" in self.names():
             raise TrainingError(
                 f"'{self.at('bundle')}' exists and '{self.location}' has no {NOTE}: the bundle is "
                 "not of a run in this folder, and training would replace it; choose another "
@@ -98,12 +73,6 @@ class RunFolder:
         """
         if is_local(self.location) and self.note().get("status") == "training":
             shutil.rmtree(local_path(self.at("bundle")), ignore_errors=True)
-
-    def _holds(self, name: str) -> bool:
-        from pyarrow.fs import FileType
-
-        filesystem, path = open_filesystem(self.at(name))
-        return bool(filesystem.get_file_info(path).type != FileType.NotFound)
 
     def _upload(self, folder: Path) -> None:
         files = sorted(path for path in folder.rglob("*") if path.is_file())

@@ -1,7 +1,6 @@
 """Which scan is trained on, which validates, which tests: never both sides of one image."""
 
 from collections import Counter
-from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +13,7 @@ from braintumor_ray.errors import GateError, UsageError
 from braintumor_ray.splits.duplicates import duplicate_groups
 from braintumor_ray.splits.splits import LeakReport, check_leaks, grouped_split, merge_groups
 from braintumor_ray.training.options import SplitOptions
+from braintumor_ray.types import Progress
 
 HASH_COLUMNS = ["scan_id", "status", "reason", "pixel_sha256", "hashes"]
 
@@ -96,7 +96,7 @@ def split_catalog(
     catalog: pa.Table,
     fractions: dict[str, float],
     seed: int,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> pa.Table:
     """A catalog with splits of its own, for `train` to follow; every label is a class.
 

@@ -17,7 +17,7 @@ from ray.data.collate_fn import ArrowBatchCollateFn
 from ray.train import Checkpoint
 from torch import nn
 
-from braintumor_ray.decode.preprocess import GrayImage, Preprocessing
+from braintumor_ray.decode.preprocess import Preprocessing
 from braintumor_ray.models.classifier import Architecture, Classifier
 from braintumor_ray.models.depthwise import quicken_depthwise
 from braintumor_ray.models.device import use_bf16
@@ -45,6 +45,7 @@ from braintumor_ray.training.stages import (
     step_factors,
     to_checkpoint,
 )
+from braintumor_ray.types import GrayImage
 
 SHUFFLE_BUFFER = 2048  # scans; 100 MB at 224 px
 CHECKPOINT = "checkpoint.pt"

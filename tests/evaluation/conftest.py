@@ -1,7 +1,6 @@
 """A small synthetic run: phantom scans, a catalog with splits, and an untrained bundle."""
 
 import json
-import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,28 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from braintumor_ray.audit.fingerprints import fingerprint_catalog
-from braintumor_ray.catalog.build import load_catalog
-from braintumor_ray.catalog.identity import IdentityHash
-from braintumor_ray.catalog.schema import CatalogOptions, write_catalog
-from braintumor_ray.phantom.dataset import write_phantoms
+from braintumor_ray.catalog.schema import write_catalog
 from tests.evaluation.make_bundle import make_bundle
-
-PATIENT = re.compile(r"/(?P<patient>p\d{4})_s")
-
-
-@pytest.fixture(scope="session")
-def phantoms(tmp_path_factory) -> pa.Table:
-    """The catalog of 20 phantom patients, with five unreadable files and two planted copies."""
-    folder = tmp_path_factory.mktemp("phantoms")
-    write_phantoms(folder, patients=20, seed=3, slices=(2, 3))
-    options = CatalogOptions(patient_pattern=PATIENT, identity=IdentityHash(clear=True))
-    return load_catalog(folder / "scans", options)
-
-
-@pytest.fixture(scope="session")
-def fingerprinted(phantoms) -> pa.Table:
-    return fingerprint_catalog(phantoms, workers=1)
 
 
 @pytest.fixture(scope="session")

@@ -10,13 +10,9 @@ import pytest
 from PIL import Image
 
 from braintumor_ray.errors import UsageError
-from braintumor_ray.phantom.dataset import (
-    CLASS_NAMES,
-    draw_slice,
-    patient_slices,
-    write_phantoms,
-)
+from braintumor_ray.phantom.dataset import CLASS_NAMES, patient_slices, write_phantoms
 from braintumor_ray.phantom.planted import oversized_png
+from braintumor_ray.phantom.slices import draw_slice
 
 TUMORS = [name for name in CLASS_NAMES if name != "no_tumor"]
 

@@ -16,8 +16,7 @@ from braintumor_ray.catalog.build import load_catalog
 from braintumor_ray.catalog.schema import CATALOG_SCHEMA
 from braintumor_ray.errors import CatalogError, ResultsError
 from braintumor_ray.predict.results import read_results, results_folder
-from braintumor_ray.scoring.lease import Holder
-from braintumor_ray.scoring.leases import FileLease
+from braintumor_ray.scoring.lease import FileLease, Holder
 from braintumor_ray.scoring.plan import make_plan, write_work
 from tests.builders import write_archive
 

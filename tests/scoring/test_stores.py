@@ -17,8 +17,7 @@ from braintumor_ray.predict.results import read_results
 from braintumor_ray.scoring import decode_stage as watchful
 from braintumor_ray.scoring import lease as lease_module
 from braintumor_ray.scoring.job import ScoreOptions, score
-from braintumor_ray.scoring.lease import Holder, NoLease
-from braintumor_ray.scoring.leases import StoreLease, lease_on
+from braintumor_ray.scoring.lease import Holder, NoLease, StoreLease, lease_on
 from braintumor_ray.scoring.options import DecodeSettings, PredictSettings
 from braintumor_ray.scoring.verify import verify
 from braintumor_ray.storage import open_filesystem, read_bytes, write_atomically
@@ -74,7 +73,7 @@ class TestLeaseOnAStore:
             lease.check()
 
     def test_without_the_library_a_warning_names_the_guard(self, s3, monkeypatch, caplog):
-        monkeypatch.setattr("braintumor_ray.scoring.leases.find_spec", lambda _: None)
+        monkeypatch.setattr("braintumor_ray.scoring.lease.find_spec", lambda _: None)
         with lease_on(f"s3://{s3[0]}/r") as lease:
             assert isinstance(lease, NoLease)
             lease.check()

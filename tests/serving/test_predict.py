@@ -9,6 +9,7 @@ import pytest
 from braintumor_ray.decode.decode import decode
 from braintumor_ray.decode.hashes import pixel_sha256
 from braintumor_ray.explain.overlay import heatmap_at, superimpose
+from braintumor_ray.serving import upload
 from tests.builders import disc_scan
 from tests.serving.fakes import CARD, FakeModel, encoded, make_client
 
@@ -94,6 +95,16 @@ def test_pictures_of_large_scans_have_at_most_1024_pixels_a_side(client):
     assert decoded_png(answer["scan"]["png"]).shape == (300, 1024)
     assert decoded_png(answer["maps"]["gradcam"]["png"]).shape == (300, 1024, 3)
     assert (answer["scan"]["height"], answer["scan"]["width"]) == (600, 2048)
+
+
+def test_square_and_picture_come_from_one_decoding(monkeypatch):
+    decoded, original = [], upload.decode_frames
+    monkeypatch.setattr(upload, "decode_frames", lambda *args: decoded.append(1) or original(*args))
+    options = upload.UploadOptions(preprocessing=CARD.preprocessing, picture=True)
+    found = upload.decode_upload(encoded(size=(600, 2048)), options)
+    assert len(decoded) == 1
+    assert found.picture.shape == (300, 1024)
+    assert found.image.shape == (CARD.preprocessing.image_size,) * 2
 
 
 def test_each_file_of_a_batch_has_its_own_result_or_error(client):

@@ -1,0 +1,16 @@
+"""Types that many modules name: arrays by what they hold, and who is told of progress."""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+Mask = Bools
+"""True where a pixel, or a row, is meant."""
+GrayImage = NDArray[np.uint8]
+"""(H, W), 0 black to 255 white."""
+Progress = Callable[[int, int], None]
+"""Told how many are done, and of how many."""
