@@ -12,7 +12,7 @@ from braintumor_ray.catalog.identity import IdentityHash
 from braintumor_ray.decode.files import VOLUME_FIELDS, with_volumes
 from braintumor_ray.decode.types import DEFAULT_VOLUMES, VolumeOptions
 from braintumor_ray.errors import CatalogError
-from braintumor_ray.storage import open_filesystem
+from braintumor_ray.storage import open_filesystem, write_table
 
 CATALOG_SCHEMA = pa.schema(
     [
@@ -145,12 +145,4 @@ def read_catalog(path: str | Path) -> pa.Table:
 
 def write_catalog(table: pa.Table, path: str | Path) -> None:
     """Write a catalog as one Parquet file, whole or not at all."""
-    import io
-
-    import pyarrow.parquet as pq
-
-    from braintumor_ray.storage import write_atomically
-
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    write_atomically(path, buffer.getvalue())
+    write_table(path, table)
