@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from braintumor_ray import __version__
 from braintumor_ray.cli import app
-from braintumor_ray.commands import parse_range
 from braintumor_ray.errors import UsageError
+from braintumor_ray.options import parse_range
 from tests.builders import write_archive
 from tests.command import PROJECT, run_command
 
