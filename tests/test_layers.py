@@ -82,14 +82,18 @@ def test_library_code_never_starts_ray():
 
 @pytest.mark.parametrize(
     "code",
-    ["import braintumor_ray", "from braintumor_ray.cli import app; app(['--help'])"],
+    [
+        "import braintumor_ray",
+        "from braintumor_ray.cli import app; app(['--help'])",
+        "from braintumor_ray.cli import app; app(['score', '--help'])",
+    ],
 )
 def test_import_and_help_load_nothing_heavy(code):
     probe = (
         "import sys\n"
         f"try:\n    {code}\nexcept SystemExit:\n    pass\n"
-        "print([m for m in ('torch', 'ray', 'cv2', 'timm', 'sklearn', 'matplotlib') "
-        "if m in sys.modules], file=sys.stderr)"
+        "print([m for m in ('torch', 'ray', 'cv2', 'timm', 'sklearn', 'matplotlib', "
+        "'numpy', 'pyarrow') if m in sys.modules], file=sys.stderr)"
     )
     done = subprocess.run(
         [sys.executable, "-c", probe], capture_output=True, text=True, check=True, timeout=60

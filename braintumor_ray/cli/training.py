@@ -100,8 +100,8 @@ def _with_data(
         described = replace(options, source=f"Scans from '{Path(source).name}'")
         return load_source(source, catalog_options), described
     # Training reads files where they are: on a store's run the phantoms stay on this machine.
-    local = is_local(options.output)
-    directory = local_path(options.output) / "phantoms" if local else Path("phantoms")
+    run = str(options.output)
+    directory = local_path(run) / "phantoms" if is_local(run) else Path("phantoms")
     say(f"no SOURCE and no $BRAINTUMOR_DATA: training on synthetic phantoms in {directory}")
     synthetic = replace(options, source="Synthetic phantoms", synthetic=True)
     return phantom_catalog(directory), synthetic
@@ -110,12 +110,13 @@ def _with_data(
 def _preview(table: "pa.Table", options: TrainOptions) -> dict[str, Any]:
     from braintumor_ray.training.augment import preview_augmentation
 
-    if not is_local(options.output):
+    run = str(options.output)
+    if not is_local(run):
         raise UsageError(
-            f"--preview-augmentation draws on this machine, and '{options.output}' is not; give a "
+            f"--preview-augmentation draws on this machine, and '{run}' is not; give a "
             "local --output"
         )
-    picture = local_path(options.output) / "augmentation.png"
+    picture = local_path(run) / "augmentation.png"
     preview_augmentation(table, options.recipe, picture)
     return {"augmentation": str(picture)}
 
