@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from braintumor_ray.errors import UsageError
+from braintumor_ray.neurons.options import NeuronOptions
 from braintumor_ray.neurons.pictures import prepared_batches, write_sheets
 from braintumor_ray.neurons.statistics import NeuronStats, neuron_stats
 from braintumor_ray.predict.predictor import Predictor
@@ -25,27 +26,6 @@ _NOTE = (
     "Scans count as independent: with slices of one patient or duplicates the q-values are too "
     "small. A neuron that goes with a class is no proof of what the network uses it for."
 )
-
-
-@dataclass(frozen=True)
-class NeuronOptions:
-    """How neurons are looked at.
-
-    Attributes:
-        device: as for `Predictor`.
-        batch_size: scans per forward pass; None: the predictor's choice.
-        top: neurons shown per class.
-        examples: scans shown per neuron, pixel-identical ones once.
-        limit: at most so many labeled scans, drawn with `seed`; None: all.
-        seed: of that draw.
-    """
-
-    device: str = "auto"
-    batch_size: int | None = None
-    top: int = 6
-    examples: int = 6
-    limit: int | None = None
-    seed: int = 0
 
 
 def run_neurons(
