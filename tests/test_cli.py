@@ -291,7 +291,7 @@ def test_a_preview_on_a_store_is_refused(tmp_path, monkeypatch):
 def test_labels_are_mapped_to_the_bundles_classes_by_evaluate(tmp_path, bundle_path):
     write_archive(tmp_path / "archive", 12, classes=("tumor_a", "healthy"))
     where = ("--bundle", bundle_path, "--output", tmp_path / "out", "--split", "all")
-    common = ("evaluate", tmp_path / "archive", *where, "--n-boot", 0, "--device", "cpu")
+    common = ("evaluate", tmp_path / "archive", *where, "--n-boot", 10, "--device", "cpu")
     refused = call(*common)
     assert refused.exit_code == 2
     assert "map the labels with --classes" in refused.output

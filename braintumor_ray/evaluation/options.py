@@ -125,7 +125,7 @@ class EvaluateOptions:
     allow_leakage: Annotated[bool, Option("Measure scans that were trained on, and say so.")] = (
         False
     )
-    n_boot: Annotated[int, Option("Resamples for the intervals.", least=0)] = 1000
+    n_boot: Annotated[int, Option("Resamples for the intervals.", least=1)] = 1000
     seed: int = 0
     subgroups: Annotated[
         tuple[str, ...],
