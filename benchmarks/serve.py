@@ -153,9 +153,10 @@ def serve_and_load(options: argparse.Namespace) -> dict:
     from braintumor_ray.serving import app
     from braintumor_ray.serving.command import serving_settings
     from braintumor_ray.serving.haproxy import haproxy_environment
+    from braintumor_ray.serving.settings import ServingSettings
 
     settings = serving_settings(
-        bundle=options.bundle, replicas=options.replicas, precision=options.precision
+        ServingSettings(options.bundle, replicas=options.replicas, precision=options.precision)
     )
     port = free_port()
     with haproxy_environment(), ray_session(options.replicas + 1):

@@ -55,9 +55,10 @@ def serve_and_attack(options: argparse.Namespace) -> dict:
     from braintumor_ray.serving import app
     from braintumor_ray.serving.command import serving_settings
     from braintumor_ray.serving.haproxy import haproxy_environment
+    from braintumor_ray.serving.settings import ServingSettings
 
     settings, port, scans = (
-        serving_settings(bundle=options.bundle),
+        serving_settings(ServingSettings(options.bundle)),
         free_port(),
         read_scans(options),
     )

@@ -58,6 +58,20 @@ def ray_session(workers: int = 2) -> Iterator[None]:
             ray.shutdown()  # prints what is left, too
 
 
+def wants_gpu(wanted: bool | None) -> bool:
+    """Whether to use GPUs: as wanted, else where the cluster has any.
+
+    Raises:
+        UsageError: wanted, and there is none.
+    """
+    import ray
+
+    have = ray.cluster_resources().get("GPU", 0) > 0
+    if wanted and not have:
+        raise UsageError("--gpu: the cluster has no GPU; leave it out to train on CPUs")
+    return have if wanted is None else wanted
+
+
 def _let_arrow_give_memory_back() -> None:
     """Arrow's default, mimalloc, keeps what was freed: memory would grow with the archive."""
     import pyarrow as pa

@@ -1,5 +1,6 @@
 """One way to files: local paths, and any URI that pyarrow or fsspec opens."""
 
+import io
 import json
 import os
 from dataclasses import dataclass
@@ -139,6 +140,15 @@ def write_atomically(location: str | Path, data: bytes) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(work, path)
+
+
+def write_table(location: str | Path, table: "pa.Table") -> None:
+    """Write a table as one Parquet file, whole or not at all."""
+    import pyarrow.parquet as pq
+
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    write_atomically(location, buffer.getvalue())
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ def phantoms(tmp_path_factory):
     """The catalog of 20 phantom patients, with five unreadable files and two planted copies."""
     from braintumor_ray.catalog.build import load_catalog
     from braintumor_ray.catalog.identity import IdentityHash
-    from braintumor_ray.catalog.schema import CatalogOptions
+    from braintumor_ray.catalog.options import CatalogOptions
     from braintumor_ray.phantom.dataset import write_phantoms
 
     folder = tmp_path_factory.mktemp("phantoms")

@@ -1,17 +1,27 @@
 """The commands as a user calls them."""
 
 import ast
+import inspect
 import json
 import re
+import shutil
+from dataclasses import dataclass, field, make_dataclass
+from functools import partial
+from typing import Annotated, ClassVar
 
 import pytest
 import typer.main
 from typer.testing import CliRunner
 
 from braintumor_ray import __version__
-from braintumor_ray.cli import app
-from braintumor_ray.commands import parse_range
-from braintumor_ray.errors import UsageError
+from braintumor_ray.cli import app, scoring
+from braintumor_ray.cli.console import short_errors
+from braintumor_ray.cli.options import takes
+from braintumor_ray.errors import BundleError, UsageError
+from braintumor_ray.options import Option, parse_range
+from braintumor_ray.scoring.options import ScoreOptions
+from braintumor_ray.serving.command import serving_settings
+from braintumor_ray.serving.settings import ServingSettings
 from tests.builders import write_archive
 from tests.command import PROJECT, run_command
 
@@ -34,6 +44,155 @@ def test_every_option_has_a_help_text():
     for name, command in typer.main.get_command(app).commands.items():
         for parameter in command.params:
             assert getattr(parameter, "help", None), f"{name}: {parameter.name}"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_panels_by_subject_and_breaks_no_option(command, monkeypatch):
+    monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", 100)
+    shown = call(command, "--help").stdout
+    assert max(len(line) for line in shown.splitlines()) <= 100
+    options = [p for p in typer.main.get_command(app).commands[command].params if p.name != "help"]
+    for spelling in (name for p in options for name in (*p.opts, *p.secondary_opts)):
+        if spelling.startswith("-"):
+            assert re.search(rf"(?<![\w-]){spelling}(?![\w-])", shown), spelling
+    panels = re.findall(r"^\u256d\u2500 (\w+) \u2500", shown, re.MULTILINE)
+    if len(options) > 10:
+        assert len(panels) >= 4
+    assert panels.index("Options") <= 1  # what everybody needs comes first
+
+
+parse_turns = partial(parse_range, "--turns")
+
+
+@dataclass(frozen=True)
+class Grinder:
+    """A part."""
+
+    PANEL: ClassVar = "Grinding"
+
+    burrs: Annotated[str, Option("What grinds.", choices=("steel", "stone"))] = "steel"
+    beans: Annotated[tuple[str, ...], Option("Which.", "BEAN", flags=("--bean",))] = ()
+    turns: Annotated[tuple[int, int], Option("How often.", "MIN:MAX", parse=parse_turns)] = (1, 2)
+
+
+@dataclass(frozen=True)
+class Coffee:
+    """A toy's options."""
+
+    cup: Annotated[str, Option("In what.", "CUP")]
+    grinder: Grinder = field(default_factory=Grinder)
+    sugar: Annotated[int, Option("Spoons.", least=0)] = 3
+    secret: Annotated[int, Option("In files only.", hidden=True)] = 7
+
+
+@dataclass(frozen=True)
+class MoreOptions(ScoreOptions):
+    """The job's options and one more."""
+
+    tries: Annotated[int, Option("How often.", "TRIES", least=1)] = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoreRun(scoring.ScoreRun):
+    """A run with them."""
+
+    options: MoreOptions
+
+
+def brewed(*arguments, kind=Coffee):
+    """The object that a command gets, and what `--help` prints."""
+    got, brewer = [], typer.Typer()
+
+    @brewer.command()
+    @short_errors
+    @takes(coffee=kind)
+    def brew(coffee: Coffee) -> None:
+        got.append(coffee)
+
+    found = CliRunner().invoke(brewer, arguments)
+    return found, got
+
+
+class TestDeclaredOptions:
+    def test_an_option_added_in_one_place_is_in_the_help_and_in_the_object(self):
+        more = make_dataclass(
+            "More",
+            [("milk", Annotated[float, Option("Of the cup.", panel="Extras")], 0.5)],
+            bases=(Coffee,),
+            frozen=True,
+        )
+        shown = brewed("--help", kind=more)[0].stdout
+        assert "--milk" in shown
+        assert "Extras" in shown
+        _, (coffee,) = brewed("--cup", "mug", "--milk", "0.25", kind=more)
+        assert coffee == more("mug", milk=0.25)
+
+    def test_one_added_to_the_jobs_options_reaches_the_job(
+        self, monkeypatch, tmp_path, bundle_path
+    ):
+        from braintumor_ray.scoring import job
+
+        got, plan = [], job.plan_only
+        monkeypatch.setattr(job, "plan_only", lambda *a: got.append(a[-1]) or plan(*a))
+        scorer = typer.Typer()
+        scorer.command()(takes(run=MoreRun)(inspect.unwrap(scoring.score)))
+        assert "TRIES" in CliRunner().invoke(scorer, ["--help"]).stdout
+        write_archive(tmp_path / "archive", 4)
+        words = [str(tmp_path / "archive"), "-b", str(bundle_path), "-o", "r", "--dry-run"]
+        found = CliRunner().invoke(scorer, [*words, "--tries", "9", "--num-predictors", "2"])
+        assert found.exit_code == 0, found.output
+        (options,) = got
+        assert (options.tries, options.request.predictors) == (9, (2, 2))
+
+    def test_what_is_not_given_is_the_dataclasss_own_default(self):
+        _, (coffee,) = brewed("--cup", "mug")
+        assert coffee == Coffee("mug")
+
+    def test_parts_repeats_and_parsed_texts(self):
+        _, (coffee,) = brewed(
+            *("--cup", "mug", "--bean", "a", "--bean", "b", "--turns", "2:3", "--sugar", "0")
+        )
+        assert coffee == Coffee("mug", Grinder("steel", ("a", "b"), (2, 3)), 0)
+
+    def test_what_cannot_be_is_refused(self):
+        found, got = brewed("--cup", "mug", "--burrs", "wood")
+        assert (found.exit_code, got) == (2, [])
+        assert found.stderr == "error: --burrs 'wood' is unknown; use steel or stone\n"
+        assert brewed("--cup", "mug", "--sugar", "-1")[0].exit_code == 2
+        assert brewed()[0].exit_code == 2
+        assert brewed("--cup", "mug", "--secret", "1")[0].exit_code == 2
+
+    def test_help_shows_panels_choices_and_defaults(self):
+        shown = brewed("--help")[0].stdout
+        assert "Grinding" in shown
+        assert "steel|stone" in shown
+        assert "[default: 3]" in shown
+        assert "--secret" not in shown
+
+
+class TestBundlesAreReadOnce:
+    @pytest.fixture
+    def unpacked(self, monkeypatch):
+        import safetensors.torch
+
+        calls, load = [], safetensors.torch.load
+        monkeypatch.setattr(safetensors.torch, "load", lambda blob: calls.append(1) or load(blob))
+        return calls
+
+    def test_score_unpacks_the_weights_once(self, tmp_path, bundle_path, unpacked):
+        write_archive(tmp_path / "archive", 4)
+        found = call("score", tmp_path / "archive", "-b", bundle_path, "-o", "r", "--dry-run")
+        assert found.exit_code == 0, found.output
+        assert len(unpacked) == 1
+
+    def test_serve_checks_the_weights_without_unpacking_them(self, tmp_path, bundle_path, unpacked):
+        settings = serving_settings(ServingSettings(str(bundle_path)))
+        assert (settings.bundle, unpacked) == (str(bundle_path), [])
+        broken = tmp_path / "broken"
+        shutil.copytree(bundle_path, broken)
+        (broken / "model.safetensors").write_bytes(b"no")
+        with pytest.raises(BundleError, match="do not belong together"):
+            serving_settings(ServingSettings(str(broken)))
 
 
 def test_version():
@@ -76,9 +235,14 @@ def test_explain_draws_files_and_names_what_it_cannot_read(tmp_path, bundle_path
         (("verify", "nowhere"), 1, "not a results folder"),
         (("explain", "-o", "out"), 2, "--results"),
         (("explain", "--results", "nowhere"), 1, "not a results folder"),
-        (("evaluate", "c.parquet", "-b", "b", "-o", "o", "--section", "x"), 1, "c.parquet"),
+        (("evaluate", "c.parquet", "-b", "b", "-o", "o"), 1, "c.parquet"),
+        (("evaluate", "c.parquet", "-b", "b", "-o", "o", "--section", "x"), 2, "--section 'x'"),
         (("train", "--num-workers", "many"), 2, "--num-workers 'many'"),
         (("train", "--set", "optimizer.rate=1"), 2, "optimizer.rate"),
+        (("train", "--set", "optimizer.lrs=1"), 2, "did you mean 'optimizer.lr'?"),
+        (("score", "x", "-b", "b", "-o", "r", "--plane", "flat"), 2, "--plane 'flat'"),
+        (("score", "x", "-b", "b", "-o", "r", "--num-predictors", "3:1"), 2, "'3:1'"),
+        (("score", "x", "-b", "b", "-o", "r", "--patient-pattern", "("), 2, "--patient-pattern"),
         (("train", "--split-by", "luck"), 2, "--split-by 'luck'"),
         (("split", "c.parquet", "-o", "s.parquet", "--fractions", "1,2"), 1, "c.parquet"),
     ],
@@ -127,7 +291,7 @@ def test_a_preview_on_a_store_is_refused(tmp_path, monkeypatch):
 def test_labels_are_mapped_to_the_bundles_classes_by_evaluate(tmp_path, bundle_path):
     write_archive(tmp_path / "archive", 12, classes=("tumor_a", "healthy"))
     where = ("--bundle", bundle_path, "--output", tmp_path / "out", "--split", "all")
-    common = ("evaluate", tmp_path / "archive", *where, "--n-boot", 0, "--device", "cpu")
+    common = ("evaluate", tmp_path / "archive", *where, "--n-boot", 10, "--device", "cpu")
     refused = call(*common)
     assert refused.exit_code == 2
     assert "map the labels with --classes" in refused.output

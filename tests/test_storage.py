@@ -3,10 +3,9 @@
 import os
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from braintumor_ray.storage import Folder, absolute
+from braintumor_ray.storage import Folder, absolute, write_table
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -34,9 +33,9 @@ def test_a_folder_that_does_not_exist_is_empty(folder):
     assert folder.names("nowhere") == []
 
 
-def test_some_columns_of_a_table_are_read(tmp_path):
-    pq.write_table(pa.table({"a": [1], "b": [2]}), tmp_path / "t.parquet")
-    assert Folder(str(tmp_path)).read_table("t.parquet", columns=["b"]).to_pydict() == {"b": [2]}
+def test_some_columns_of_a_table_are_read(folder):
+    write_table(folder.at("t.parquet"), pa.table({"a": [1], "b": [2]}))
+    assert folder.read_table("t.parquet", columns=["b"]).to_pydict() == {"b": [2]}
 
 
 def test_only_paths_are_made_absolute():

@@ -16,9 +16,9 @@ from braintumor_ray.catalog.listing import (
     official_split_of,
     stat_files,
 )
+from braintumor_ray.catalog.options import CatalogOptions
 from braintumor_ray.catalog.schema import (
     CATALOG_SCHEMA,
-    CatalogOptions,
     check_ids,
     read_catalog,
     scan_id,

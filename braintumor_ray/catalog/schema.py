@@ -1,18 +1,14 @@
 """The catalog's contract: its columns, how a source is read, the id of a scan, the Parquet file."""
 
 import hashlib
-import re
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from braintumor_ray.catalog.identity import IdentityHash
 from braintumor_ray.decode.files import VOLUME_FIELDS, with_volumes
-from braintumor_ray.decode.types import DEFAULT_VOLUMES, VolumeOptions
 from braintumor_ray.errors import CatalogError
-from braintumor_ray.storage import open_filesystem
+from braintumor_ray.storage import open_filesystem, write_table
 
 CATALOG_SCHEMA = pa.schema(
     [
@@ -42,33 +38,6 @@ CATALOG_SCHEMA = pa.schema(
 
 HEADER_COLUMNS = ("modality", "plane", "sequence")
 ADDED_LATER = (*HEADER_COLUMNS, *(field.name for field in VOLUME_FIELDS))  # not in older catalogs
-
-
-@dataclass(frozen=True)
-class CatalogOptions:
-    """How a source is read.
-
-    Attributes:
-        path_column, label_column, patient_column: columns of a CSV; None: by their usual names.
-        root: the folder that a CSV's paths are below; None: the CSV's own.
-        patient_pattern: finds a patient id in the relative path.
-        identity: turns ids into keys.
-        probe_headers: read each file's header for format, mode and size; without, every file
-            counts as one frame.
-        volumes: how a NIfTI volume becomes frames; where it is not the default, path and URI end
-            in `VolumeOptions.mark`.
-        threads: files read at a time.
-    """
-
-    path_column: str | None = None
-    label_column: str | None = None
-    patient_column: str | None = None
-    root: str | None = None
-    patient_pattern: re.Pattern[str] | None = None
-    identity: IdentityHash = field(default_factory=IdentityHash)
-    probe_headers: bool = True
-    volumes: VolumeOptions = DEFAULT_VOLUMES
-    threads: int = 8
 
 
 def scan_id(path: str, frame: int, size: int | None, mtime_us: int | None) -> int:
@@ -145,12 +114,4 @@ def read_catalog(path: str | Path) -> pa.Table:
 
 def write_catalog(table: pa.Table, path: str | Path) -> None:
     """Write a catalog as one Parquet file, whole or not at all."""
-    import io
-
-    import pyarrow.parquet as pq
-
-    from braintumor_ray.storage import write_atomically
-
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    write_atomically(path, buffer.getvalue())
+    write_table(path, table)

@@ -12,7 +12,7 @@ from braintumor_ray.errors import CatalogError, UsageError
 from braintumor_ray.storage import open_filesystem
 
 if TYPE_CHECKING:
-    from braintumor_ray.catalog.schema import CatalogOptions
+    from braintumor_ray.catalog.options import CatalogOptions
 
 PATH_NAMES = ("path", "file", "filename", "file_name", "filepath", "image_path", "image")
 LABEL_NAMES = ("label", "class", "diagnosis", "category", "target")

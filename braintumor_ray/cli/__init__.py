@@ -23,9 +23,9 @@ app = typer.Typer(
 @app.command()
 @short_errors
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write it all.")] = (
-        Path("demo-output")
-    ),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where to write it all.")
+    ] = (Path("demo-output")),
     as_json: Json = False,
 ) -> None:
     """Everything on synthetic scans: train, score, verify, explain. No data or network needed."""
@@ -48,7 +48,8 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _main(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it and end.")
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, metavar="", help="Print it."),
     ] = False,
 ) -> None:
     """Brain-tumor MRI classification that scales and explains itself."""

@@ -6,14 +6,10 @@ from typing import Annotated, Optional
 
 import typer
 
-from braintumor_ray.cli.console import say, short_errors
-from braintumor_ray.cli.options import (
-    Device,
-    Json,
-    check_choice,
-    listed,
-    print_result,
-)
+from braintumor_ray.cli.console import progress_bar, say, short_errors
+from braintumor_ray.cli.options import Json, check_choice, listed, print_result, takes
+from braintumor_ray.errors import UsageError
+from braintumor_ray.worklist.options import ExplainOptions
 
 app = typer.Typer()
 
@@ -21,10 +17,10 @@ app = typer.Typer()
 @app.command()
 @short_errors
 def verify(
-    results: Annotated[str, typer.Argument(help="A results folder or URI.")],
+    results: Annotated[str, typer.Argument(metavar="RESULTS", help="A results folder or URI.")],
     newest: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(min=1, help="Read the rows of so many runs only, the newest."),
+        typer.Option(min=1, metavar="N", help="Read the rows of so many runs only, the newest."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -48,66 +44,60 @@ def verify(
 
 @app.command()
 @short_errors
+@takes(options=ExplainOptions)
 def explain(
-    files: Annotated[Optional[list[str]], typer.Argument(help="Images to explain.")] = None,  # noqa: UP045
-    bundle: Annotated[Optional[str], typer.Option("--bundle", "-b", help="For files.")] = None,  # noqa: UP045
+    options: ExplainOptions,
+    files: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Argument(metavar="[FILE]...", help="Images to explain."),
+    ] = None,
+    bundle: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--bundle", "-b", metavar="BUNDLE", help="For files."),
+    ] = None,
     results: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="Draw rows of a results folder instead; needs no model."),
+        typer.Option(metavar="RESULTS", help="Draw rows of these results; needs no model."),
     ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the pictures.")] = (
-        Path("explained")
-    ),
-    method: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option(help="gradcam, gradcam_pp, ... or any of the grad-cam library (scorecam)."),
-    ] = None,
-    layer: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="Module of the backbone, for methods of the grad-cam library."),
-    ] = None,
-    layout: Annotated[str, typer.Option(help="full (a row per method) or compact.")] = "full",
-    colormap: Annotated[str, typer.Option(help="jet, turbo, inferno, viridis, ...")] = "jet",
-    alpha: Annotated[float, typer.Option(min=0, max=1, help="Opacity of the heatmap.")] = 0.4,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many rows of --results.")] = 24,
-    cam_class: Annotated[str, typer.Option(help="predicted or positive.")] = "predicted",
-    device: Device = "auto",
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Of the pictures.")
+    ] = Path("explained"),
     as_json: Json = False,
 ) -> None:
     """Draw scan, heatmap and overlay, for files or for rows that were scored."""
-    from braintumor_ray.commands import explain_command
+    from braintumor_ray.worklist.explained import explain_files, explain_results
 
-    check_choice("--layout", layout, ("full", "compact"))
-    check_choice("--cam-class", cam_class, ("predicted", "positive"))
-    found = explain_command(
-        files=files or [],
-        bundle=bundle,
-        results=results,
-        output=output,
-        methods=method or ["gradcam", "gradcam_pp"],
-        layer=layer,
-        layout=layout,
-        colormap=colormap,
-        alpha=alpha,
-        limit=limit,
-        cam_class=cam_class,
-        device=device,
-    )
+    if results is not None:
+        if files or bundle:
+            raise UsageError("--results draws stored rows; leave out files and --bundle")
+        with progress_bar("drawing") as advance:
+            found = explain_results(results, output, options, advance)
+    elif files and bundle:
+        found = explain_files(files, bundle, output, options)
+    else:
+        raise UsageError("give image files and --bundle, or --results")
     print_result(found, as_json, "\n".join(found["pictures"]))
 
 
 @app.command()
 @short_errors
 def worklist(
-    results: Annotated[str, typer.Argument(help="A results folder or URI.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the lists.")] = Path(
-        "worklist"
-    ),
+    results: Annotated[str, typer.Argument(metavar="RESULTS", help="A results folder or URI.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Of the lists.")
+    ] = Path("worklist"),
     by: Annotated[
-        str, typer.Option(help="urgency (tumor probability) or usefulness (of a label: entropy).")
+        str,
+        typer.Option(
+            metavar="urgency|usefulness", help="Tumor probability, or entropy: what to label next."
+        ),
     ] = "urgency",
-    limit: Annotated[Optional[int], typer.Option(min=1, help="At most so many scans.")] = None,  # noqa: UP045
-    overlays: Annotated[int, typer.Option(min=0, help="Scans with a picture on the page.")] = 50,
+    limit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="At most so many scans.")
+    ] = None,
+    overlays: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Scans with a picture on the page.")
+    ] = 50,
     as_json: Json = False,
 ) -> None:
     """Sort scored scans and patients for a reviewer: CSV and a page, from Parquet alone.

@@ -5,28 +5,27 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from braintumor_ray.catalog.options import CatalogOptions
 from braintumor_ray.cli.console import progress_bar, short_errors
-from braintumor_ray.cli.options import (
-    Json,
-    Source,
-    load_source,
-    print_result,
-    takes_catalog_options,
-    value_counts,
-)
+from braintumor_ray.cli.options import Json, Source, load_source, print_result, takes, value_counts
 
 if TYPE_CHECKING:
-    from braintumor_ray.catalog.schema import CatalogOptions
+    import pyarrow as pa
 
+PHANTOM_PATIENTS = 60
 app = typer.Typer()
 
 
 @app.command()
 @short_errors
 def phantom(
-    directory: Annotated[Path, typer.Argument(help="Where to write the data set.")],
-    patients: Annotated[int, typer.Option(min=4, help="Patients over all four classes.")] = 40,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same scans.")] = 0,
+    directory: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Where to write the data set.")
+    ],
+    patients: Annotated[
+        int, typer.Option(min=4, metavar="N", help="Patients over all four classes.")
+    ] = 40,
+    seed: Annotated[int, typer.Option(metavar="N", help="The same seed gives the same scans.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Write synthetic scans with exact tumor masks and planted bad files (not real patients)."""
@@ -41,13 +40,14 @@ def phantom(
 
 @app.command()
 @short_errors
-@takes_catalog_options
+@takes(catalog_options=CatalogOptions)
 def catalog(
     source: Source,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The catalog, .parquet.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="CATALOG", help="The catalog, .parquet.")
+    ],
+    catalog_options: CatalogOptions,
     as_json: Json = False,
-    *,
-    catalog_options: "CatalogOptions",
 ) -> None:
     """List every scan of a source: one row per file, or per frame of a volume."""
     from braintumor_ray.catalog.schema import write_catalog
@@ -67,9 +67,13 @@ def catalog(
 @short_errors
 def split(
     catalog_file: Annotated[Path, typer.Argument(metavar="CATALOG", help="From 'catalog'.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The catalog with splits.")],
-    fractions: Annotated[str, typer.Option(help="Shares of train, val and test.")] = "0.7,0.2,0.1",
-    seed: Annotated[int, typer.Option(help="Of the shuffle.")] = 0,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="CATALOG", help="With splits, .parquet.")
+    ],
+    fractions: Annotated[
+        str, typer.Option(metavar="TRAIN,VAL,TEST", help="Shares of the splits.")
+    ] = "0.7,0.2,0.1",
+    seed: Annotated[int, typer.Option(metavar="N", help="Of the shuffle.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Share scans out, stratified by class; patients and duplicates never straddle a split."""
@@ -85,6 +89,23 @@ def split(
         as_json,
         f"{output}: " + ", ".join(f"{name or 'none'} {n}" for name, n in counts.items()),
     )
+
+
+def phantom_catalog(directory: Path, patients: int = PHANTOM_PATIENTS) -> "pa.Table":
+    """Phantoms in a folder, written if they are not there, and their catalog."""
+    from braintumor_ray.catalog.build import load_catalog
+    from braintumor_ray.catalog.identity import IdentityHash
+    from braintumor_ray.phantom.dataset import write_phantoms
+
+    if not (directory / "scans.csv").exists():
+        with progress_bar("phantoms") as advance:
+            write_phantoms(directory, patients=patients, progress=advance)
+    options = CatalogOptions(
+        root=str(directory / "scans"),
+        patient_column="patient_id",
+        identity=IdentityHash(b"phantoms are nobody"),
+    )
+    return load_catalog(str(directory / "scans.csv"), options)
 
 
 def _fractions(text: str) -> dict[str, float]:

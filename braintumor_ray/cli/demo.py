@@ -4,11 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from braintumor_ray.archive_commands import ScoreChoices, score_command
-from braintumor_ray.catalog.schema import CatalogOptions
-from braintumor_ray.commands import explain_command, phantom_catalog
+from braintumor_ray.cli.data import phantom_catalog
+from braintumor_ray.cli.scoring import ScoreRun, score_source
 from braintumor_ray.errors import UsageError
 from braintumor_ray.local_ray import ray_session
+from braintumor_ray.scoring.options import PredictSettings, ScoreOptions
+from braintumor_ray.worklist.explained import explain_results
+from braintumor_ray.worklist.options import ExplainOptions
 
 Say = Callable[[str], None]
 PATIENTS = 240
@@ -32,20 +34,8 @@ def run_demo(output: Path, say: Say) -> dict[str, Any]:
         results = str(output / "results")
         found = _score(output, bundle, results, say)
     _verify(results, say)
-    pictures = explain_command(
-        files=[],
-        bundle=None,
-        results=results,
-        output=output / "overlays",
-        methods=["gradcam", "gradcam_pp"],
-        layer=None,
-        layout="compact",
-        colormap="jet",
-        alpha=0.4,
-        limit=12,
-        cam_class="predicted",
-        device="cpu",
-    )["pictures"]
+    drawn = ExplainOptions(layout="compact", limit=12)
+    pictures = explain_results(results, output / "overlays", drawn)["pictures"]
     say("Look at these (all synthetic):")
     return {
         "overlays": pictures[0],
@@ -75,13 +65,8 @@ def _train(catalog: Any, output: Path, say: Say) -> str:  # noqa: ANN401 - a pya
 
 
 def _score(output: Path, bundle: str, results: str, say: Say) -> dict[str, Any]:
-    found = score_command(
-        str(output / "phantoms" / "scans"),
-        bundle,
-        results,
-        ScoreChoices(block_size=128),
-        CatalogOptions(),
-    )
+    run = ScoreRun(options=ScoreOptions(PredictSettings(bundle), block_size=128))
+    found = score_source(str(output / "phantoms" / "scans"), results, run)
     say(f"scored {found['scans']} scans: {found['status']}; quarantined because:")
     for reason, count in found["reasons"].items():
         say(f"  {reason} ({count})")

@@ -1,124 +1,148 @@
-"""Options and small helpers that several commands share."""
+"""The command line of the options that dataclasses declare, and helpers that commands share."""
 
 import functools
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, Field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from types import NoneType
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
 import typer
 
 from braintumor_ray.cli.console import progress_bar
+from braintumor_ray.options import FIRST, Bundle, MadeOf, Option, annotated
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from braintumor_ray.catalog.schema import CatalogOptions
+    from braintumor_ray.catalog.options import CatalogOptions
 
-# `Optional` throughout: typer reads annotations at run time, also on Python 3.10.
-Json = Annotated[bool, typer.Option("--json", help="Print results as JSON on stdout.")]
-KeyFile = Annotated[
-    Optional[Path],  # noqa: UP045 - typer reads this at run time, also on Python 3.10
-    typer.Option(help="File with the secret for hashing ids (else BRAINTUMOR_HASH_KEY)."),
-]
-ClearIds = Annotated[bool, typer.Option(help="Keep patient ids readable: they may name people.")]
-PathColumn = Annotated[Optional[str], typer.Option(help="CSV column of the file paths.")]  # noqa: UP045
-LabelColumn = Annotated[Optional[str], typer.Option(help="CSV column of the classes.")]  # noqa: UP045
-PatientColumn = Annotated[Optional[str], typer.Option(help="CSV column of the patients.")]  # noqa: UP045
-Root = Annotated[Optional[str], typer.Option(help="Folder that the CSV's paths are below.")]  # noqa: UP045
-PatientPattern = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option(help="Regular expression over the path, group 'patient' is the id."),
-]
-Plane = Annotated[str, typer.Option(help="Slices of NIfTI volumes: axial, coronal or sagittal.")]
-Volume = Annotated[int, typer.Option(min=0, help="Which volume of a 4-D NIfTI, from 0.")]
-Source = Annotated[str, typer.Argument(help="Folder, CSV, catalog (.parquet) or URI of images.")]
-BundleOption = Annotated[
-    str, typer.Option("--bundle", "-b", help="Bundle directory: RUN/bundle of a training run.")
-]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-Precision = Annotated[str, typer.Option(help="auto (bf16 where the hardware gains), fp32 or bf16.")]
+METAVARS: dict[Any, str] = {int: "N", float: "X", bool: "", Path: "PATH"}
 
 
-_CATALOG_OPTIONS: dict[str, tuple[Any, Any]] = {
-    "path_column": (PathColumn, None),
-    "label_column": (LabelColumn, None),
-    "patient_column": (PatientColumn, None),
-    "root": (Root, None),
-    "patient_pattern": (PatientPattern, None),
-    "hash_key_file": (KeyFile, None),
-    "clear_ids": (ClearIds, False),
-    "plane": (Plane, "axial"),
-    "volume": (Volume, 0),
-}
-
-
-def takes_catalog_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of a source; it gets them as one `catalog_options`."""
-    return with_options(command, "catalog_options", _CATALOG_OPTIONS, _catalog_options)
-
-
-def with_options(
-    command: Callable[..., None],
-    name: str,
-    options: dict[str, tuple[Any, Any]],
-    gathered: Callable[..., Any],
-) -> Callable[..., None]:
-    """Replace a keyword of a command by options, given to it as what `gathered` makes of them.
+def takes(**declared: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options that dataclasses declare.
 
     Args:
-        command: takes `name`.
-        name: of the keyword.
-        options: by their names, annotation for typer and default.
-        gathered: takes the options' values as keywords.
+        declared: a dataclass for each keyword of the command that it gets as one object. In
+            `--help` its options are where that keyword is in the command's signature.
     """
 
-    @functools.wraps(command)
-    def wrapped(**values: Any) -> None:  # noqa: ANN401 - as typer passes them
-        chosen = {key: values.pop(key) for key in options}
-        command(**values, **{name: gathered(**chosen)})
+    def with_options(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def wrapped(**values: Any) -> None:  # noqa: ANN401 - as typer passes them
+            made = {name: _gather(kind, values) for name, kind in declared.items()}
+            command(**values, **made)
 
-    signature = inspect.signature(command)
-    kept = [p for key, p in signature.parameters.items() if key != name]
-    added = [
-        inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
-        for key, (kind, default) in options.items()
-    ]
-    every = [*kept, *added]
-    wrapped.__signature__ = signature.replace(parameters=every)  # type: ignore[attr-defined]
-    wrapped.__annotations__ = {p.name: p.annotation for p in every}
-    return wrapped
+        every: list[inspect.Parameter] = []
+        signature = inspect.signature(command)
+        for own in signature.parameters.values():
+            if own.name in declared:
+                every += [_parameter(*found) for found in _options(declared[own.name])]
+            else:
+                every.append(own.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+        wrapped.__signature__ = signature.replace(parameters=every)  # type: ignore[attr-defined]
+        wrapped.__annotations__ = {p.name: p.annotation for p in every}
+        return wrapped
+
+    return with_options
 
 
-def _catalog_options(
-    path_column: str | None,
-    label_column: str | None,
-    patient_column: str | None,
-    root: str | None,
-    patient_pattern: str | None,
-    hash_key_file: Path | None,
-    clear_ids: bool,
-    plane: str,
-    volume: int,
-) -> "CatalogOptions":
-    from typing import cast
+def _options(declared: Any) -> Iterator[tuple[Field[Any], Option]]:  # noqa: ANN401 - a dataclass
+    """The fields that are options, those of parts included."""
+    for field in fields(declared):
+        option = annotated(field, Option)
+        if option is not None and not option.hidden:
+            yield field, replace(option, panel=option.panel or getattr(declared, "PANEL", FIRST))
+        elif option is None and (part := _part(field)):
+            yield from _options(part.declared)
 
-    from braintumor_ray.catalog.identity import compile_patient_pattern, load_identity_hash
-    from braintumor_ray.catalog.schema import CatalogOptions
-    from braintumor_ray.decode.types import Plane as PlaneName
-    from braintumor_ray.decode.types import VolumeOptions
 
-    check_choice("--plane", plane, ("axial", "coronal", "sagittal"))
-    return CatalogOptions(
-        path_column,
-        label_column,
-        patient_column,
-        root,
-        compile_patient_pattern(patient_pattern),
-        load_identity_hash(hash_key_file, clear_ids),
-        volumes=VolumeOptions(cast("PlaneName", plane), volume),
+def _part(field: Field[Any]) -> MadeOf | None:
+    """How the field is made of options that a dataclass declares; None: it is not."""
+    found = annotated(field, MadeOf)
+    if found is None and is_dataclass(field.type) and any(_options(field.type)):
+        found = MadeOf(field.type, lambda chosen: chosen)  # type: ignore[arg-type]
+    return found
+
+
+def _parameter(field: Field[Any], option: Option) -> inspect.Parameter:
+    """The option as typer reads it; None in place of a default that is not its text."""
+    kind = _kind(field, option)
+    default = field.default
+    if default is MISSING:
+        default = inspect.Parameter.empty
+    elif option.parse or default == ():
+        default = None
+    return inspect.Parameter(
+        field.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=list(default) if isinstance(default, tuple) else default,
+        annotation=Annotated[kind, _typer_option(option, kind, field.default)],
     )
+
+
+def _kind(field: Field[Any], option: Option) -> Any:  # noqa: ANN401 - a type
+    """What a terminal gives: text where it is parsed or chosen, a list where it repeats."""
+    kind = get_args(field.type)[0]
+    if option.parse or option.choices:
+        return str
+    if get_origin(kind) is tuple:
+        return list[str]
+    return next(each for each in (*get_args(kind), kind) if each is not NoneType)
+
+
+def _typer_option(option: Option, kind: Any, default: Any) -> Any:  # noqa: ANN401 - typer's
+    silent = default in (None, (), MISSING) or default is False  # a default that tells nothing
+    return typer.Option(
+        *option.flags,
+        help=option.help,
+        metavar=option.metavar or "|".join(option.choices) or METAVARS.get(kind),
+        rich_help_panel=option.panel,
+        min=option.least,
+        max=option.most,
+        show_default=option.typed or not silent,
+    )
+
+
+def _gather(declared: Any, values: dict[str, Any]) -> Any:  # noqa: ANN401 - an object of that class
+    """The object that the values make; takes its own out of `values`."""
+    made = {}
+    for field in fields(declared):
+        option = annotated(field, Option)
+        if option is None and (part := _part(field)):
+            made[field.name] = part.make(_gather(part.declared, values))
+        elif option and not option.hidden:
+            value = values.pop(field.name)
+            if value not in (None, []):  # else the dataclass's own default
+                made[field.name] = _checked(field.name, option, value)
+    return declared(**made)
+
+
+def _checked(name: str, option: Option, value: Any) -> Any:  # noqa: ANN401 - of any option
+    if option.choices:
+        flag = option.flags[0] if option.flags else "--" + name.replace("_", "-")
+        check_choice(flag, value, option.choices)
+    if option.parse:
+        return option.parse(value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def flag(text: str, *names: str, panel: str | None = None) -> Any:  # noqa: ANN401 - typer's
+    """An option that is given or not."""
+    return typer.Option(*names, help=text, metavar="", show_default=False, rich_help_panel=panel)
+
+
+Json = Annotated[bool, flag("Print results as JSON on stdout.", "--json")]
+Source = Annotated[
+    str,
+    typer.Argument(
+        metavar="FOLDER|CSV|CATALOG|URI", help="Images, or a table or catalog (.parquet) of them."
+    ),
+]
+BundleOption = Annotated[str, _typer_option(get_args(Bundle)[1], str, MISSING)]
 
 
 def anonymous_options() -> "CatalogOptions":
@@ -126,7 +150,7 @@ def anonymous_options() -> "CatalogOptions":
     import secrets
 
     from braintumor_ray.catalog.identity import IdentityHash
-    from braintumor_ray.catalog.schema import CatalogOptions
+    from braintumor_ray.catalog.options import CatalogOptions
 
     return CatalogOptions(identity=IdentityHash(secrets.token_bytes(32)))
 

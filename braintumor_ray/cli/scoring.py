@@ -1,164 +1,95 @@
 """Commands that score an archive: score, nightly."""
 
-from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from braintumor_ray.cli.console import say, short_errors
-from braintumor_ray.cli.options import (
-    BundleOption,
-    Device,
-    Json,
-    Precision,
-    Source,
-    check_choice,
-    print_result,
-    takes_catalog_options,
-    with_options,
-)
+from braintumor_ray.catalog.options import CatalogOptions
+from braintumor_ray.cli.console import progress_bar, say, short_errors
+from braintumor_ray.cli.options import Json, Source, flag, print_result, takes
+from braintumor_ray.options import Option
+from braintumor_ray.scoring.options import ScoreOptions
 
 if TYPE_CHECKING:
-    from braintumor_ray.archive_commands import ScoreChoices
-    from braintumor_ray.catalog.schema import CatalogOptions
+    from braintumor_ray.scoring.scans import Scans
 
 app = typer.Typer()
-Output = Annotated[str, typer.Option("--output", "-o", help="The results folder or URI.")]
-
-_SCORE_OPTIONS: dict[str, tuple[Any, Any]] = {
-    "limit": (
-        Annotated[Optional[int], typer.Option(min=1, help="At most so many new scans.")],  # noqa: UP045
-        None,
-    ),
-    "max_quarantine_fraction": (
-        Annotated[float, typer.Option(min=0, max=1, help="More unreadable scans: exit 3.")],
-        0.1,
-    ),
-    "retry_quarantined": (
-        Annotated[
-            bool, typer.Option(help="Score quarantined scans again; newer rows become current.")
-        ],
-        False,
-    ),
-    "redact_uri": (
-        Annotated[bool, typer.Option(help="Keep no path in the results, only its keyed hash.")],
-        False,
-    ),
-    "cam_class": (
-        Annotated[
-            str, typer.Option(help="Map of the predicted class, or of the likeliest positive one.")
-        ],
-        "predicted",
-    ),
-    "block_size": (Annotated[int, typer.Option(min=1, help="Scans per commit.")], 256),
-    "batch_size": (
-        Annotated[Optional[int], typer.Option(min=1, help="Per forward pass.")],  # noqa: UP045
-        None,
-    ),
-    "num_predictors": (
-        Annotated[
-            str, typer.Option(help="Predictors, MIN:MAX, or auto (as GPUs or nodes have room).")
-        ],
-        "auto",
-    ),
-    "cpus_per_decode": (
-        Annotated[float, typer.Option(min=0.1, help="Logical CPUs that a decoder takes.")],
-        1.0,
-    ),
-    "gpus_per_predictor": (
-        Annotated[
-            Optional[float],  # noqa: UP045
-            typer.Option(min=0.01, help="Share of a GPU, such as 0.5 (default: 1 where any)."),
-        ],
-        None,
-    ),
-    "object_store_fraction": (
-        Annotated[
-            float, typer.Option(min=0.05, max=1, help="Of Ray's memory for scans in flight.")
-        ],
-        0.5,
-    ),
-    "device": (Device, "auto"),
-    "precision": (Precision, "auto"),
-    "decode_timeout": (
-        Annotated[
-            float, typer.Option(min=0.1, help="Seconds after which a decoder counts as stalled.")
-        ],
-        30.0,
-    ),
-}
+Output = Annotated[
+    str, typer.Option("--output", "-o", metavar="RESULTS", help="The results folder or URI.")
+]
 
 
-def _score_choices(**values: Any) -> "ScoreChoices":  # noqa: ANN401 - as typer passes them
-    from braintumor_ray.archive_commands import ScoreChoices
+@dataclass(frozen=True, kw_only=True)
+class ScoreRun:
+    """A job, its source and what its results may hold.
 
-    check_choice("--cam-class", values["cam_class"], ("predicted", "positive"))
-    check_choice("--precision", values["precision"], ("auto", "fp32", "bf16"))
-    return ScoreChoices(**values)
+    Attributes:
+        options: of the job.
+        catalog: how the source is read.
+        redact_uri: no path is kept in the results, only its keyed hash.
+        max_quarantine_fraction: more unreadable scans do not pass.
+    """
 
-
-def takes_score_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of a scoring run; it gets them as one `choices`."""
-    return with_options(command, "choices", _SCORE_OPTIONS, _score_choices)
+    catalog: CatalogOptions = field(default_factory=CatalogOptions)
+    options: ScoreOptions
+    redact_uri: Annotated[
+        bool, Option("Keep no path in the results, only its keyed hash.", panel="Privacy")
+    ] = False
+    max_quarantine_fraction: Annotated[
+        float, Option("More unreadable scans: exit 3.", panel="Gates", least=0, most=1)
+    ] = 0.1
 
 
 @app.command()
 @short_errors
-@takes_score_options
-@takes_catalog_options
+@takes(run=ScoreRun)
 def score(
     source: Source,
-    bundle: BundleOption,
     output: Output,
-    dry_run: Annotated[bool, typer.Option(help="Say what would be scored, and end.")] = False,
-    plan: Annotated[
-        bool, typer.Option(help="Say what it would ask of a cluster, from a measured sample.")
-    ] = False,
+    run: ScoreRun,
+    dry_run: Annotated[bool, flag("Print what would be scored, and end.")] = False,
+    plan: Annotated[bool, flag("Print what it asks of a cluster, by a sample, and end.")] = False,
     gpu_scans_per_s: Annotated[
         Optional[float],  # noqa: UP045
-        typer.Option(min=1, help="For --plan: what one GPU predicts, where none is here."),
+        typer.Option(
+            min=1,
+            metavar="X",
+            rich_help_panel="Cluster",
+            help="For --plan: what one GPU predicts, where none is here.",
+        ),
     ] = None,
     as_json: Json = False,
-    *,
-    choices: "ScoreChoices",
-    catalog_options: "CatalogOptions",
 ) -> None:
     """Score what is new in an archive: predictions and heatmaps as Parquet, exactly once.
 
     Run it every night, and again after any crash. Unreadable scans become rows with a reason.
     """
-    from braintumor_ray.archive_commands import dry_run_command, plan_command, score_command
-
-    arguments = (source, bundle, output, choices, catalog_options)
     if plan:
-        found = plan_command(*arguments, gpu_scans_per_s)
+        found = _plan(source, output, run, gpu_scans_per_s)
         print_result(found, as_json, "\n".join(found["lines"]))
         return
     if dry_run:
-        found = dry_run_command(*arguments)
+        found = _dry_run(source, output, run)
         text = f"{found['would_score']} of {found['scans']} scans would be scored into {output}"
         print_result(found, as_json, text)
         return
-    found = score_command(*arguments)
+    found = score_source(source, output, run)
     print_result(found, as_json, _score_lines(found, output))
-    _gate_quarantine(found, choices.max_quarantine_fraction)
+    _gate_quarantine(found, run.max_quarantine_fraction)
 
 
 @app.command()
 @short_errors
-@takes_score_options
-@takes_catalog_options
+@takes(run=ScoreRun)
 def nightly(
     source: Source,
-    bundle: BundleOption,
     output: Output,
+    run: ScoreRun,
     verify_all: Annotated[
-        bool, typer.Option(help="Verify every row ever scored, not only tonight's.")
+        bool, flag("Verify every row ever scored, not only tonight's.", panel="Gates")
     ] = False,
     as_json: Json = False,
-    *,
-    choices: "ScoreChoices",
-    catalog_options: "CatalogOptions",
 ) -> None:
     """Score what is new, verify it, and compare it with the last 7 runs; exit 3 on drift.
 
@@ -166,19 +97,63 @@ def nightly(
     is committed, and too many scans are quarantined, 'verify' found a difference, or class
     shares, entropy or quarantine share differ from the last runs by more than chance.
     """
-    from braintumor_ray.archive_commands import nightly_command
     from braintumor_ray.errors import GateError
+    from braintumor_ray.scoring.nightly import judge
 
-    found = nightly_command(source, bundle, output, choices, catalog_options, verify_all)
-    night = found["night"]
-    lines = [_score_lines(found, output), *night["report"]]
-    print_result(found, as_json, "\n".join(lines))
-    for gate in night["gates"]:
+    found = score_source(source, output, run)
+    night = judge(output, found, run.max_quarantine_fraction, None if verify_all else 1)
+    lines = [_score_lines(found, output), *night.report]
+    print_result(found | {"night": asdict(night)}, as_json, "\n".join(lines))
+    for gate in night.gates:
         say(f"gate: {gate}")
-    if night["gates"]:
-        raise GateError(
-            f"{len(night['gates'])} gates not met in '{output}'; the rows are committed"
-        )
+    if night.gates:
+        raise GateError(f"{len(night.gates)} gates not met in '{output}'; the rows are committed")
+
+
+def score_source(source: str, output: str, run: ScoreRun) -> dict[str, Any]:
+    """Score a source into a results folder, with progress; the summary as a dictionary."""
+    from braintumor_ray.local_ray import ray_session
+    from braintumor_ray.scoring.job import score as score_scans
+
+    scans, options = _open(source, run)
+    least = (options.request.predictors or (1, 1))[0]
+    with ray_session(least + 1), progress_bar("scoring") as advance:
+        summary = score_scans(scans, output, options, advance)
+    return asdict(summary) | {"quarantine_fraction": summary.quarantine_fraction}
+
+
+def _dry_run(source: str, output: str, run: ScoreRun) -> dict[str, Any]:
+    """What would be scored; writes nothing and needs no Ray."""
+    from braintumor_ray.scoring.job import plan_only
+
+    scans, options = _open(source, run)
+    plan = plan_only(scans, output, options)
+    return {"would_score": plan.remaining, "scans": scans.num_rows, "known": plan.known}
+
+
+def _plan(source: str, output: str, run: ScoreRun, gpu_scans_per_s: float | None) -> dict[str, Any]:
+    """What the job would ask of a cluster, from a measured sample; needs no Ray."""
+    from braintumor_ray.scoring.estimate import estimate
+    from braintumor_ray.scoring.job import plan_only
+
+    scans, options = _open(source, run)
+    remaining = plan_only(scans, output, options).remaining
+    return estimate(scans, remaining, options, gpu_scans_per_s)
+
+
+def _open(source: str, run: ScoreRun) -> tuple["Scans", ScoreOptions]:
+    from braintumor_ray.catalog.redaction import uri_redaction
+    from braintumor_ray.models.bundle import read_bundle_fields
+    from braintumor_ray.scoring.scans import open_scans
+
+    options = run.options
+    if run.redact_uri:
+        hidden = uri_redaction(run.catalog.identity)
+        options = replace(options, decode=replace(options.decode, redaction=hidden))
+    # A wrong path is found before the archive is listed; the job reads the weights, once.
+    read_bundle_fields(options.predict.bundle)
+    with progress_bar("cataloguing") as advance:
+        return open_scans(source, run.catalog, advance), options
 
 
 def _score_lines(found: dict[str, Any], output: str) -> str:

@@ -1,49 +1,40 @@
 """The command that answers over HTTP: serve."""
 
-from pathlib import Path
-from typing import Annotated, Optional
+from dataclasses import replace
+from typing import Annotated
 
 import typer
 
 from braintumor_ray.cli.console import say, short_errors
-from braintumor_ray.cli.options import BundleOption, Device, Precision, check_choice
+from braintumor_ray.cli.options import takes
+from braintumor_ray.options import parse_range
+from braintumor_ray.serving.settings import ServingSettings
 
 app = typer.Typer()
 
 
 @app.command()
 @short_errors
+@takes(settings=ServingSettings)
 def serve(
-    bundle: BundleOption,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
-    replicas: Annotated[str, typer.Option(help="Predictors, or MIN:MAX (autoscaled).")] = "1",
-    token_file: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="File with the token that requests must carry (else BRAINTUMOR_TOKEN)."),
-    ] = None,
-    max_queued: Annotated[
-        int, typer.Option(min=1, help="Requests in hand at a time; more are answered 503.")
-    ] = 128,
-    device: Device = "auto",
-    precision: Precision = "auto",
+    settings: ServingSettings,
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Address to listen on.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[
+        int, typer.Option(min=1, max=65535, metavar="N", help="Port to listen on.")
+    ] = 8000,
+    replicas: Annotated[
+        str, typer.Option(metavar="N|MIN:MAX", help="Predictors; MIN:MAX: scaled by load.")
+    ] = "1",
 ) -> None:
     """Answer predictions over HTTP, with a page at /; ends with Ctrl-C. See docs/serving.md."""
-    from braintumor_ray.commands import parse_range
     from braintumor_ray.local_ray import ray_session
     from braintumor_ray.serving.command import serve_command, serving_settings
     from braintumor_ray.serving.haproxy import haproxy_environment
 
-    check_choice("--precision", precision, ("auto", "fp32", "bf16"))
     number = parse_range("--replicas", replicas)
-    settings = serving_settings(
-        bundle=bundle,
-        replicas=number,
-        token_file=token_file,
-        device=device,
-        precision=precision,
-        max_queued=max_queued,
-    )
-    predictors = number if isinstance(number, int) else number[1]
-    with haproxy_environment(), ray_session(predictors + 1):
+    least, most = number if isinstance(number, tuple) else (number, None)
+    settings = serving_settings(replace(settings, replicas=least, max_replicas=most))
+    with haproxy_environment(), ray_session((most or least) + 1):
         serve_command(settings, host, port, say)

@@ -1,17 +1,24 @@
 """Commands on training: recipes and train."""
 
+import os
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from braintumor_ray.cli.console import short_errors
-from braintumor_ray.cli.options import Json, check_choice, print_result, takes_catalog_options
+from braintumor_ray.catalog.options import CatalogOptions
+from braintumor_ray.cli.console import say, short_errors
+from braintumor_ray.cli.data import phantom_catalog
+from braintumor_ray.cli.options import Json, flag, load_source, print_result, takes
+from braintumor_ray.errors import UsageError
+from braintumor_ray.storage import is_local, local_path
+from braintumor_ray.training.options import TrainOptions
 
 if TYPE_CHECKING:
-    from braintumor_ray.catalog.schema import CatalogOptions
+    import pyarrow as pa
 
 app = typer.Typer()
-
 
 recipes_app = typer.Typer(help="List the recipes, or show one.", invoke_without_command=True)
 app.add_typer(recipes_app, name="recipes")
@@ -33,7 +40,9 @@ def recipes(context: typer.Context, as_json: Json = False) -> None:
 
 @recipes_app.command("show")
 @short_errors
-def recipes_show(name: Annotated[str, typer.Argument(help="A recipe, or a TOML file.")]) -> None:
+def recipes_show(
+    name: Annotated[str, typer.Argument(metavar="NAME|FILE", help="A recipe, or a TOML file.")],
+) -> None:
     """Print a recipe, its published figures in the comments."""
     from braintumor_ray.recipes.loader import recipe_text
 
@@ -42,84 +51,100 @@ def recipes_show(name: Annotated[str, typer.Argument(help="A recipe, or a TOML f
 
 @app.command()
 @short_errors
-@takes_catalog_options
+@takes(options=TrainOptions, catalog_options=CatalogOptions)
 def train(
+    options: TrainOptions,
+    catalog_options: CatalogOptions,
     source: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Argument(help="As for 'catalog'; else $BRAINTUMOR_DATA, else phantoms."),
+        typer.Argument(
+            metavar="FOLDER|CSV|CATALOG|URI",
+            help="As for 'catalog'; else $BRAINTUMOR_DATA, else phantoms.",
+        ),
     ] = None,
-    recipe: Annotated[str, typer.Option(help="A name ('recipes' lists them) or a TOML file.")] = (
-        "mobilenetv2-finetune"
-    ),
-    output: Annotated[
-        str, typer.Option("--output", "-o", help="Folder or URI of the run; bundle at RUN/bundle.")
-    ] = "runs/latest",
-    weights: Annotated[
-        str, typer.Option(help="imagenet, none or a .safetensors file with timm's keys.")
-    ] = "imagenet",
-    num_workers: Annotated[str, typer.Option(help="Workers, or MIN:MAX (elastic).")] = "1",
-    settings: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option("--set", help="A field of the recipe, such as optimizer.lr=3e-4."),
-    ] = None,
-    classes: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="Merge, rename, leave out: tumor=glioma_tumor+pituitary_tumor,no_tumor."),
-    ] = None,
-    backbone: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="Any convolutional timm name, at its own input size and normalization."),
-    ] = None,
-    split_by: Annotated[str, typer.Option(help="group, or official (the source's folders).")] = (
-        "group"
-    ),
-    allow_leakage: Annotated[bool, typer.Option(help="Train on a split that leaks.")] = False,
     folds: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(min=2, help="Grouped cross-validation: a run per fold, RUN/fold-1, ..."),
-    ] = None,
-    cache: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="Folder of decoded scans, shared by runs; else inside the run."),
-    ] = None,
-    truth: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="Tumor masks, boxes or outlines: the evidence is guided to them."),
-    ] = None,
-    use_gpu: Annotated[
-        Optional[bool],  # noqa: UP045
-        typer.Option("--gpu/--no-gpu", help="A GPU per worker; else where the cluster has them."),
+        typer.Option(
+            min=2, metavar="N", help="Grouped cross-validation: a run per fold, RUN/fold-1, ..."
+        ),
     ] = None,
     preview_augmentation: Annotated[
-        bool, typer.Option(help="Only draw augmented scans, RUN/augmentation.png.")
+        bool, flag("Only draw augmented scans, RUN/augmentation.png.")
     ] = False,
     as_json: Json = False,
-    *,
-    catalog_options: "CatalogOptions",
 ) -> None:
     """Train a recipe on Ray Train and write its bundle; an interrupted run goes on."""
-    from braintumor_ray.commands import train_command
+    from braintumor_ray.local_ray import ray_session, wants_gpu
+    from braintumor_ray.training.run import check_run
 
-    check_choice("--split-by", split_by, ("group", "official"))
-    found = train_command(
-        source=source,
-        recipe=recipe,
-        settings=settings or [],
-        classes=classes,
-        backbone=backbone,
-        output=output,
-        weights=weights,
-        num_workers=num_workers,
-        split_by=split_by,
-        allow_leakage=allow_leakage,
-        folds=folds,
-        cache=cache,
-        truth=truth,
-        use_gpu=use_gpu,
-        preview=preview_augmentation,
-        catalog_options=catalog_options,
-    )
+    if not preview_augmentation:
+        check_run(options.output)
+    table, options = _with_data(source, options, catalog_options)
+    if preview_augmentation:
+        found = _preview(table, options)
+    else:
+        with ray_session(options.workers.most):
+            workers = replace(options.workers, use_gpu=wants_gpu(options.workers.use_gpu))
+            found = _train(table, replace(options, workers=workers), folds)
     print_result(found, as_json, _train_lines(found))
+
+
+def _with_data(
+    source: str | None, options: TrainOptions, catalog_options: CatalogOptions
+) -> tuple["pa.Table", TrainOptions]:
+    """The catalog, and the options with what the model card says of it."""
+    if source is None and os.environ.get("BRAINTUMOR_DATA"):
+        source = os.environ["BRAINTUMOR_DATA"]
+        say(f"training on $BRAINTUMOR_DATA: {source}")
+    if source is not None:
+        described = replace(options, source=f"Scans from '{Path(source).name}'")
+        return load_source(source, catalog_options), described
+    # Training reads files where they are: on a store's run the phantoms stay on this machine.
+    run = str(options.output)
+    directory = local_path(run) / "phantoms" if is_local(run) else Path("phantoms")
+    say(f"no SOURCE and no $BRAINTUMOR_DATA: training on synthetic phantoms in {directory}")
+    synthetic = replace(options, source="Synthetic phantoms", synthetic=True)
+    return phantom_catalog(directory), synthetic
+
+
+def _preview(table: "pa.Table", options: TrainOptions) -> dict[str, Any]:
+    from braintumor_ray.training.augment import preview_augmentation
+
+    run = str(options.output)
+    if not is_local(run):
+        raise UsageError(
+            f"--preview-augmentation draws on this machine, and '{run}' is not; give a "
+            "local --output"
+        )
+    picture = local_path(run) / "augmentation.png"
+    preview_augmentation(table, options.recipe, picture)
+    return {"augmentation": str(picture)}
+
+
+def _train(table: "pa.Table", options: TrainOptions, folds: int | None) -> dict[str, Any]:
+    from braintumor_ray.training.folds import cross_validate
+    from braintumor_ray.training.phases import as_text, phase_lines
+    from braintumor_ray.training.run import train as train_recipe
+
+    if folds is not None:
+        return cross_validate(table, options, folds, say)
+    trained = train_recipe(table, options, say)
+    fields = trained.bundle.fields
+    metrics = fields.metrics["validation"]
+    if trained.phases:
+        say("test split, looked at once, after everything was chosen:")
+        say(as_text(phase_lines(trained.phases, options.recipe.published)))
+    return {
+        "bundle": trained.path,
+        "fingerprint": trained.bundle.fingerprint,
+        "accuracy": metrics["accuracy"],
+        "balanced_accuracy": metrics["balanced_accuracy"],
+        "threshold": fields.threshold,
+        "temperature": fields.temperature,
+        "catalog": f"{trained.location}/catalog.parquet",
+        "curves": f"{trained.location}/curves.png",
+        "phases": f"{trained.location}/phases.json",
+    }
 
 
 def _train_lines(found: dict[str, Any]) -> str:

@@ -4,6 +4,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from braintumor_ray.decode.options import DEFAULT_VOLUMES as DEFAULT_VOLUMES  # noqa: PLC0414
+from braintumor_ray.decode.options import Plane as Plane  # noqa: PLC0414
+from braintumor_ray.decode.options import VolumeOptions as VolumeOptions  # noqa: PLC0414
 from braintumor_ray.errors import BrainTumorError
 from braintumor_ray.types import GrayImage
 
@@ -52,36 +55,6 @@ class DecodeLimits:
 
 
 DEFAULT_LIMITS = DecodeLimits()
-
-
-Plane = Literal["axial", "coronal", "sagittal"]
-
-
-@dataclass(frozen=True)
-class VolumeOptions:
-    """How a volume becomes frames; a DICOM file and a raster file have their own.
-
-    Attributes:
-        plane: The slices of a NIfTI volume: feet to head, back to front, or left to right.
-        volume: Which volume of a 4-D NIfTI, from 0.
-    """
-
-    plane: Plane = "axial"
-    volume: int = 0
-
-    @property
-    def mark(self) -> str:
-        """What path and URI of a scan end in; empty for the default way.
-
-        Slices of two planes are so never taken for the same scan. How a file is to be cut is read
-        from a catalog's columns, not from here.
-        """
-        if self == DEFAULT_VOLUMES:
-            return ""
-        return f"#plane={self.plane}&volume={self.volume}"
-
-
-DEFAULT_VOLUMES = VolumeOptions()
 
 
 @dataclass(frozen=True, kw_only=True)

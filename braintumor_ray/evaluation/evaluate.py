@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from braintumor_ray.errors import BundleError, UsageError
 from braintumor_ray.evaluation.comparison import check_comparable, compare
@@ -28,7 +27,7 @@ from braintumor_ray.evaluation.selection import ALL, select_split, true_classes
 from braintumor_ray.evaluation.subgroups import subgroup_table
 from braintumor_ray.models.bundle import load_bundle
 from braintumor_ray.predict.predictor import Predictor
-from braintumor_ray.storage import read_bytes, write_atomically
+from braintumor_ray.storage import read_bytes, write_atomically, write_table
 from braintumor_ray.types import Progress
 
 SCHEMA_VERSION = 1
@@ -249,9 +248,7 @@ def _header(
 
 
 def _write_data(folder: Path, metrics: Mapping[str, Any], evaluated: Evaluated) -> None:
-    buffer = pa.BufferOutputStream()
-    pq.write_table(evaluated.table(), buffer, compression="zstd")
-    write_atomically(folder / PREDICTIONS, buffer.getvalue().to_pybytes())
+    write_table(folder / PREDICTIONS, evaluated.table())
     text = json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False)
     write_atomically(folder / METRICS, (text + "\n").encode())
 

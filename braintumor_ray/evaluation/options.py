@@ -1,17 +1,67 @@
 """How a bundle is evaluated."""
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeAlias
 
-from braintumor_ray.decode.types import DecodeLimits
-from braintumor_ray.evaluation.evaluated import Evaluated
-from braintumor_ray.localization.truth import TruthIndex
-from braintumor_ray.predict.predictor import Predictor
-from braintumor_ray.recipes.schema import CamClass, Precision
+from braintumor_ray.errors import UsageError
+from braintumor_ray.options import FIRST, Device, MadeOf, Option, PrecisionOption
 
-Section = Mapping[str, Any] | Callable[[Predictor, Evaluated], Mapping[str, Any]]
+if TYPE_CHECKING:
+    from braintumor_ray.decode.types import DecodeLimits
+    from braintumor_ray.evaluation.evaluated import Evaluated
+    from braintumor_ray.localization.truth import TruthIndex
+    from braintumor_ray.predict.predictor import Predictor
+    from braintumor_ray.recipes.schema import CamClass
+
+Section: TypeAlias = "Mapping[str, Any] | Callable[[Predictor, Evaluated], Mapping[str, Any]]"
+REPORT, MEASURE = "Report", "Measurement"
+
+
+@dataclass(frozen=True)
+class SectionChoice:
+    """Further summaries, by file or by name."""
+
+    PANEL: ClassVar = REPORT
+
+    section: Annotated[
+        tuple[str, ...],
+        Option(
+            "A further summary for metrics.json and the report; may be repeated.", "NAME=FILE.json"
+        ),
+    ] = ()
+    faithfulness: Annotated[
+        int, Option("Scans on which faithfulness of the maps is measured.", panel=MEASURE, least=0)
+    ] = 0
+
+    def load(self) -> dict[str, Section]:
+        """The sections by name.
+
+        Raises:
+            UsageError: a file is not JSON, or cannot be read.
+        """
+        sections: dict[str, Section] = dict(_read_section(text) for text in self.section)
+        if self.faithfulness:
+            from braintumor_ray.evaluation.heatmaps import faithfulness_section
+
+            sections["faithfulness"] = faithfulness_section(self.faithfulness)
+        return sections
+
+
+def _read_section(text: str) -> tuple[str, Any]:
+    name, _, path = text.partition("=")
+    try:
+        return name, json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--section '{text}' is not NAME=FILE.json: {error}") from error
+
+
+def _load_truth(location: str) -> "TruthIndex":
+    from braintumor_ray.localization.truth import load_truth
+
+    return load_truth(location)
 
 
 @dataclass(frozen=True)
@@ -43,25 +93,66 @@ class EvaluateOptions:
         limits: what a file may cost.
     """
 
-    split: str = "test"
+    PANEL: ClassVar = MEASURE
+
+    split: Annotated[str, Option("Scans that are measured.", "test|val|train|all", panel=FIRST)] = (
+        "test"
+    )
     split_column: str = "split"
-    classes: str | None = None
-    device: str = "auto"
-    precision: Precision = "auto"
+    classes: Annotated[
+        str | None,
+        Option(
+            "Labels to the bundle's classes: glioma_tumor=glioma,no_tumor=none+healthy.",
+            "MAPPING",
+        ),
+    ] = None
+    device: Device = "auto"
+    precision: PrecisionOption = "auto"
     batch_size: int | None = None
-    tta: bool = False
-    recalibrate: Path | None = None
-    compare: str | None = None
-    allow_leakage: bool = False
-    n_boot: int = 1000
+    tta: Annotated[bool, Option("Average over mirrored and turned views.", panel="Model")] = False
+    recalibrate: Annotated[
+        Path | None,
+        Option(
+            "Write a new bundle, temperature and threshold from validation.",
+            "BUNDLE",
+            panel="Model",
+        ),
+    ] = None
+    compare: Annotated[
+        str | None,
+        Option("A second bundle, on the same scans (McNemar, paired bootstrap).", "BUNDLE"),
+    ] = None
+    allow_leakage: Annotated[bool, Option("Measure scans that were trained on, and say so.")] = (
+        False
+    )
+    n_boot: Annotated[int, Option("Resamples for the intervals.", least=1)] = 1000
     seed: int = 0
-    subgroups: tuple[str, ...] = ()
+    subgroups: Annotated[
+        tuple[str, ...],
+        Option(
+            "Catalog column for figures per value; may be repeated.",
+            "COLUMN",
+            flags=("--subgroup",),
+        ),
+    ] = ()
     heatmaps: bool = True
-    cam_class: CamClass = "predicted"
-    truth: TruthIndex | None = None
+    cam_class: "CamClass" = "predicted"
+    truth: Annotated[
+        "TruthIndex | None",
+        Option(
+            "Tumor masks (folder), boxes (CSV, YOLO folder) or outlines (VIA).",
+            "MASKS|BOXES|OUTLINES",
+            parse=_load_truth,
+        ),
+    ] = None
     per_gallery: int = 6
-    audit: Mapping[str, Any] | Path | None = None
-    sections: Mapping[str, Section] = field(default_factory=dict)
+    audit: Annotated[
+        "Mapping[str, Any] | Path | None",
+        Option("audit.json for the report.", "FILE", panel=REPORT, parse=Path),
+    ] = None
+    sections: Annotated[Mapping[str, Section], MadeOf(SectionChoice, SectionChoice.load)] = field(
+        default_factory=dict
+    )
     notes: tuple[str, ...] = ()
     report: bool = True
-    limits: DecodeLimits | None = None
+    limits: "DecodeLimits | None" = None

@@ -222,18 +222,24 @@ def load_bundle(directory: str | Path) -> Bundle:
     Raises:
         BundleError: something is missing, changed or not valid; says which and what to do.
     """
-    fields = _read_fields(directory)
-    blob = _read(directory, WEIGHTS)
-    digest = hashlib.sha256(blob).hexdigest()
-    if digest != fields.weights_sha256:
-        raise BundleError(
-            f"bundle '{directory}': {WEIGHTS} has sha256 {digest[:12]}..., {DESCRIPTION} says "
-            f"{fields.weights_sha256[:12]}...; the files do not belong together, copy both again"
-        )
-    return _unpack(fields, blob)
+    return _unpack(*_read_checked(directory))
 
 
-def _read_fields(directory: str | Path) -> BundleFields:
+def check_bundle(directory: str | Path) -> None:
+    """Check that the files of a bundle belong together, without unpacking the weights.
+
+    Raises:
+        BundleError: as `load_bundle`.
+    """
+    _read_checked(directory)
+
+
+def read_bundle_fields(directory: str | Path) -> BundleFields:
+    """The content of bundle.json; reads no weights.
+
+    Raises:
+        BundleError: it cannot be read, or is not valid.
+    """
     raw = _read(directory, DESCRIPTION)
     try:
         return BundleFields.model_validate_json(raw)
@@ -241,6 +247,18 @@ def _read_fields(directory: str | Path) -> BundleFields:
         raise BundleError(
             f"bundle '{directory}': {DESCRIPTION} is not valid: {describe_validation(error)}"
         ) from error
+
+
+def _read_checked(directory: str | Path) -> tuple[BundleFields, bytes]:
+    fields = read_bundle_fields(directory)
+    blob = _read(directory, WEIGHTS)
+    digest = hashlib.sha256(blob).hexdigest()
+    if digest != fields.weights_sha256:
+        raise BundleError(
+            f"bundle '{directory}': {WEIGHTS} has sha256 {digest[:12]}..., {DESCRIPTION} says "
+            f"{fields.weights_sha256[:12]}...; the files do not belong together, copy both again"
+        )
+    return fields, blob
 
 
 def _read(directory: str | Path, name: str) -> bytes:

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -15,10 +14,11 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from braintumor_ray.errors import UsageError
+from braintumor_ray.neurons.options import NeuronOptions
 from braintumor_ray.neurons.pictures import prepared_batches, write_sheets
 from braintumor_ray.neurons.statistics import NeuronStats, neuron_stats
 from braintumor_ray.predict.predictor import Predictor
-from braintumor_ray.storage import open_filesystem, write_atomically
+from braintumor_ray.storage import Folder, write_atomically, write_table
 from braintumor_ray.types import Progress
 
 ACTIVATIONS, TABLE, SUMMARY = "activations.parquet", "neurons.csv", "neurons.json"
@@ -26,27 +26,6 @@ _NOTE = (
     "Scans count as independent: with slices of one patient or duplicates the q-values are too "
     "small. A neuron that goes with a class is no proof of what the network uses it for."
 )
-
-
-@dataclass(frozen=True)
-class NeuronOptions:
-    """How neurons are looked at.
-
-    Attributes:
-        device: as for `Predictor`.
-        batch_size: scans per forward pass; None: the predictor's choice.
-        top: neurons shown per class.
-        examples: scans shown per neuron, pixel-identical ones once.
-        limit: at most so many labeled scans, drawn with `seed`; None: all.
-        seed: of that draw.
-    """
-
-    device: str = "auto"
-    batch_size: int | None = None
-    top: int = 6
-    examples: int = 6
-    limit: int | None = None
-    seed: int = 0
 
 
 def run_neurons(
@@ -81,9 +60,9 @@ def run_neurons(
     )
     recorded = _record(predictor, scans, progress)
     stats = neuron_stats(recorded.activations, recorded.scans["label"].to_pylist())
-    target = str(output).rstrip("/")
-    write_atomically(f"{target}/{ACTIVATIONS}", _parquet(recorded))
-    write_atomically(f"{target}/{TABLE}", _csv(stats))
+    folder = Folder(str(output).rstrip("/"))
+    write_table(folder.at(ACTIVATIONS), _as_table(recorded))
+    write_atomically(folder.at(TABLE), _csv(stats))
     summary = {
         "scans": recorded.scans.num_rows,
         "neurons": recorded.activations.shape[1],
@@ -94,18 +73,17 @@ def run_neurons(
         "note": _NOTE,
         "classes": _top_neurons(stats, recorded, options),
     }
-    write_sheets(summary["classes"], recorded.scans, predictor.bundle, predictor.device, target)
-    text = json.dumps(summary, indent=1, ensure_ascii=False) + "\n"
-    write_atomically(f"{target}/{SUMMARY}", text.encode())
+    write_sheets(
+        summary["classes"], recorded.scans, predictor.bundle, predictor.device, folder.location
+    )
+    folder.write_json(summary, SUMMARY)
     return summary
 
 
 def read_activations(output: str | Path) -> NDArray[np.float32]:
     """The array (n_scans, n_neurons) in [0, 1], rows as in activations.parquet."""
-    import pyarrow.parquet as pq
-
-    filesystem, path = open_filesystem(f"{str(output).rstrip('/')}/{ACTIVATIONS}")
-    column = pq.read_table(path, columns=["activation"], filesystem=filesystem)["activation"]
+    folder = Folder(str(output).rstrip("/"))
+    column = folder.read_table(ACTIVATIONS, columns=["activation"])["activation"]
     flat = column.combine_chunks().flatten().to_numpy()
     return np.asarray(flat.reshape(len(column), -1))
 
@@ -151,18 +129,11 @@ def _record(predictor: Predictor, scans: pa.Table, progress: Progress | None) ->
     return _Recorded(scans.take(pa.array(kept)), softmax(np.concatenate(pooled), axis=1), hashes)
 
 
-def _parquet(recorded: _Recorded) -> bytes:
-    import pyarrow.parquet as pq
-
-    count, neurons = recorded.activations.shape
+def _as_table(recorded: _Recorded) -> pa.Table:
     flat = pa.array(recorded.activations.reshape(-1))
-    table = recorded.scans.select(["scan_id", "path", "frame", "label"]).append_column(
-        "activation", pa.FixedSizeListArray.from_arrays(flat, neurons)
+    return recorded.scans.select(["scan_id", "path", "frame", "label"]).append_column(
+        "activation", pa.FixedSizeListArray.from_arrays(flat, recorded.activations.shape[1])
     )
-    assert table.num_rows == count
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    return buffer.getvalue()
 
 
 _STATISTICS = ("r", "r_q", "auroc", "auroc_q", "mean_in", "mean_out")

@@ -1,10 +1,11 @@
 """Reading recipes: by name, from a user's file, with fields set on the command line."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
@@ -91,6 +92,7 @@ def _set(raw: dict[str, Any], setting: str) -> None:
     key, separator, value = setting.partition("=")
     if not separator or not key:
         raise UsageError(f"--set {setting!r} is not KEY=VALUE, such as optimizer.lr=3e-4")
+    _check_key(setting, key.strip())
     *sections, field = key.strip().split(".")
     table: Any = raw
     for section in sections:
@@ -101,6 +103,29 @@ def _set(raw: dict[str, Any], setting: str) -> None:
     if not isinstance(table, dict):
         raise UsageError(f"--set {setting!r}: '{'.'.join(sections)}' has no fields")
     table[field] = _value(value.strip())
+
+
+def _check_key(setting: str, key: str) -> None:
+    words = key.split(".")
+    if words[0] == "stages":
+        del words[1:2]  # its number or name
+    asked, known = ".".join(words), list(_keys(Recipe))
+    if any(k == asked or k.startswith(f"{asked}.") or asked.startswith(f"{k}.") for k in known):
+        return
+    same_word = [k for k in known if k.rsplit(".", 1)[-1] == words[-1]]
+    nearest = same_word or get_close_matches(asked, known, 1, cutoff=0.4)
+    hint = f"; did you mean '{nearest[0].replace('stages.', 'stages.NAME.')}'?" if nearest else ""
+    raise UsageError(
+        f"--set {setting!r}: a recipe has no '{key}'{hint} ('recipes show NAME' prints one)"
+    )
+
+
+def _keys(section: Any) -> Iterator[str]:  # noqa: ANN401 - a section's class
+    """Every key below a section, with dots."""
+    for name, field in section.model_fields.items():
+        kinds = get_args(field.annotation) or (field.annotation,)
+        inner = next((kind for kind in kinds if hasattr(kind, "model_fields")), None)
+        yield from [name] if inner is None else (f"{name}.{key}" for key in _keys(inner))
 
 
 def _entry(stages: list[Any], name: str, setting: str) -> Any:  # noqa: ANN401 - a TOML value

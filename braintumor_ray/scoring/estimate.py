@@ -33,11 +33,7 @@ class Costs:
 
 
 def estimate(
-    scans: Scans,
-    remaining: int,
-    options: ScoreOptions,
-    gpu_scans_per_s: float | None = None,
-    gpus_per_predictor: float | None = None,
+    scans: Scans, remaining: int, options: ScoreOptions, gpu_scans_per_s: float | None = None
 ) -> dict[str, Any]:
     """Measure a sample and work out what one predictor needs beside it.
 
@@ -46,14 +42,14 @@ def estimate(
         remaining: scans still to be scored.
         options: of the run.
         gpu_scans_per_s: what one GPU predicts; None: measured where there is a GPU here.
-        gpus_per_predictor: share of a GPU; None: a whole one.
 
     Returns:
         The figures, with `lines` for people.
     """
     costs = measure(sample_of(scans), options, gpu_scans_per_s)
-    share = (gpus_per_predictor or 1.0) if costs.device != "cpu" else 0.0
-    return ask(costs, remaining, replace(options, gpus_per_predictor=share))
+    share = 0.0 if costs.device == "cpu" else options.request.gpus_per_predictor or 1.0
+    request = replace(options.request, gpus_per_predictor=share)
+    return ask(costs, remaining, replace(options, request=request))
 
 
 def sample_of(scans: Scans, count: int = SAMPLE) -> pa.Table:
@@ -90,18 +86,20 @@ def ask(costs: Costs, remaining: int, options: ScoreOptions) -> dict[str, Any]:
     """
     speed = 1 / costs.predict_s
     decoders = costs.decode_s * speed
-    per_gpu = 1 / options.gpus_per_predictor if options.gpus_per_predictor else 1.0
-    cpus = decoders * options.cpus_per_decode + per_gpu
+    request = options.request
+    share = request.gpus_per_predictor or 0.0
+    per_gpu = 1 / share if share else 1.0
+    cpus = decoders * request.cpus_per_decode + per_gpu
     memory = costs.block_bytes * (2 * decoders + 2 * per_gpu) / options.object_store_fraction
     found = {
         "remaining": remaining,
         "decode_ms": 1000 * costs.decode_s,
         "predict_ms": 1000 * costs.predict_s,
         "device": costs.device,
-        "predictors_per_gpu": per_gpu if options.gpus_per_predictor else None,
+        "predictors_per_gpu": per_gpu if share else None,
         "cpus_per_predictor": 1.0,
-        "gpus_per_predictor": options.gpus_per_predictor,
-        "cpus_per_decode": options.cpus_per_decode,
+        "gpus_per_predictor": share,
+        "cpus_per_decode": request.cpus_per_decode,
         "decoders_per_gpu": decoders,
         "cpus_per_gpu": cpus,
         "object_store_bytes": int(memory),

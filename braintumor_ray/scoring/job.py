@@ -27,9 +27,9 @@ from braintumor_ray.predict.results import (
 from braintumor_ray.predict.schema import SCHEMA_VERSION
 from braintumor_ray.scoring.failures import innermost, release_frames, root_cause
 from braintumor_ray.scoring.generation import drop_other_attempts
-from braintumor_ray.scoring.layout import Cluster, Layout, lay_out
+from braintumor_ray.scoring.layout import Cluster, lay_out
 from braintumor_ray.scoring.lease import Lease, lease_on
-from braintumor_ray.scoring.options import Request, ScoreOptions
+from braintumor_ray.scoring.options import ScoreOptions
 from braintumor_ray.scoring.pipeline import Stages, counter_beside_us, execute, watched
 from braintumor_ray.scoring.plan import Plan, make_plan, write_work
 from braintumor_ray.scoring.scans import Scans, are_in
@@ -144,7 +144,8 @@ def _run(
     stages: Stages,
 ) -> Summary:
     started = time.time()
-    layout = check_cluster(options.request)
+    cluster = connected_cluster()
+    layout = lay_out(options.request_for(cluster.gpus), cluster)
     attempt = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S%fZ")
     catalogs = write_work(plan, attempt)
     counter = counter_beside_us()
@@ -251,15 +252,6 @@ def _as_results_errors(results: str) -> Iterator[None]:
             f"scoring into '{results}' stopped: {root_cause(error)}; every committed scan is kept: "
             "mend the cause and run the same command again"
         ) from error
-
-
-def check_cluster(request: Request) -> Layout:
-    """Lay the job out on the cluster that we are connected to.
-
-    Raises:
-        UsageError: too few CPUs or GPUs in the cluster.
-    """
-    return lay_out(request, connected_cluster())
 
 
 def connected_cluster() -> Cluster:

@@ -65,20 +65,21 @@ def lay_out(request: Request, cluster: Cluster) -> Layout:
             f"decode, and {least} predictors); start Ray with --num-cpus {need} (more than the "
             "machine has is allowed) or add nodes"
         )
-    if cluster.gpus < request.gpus_per_predictor * least:
+    share = request.gpus_per_predictor or 0.0
+    if cluster.gpus < share * least:
         raise UsageError(
             f"the cluster has {cluster.gpus:g} GPUs and {least} predictors need "
-            f"{request.gpus_per_predictor * least:g}; use --device cpu or add GPU nodes"
+            f"{share * least:g}; use --device cpu or add GPU nodes"
         )
     room = (cluster.cpus - most - SPARE_CPUS) / request.cpus_per_decode
     threads = None
-    if not request.gpus_per_predictor:
+    if not share:
         threads = max(1, cluster.cores // math.ceil(most / cluster.nodes))
     return Layout(
         predictors=predictors,
         decoders=request.decoders or (1, max(1, int(room))),
         cpus_per_predictor=1.0,
-        gpus_per_predictor=request.gpus_per_predictor,
+        gpus_per_predictor=share,
         cpus_per_decode=request.cpus_per_decode,
         torch_threads=threads,
     )

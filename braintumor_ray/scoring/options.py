@@ -1,18 +1,35 @@
-"""How an archive job runs."""
+"""How an archive job runs; the parts are what travels to its actors."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from braintumor_ray.catalog.redaction import UriRedaction
-from braintumor_ray.decode.prepare import WORKER
-from braintumor_ray.decode.types import DecodeLimits
-from braintumor_ray.recipes.schema import CamClass, Precision
+from braintumor_ray.options import (
+    Bundle,
+    CamClassOption,
+    Device,
+    Option,
+    PrecisionOption,
+    parse_range,
+)
+
+if TYPE_CHECKING:
+    from braintumor_ray.catalog.redaction import UriRedaction
+    from braintumor_ray.decode.types import DecodeLimits
 
 Range = tuple[int, int]
+CLUSTER = "Cluster"
+
+
+def _predictors(text: str) -> Range | None:
+    if text == "auto":
+        return None
+    number = parse_range("--num-predictors", text)
+    return (number, number) if isinstance(number, int) else number
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for; None: as the cluster has room for.
+    """What a job asks of a cluster; None: as the cluster has room for.
 
     Attributes:
         predictors: (least, most) predictor actors.
@@ -21,10 +38,24 @@ class Request:
         gpus_per_predictor: 0 on CPU; fractions share a GPU.
     """
 
-    predictors: Range | None = None
+    PANEL: ClassVar = CLUSTER
+
+    predictors: Annotated[
+        Range | None,
+        Option(
+            "Predictors; auto: as GPUs or nodes have room.",
+            "N|MIN:MAX|auto",
+            flags=("--num-predictors",),
+            parse=_predictors,
+            typed="auto",
+        ),
+    ] = None
     decoders: Range | None = None
-    cpus_per_decode: float = 1.0
-    gpus_per_predictor: float = 0.0
+    cpus_per_decode: Annotated[float, Option("Logical CPUs that a decoder takes.", least=0.1)] = 1.0
+    gpus_per_predictor: Annotated[
+        float | None,
+        Option("Share of a GPU, such as 0.5.", least=0.01, typed="1 where there are GPUs"),
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -35,13 +66,27 @@ class PredictSettings:
         torch_threads: batches at a time, each on one thread; None: one at a time, torch's threads.
     """
 
-    bundle: str
-    device: str = "auto"
-    precision: Precision = "auto"
-    cam_class: CamClass = "predicted"
+    PANEL: ClassVar = "Model"
+
+    bundle: Bundle
+    device: Device = "auto"
+    precision: PrecisionOption = "auto"
+    cam_class: CamClassOption = "predicted"
     methods: tuple[str, ...] = ("gradcam", "gradcam_pp")
-    batch_size: int | None = None
+    batch_size: Annotated[int | None, Option("Scans per forward pass.", least=1)] = None
     torch_threads: int | None = None
+
+
+def _limits() -> "DecodeLimits":
+    from braintumor_ray.decode.types import DEFAULT_LIMITS
+
+    return DEFAULT_LIMITS
+
+
+def _worker() -> str:
+    from braintumor_ray.decode.prepare import WORKER
+
+    return WORKER
 
 
 @dataclass(frozen=True)
@@ -52,13 +97,23 @@ class DecodeSettings:
         limits: what a file may cost.
         timeout_s: longest time for one file, seconds.
         worker: the function that does it, `module:function`.
-        redaction: stands in for every URI in the rows; None: they are kept.
+        redaction: replaces every URI in the rows; None: they are kept.
     """
 
-    limits: DecodeLimits = field(default_factory=DecodeLimits)
-    timeout_s: float = 30.0
-    worker: str = WORKER
-    redaction: UriRedaction | None = None
+    PANEL: ClassVar = CLUSTER
+
+    limits: "DecodeLimits" = field(default_factory=_limits)
+    timeout_s: Annotated[
+        float,
+        Option(
+            "Seconds after which a decoder counts as stalled.",
+            "SECONDS",
+            flags=("--decode-timeout",),
+            least=0.1,
+        ),
+    ] = 30.0
+    worker: str = field(default_factory=_worker)
+    redaction: "UriRedaction | None" = None
 
 
 @dataclass(frozen=True)
@@ -68,11 +123,8 @@ class ScoreOptions:
     Attributes:
         predict: the predictor's settings.
         decode: the decoders' settings.
+        request: what it asks of the cluster.
         block_size: scans per commit: what a crash can cost; a multiple of the batch size.
-        num_predictors: (least, most) predictor actors; None: as the cluster has room for.
-        num_decoders: (least, most) decoder actors; None: as many as the cluster has room for.
-        cpus_per_decode: logical CPUs that a decoder takes.
-        gpus_per_predictor: 0 on CPU; 0.5 puts two predictors on a GPU.
         object_store_fraction: of the object store's memory that may hold scans in flight; when it
             is full, decoders wait for predictors.
         limit: at most so many new scans.
@@ -80,24 +132,25 @@ class ScoreOptions:
         no_progress_timeout_s: the job fails instead of hanging when nothing moves so long.
     """
 
+    PANEL: ClassVar = "Run"
+
     predict: PredictSettings
     decode: DecodeSettings = field(default_factory=DecodeSettings)
-    block_size: int = 256
-    num_predictors: tuple[int, int] | None = None
-    num_decoders: tuple[int, int] | None = None
-    cpus_per_decode: float = 1.0
-    gpus_per_predictor: float = 0.0
-    object_store_fraction: float = 0.5
-    limit: int | None = None
-    retry_quarantined: bool = False
+    request: Request = field(default_factory=Request)
+    block_size: Annotated[int, Option("Scans per commit: what a crash can cost.", least=1)] = 256
+    object_store_fraction: Annotated[
+        float, Option("Of Ray's memory, for scans in flight.", panel=CLUSTER, least=0.05, most=1)
+    ] = 0.5
+    limit: Annotated[int | None, Option("At most so many new scans.", least=1)] = None
+    retry_quarantined: Annotated[
+        bool, Option("Score quarantined scans again; newer rows become current.")
+    ] = False
     no_progress_timeout_s: float = 600.0
 
-    @property
-    def request(self) -> Request:
-        """What the job asks of a cluster."""
-        return Request(
-            self.num_predictors,
-            self.num_decoders,
-            self.cpus_per_decode,
-            self.gpus_per_predictor,
+    def request_for(self, gpus: float) -> Request:
+        """What the job asks of a cluster with so many GPUs: whole ones if nothing was chosen."""
+        usable = gpus > 0 and self.predict.device != "cpu"
+        share = self.request.gpus_per_predictor
+        return replace(
+            self.request, gpus_per_predictor=(1.0 if share is None else share) if usable else 0.0
         )

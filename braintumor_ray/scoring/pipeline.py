@@ -4,7 +4,7 @@ import math
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -20,7 +20,7 @@ from braintumor_ray.scoring.layout import Layout
 from braintumor_ray.scoring.options import PredictSettings, ScoreOptions
 from braintumor_ray.scoring.predict_stage import PredictStage
 from braintumor_ray.scoring.scans import ROWS_PER_PART
-from braintumor_ray.storage import open_filesystem
+from braintumor_ray.storage import absolute, open_filesystem
 from braintumor_ray.types import Progress
 
 
@@ -103,7 +103,7 @@ def execute(
         .map_batches(
             stages.predict,
             fn_constructor_args=(
-                _with_threads(options.predict, layout),
+                _on_layout(options.predict, layout),
                 bundle.fingerprint,
                 _reporter(counter),
             ),
@@ -129,10 +129,10 @@ def _pool(size: tuple[int, int]) -> ActorPoolStrategy:
     return ActorPoolStrategy(min_size=size[0], max_size=size[1])
 
 
-def _with_threads(predict: PredictSettings, layout: Layout) -> PredictSettings:
-    if predict.torch_threads is not None:
-        return predict
-    return PredictSettings(**{**asdict(predict), "torch_threads": layout.torch_threads})
+def _on_layout(predict: PredictSettings, layout: Layout) -> PredictSettings:
+    """What travels to the predictors: the bundle's place means the same on every node."""
+    threads = layout.torch_threads if predict.torch_threads is None else predict.torch_threads
+    return replace(predict, bundle=absolute(predict.bundle), torch_threads=threads)
 
 
 def _reporter(counter: Any) -> Callable[[int, float], None]:  # noqa: ANN401 - an actor handle

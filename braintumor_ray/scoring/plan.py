@@ -3,7 +3,6 @@
 Of each scan the driver keeps its id and two hashes, 24 bytes; rows pass by in parts.
 """
 
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from braintumor_ray.catalog.redaction import UriRedaction, redact_catalog
 from braintumor_ray.catalog.schema import CATALOG_SCHEMA, completed, same_id
@@ -29,7 +27,7 @@ from braintumor_ray.scoring.scans import (
     scans_in_files,
     scans_in_table,
 )
-from braintumor_ray.storage import open_filesystem, write_atomically
+from braintumor_ray.storage import open_filesystem, write_table
 from braintumor_ray.types import Mask
 
 Manifests = Sequence[dict[str, Any]]
@@ -109,10 +107,8 @@ def write_work(plan: Plan, attempt: str, redaction: UriRedaction | None = None) 
     """
     paths: list[str] = []
     for rows in _rechunked(plan.work.parts()):
-        buffer = io.BytesIO()
-        pq.write_table(redact_catalog(rows, redaction), buffer, compression="zstd")
         path = f"{CATALOGS}/{plan.generation.name}/{attempt}-{len(paths):05d}.parquet"
-        write_atomically(plan.generation.folder.at(path), buffer.getvalue())
+        write_table(plan.generation.folder.at(path), redact_catalog(rows, redaction))
         paths.append(path)
     return paths
 

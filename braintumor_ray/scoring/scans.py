@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from braintumor_ray.catalog.build import load_catalog
-from braintumor_ray.catalog.schema import CatalogOptions, check_columns, completed
+from braintumor_ray.catalog.options import CatalogOptions
+from braintumor_ray.catalog.schema import check_columns, completed
 from braintumor_ray.errors import CatalogError
 from braintumor_ray.storage import open_filesystem
 from braintumor_ray.types import Mask, Progress

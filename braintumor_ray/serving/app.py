@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import cv2
@@ -131,7 +132,7 @@ def build_application(settings: ServingSettings, digest: str | None) -> Applicat
     """The application; `digest` is SHA-256 of the token in hex, None: no token is asked for."""
     deployment: Any = PredictorReplica  # Serve's decorator made it a deployment
     predictor = deployment.options(**_predictor_options(settings)).bind(
-        settings.model_dump(exclude={"token_file", "token_sha256"})
+        asdict(replace(settings, token_file=None, token_sha256=None))
     )
 
     def make_app() -> Any:  # noqa: ANN401 - ASGI; evaluated inside each front

@@ -2,52 +2,26 @@
 
 import socket
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from ipaddress import ip_address
-from pathlib import Path
-from typing import Any
 
 from braintumor_ray.errors import UsageError
-from braintumor_ray.models.bundle import load_bundle
+from braintumor_ray.models.bundle import check_bundle
 from braintumor_ray.serving.settings import ServingSettings, parse_settings, token_digest
 from braintumor_ray.storage import absolute
 
 
-def serving_settings(
-    *,
-    bundle: str,
-    replicas: int | tuple[int, int] = 1,
-    token_file: Path | None = None,
-    device: str = "auto",
-    precision: str = "auto",
-    max_queued: int = 128,
-) -> ServingSettings:
-    """Check what the command was given, before Ray starts.
-
-    Args:
-        bundle: bundle directory or URI.
-        replicas: predictors, or (least, most) scaled by load.
-        token_file: file with the token; else $BRAINTUMOR_TOKEN; else no token is asked for.
-        device: auto, cpu or cuda.
-        precision: auto, fp32 or bf16.
-        max_queued: requests in hand before further ones are refused.
+def serving_settings(chosen: ServingSettings) -> ServingSettings:
+    """Check what was chosen, before Ray starts; the token becomes its digest.
 
     Raises:
-        BundleError: not a bundle.
-        UsageError: an option or the token cannot be used.
+        BundleError: not a bundle, or its files do not belong together: found here, not by
+            replicas that start again and again.
+        UsageError: a setting or the token cannot be used.
     """
-    load_bundle(bundle)
-    least, most = replicas if isinstance(replicas, tuple) else (replicas, None)
-    args: dict[str, Any] = {
-        "bundle": absolute(bundle),
-        "replicas": least,
-        "max_replicas": most,
-        "device": device,
-        "precision": precision,
-        "max_queued": max_queued,
-        "token_file": str(token_file) if token_file else None,
-    }
-    settings = parse_settings(args)
-    return settings.model_copy(update={"token_sha256": token_digest(settings)})
+    check_bundle(chosen.bundle)
+    settings = parse_settings(asdict(replace(chosen, bundle=absolute(chosen.bundle))))
+    return replace(settings, token_sha256=token_digest(settings))
 
 
 def serve_command(
@@ -68,7 +42,7 @@ def serve_command(
 
     _check_port(host, port)
     if settings.device in ("auto", "cuda") and app.gpus_in_cluster():
-        settings = settings.model_copy(update={"gpus_per_replica": 1.0})
+        settings = replace(settings, gpus_per_replica=1.0)
     secured = token_digest(settings) is not None
     if not secured and not _is_loopback(host):
         say(f"no token is set: whoever reaches {host}:{port} may use the service")

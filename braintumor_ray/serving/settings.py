@@ -3,47 +3,62 @@
 import hashlib
 import math
 import os
+from dataclasses import MISSING, Field, dataclass, fields
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-from braintumor_ray.decode.types import DecodeLimits
 from braintumor_ray.errors import UsageError, describe_validation
+from braintumor_ray.options import Bundle, Device, Option, PrecisionOption, annotated
+
+if TYPE_CHECKING:
+    from braintumor_ray.decode.types import DecodeLimits
+    from braintumor_ray.recipes.schema import CamClass
 
 TOKEN_VARIABLE = "BRAINTUMOR_TOKEN"
 MIB = 2**20
+setting = partial(Option, hidden=True)
 
 
-class ServingSettings(BaseModel):
+@dataclass(frozen=True)
+class ServingSettings:
     """Everything but host and port; the keys of `args` in a Serve config."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    bundle: str = Field(description="bundle directory or URI, readable where the replicas run")
-    device: str = Field("auto", description="auto, cpu or cuda")
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    cam_class: Literal["predicted", "positive"] = "predicted"
-    replicas: int = Field(1, ge=1, description="predictors; the least where they scale by load")
-    max_replicas: int | None = Field(None, ge=1, description="most predictors, scaled by load")
-    front_replicas: int = Field(
-        2, ge=1, description="processes that speak HTTP and decode: one answers while one restarts"
+    bundle: Bundle
+    device: Device = "auto"
+    precision: PrecisionOption = "auto"
+    cam_class: Annotated[
+        "CamClass", setting("whose map is made", choices=("predicted", "positive"))
+    ] = "predicted"
+    replicas: Annotated[int, setting("predictors; the least where they scale by load", least=1)] = 1
+    max_replicas: Annotated[int | None, setting("most predictors, scaled by load", least=1)] = None
+    front_replicas: Annotated[
+        int,
+        setting("processes that speak HTTP and decode: one answers while one restarts", least=1),
+    ] = 2
+    gpus_per_replica: Annotated[float, setting("share of a GPU", least=0)] = 0
+    torch_threads: Annotated[int | None, setting("of each predictor on CPU", least=1)] = None
+    max_batch_size: Annotated[int, setting("scans per forward pass", least=1)] = 16
+    max_queued: Annotated[
+        int, Option("Requests in hand, over all fronts; more are answered 503.", least=1)
+    ] = 128
+    decoders: Annotated[int | None, setting("decoding processes per front", least=1)] = None
+    decode_timeout_s: Annotated[float, setting("longest time for one file", least=1e-3)] = 10.0
+    decode_memory_mib: Annotated[int, setting("most that one decoder may hold", least=256)] = 2048
+    max_bytes: Annotated[int, setting("largest file", least=1)] = 64 * MIB
+    max_pixels: Annotated[int, setting("most pixels in one frame", least=1)] = 64_000_000
+    max_batch_files: Annotated[int, setting("most files in one request", least=1)] = 64
+    max_batch_bytes: Annotated[int, setting("largest body of several files", least=1)] = 128 * MIB
+    max_inflight_bytes: Annotated[int, setting("all bodies in hand, per front", least=1)] = (
+        256 * MIB
     )
-    gpus_per_replica: float = Field(0, ge=0)
-    torch_threads: int | None = Field(None, ge=1, description="of each predictor on CPU")
-    max_batch_size: int = Field(16, ge=1, description="scans per forward pass")
-    max_queued: int = Field(128, ge=1, description="requests in hand, over all fronts, before 503")
-    decoders: int | None = Field(None, ge=1, description="decoding processes per front")
-    decode_timeout_s: float = Field(10.0, gt=0)
-    decode_memory_mib: int = Field(2048, ge=256, description="most that one decoder may hold")
-    max_bytes: int = Field(64 * MIB, ge=1, description="largest file")
-    max_pixels: int = Field(64_000_000, ge=1, description="most pixels in one frame")
-    max_batch_files: int = Field(64, ge=1)
-    max_batch_bytes: int = Field(128 * MIB, ge=1, description="largest body of several files")
-    max_inflight_bytes: int = Field(256 * MIB, ge=1, description="all bodies in hand, per front")
-    body_timeout_s: float = Field(30.0, gt=0, description="longest silence inside a body")
-    token_file: str | None = Field(None, description="read where the application is built")
-    token_sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    body_timeout_s: Annotated[float, setting("longest silence inside a body", least=1e-3)] = 30.0
+    token_file: Annotated[
+        str | None, Option("Token that requests must carry; else BRAINTUMOR_TOKEN.", "FILE")
+    ] = None
+    token_sha256: Annotated[
+        str | None, setting("digest of the token", pattern="^[0-9a-f]{64}$")
+    ] = None
 
     @property
     def queue_per_front(self) -> int:
@@ -51,8 +66,10 @@ class ServingSettings(BaseModel):
         return math.ceil(self.max_queued / self.front_replicas)
 
     @property
-    def limits(self) -> DecodeLimits:
+    def limits(self) -> "DecodeLimits":
         """What one file may cost its decoder."""
+        from braintumor_ray.decode.types import DecodeLimits
+
         return DecodeLimits(self.max_bytes, self.max_pixels)
 
 
@@ -62,10 +79,25 @@ def parse_settings(args: dict[str, object]) -> ServingSettings:
     Raises:
         UsageError: a key is unknown or a value cannot be meant.
     """
+    from pydantic import ConfigDict, ValidationError, create_model
+
+    declared: Any = {field.name: _checked_field(field) for field in fields(ServingSettings)}
+    model = create_model("Checked", __config__=ConfigDict(extra="forbid"), **declared)
     try:
-        return ServingSettings.model_validate(args)
+        return ServingSettings(**dict(model.model_validate(args)))
     except ValidationError as error:
         raise UsageError(f"serving settings: {describe_validation(error)}") from error
+
+
+def _checked_field(field: Field[Any]) -> tuple[Any, Any]:
+    """The field as pydantic checks it, with the limits that it declares."""
+    from pydantic import Field as Checked
+
+    shown = annotated(field, Option)
+    assert shown is not None
+    kind = Literal[shown.choices] if shown.choices else get_args(field.type)[0]
+    default = ... if field.default is MISSING else field.default
+    return kind, Checked(default, ge=shown.least, le=shown.most, pattern=shown.pattern)
 
 
 def token_digest(settings: ServingSettings) -> str | None:

@@ -2,9 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from braintumor_ray.recipes.schema import Recipe
+from braintumor_ray.options import FIRST, MadeOf, Option, parse_range
+
+if TYPE_CHECKING:
+    from braintumor_ray.recipes.schema import Recipe
+
+RECIPE, DATA, CLUSTER = "Recipe", "Data", "Cluster"
 
 
 @dataclass(frozen=True)
@@ -34,13 +41,27 @@ class Workers:
 
     Attributes:
         number: workers, or (least, most) for an elastic run.
-        use_gpu: a GPU for each.
+        use_gpu: a GPU for each; None: `train` takes none, the command asks the cluster.
         max_failures: how often a dead worker is replaced before the run fails.
         threads: torch threads per worker on CPU; None: the machine's cores shared out.
     """
 
-    number: int | tuple[int, int]
-    use_gpu: bool = False
+    PANEL: ClassVar = CLUSTER
+
+    number: Annotated[
+        int | tuple[int, int],
+        Option(
+            "Workers; MIN:MAX: elastic.",
+            "N|MIN:MAX",
+            flags=("--num-workers",),
+            parse=partial(parse_range, "--num-workers"),
+            typed="1",
+        ),
+    ] = 1
+    use_gpu: Annotated[
+        bool | None,
+        Option("A GPU per worker; else where the cluster has GPUs.", flags=("--gpu/--no-gpu",)),
+    ] = None
     max_failures: int = 3
     threads: int | None = None
 
@@ -48,6 +69,53 @@ class Workers:
     def most(self) -> int:
         """Largest number of workers."""
         return self.number if isinstance(self.number, int) else self.number[1]
+
+
+@dataclass(frozen=True)
+class RecipeChoice:
+    """Which recipe, and what is different in it."""
+
+    PANEL: ClassVar = RECIPE
+
+    recipe: Annotated[
+        str, Option("A name ('recipes' lists them) or a TOML file.", "NAME|FILE", panel=FIRST)
+    ] = "mobilenetv2-finetune"
+    settings: Annotated[
+        tuple[str, ...],
+        Option(
+            "A field of the recipe, such as optimizer.lr=3e-4; may be repeated.",
+            "KEY=VALUE",
+            flags=("--set",),
+        ),
+    ] = ()
+    classes: Annotated[
+        str | None,
+        Option("Merge, rename, leave out: tumor=glioma_tumor+pituitary_tumor,no_tumor.", "MAPPING"),
+    ] = None
+    backbone: Annotated[
+        str | None,
+        Option("Any convolutional timm name, at its own input size and normalization.", "NAME"),
+    ] = None
+
+    def load(self) -> "Recipe":
+        """The recipe with all of it.
+
+        Raises:
+            UsageError: unknown recipe, field or backbone, or a value that does not fit.
+        """
+        from braintumor_ray.recipes.loader import load_recipe, with_backbone
+
+        recipe = load_recipe(self.recipe, self.settings)
+        if self.backbone is not None:
+            from braintumor_ray.models.classifier import input_size_of
+
+            sized = any(setting.startswith("data.image_size") for setting in self.settings)
+            size = None if sized else input_size_of(self.backbone)
+            recipe = with_backbone(recipe, self.backbone, size)
+        if self.classes is not None:
+            data = recipe.data.model_copy(update={"classes": self.classes})
+            recipe = recipe.model_copy(update={"data": data})
+        return recipe
 
 
 @dataclass(frozen=True)
@@ -68,14 +136,44 @@ class TrainOptions:
         device: of the last step (temperature, threshold).
     """
 
-    recipe: Recipe
-    output: str | Path
-    weights: str = "imagenet"
-    workers: Workers = field(default_factory=lambda: Workers(1))
-    split_by: str = "group"
-    allow_leakage: bool = False
-    cache: str | None = None
-    truth: str | None = None
+    PANEL: ClassVar = DATA
+
+    recipe: Annotated["Recipe", MadeOf(RecipeChoice, RecipeChoice.load)]
+    output: Annotated[
+        str | Path,
+        Option(
+            "Folder or URI of the run; its bundle is RUN/bundle.",
+            "RUN",
+            flags=("--output", "-o"),
+            panel=FIRST,
+        ),
+    ] = "runs/latest"
+    weights: Annotated[
+        str,
+        Option(
+            "Pretrained weights; a file has timm's keys.",
+            "imagenet|none|FILE.safetensors",
+            panel=RECIPE,
+        ),
+    ] = "imagenet"
+    workers: Workers = field(default_factory=Workers)
+    split_by: Annotated[
+        str,
+        Option(
+            "Patients and duplicates stay together, or the source's folders.",
+            choices=("group", "official"),
+        ),
+    ] = "group"
+    allow_leakage: Annotated[bool, Option("Train on a split that leaks.")] = False
+    cache: Annotated[
+        str | None, Option("Decoded scans, shared by runs; else inside the run.", "FOLDER")
+    ] = None
+    truth: Annotated[
+        str | None,
+        Option(
+            "Tumors of the scans: training guides the evidence to them.", "MASKS|BOXES|OUTLINES"
+        ),
+    ] = None
     source: str = ""
     synthetic: bool = False
     device: str = "auto"

@@ -112,7 +112,7 @@ def scaling(workers: Workers) -> ScalingConfig:
     """What the run asks Ray for."""
     resources = {"CPU": 1.0, "GPU": 1.0} if workers.use_gpu else {"CPU": 1.0}
     return ScalingConfig(
-        num_workers=workers.number, use_gpu=workers.use_gpu, resources_per_worker=resources
+        num_workers=workers.number, use_gpu=bool(workers.use_gpu), resources_per_worker=resources
     )
 
 

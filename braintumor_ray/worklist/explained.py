@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -18,49 +17,16 @@ from braintumor_ray.errors import ResultsError, UsageError
 from braintumor_ray.explain.overlay import contact_sheet, panel, write_png
 from braintumor_ray.predict.predictor import Predictor
 from braintumor_ray.predict.results import read_results, results_folder
-from braintumor_ray.recipes.schema import CamClass
+from braintumor_ray.worklist.options import ExplainOptions
 
 SHEET_COLUMNS = 3
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """How panels look; see `explain.overlay.panel`."""
-
-    layout: str = "full"
-    colormap: str = "jet"
-    alpha: float = 0.4
-
-    def panel(
-        self,
-        gray: npt.NDArray[np.uint8],
-        maps: dict[str, npt.NDArray[Any]],
-        predicted: str,
-        probability: float,
-        true_class: str | None,
-    ) -> npt.NDArray[np.uint8]:
-        """One scan's panel, RGB."""
-        return panel(
-            gray,
-            maps,
-            predicted=predicted,
-            probability=probability,
-            true_class=true_class,
-            layout=self.layout,
-            alpha=self.alpha,
-            colormap=self.colormap,
-        )
 
 
 def explain_files(
     files: Sequence[str],
     bundle: str,
     output: Path,
-    drawing: Drawing,
-    methods: Sequence[str],
-    layer: str | None,
-    cam_class: CamClass,
-    device: str,
+    options: ExplainOptions,
 ) -> dict[str, Any]:
     """Predict and draw files; unreadable ones are named with their reason.
 
@@ -70,11 +36,11 @@ def explain_files(
     Raises:
         UsageError: a method or layer is unknown, or no file can be read.
     """
-    ours, others = _by_library(methods, layer)
+    ours, others = _by_library(options)
     predictor = Predictor.from_bundle(
         bundle,
-        device,
-        cam_class=cam_class,
+        options.device,
+        cam_class=options.cam_class,
         methods=ours or ("gradcam",),  # type: ignore[arg-type]
     )
     scans, unreadable = _read_files(files)
@@ -87,12 +53,12 @@ def explain_files(
     for index, (name, gray) in enumerate(scans):
         maps = {method: columns[method][index] for method in ours}
         maps |= {
-            method: predictor.library_map(gray, columns["cam_class"][index], method, layer)
+            method: predictor.library_map(gray, columns["cam_class"][index], method, options.layer)
             for method in others
         }
         record = _record(name, columns, index, predictor.bundle.fields.class_names)
         panels.append(
-            drawing.panel(gray, maps, record["predicted_class"], record["probability"], None)
+            _panel(options, gray, maps, record["predicted_class"], record["probability"], None)
         )
         path = output / f"{_stem(name)}.png"
         write_png(path, panels[-1])
@@ -105,9 +71,7 @@ def explain_files(
 def explain_results(
     results: str,
     output: Path,
-    drawing: Drawing,
-    methods: Sequence[str],
-    limit: int,
+    options: ExplainOptions,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Draw rows of a results folder from their stored maps, without the model.
@@ -119,13 +83,13 @@ def explain_results(
     """
     folder = results_folder(results)
     meta = folder.meta
-    missing = [m for m in methods if m not in meta["cam_methods"]]
+    missing = [m for m in options.methods if m not in meta["cam_methods"]]
     if missing:
         raise ResultsError(
             f"'{results}' holds no maps of '{missing[0]}', only {', '.join(meta['cam_methods'])}; "
             "use 'explain FILE --bundle BUNDLE' for others"
         )
-    table = _interesting(read_results(results), limit)
+    table = _interesting(read_results(results), options.limit)
     labels = _labels(results)
     output.mkdir(parents=True, exist_ok=True)
     pictures, panels, unreadable = [], [], {}
@@ -134,10 +98,12 @@ def explain_results(
             unreadable[row["uri"]] = decoded.reason
             continue
         shape = tuple(meta["cam_shape"])
-        maps = {m: np.array(row[m], np.float32).reshape(shape) for m in methods}
+        maps = {m: np.array(row[m], np.float32).reshape(shape) for m in options.methods}
         probability = row["probabilities"][meta["class_names"].index(row["predicted_class"])]
         truth = labels.get(row["scan_id"])
-        panels.append(drawing.panel(decoded.gray, maps, row["predicted_class"], probability, truth))
+        panels.append(
+            _panel(options, decoded.gray, maps, row["predicted_class"], probability, truth)
+        )
         path = output / f"{index:03d}_{_stem(row['uri'])}.png"
         write_png(path, panels[-1])
         pictures.append(str(path))
@@ -147,14 +113,36 @@ def explain_results(
     return {"pictures": pictures, "unreadable": unreadable}
 
 
-def _by_library(methods: Sequence[str], layer: str | None) -> tuple[list[str], list[str]]:
+def _panel(
+    options: ExplainOptions,
+    gray: npt.NDArray[np.uint8],
+    maps: dict[str, npt.NDArray[Any]],
+    predicted: str,
+    probability: float,
+    true_class: str | None,
+) -> npt.NDArray[np.uint8]:
+    """One scan's panel, RGB."""
+    return panel(
+        gray,
+        maps,
+        predicted=predicted,
+        probability=probability,
+        true_class=true_class,
+        layout=options.layout,
+        alpha=options.alpha,
+        colormap=options.colormap,
+    )
+
+
+def _by_library(options: ExplainOptions) -> tuple[list[str], list[str]]:
     """Methods that come from the one forward pass, and those of the grad-cam library."""
     from braintumor_ray.explain import cam, library
 
+    methods = options.methods
     unknown = [m for m in methods if m not in library.METHODS]
     if unknown:
         raise UsageError(f"--method '{unknown[0]}' is unknown; use {', '.join(library.METHODS)}")
-    ours = [m for m in methods if m in cam.METHODS and layer is None]
+    ours = [m for m in methods if m in cam.METHODS and options.layer is None]
     return ours, [m for m in methods if m not in ours]
 
 

@@ -7,7 +7,8 @@ from PIL import Image
 
 from braintumor_ray.catalog.build import load_catalog
 from braintumor_ray.catalog.identity import IdentityHash, compile_patient_pattern
-from braintumor_ray.catalog.schema import CatalogOptions, read_catalog, scan_id, write_catalog
+from braintumor_ray.catalog.options import CatalogOptions
+from braintumor_ray.catalog.schema import read_catalog, scan_id, write_catalog
 from braintumor_ray.errors import CatalogError, UsageError
 from braintumor_ray.storage import open_filesystem
 from tests.builders import disc_scan

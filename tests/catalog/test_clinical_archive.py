@@ -8,7 +8,8 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from braintumor_ray.catalog.build import load_catalog
 from braintumor_ray.catalog.identity import IdentityHash
-from braintumor_ray.catalog.schema import CatalogOptions, read_catalog, write_catalog
+from braintumor_ray.catalog.options import CatalogOptions
+from braintumor_ray.catalog.schema import read_catalog, write_catalog
 from braintumor_ray.decode.preprocess import Preprocessing
 from braintumor_ray.decode.types import VolumeOptions
 from braintumor_ray.errors import CatalogError

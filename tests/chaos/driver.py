@@ -13,7 +13,7 @@ def main():
         from braintumor_ray.errors import BrainTumorError
         from braintumor_ray.local_ray import ray_session
         from braintumor_ray.scoring.job import ScoreOptions, score
-        from braintumor_ray.scoring.options import DecodeSettings, PredictSettings
+        from braintumor_ray.scoring.options import DecodeSettings, PredictSettings, Request
 
         with ray_session():
             for line in sys.stdin:
@@ -22,8 +22,7 @@ def main():
                     PredictSettings(order["bundle"], torch_threads=1),
                     DecodeSettings(worker="tests.scoring.workers:drowsy"),
                     block_size=5,
-                    num_predictors=(1, 1),
-                    num_decoders=(1, 1),
+                    request=Request(predictors=(1, 1), decoders=(1, 1)),
                 )
                 try:
                     summary = score(load_catalog(order["archive"]), order["results"], options)

@@ -14,7 +14,8 @@ from braintumor_ray.catalog.build import load_catalog
 from braintumor_ray.errors import UsageError
 from braintumor_ray.models.bundle import BundleFields, load_bundle, save_bundle
 from braintumor_ray.models.classifier import Architecture, Classifier
-from braintumor_ray.neurons.neurons import NeuronOptions, read_activations, run_neurons
+from braintumor_ray.neurons.neurons import read_activations, run_neurons
+from braintumor_ray.neurons.options import NeuronOptions
 from braintumor_ray.neurons.pictures import activation_maps
 from braintumor_ray.phantom.dataset import write_phantoms
 from braintumor_ray.predict.predictor import Predictor

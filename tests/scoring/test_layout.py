@@ -1,5 +1,7 @@
 """What a job asks Ray for, and what `score --plan` says of it."""
 
+from dataclasses import replace
+
 import pytest
 
 from braintumor_ray.errors import UsageError
@@ -64,7 +66,7 @@ class TestPlan:
 
     def test_cpus_that_one_gpu_needs(self):
         costs = Costs(decode_s=0.004, predict_s=1 / 5000, device="cuda", block_bytes=10_000_000)
-        found = ask(costs, 18_000_000, self.options(gpus_per_predictor=0.5))
+        found = ask(costs, 18_000_000, self.options(request=Request(gpus_per_predictor=0.5)))
         assert found["decoders_per_gpu"] == pytest.approx(20)
         assert found["cpus_per_gpu"] == pytest.approx(22)
         assert found["hours"] == pytest.approx(1.0)
@@ -81,7 +83,8 @@ class TestPlan:
         assert found["device"] == "cpu"
         assert 0 < found["decode_ms"] < 1000
         assert 0 < found["predict_ms"] < 1000
-        given = estimate(scans, 24, options, gpu_scans_per_s=1000.0, gpus_per_predictor=0.5)
+        shared = replace(options, request=Request(gpus_per_predictor=0.5))
+        given = estimate(scans, 24, shared, gpu_scans_per_s=1000.0)
         assert given["predict_ms"] == pytest.approx(1.0)
         assert (given["device"], given["predictors_per_gpu"]) == ("given", 2)
 

@@ -6,7 +6,7 @@ from typer.testing import CliRunner
 
 from braintumor_ray.catalog.build import load_catalog
 from braintumor_ray.catalog.identity import IdentityHash
-from braintumor_ray.catalog.schema import CatalogOptions
+from braintumor_ray.catalog.options import CatalogOptions
 from braintumor_ray.cli import app
 from braintumor_ray.predict.results import read_results
 from braintumor_ray.predict.study import read_studies

@@ -9,8 +9,8 @@ import pytest
 
 from braintumor_ray.catalog.build import load_catalog
 from braintumor_ray.catalog.identity import IdentityHash
+from braintumor_ray.catalog.options import CatalogOptions
 from braintumor_ray.catalog.redaction import UriRedaction, redact_catalog, uri_redaction
-from braintumor_ray.catalog.schema import CatalogOptions
 from braintumor_ray.decode.preprocess import Preprocessing
 from braintumor_ray.errors import UsageError
 from braintumor_ray.predict.results import read_results, results_folder

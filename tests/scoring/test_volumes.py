@@ -8,8 +8,9 @@ import pytest
 
 from braintumor_ray.catalog.build import load_catalog
 from braintumor_ray.catalog.identity import IdentityHash
+from braintumor_ray.catalog.options import CatalogOptions
 from braintumor_ray.catalog.redaction import redact_catalog
-from braintumor_ray.catalog.schema import CatalogOptions, read_catalog, scan_id, write_catalog
+from braintumor_ray.catalog.schema import read_catalog, scan_id, write_catalog
 from braintumor_ray.decode.files import files_of, locations
 from braintumor_ray.decode.reading import hash_scans
 from braintumor_ray.decode.types import VolumeOptions

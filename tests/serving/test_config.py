@@ -36,7 +36,7 @@ def test_its_arguments_are_settings_and_autoscale(config):
     (application,) = config.applications
     settings = parse_settings(application.args)
     assert settings.max_replicas > settings.replicas
-    assert settings.front_replicas == ServingSettings.model_fields["front_replicas"].default == 2
+    assert settings.front_replicas == ServingSettings("b").front_replicas == 2
 
 
 def test_an_unknown_argument_is_refused_before_anything_starts(config):

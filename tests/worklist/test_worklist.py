@@ -12,7 +12,7 @@ import pytest
 from scipy.optimize import brentq
 
 from braintumor_ray.catalog.build import load_catalog
-from braintumor_ray.catalog.schema import CatalogOptions
+from braintumor_ray.catalog.options import CatalogOptions
 from braintumor_ray.errors import ResultsError, UsageError
 from braintumor_ray.phantom.dataset import patient_slices
 from braintumor_ray.worklist.worklist import make_worklist

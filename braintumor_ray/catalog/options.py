@@ -1,0 +1,69 @@
+"""How a source is read: the options of every command that takes one."""
+
+import re
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar
+
+from braintumor_ray.catalog.identity import (
+    IdentityHash,
+    compile_patient_pattern,
+    load_identity_hash,
+)
+from braintumor_ray.decode.options import DEFAULT_VOLUMES, VolumeOptions
+from braintumor_ray.options import MadeOf, Option
+
+SOURCE, PRIVACY = "Source", "Privacy"
+
+
+@dataclass(frozen=True)
+class IdentityChoice:
+    """Where the secret for hashing ids is."""
+
+    PANEL: ClassVar = PRIVACY
+
+    hash_key_file: Annotated[
+        str | None, Option("Secret for hashing ids; else BRAINTUMOR_HASH_KEY.", "FILE")
+    ] = None
+    clear_ids: Annotated[bool, Option("Keep patient ids readable: they may name people.")] = False
+
+    def load(self) -> IdentityHash:
+        """The hash with its key, see `load_identity_hash`."""
+        return load_identity_hash(self.hash_key_file, self.clear_ids)
+
+
+@dataclass(frozen=True)
+class CatalogOptions:
+    """How a source is read.
+
+    Attributes:
+        path_column, label_column, patient_column: columns of a CSV; None: by their usual names.
+        root: the folder that a CSV's paths are below; None: the CSV's own.
+        patient_pattern: finds a patient id in the relative path.
+        identity: turns ids into keys.
+        probe_headers: read each file's header for format, mode and size; without, every file
+            counts as one frame.
+        volumes: how a NIfTI volume becomes frames; where it is not the default, path and URI end
+            in `VolumeOptions.mark`.
+        threads: files read at a time.
+    """
+
+    PANEL: ClassVar = SOURCE
+
+    path_column: Annotated[str | None, Option("CSV column of the file paths.", "COLUMN")] = None
+    label_column: Annotated[str | None, Option("CSV column of the classes.", "COLUMN")] = None
+    patient_column: Annotated[str | None, Option("CSV column of the patients.", "COLUMN")] = None
+    root: Annotated[str | None, Option("Folder that the CSV's paths are below.", "FOLDER")] = None
+    patient_pattern: Annotated[
+        re.Pattern[str] | None,
+        Option(
+            "Regex over the path; its group 'patient' is the id.",
+            "REGEX",
+            parse=compile_patient_pattern,
+        ),
+    ] = None
+    identity: Annotated[IdentityHash, MadeOf(IdentityChoice, IdentityChoice.load)] = field(
+        default_factory=IdentityHash
+    )
+    probe_headers: bool = True
+    volumes: VolumeOptions = DEFAULT_VOLUMES
+    threads: int = 8

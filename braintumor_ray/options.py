@@ -1,0 +1,102 @@
+"""Options, each declared once: a field of a dataclass whose annotation carries its help and limits.
+
+    seed: Annotated[int, Option("Of the shuffle.", least=0)] = 0
+
+The library takes these dataclasses; `cli.options` builds the command line from their fields.
+Modules of options import nothing heavy: `--help` reads all of them.
+"""
+
+from collections.abc import Callable
+from dataclasses import Field, dataclass
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin
+
+from braintumor_ray.errors import UsageError
+
+if TYPE_CHECKING:
+    from braintumor_ray.recipes.schema import CamClass, Precision
+
+T = TypeVar("T")
+FIRST = "Options"  # the panel of what everybody needs
+
+
+@dataclass(frozen=True)
+class Option:
+    """What a command line shows and checks of a field.
+
+    Attributes:
+        help: one sentence.
+        metavar: what the value is; none: the choices, or by its type.
+        flags: spellings; none: made of the field's name.
+        panel: subject in `--help`; None: `PANEL` of the dataclass, else the first.
+        least, most: limits of a number.
+        choices: the only values, if there are any.
+        parse: makes the field's value of the typed text.
+        typed: the default as it is typed, where it is not the field's own.
+        pattern: regular expression that a text must match.
+        hidden: not on the command line: a setting in files only.
+    """
+
+    help: str
+    metavar: str | None = None
+    flags: tuple[str, ...] = ()
+    panel: str | None = None
+    least: float | None = None
+    most: float | None = None
+    choices: tuple[str, ...] = ()
+    parse: Callable[[str], Any] | None = None
+    typed: str | None = None
+    pattern: str | None = None
+    hidden: bool = False
+
+
+@dataclass(frozen=True)
+class MadeOf:
+    """The field's value is made of options that another dataclass declares."""
+
+    declared: type
+    make: Callable[[Any], Any]
+
+
+Bundle = Annotated[
+    str,
+    Option("Folder or URI: RUN/bundle of a run.", "BUNDLE", flags=("--bundle", "-b"), panel=FIRST),
+]
+Device = Annotated[str, Option("Where the network runs.", "auto|cpu|cuda", panel="Model")]
+PrecisionOption = Annotated[
+    "Precision",
+    Option(
+        "Numbers of the network; auto: bf16 where the hardware gains.",
+        choices=("auto", "fp32", "bf16"),
+        panel="Model",
+    ),
+]
+CamClassOption = Annotated[
+    "CamClass",
+    Option(
+        "Map of the predicted class, or of the likeliest positive one.",
+        choices=("predicted", "positive"),
+        panel="Model",
+    ),
+]
+
+
+def annotated(field: Field[Any], kind: type[T]) -> T | None:
+    """What of a kind, `Option` or `MadeOf`, the field's annotation carries."""
+    extras = get_args(field.type)[1:] if get_origin(field.type) is Annotated else ()
+    return next((extra for extra in extras if isinstance(extra, kind)), None)
+
+
+def parse_range(option: str, text: str) -> int | tuple[int, int]:
+    """`N` or `MIN:MAX`, all at least 1.
+
+    Raises:
+        UsageError: neither.
+    """
+    parts = text.split(":")
+    if all(part.isdigit() and int(part) > 0 for part in parts):
+        numbers = [int(part) for part in parts]
+        if len(numbers) == 1:
+            return numbers[0]
+        if len(numbers) == 2 and numbers[0] <= numbers[1]:
+            return numbers[0], numbers[1]
+    raise UsageError(f"{option} '{text}' is neither a number such as 4 nor a range such as 2:8")
