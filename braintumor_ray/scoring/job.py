@@ -66,8 +66,11 @@ def score(
     bundle = load_bundle(options.predict.bundle)
     folder = results_folder(results)
     with _as_results_errors(results):
-        fingerprint = open_results(folder, bundle, options)
+        if META in folder.names():
+            open_results(folder, bundle, options)  # a wrong folder is refused before it is held
         with lease_on(folder.location) as lease:
+            # A new folder is claimed only here: of two first runs one must find the other's claim.
+            fingerprint = open_results(folder, bundle, options)
             plan = _plan(folder, catalog, fingerprint, options)
             plan.generation.reconcile()
             if not plan.work.num_rows:
