@@ -5,6 +5,7 @@
       catalogs/000001/*.parquet   the scans of each generation
       rows/000001/*.parquet       their predictions
       manifests/000001.json       written last: the generation is committed
+      judged/000001.json          the verdict of `nightly` on it, where that ran
 
 A generation is one run that had something to score. Rows without a manifest are in flight.
 """
@@ -21,6 +22,7 @@ from braintumor_ray.storage import Folder
 
 META = "results.json"
 MANIFESTS, CATALOGS, ROWS, CHECKPOINTS = "manifests", "catalogs", "rows", "checkpoints"
+JUDGED = "judged"
 
 
 class ResultsFolder(Folder):

@@ -15,9 +15,10 @@ import pytest
 from braintumor_ray.catalog.build import load_catalog
 from braintumor_ray.catalog.schema import CATALOG_SCHEMA
 from braintumor_ray.errors import CatalogError, ResultsError
+from braintumor_ray.models.bundle import load_bundle
 from braintumor_ray.predict.results import read_results, results_folder
 from braintumor_ray.scoring import lease as lease_module
-from braintumor_ray.scoring.job import ScoreOptions, score
+from braintumor_ray.scoring.job import ScoreOptions, open_results, score
 from braintumor_ray.scoring.lease import FileLease, Holder, machine_identity
 from braintumor_ray.scoring.options import PredictSettings
 from braintumor_ray.scoring.plan import make_plan, write_work
@@ -277,6 +278,22 @@ def test_results_of_another_bundle_are_refused_before_the_lease(tmp_path, bundle
             ScoreOptions(PredictSettings(str(bundle_path))),
         )
     assert results.names() == ["results.json"], "no lease was taken"
+
+
+def test_a_run_killed_after_its_manifest_leaves_nothing_that_verify_minds(tmp_path, bundle_path):
+    options = ScoreOptions(PredictSettings(str(bundle_path)))
+    results = results_folder(tmp_path / "results")
+    fingerprint = open_results(results, load_bundle(bundle_path), options)
+    write_archive(tmp_path / "archive", 3)
+    catalog = load_catalog(tmp_path / "archive")
+    plan = make_plan(results, catalog, [], fingerprint, None)
+    stray = write_work(plan, "interrupted")
+    commit(plan)
+    checkpoint = tmp_path / "results" / plan.generation.checkpoints / "a_000000.parquet"
+    assert checkpoint.exists()
+    assert score(catalog, results.location, options).generation is None
+    assert not (tmp_path / "results" / stray[0]).exists()
+    assert not checkpoint.exists()
 
 
 def test_catalogs_of_an_archive_feed_the_plan(tmp_path):
