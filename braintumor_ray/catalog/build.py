@@ -88,14 +88,14 @@ def _probe_all(
     if not options.probe_headers:
         yield from repeat(Probe(frames=1), len(files))
         return
-    with _HeaderReader(options.volumes) as reader, ThreadPoolExecutor(options.threads) as pool:
+    with HeaderReader(options.volumes) as reader, ThreadPoolExecutor(options.threads) as pool:
         for done, found in enumerate(pool.map(reader.probe_file, files), start=1):
             yield found
             if progress:
                 progress(done, len(files))
 
 
-class _HeaderReader:
+class HeaderReader:
     """Reads headers for several threads, and no more of a file than its header needs.
 
     The head of a file is parsed here. What is behind it is parsed in a child process, which a
@@ -107,7 +107,7 @@ class _HeaderReader:
         self._sandbox: DecodeSandbox | None = None  # most catalogs never need one
         self._sandbox_turn, self._large_turn = threading.Lock(), threading.Lock()
 
-    def __enter__(self) -> "_HeaderReader":
+    def __enter__(self) -> "HeaderReader":
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -10,8 +10,10 @@ from PIL import Image
 from braintumor_ray.catalog import build
 from braintumor_ray.catalog.build import HEAD_BYTES, load_catalog
 from braintumor_ray.catalog.identity import IdentityHash
+from braintumor_ray.catalog.listing import list_files
 from braintumor_ray.catalog.schema import CatalogOptions
 from braintumor_ray.decode.decode import probe
+from braintumor_ray.decode.types import DecodeLimits, VolumeOptions
 from tests.builders import disc_scan, write_archive
 from tests.decode.volume_files import mr_dataset, saved
 
@@ -84,12 +86,15 @@ def test_a_file_of_no_known_format_is_judged_by_its_first_bytes(tmp_path, read):
 
 
 def test_a_file_over_the_limit_is_not_read_for_its_header(tmp_path, read):
-    sparse(tmp_path / "huge.tif", b"II*\0" + (500 * MiB).to_bytes(4, "little"), 600 * MiB)
-    sparse(tmp_path / "huge.png", b"\x89PNG\r\n\x1a\n" + b"\0\0\xff\xfftEXt" * 2, 600 * MiB)
-    rows = load_catalog(tmp_path).to_pylist()
-    assert [(row["format"], row["height"]) for row in rows] == [("png", None), ("tiff", None)]
+    sparse(tmp_path / "huge.tif", b"II*\0" + (9 * MiB).to_bytes(4, "little"), 10 * MiB)
+    sparse(tmp_path / "huge.png", b"\x89PNG\r\n\x1a\n" + b"\0\xff\xff\xfftEXt", 10 * MiB)
+    limits = DecodeLimits(max_bytes=3 * MiB)
+    with build.HeaderReader(VolumeOptions(), limits) as reader:
+        found = [reader.probe_file(file) for file in list_files(str(tmp_path))]
+    assert [probed.format for probed in found] == ["png", "tiff"]
+    assert all("over the limit of 3145728" in probed.reason for probed in found)
     assert read["huge.tif"] <= HEAD_BYTES
-    assert read["huge.png"] <= 300 * MiB
+    assert read["huge.png"] <= HEAD_BYTES + 4 * MiB
 
 
 def test_every_page_of_a_large_tiff_is_a_scan(tmp_path, read):
