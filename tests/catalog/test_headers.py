@@ -11,7 +11,7 @@ from braintumor_ray.catalog import build
 from braintumor_ray.catalog.build import HEAD_BYTES, load_catalog
 from braintumor_ray.catalog.identity import IdentityHash
 from braintumor_ray.catalog.listing import list_files
-from braintumor_ray.catalog.schema import CatalogOptions
+from braintumor_ray.catalog.options import CatalogOptions
 from braintumor_ray.decode.decode import probe
 from braintumor_ray.decode.types import DecodeLimits, VolumeOptions
 from tests.builders import disc_scan, write_archive
