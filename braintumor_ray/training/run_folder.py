@@ -64,7 +64,7 @@ class RunFolder(Folder):
         Raises:
             TrainingError: the bundle belongs to no run.
         """
-        if not self.note() and self._holds("bundle"):
+        if not self.note() and "bundle" in self.names():
             raise TrainingError(
                 f"'{self.at('bundle')}' exists and '{self.location}' has no {NOTE}: the bundle is "
                 "not of a run in this folder, and training would replace it; choose another "
