@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import secrets
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
@@ -134,12 +135,17 @@ def write_atomically(location: str | Path, data: bytes) -> None:
         with filesystem.open_output_stream(path) as stream:
             stream.write(data)
         return
-    work = f"{path}.{os.getpid()}.tmp"
-    with open(work, "wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(work, path)
+    # Not named by pid: processes of two containers may have the same.
+    work = f"{path}.{secrets.token_hex(8)}.tmp"
+    try:
+        with open(work, "xb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(work, path)
+    except BaseException:
+        Path(work).unlink(missing_ok=True)
+        raise
 
 
 def write_table(location: str | Path, table: "pa.Table") -> None:

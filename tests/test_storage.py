@@ -1,11 +1,12 @@
 """Folders and locations, the same on a disk and on a store."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pytest
 
-from braintumor_ray.storage import Folder, absolute, write_table
+from braintumor_ray.storage import Folder, absolute, write_atomically, write_table
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -42,3 +43,23 @@ def test_only_paths_are_made_absolute():
     assert absolute("bundle") == os.path.join(os.getcwd(), "bundle")
     for uri in ("s3://bucket/bundle", "file:///bundle"):
         assert absolute(uri) == uri
+
+
+def test_writers_with_one_pid_do_not_meet(tmp_path):
+    """As in two containers on one share, where both are process 1."""
+    target = tmp_path / "note.json"
+    contents = [bytes([number]) * 4096 for number in range(200)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda content: write_atomically(target, content), contents))
+    assert target.read_bytes() in contents
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_atomically(tmp_path / "note.json", b"x")
+    assert not list(tmp_path.iterdir())

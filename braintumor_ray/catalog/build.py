@@ -1,7 +1,10 @@
 """The catalog: one row per scan (file, or frame of a multi-frame file), as Parquet."""
 
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -25,11 +28,17 @@ from braintumor_ray.catalog.schema import (
 )
 from braintumor_ray.catalog.tables import Sidecar, read_sidecar
 from braintumor_ray.decode.decode import probe
-from braintumor_ray.decode.types import Probe, VolumeOptions
+from braintumor_ray.decode.sandbox import DecodeSandbox
+from braintumor_ray.decode.sniff import sniff
+from braintumor_ray.decode.types import DEFAULT_LIMITS, DecodeLimits, Probe, VolumeOptions
 from braintumor_ray.storage import open_filesystem
 from braintumor_ray.types import Progress
 
 HEAD_BYTES = 64 * 1024
+_STEPS = (2**20, 16 * 2**20)  # read after the head where the header is longer
+HEADER_ANYWHERE = ("tiff",)  # the header may be at the end: the whole file, or nothing
+LONG_HEADERS = ("dicom", "jpeg", "png")  # what comes before the pixels has no limit
+PROBE_WORKER = "braintumor_ray.catalog.build:probe_content"
 
 
 def load_catalog(
@@ -79,28 +88,85 @@ def _probe_all(
     if not options.probe_headers:
         yield from repeat(Probe(frames=1), len(files))
         return
-    with ThreadPoolExecutor(options.threads) as pool:
-        found_headers = pool.map(_probe_file, files, repeat(options.volumes))
-        for done, found in enumerate(found_headers, start=1):
+    with HeaderReader(options.volumes) as reader, ThreadPoolExecutor(options.threads) as pool:
+        for done, found in enumerate(pool.map(reader.probe_file, files), start=1):
             yield found
             if progress:
                 progress(done, len(files))
 
 
-def _probe_file(file: FoundFile, volumes: VolumeOptions) -> Probe:
-    """The header from the first bytes; from the whole file where they are not enough."""
-    if file.size is None:
-        return Probe(reason="file missing or unreadable")
-    filesystem, path = open_filesystem(file.uri)
-    try:
-        with filesystem.open_input_file(path) as stream:
-            found = probe(stream.read(HEAD_BYTES), volumes=volumes)
-            if found.reason is not None and file.size > HEAD_BYTES:
+class HeaderReader:
+    """Reads headers for several threads, and no more of a file than its header needs.
+
+    The head of a file is parsed here. What is behind it is parsed in a child process, which a
+    hostile header may kill or stall: that costs only its own file.
+    """
+
+    def __init__(self, volumes: VolumeOptions, limits: DecodeLimits = DEFAULT_LIMITS) -> None:
+        self._volumes, self._limits = volumes, limits
+        self._sandbox: DecodeSandbox | None = None  # most catalogs never need one
+        self._sandbox_turn, self._large_turn = threading.Lock(), threading.Lock()
+
+    def __enter__(self) -> "HeaderReader":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._sandbox is not None:
+            self._sandbox.close()
+
+    def probe_file(self, file: FoundFile) -> Probe:
+        """The header of one file, or the reason why there is none."""
+        if file.size is None:
+            return Probe(reason="file missing or unreadable")
+        filesystem, path = open_filesystem(file.uri)
+        try:
+            with filesystem.open_input_file(path) as stream:
+                head = stream.read(HEAD_BYTES)
+                if file.size > HEAD_BYTES and sniff(head) in HEADER_ANYWHERE:
+                    return self._probe_on(stream, file.size, Probe(format=sniff(head)))
+                found = probe(head, volumes=self._volumes)
+                if found.reason and file.size > HEAD_BYTES and found.format in LONG_HEADERS:
+                    return self._probe_on(stream, file.size, found)
+                return found
+        except OSError:
+            return Probe(reason="file missing or unreadable")
+
+    def _probe_on(self, stream: Any, size: int, found: Probe) -> Probe:  # noqa: ANN401 - pyarrow
+        """Read further, a little at first, until the header is whole."""
+        for step in self._steps(size, found.format):
+            # Large parts one at a time: memory must not grow with the number of threads.
+            with self._large_turn if step > _STEPS[-1] else nullcontext():
                 stream.seek(0)
-                found = probe(stream.read(), volumes=volumes)
-    except OSError:
-        return Probe(reason="file missing or unreadable")
-    return found
+                found = self._probe_apart(stream.read(step), found.format)
+            if found.reason is None:
+                return found
+        most = self._limits.max_bytes
+        if size > most:  # truer than what a part looks like
+            return replace(found, reason=f"{size} bytes is over the limit of {most}")
+        return found
+
+    def _steps(self, size: int, name: str | None) -> list[int]:
+        """How many first bytes to try, one after the other."""
+        most = self._limits.max_bytes
+        if name in HEADER_ANYWHERE:
+            return [size] if size <= most else []
+        last = min(size, most)
+        return [*(step for step in _STEPS if step < last), last]
+
+    def _probe_apart(self, data: bytes, name: str | None) -> Probe:
+        with self._sandbox_turn:
+            if self._sandbox is None:
+                self._sandbox = DecodeSandbox(PROBE_WORKER)
+            outcome = self._sandbox.run(data, self._volumes)
+        if outcome.reason is not None:
+            return Probe(format=name, reason=outcome.reason)
+        found: Probe = outcome.value
+        return found
+
+
+def probe_content(data: bytes | None, volumes: VolumeOptions) -> Probe:
+    """The worker of the catalog's child process; see `decode.probe`."""
+    return probe(data, volumes=volumes)
 
 
 def _rows(

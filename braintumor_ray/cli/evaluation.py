@@ -133,6 +133,8 @@ def _distinct_names(sources: list[str]) -> list[str]:
 
 
 def _evaluation_lines(found: dict[str, Any], output: Path) -> str:
+    from braintumor_ray.evaluation.leakage import describe_check
+
     interval = found["intervals"]
     lines = []
     for name in ("accuracy", "balanced_accuracy"):
@@ -143,4 +145,6 @@ def _evaluation_lines(found: dict[str, Any], output: Path) -> str:
     for name in ("sensitivity", "specificity"):
         if binary[name] is not None:
             lines.append(f"{name} at the bundle's threshold: {binary[name]:.3f}")
+    if unseen := describe_check(found["leakage"]):
+        lines.append(unseen)
     return "\n".join([*lines, f"{found['n']} scans; report: {output / 'report.html'}"])

@@ -144,6 +144,8 @@ def _require_gray(gray: NDArray[np.uint8]) -> None:
 
 
 Hashes = npt.NDArray[np.uint64]
+HASHES = "hashes"  # the column of a catalog that holds what `pack_hashes` makes
+PACKED_BYTES = 65
 
 
 def pack_hashes(gray: GrayImage) -> bytes:
@@ -155,7 +157,8 @@ def pack_hashes(gray: GrayImage) -> bytes:
 def unpack_hashes(packed: Sequence[bytes | None]) -> tuple[Hashes, Hashes, npt.NDArray[np.bool_]]:
     """Difference and DCT hashes uint64 (n, 4), and flat bool (n,); zeros and flat where None."""
     blank = bytes(64) + b"\x01"
-    rows = np.frombuffer(b"".join(p or blank for p in packed), np.uint8).reshape(-1, 65)
+    content = b"".join(p or blank for p in packed)
+    rows = np.frombuffer(content, np.uint8).reshape(-1, PACKED_BYTES)
     dhashes, dct_hashes = (
         np.ascontiguousarray(rows[:, part]).view(np.uint64)
         for part in (slice(0, 32), slice(32, 64))

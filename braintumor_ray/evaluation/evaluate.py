@@ -18,7 +18,12 @@ from braintumor_ray.evaluation.comparison import check_comparable, compare
 from braintumor_ray.evaluation.evaluated import Evaluated, evaluate_rows
 from braintumor_ray.evaluation.galleries import draw_galleries, write_galleries
 from braintumor_ray.evaluation.heatmaps import heat_by_region, localization
-from braintumor_ray.evaluation.leakage import leakage, require_unseen, training_scans
+from braintumor_ray.evaluation.leakage import (
+    known_hashes,
+    leakage,
+    require_unseen,
+    training_scans,
+)
 from braintumor_ray.evaluation.measures import measure, operating_points
 from braintumor_ray.evaluation.options import EvaluateOptions
 from braintumor_ray.evaluation.recalibration import model_card, recalibrate, refuse_with_views
@@ -130,7 +135,7 @@ def _gate_before_reading(
     """Where the catalog has pixel hashes, a leak is found before an hour of reading."""
     if "pixel_sha256" in rows.column_names:
         known = rows["pixel_sha256"].to_pylist()
-        found = leakage(rows, known, training_scans(catalog, location))
+        found = leakage(rows, known, known_hashes(rows), training_scans(catalog, location))
         require_unseen(found, options.split, rows.num_rows, options.allow_leakage)
 
 
@@ -140,7 +145,8 @@ def _gate(
     found = {}
     for name in filter(None, (options.compare, location)):
         trained = training_scans(catalog, name)
-        found = leakage(evaluated.rows, evaluated.outputs.pixel_sha256, trained)
+        seen = evaluated.outputs
+        found = leakage(evaluated.rows, seen.pixel_sha256, seen.hashes, trained)
         require_unseen(found, split, evaluated.rows.num_rows, options.allow_leakage)
     return found
 

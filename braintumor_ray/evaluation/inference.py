@@ -40,6 +40,7 @@ class ScanOutputs:
         reason: why not ok, else None.
         pixel_sha256: of the decoded image; None where not ok.
         shapes: (height, width) of the decoded image; None where not ok.
+        hashes: perceptual hashes, see `decode.hashes.pack_hashes`; None where not ok.
         image_groups: int64 (n,), exact and near copies share a number; others have their own.
         logits: float32 (n, k) before temperature; NaN where not ok.
         maps: raw maps float16 (n, h, w) by method, of the scans as they are; zeros where not ok;
@@ -52,6 +53,7 @@ class ScanOutputs:
     status: list[str]
     reason: list[str | None]
     pixel_sha256: list[str | None]
+    hashes: list[bytes | None]
     shapes: list[tuple[int, int] | None]
     image_groups: NDArray[np.int64]
     logits: NDArray[np.float32]
@@ -106,6 +108,7 @@ def predict_catalog(
         [scan.status for scan in scans],
         [scan.reason for scan in scans],
         [scan.pixel_sha256 for scan in scans],
+        [scan.hashes for scan in scans],
         [None if scan.height is None else (scan.height, scan.width or 0) for scan in scans],
         _image_groups(scans),
         np.concatenate([batch.logits for batch in batches]),

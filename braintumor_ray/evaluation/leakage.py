@@ -1,14 +1,18 @@
 """Were the evaluated scans trained on? A figure on scans the network has seen means nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from braintumor_ray.catalog.schema import read_catalog
+from braintumor_ray.decode.hashes import HASHES, PACKED_BYTES, unpack_hashes
 from braintumor_ray.errors import GateError
+from braintumor_ray.splits.duplicates import duplicate_groups
 from braintumor_ray.storage import open_filesystem
 
 RUN_CATALOG = "catalog.parquet"
@@ -22,12 +26,16 @@ class TrainingScans:
     Attributes:
         sources: where it is known from; empty: nothing is known.
         pixels: pixel hashes of the training split.
+        hashes: its perceptual hashes (`decode.hashes.pack_hashes`), each once.
+        hashed: every source keeps perceptual hashes; runs of earlier versions keep none.
         patients: keys of its patients.
         groups: its duplicate groups, which mean something in the catalog itself only.
     """
 
     sources: tuple[str, ...] = ()
     pixels: frozenset[str] = frozenset()
+    hashes: frozenset[bytes] = frozenset()
+    hashed: bool = False
     patients: frozenset[str] = frozenset()
     groups: frozenset[int] = field(default=frozenset())
 
@@ -46,64 +54,116 @@ def run_catalog(bundle: str) -> pa.Table | None:
 
 def training_scans(catalog: pa.Table, bundle: str) -> TrainingScans:
     """What the evaluated catalog and the run beside the bundle say was trained on."""
-    sources, pixels, patients = [], set(), set()
-    own = _training_rows(catalog)
-    groups: frozenset[int] = frozenset()
-    if own is not None:
-        sources.append("the evaluated catalog")
-        groups = frozenset(_known(own, "duplicate_group"))
     beside = run_catalog(bundle)
-    trained = None if beside is None else _training_rows(beside)
-    if trained is not None:
-        sources.append("the bundle's run")
-    for table in (own, trained):
-        if table is not None:
-            pixels |= _known(table, "pixel_sha256")
-            patients |= _known(table, "patient_key")
-    return TrainingScans(tuple(sources), frozenset(pixels), frozenset(patients), groups)
+    known = {
+        "the evaluated catalog": _training_rows(catalog),
+        "the bundle's run": None if beside is None else _training_rows(beside),
+    }
+    tables = {source: table for source, table in known.items() if table is not None}
+    own = known["the evaluated catalog"]
+    return TrainingScans(
+        tuple(tables),
+        _union(_known(table, "pixel_sha256") for table in tables.values()),
+        _union({h for h in known_hashes(table) if h} for table in tables.values()),
+        bool(tables) and all(_keeps_hashes(table) for table in tables.values()),
+        _union(_known(table, "patient_key") for table in tables.values()),
+        frozenset() if own is None else frozenset(_known(own, "duplicate_group")),
+    )
+
+
+def known_hashes(rows: pa.Table) -> list[bytes | None]:
+    """Perceptual hashes of a catalog's rows; None where it keeps none."""
+    if not _keeps_hashes(rows):
+        return [None] * rows.num_rows
+    found: list[bytes | None] = rows[HASHES].to_pylist()
+    return [h if h is not None and len(h) == PACKED_BYTES else None for h in found]
 
 
 def leakage(
-    rows: pa.Table, pixel_sha256: Sequence[str | None], trained: TrainingScans
+    rows: pa.Table,
+    pixel_sha256: Sequence[str | None],
+    hashes: Sequence[bytes | None],
+    trained: TrainingScans,
 ) -> dict[str, Any]:
     """Count evaluated scans that were trained on.
 
     Args:
         rows: the evaluated rows of a catalog.
         pixel_sha256: of their decoded images.
+        hashes: their perceptual hashes, None where unknown.
         trained: from `training_scans`.
 
     Returns:
-        `checked` (whether training scans are known), `against`, `pixel_identical`, and of those
-        that are not: `near_identical` (their duplicate group was trained on) and `same_patient`;
-        `examples` of paths.
+        `checked` (whether training scans are known), `against`, `compared_by`, `pixel_identical`,
+        and of those that are not: `near_copies` (of a training scan by perceptual hashes:
+        re-encoded, resized, brightened; None where no hashes are kept), `near_identical` (the
+        same, and scans of a duplicate group that was trained on where hashes are lacking) and
+        `same_patient`; `examples` of paths.
     """
-    seen = [value in trained.pixels for value in pixel_sha256]
-    near = [value in trained.groups for value in _values(rows, "duplicate_group")]
+    seen = np.array([value in trained.pixels for value in pixel_sha256], bool)
+    copies = _near_copies(hashes, trained) & ~seen
+    near = copies
+    if not trained.hashed:
+        groups = [value in trained.groups for value in _values(rows, "duplicate_group")]
+        near = copies | (np.array(groups, bool) & ~seen)
     patient = [value in trained.patients for value in _values(rows, "patient_key")]
-    paths = rows["path"].to_pylist()
+    shown = [*np.flatnonzero(seen), *np.flatnonzero(copies)][:_EXAMPLES]
     return {
         "checked": bool(trained.sources),
         "against": list(trained.sources),
-        "pixel_identical": sum(seen),
-        "near_identical": sum(n and not s for n, s in zip(near, seen, strict=True)),
-        "same_patient": sum(p and not s for p, s in zip(patient, seen, strict=True)),
-        "examples": [path for path, s in zip(paths, seen, strict=True) if s][:_EXAMPLES],
+        "pixel_identical": int(seen.sum()),
+        "near_copies": int(copies.sum()) if trained.hashes else None,
+        "compared_by": ["pixels", "perceptual hashes"] if trained.hashed else ["pixels"],
+        "near_identical": int(near.sum()),
+        "same_patient": int((np.array(patient, bool) & ~seen).sum()),
+        "examples": [rows["path"][int(row)].as_py() for row in shown],
     }
 
 
 def require_unseen(found: dict[str, Any], split: str, count: int, allow: bool) -> None:
-    """Refuse to go on where pixels were trained on, unless that is allowed.
+    """Refuse to go on where images were trained on, unless that is allowed.
 
     Raises:
         GateError: names how many, and an example.
     """
-    if found["pixel_identical"] and not allow:
-        raise GateError(
+    said = []
+    if found["pixel_identical"]:
+        said.append(
             f"{found['pixel_identical']} of {count} scans of split '{split}' have pixels that the "
-            f"bundle was trained on (such as '{found['examples'][0]}'), so the figures would "
+            "bundle was trained on"
+        )
+    if found["near_copies"]:
+        said.append(
+            f"{found['near_copies']} of {count} scans of split '{split}' are near copies of scans "
+            "that it was trained on (re-encoded, resized or brightened)"
+        )
+    if said and not allow:
+        raise GateError(
+            f"{' and '.join(said)}, such as '{found['examples'][0]}', so the figures would "
             "flatter it; evaluate unseen scans, or compare all the same with --allow-leakage"
         )
+
+
+def describe_check(found: Mapping[str, Any]) -> str | None:
+    """One line on what the search for trained scans could not see; None where that is nothing."""
+    if not found["checked"] or "perceptual hashes" in found["compared_by"]:
+        return None
+    return (
+        "compared with the training scans by pixels only, as their run keeps no perceptual "
+        "hashes: re-encoded copies would not be found"
+    )
+
+
+def _near_copies(hashes: Sequence[bytes | None], trained: TrainingScans) -> NDArray[np.bool_]:
+    """Which evaluated scans belong to a group of copies with a training scan, bool (n,)."""
+    count, known = len(hashes), sorted(trained.hashes)
+    if not known:
+        return np.zeros(count, bool)
+    dhashes, dct_hashes, flat = unpack_hashes([*hashes, *known])
+    # Pixels are compared elsewhere, so each scan has a digest of its own; None: it has no hash.
+    digests = [None if h is None else f"{row}" for row, h in enumerate([*hashes, *known])]
+    groups = duplicate_groups(digests, dhashes, flat=flat, dct_hashes=dct_hashes)
+    return np.isin(groups[:count], groups[count:])
 
 
 def _training_rows(catalog: pa.Table) -> pa.Table | None:
@@ -111,6 +171,15 @@ def _training_rows(catalog: pa.Table) -> pa.Table | None:
     if not {"split", "pixel_sha256"} <= set(catalog.column_names):
         return None
     return catalog.filter(pc.fill_null(pc.equal(catalog["split"], "train"), False))
+
+
+def _keeps_hashes(table: pa.Table) -> bool:
+    """A column of that name may be a CSV's own."""
+    return HASHES in table.column_names and pa.types.is_binary(table.schema.field(HASHES).type)
+
+
+def _union(sets: Iterable[set[Any]]) -> frozenset[Any]:
+    return frozenset().union(*sets)
 
 
 def _known(table: pa.Table, column: str) -> set[Any]:

@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from braintumor_ray.evaluation import plots
 from braintumor_ray.evaluation.galleries import Gallery
+from braintumor_ray.evaluation.leakage import describe_check
 from braintumor_ray.pages.pages import interval, number, write_page
 from braintumor_ray.pages.pictures import jpeg_uri, load_pictures, svg_uri
 
@@ -100,6 +101,7 @@ def warnings(metrics: Mapping[str, Any]) -> list[str]:
         "good.": leaks["same_patient"],
         "The scans that the bundle was trained on are not known here, so whether these were among "
         "them could not be checked.": not leaks["checked"],
+        f"The scans were {describe_check(leaks)}.": describe_check(leaks),
         f"{counts['quarantined']} scans could not be read and are not in the figures.": counts[
             "quarantined"
         ],

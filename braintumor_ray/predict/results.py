@@ -5,11 +5,12 @@
       catalogs/000001/*.parquet   the scans of each generation
       rows/000001/*.parquet       their predictions
       manifests/000001.json       written last: the generation is committed
+      judged/000001.json          the verdict of `nightly` on it, where that ran
 
 A generation is one run that had something to score. Rows without a manifest are in flight.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from braintumor_ray.storage import Folder
 
 META = "results.json"
 MANIFESTS, CATALOGS, ROWS, CHECKPOINTS = "manifests", "catalogs", "rows", "checkpoints"
+JUDGED = "judged"
 
 
 class ResultsFolder(Folder):
@@ -104,29 +106,51 @@ def read_results(path: str | Path, columns: Sequence[str] | None = None) -> pa.T
         ResultsError: not a results folder, nothing committed yet, or a listed file is damaged.
     """
     folder = results_folder(path)
+    manifests = committed_runs(folder)
+    tables = current_rows(folder, manifests, list(columns) if columns is not None else None)
+    return pa.concat_tables(tables)
+
+
+def committed_runs(folder: ResultsFolder) -> list[dict[str, Any]]:
+    """The manifests of a results folder, oldest first; there is at least one.
+
+    Raises:
+        ResultsError: not a results folder, or nothing committed yet.
+    """
     manifests = folder.manifests()
     if not manifests:
         _ = folder.meta  # tells a wrong path from an unfinished first run
         raise ResultsError(
-            f"'{path}' has no committed run yet; run 'braintumor-ray score' to its end"
+            f"'{folder.location}' has no committed run yet; run 'braintumor-ray score' to its end"
         )
-    tables = current_rows(folder, manifests, list(columns) if columns is not None else None)
-    return pa.concat_tables(tables)
+    return manifests
 
 
 def current_rows(
     folder: ResultsFolder, manifests: Sequence[dict[str, Any]], columns: list[str] | None
 ) -> list[pa.Table]:
     """Rows of the manifests' files without those that a later version supersedes."""
+    return [rows for _, rows in current_files(folder, manifests, columns)]
+
+
+def current_files(
+    folder: ResultsFolder, manifests: Sequence[dict[str, Any]], columns: list[str] | None
+) -> Iterator[tuple[str, pa.Table]]:
+    """As `current_rows`, a file at a time with its path below the folder, read when asked for.
+
+    Args:
+        folder: the results.
+        manifests: all of them, in the order in which their files are wanted.
+        columns: None: all.
+    """
     wanted = None if columns is None else list(dict.fromkeys([*columns, "scan_id"]))
     superseded = superseded_rows(manifests)
-    tables = []
     for manifest in manifests:
         gone = superseded.get(int(manifest["generation"]), set())
-        for table in folder.read_parquet([file["path"] for file in manifest["files"]], wanted):
+        for file in manifest["files"]:
+            (table,) = folder.read_parquet([file["path"]], wanted)
             kept = _without(table, gone)
-            tables.append(kept if columns is None else kept.select(columns))
-    return tables
+            yield file["path"], kept if columns is None else kept.select(columns)
 
 
 def superseded_rows(manifests: Sequence[dict[str, Any]]) -> dict[int, set[int]]:

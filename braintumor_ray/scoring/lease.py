@@ -1,7 +1,8 @@
 """A lease on a results folder: two jobs at once would delete each other's files in flight.
 
-The holder is in `lease.json` (host, pid, start time, heartbeat). A dead holder on this host is
-taken over at once, one elsewhere when its heartbeat is 60 s old; a live one is named and refused.
+The holder is in `lease.json` (host, pid, start time, heartbeat). A dead holder of this machine and
+pid namespace is taken over at once, any other when its heartbeat is 60 s old; a live one is named
+and refused.
 
 On a file system `lease.json` is changed only under a lock on a file next to it. On an object store
 every change is a put that fails if another came first. There nothing is ever deleted, since a
@@ -19,8 +20,10 @@ import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -36,21 +39,45 @@ RELEASED = 0.0
 log = logging.getLogger(__name__)
 
 
+@cache
+def machine_identity() -> str | None:
+    """Names the running kernel and the pid namespace; None where the system does not tell.
+
+    Host name and pid alone do not identify a process: two containers may share both. A pid means
+    something only inside its own namespace.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
+    except OSError:  # no Linux, or a sandbox without /proc: the heartbeat alone decides
+        return None
+
+
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a lease; times in seconds since the epoch."""
+    """Who holds a lease; times in seconds since the epoch.
+
+    Attributes:
+        token: of the lease, drawn by chance.
+        host: name of the machine, for people.
+        pid, process_started: of the holding process, as its pid namespace has them.
+        heartbeat: last sign of life.
+        machine: `machine_identity` of the holder; leases of earlier versions have none.
+    """
 
     token: str
     host: str
     pid: int
     process_started: float
     heartbeat: float
+    machine: str | None = None
 
     @classmethod
     def this_process(cls, token: str) -> "Holder":
         """We, now."""
         me = psutil.Process()
-        return cls(token, socket.gethostname(), os.getpid(), me.create_time(), time.time())
+        host, started = socket.gethostname(), me.create_time()
+        return cls(token, host, os.getpid(), started, time.time(), machine_identity())
 
     @classmethod
     def parse(cls, data: bytes, location: str) -> "Holder":
@@ -60,8 +87,10 @@ class Holder:
             ResultsError: it is something else.
         """
         try:
-            return cls(**json.loads(data))
-        except (ValueError, TypeError) as error:
+            values = json.loads(data)
+            known = {field.name for field in fields(cls)}  # a later version may say more
+            return cls(**{name: value for name, value in values.items() if name in known})
+        except (ValueError, TypeError, AttributeError) as error:
             raise ResultsError(
                 f"'{location}' is damaged ({error}); make sure that no job writes there, "
                 "then remove it"
@@ -73,12 +102,17 @@ class Holder:
 
     def is_alive(self, now: float) -> bool:
         """Whether the holder must be respected."""
-        if self.host != socket.gethostname():
+        if not self._is_near():
             return now - self.heartbeat < STALE_AFTER_S
         try:
             return abs(psutil.Process(self.pid).create_time() - self.process_started) < 1.0
         except psutil.NoSuchProcess:
             return False
+
+    def _is_near(self) -> bool:
+        """Whether the holder's pid can be looked up here."""
+        same_host = self.host == socket.gethostname()
+        return same_host and self.machine is not None and self.machine == machine_identity()
 
     def describe(self) -> str:
         """For people."""

@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
 from typing import Any
 
-from braintumor_ray.predict.results import ResultsFolder, results_folder
+from braintumor_ray.predict.results import JUDGED, MANIFESTS, ResultsFolder, results_folder
 from braintumor_ray.scoring.verify import verify
 
 RUNS = 7
@@ -162,7 +163,7 @@ class Night:
 
     Attributes:
         verified: scans that `verify` looked at.
-        comparison: tonight beside the last runs; None where nothing was scored.
+        comparison: the newest judged run and those before it; None where none was judged.
         gates: what was not met, one sentence each; none: all is well.
         report: lines for people.
     """
@@ -176,29 +177,72 @@ class Night:
 def judge(
     results: str, summary: Mapping[str, Any], max_quarantine_fraction: float, newest: int | None
 ) -> Night:
-    """Verify a results folder and compare its newest run with the last ones.
+    """Verify a results folder and compare what was scored with the runs before it.
+
+    Tonight's run is judged, and each one before it that was committed and never judged because
+    its process ended in between. The verdict on each is kept in `judged/`, so that it is given
+    once. Without any verdict (a folder of an earlier version, or a first night that was killed)
+    only the newest run before tonight's is caught up on.
 
     Args:
         results: the folder.
         summary: of the run that has just ended, as `summary.Summary`.
         max_quarantine_fraction: more unreadable scans do not pass.
-        newest: verify the rows of so many runs; None: of all.
+        newest: verify the rows of at least so many runs; None: of all.
     """
-    found = verify(results, newest)
-    gates = [f"verify: {difference}" for difference in found.differences]
-    report = [f"verified: {found.scans} scans, each with one current row"] if not gates else []
-    if summary["generation"] is None:
-        return Night(found.scans, None, gates, report)
-    share = summary["status"].get("quarantined", 0) / summary["scans"]
+    folder = results_folder(results)
+    waiting = _unjudged(folder, summary)
+    found = verify(results, None if newest is None else max(newest, len(waiting)))
+    night = Night(found.scans, None, [f"verify: {fault}" for fault in found.differences])
+    if not night.gates:
+        night.report.append(f"verified: {found.scans} scans, each with one current row")
+    for run in waiting:
+        late = run["generation"] != summary["generation"]
+        comparison, gates = _verdict(folder, run, max_quarantine_fraction)
+        night = replace(night, comparison=comparison)
+        night.gates.extend(f"generation {run['generation']}: {g}" if late else g for g in gates)
+        if late:
+            night.report.append(f"generation {run['generation']} had not been judged:")
+        night.report.extend(_lines(comparison))
+        _keep(folder, run, gates)
+    return night
+
+
+def _unjudged(folder: ResultsFolder, tonight: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Summaries of runs that await their verdict, oldest first; tonight's is the last."""
+    earlier = [n for n in _numbers(folder, MANIFESTS) if n != tonight["generation"]]
+    judged = _numbers(folder, JUDGED) or earlier[:-1] or [0]
+    late = [number for number in earlier if number > judged[-1]]
+    runs: list[Mapping[str, Any]] = [folder.manifest(n).get("summary", {}) for n in late]
+    if tonight["generation"] is not None:
+        runs.append(tonight)
+    return [run for run in runs if run.get("scans")]
+
+
+def _numbers(folder: ResultsFolder, parent: str) -> list[int]:
+    names = (name.removesuffix(".json") for name in folder.names(parent))
+    return [int(name) for name in names if name.isdigit()]
+
+
+def _verdict(
+    folder: ResultsFolder, run: Mapping[str, Any], max_quarantine_fraction: float
+) -> tuple[Comparison, list[str]]:
+    gates = []
+    share = _quarantine_share(run)
     if share > max_quarantine_fraction:
         gates.append(
             f"{share:.1%} of the scans are quarantined, over --max-quarantine-fraction "
             f"{max_quarantine_fraction}; look at their reasons"
         )
-    folder = results_folder(results)
-    comparison = compare(summary, last_summaries(folder, int(summary["generation"])))
+    comparison = compare(run, last_summaries(folder, int(run["generation"])))
     gates += [f"drift: {_drift(figure)}" for figure in comparison.drifts]
-    return Night(found.scans, comparison, gates, [*report, *_lines(comparison)])
+    return comparison, gates
+
+
+def _keep(folder: ResultsFolder, run: Mapping[str, Any], gates: list[str]) -> None:
+    now = datetime.now(timezone.utc).isoformat()
+    record = {"generation": run["generation"], "judged_at": now, "gates": gates}
+    folder.write_json(record, JUDGED, f"{run['generation']:06d}.json")
 
 
 def _lines(comparison: Comparison) -> list[str]:

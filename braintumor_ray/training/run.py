@@ -80,7 +80,7 @@ def train(catalog: pa.Table, options: TrainOptions, say: Say = print) -> Trainin
             of no run.
     """
     recipe, folder = options.recipe, run_folder(options.output)
-    folder.refuse_occupied()
+    folder.refuse_foreign_bundle()
     check_split_choice(catalog, options.split())
     ready = prepare(catalog, options, say)
     classes, model = ready.classes, ready.model
@@ -202,7 +202,9 @@ def check_run(output: str | Path) -> None:
     Raises:
         TrainingError: its run is finished, or its bundle belongs to no run.
     """
-    run_folder(output).refuse_occupied()
+    folder = run_folder(output)
+    folder.refuse_finished()
+    folder.refuse_foreign_bundle()
 
 
 def _fit(

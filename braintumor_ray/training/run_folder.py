@@ -46,19 +46,25 @@ class RunFolder(Folder):
             yield Path(folder)
             self._upload(Path(folder))
 
-    def refuse_occupied(self) -> None:
-        """Refuse a folder that training would spoil, before anything is decoded.
+    def refuse_finished(self) -> None:
+        """Refuse a folder whose run is finished, before anything is decoded.
 
         Raises:
-            TrainingError: its run is finished, or its bundle belongs to no run.
+            TrainingError: it is.
         """
-        note = self.note()
-        if note.get("status") == "finished":
+        if self.note().get("status") == "finished":
             raise TrainingError(
                 f"'{self.location}' holds a finished run (bundle at '{self.at('bundle')}'); "
                 "training it again would change nothing: choose another --output"
             )
-        if not note and "bundle" in self.names():
+
+    def refuse_foreign_bundle(self) -> None:
+        """Refuse a folder whose bundle training would replace, before anything is decoded.
+
+        Raises:
+            TrainingError: the bundle belongs to no run.
+        """
+        if not self.note() and "bundle" in self.names():
             raise TrainingError(
                 f"'{self.at('bundle')}' exists and '{self.location}' has no {NOTE}: the bundle is "
                 "not of a run in this folder, and training would replace it; choose another "

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from braintumor_ray.catalog.labels import ClassMap
-from braintumor_ray.decode.hashes import unpack_hashes
+from braintumor_ray.decode.hashes import HASHES, unpack_hashes
 from braintumor_ray.decode.reading import hash_scans
 from braintumor_ray.errors import GateError, UsageError
 from braintumor_ray.splits.duplicates import duplicate_groups
@@ -15,13 +15,13 @@ from braintumor_ray.splits.splits import LeakReport, check_leaks, grouped_split,
 from braintumor_ray.training.options import SplitOptions
 from braintumor_ray.types import Progress
 
-HASH_COLUMNS = ["scan_id", "status", "reason", "pixel_sha256", "hashes"]
+HASH_COLUMNS = ["scan_id", "status", "reason", "pixel_sha256", HASHES]
 
 
 def with_splits(
     catalog: pa.Table, hashes: pa.Table, classes: ClassMap, options: SplitOptions
 ) -> tuple[pa.Table, LeakReport]:
-    """The catalog with class_name, pixel_sha256, duplicate_group, status and split.
+    """The catalog with class_name, status, reason, pixel_sha256, hashes, duplicate_group and split.
 
     Args:
         catalog: `data.catalog.CATALOG_SCHEMA`, perhaps with a `split` column, which then decides.
@@ -51,6 +51,7 @@ def with_splits(
         "status": hashes["status"],
         "reason": hashes["reason"],
         "pixel_sha256": hashes["pixel_sha256"],
+        HASHES: hashes[HASHES],  # by which later commands find near copies of what was trained on
         "duplicate_group": pa.array(groups, pa.int64()),
         "split": pa.array(split, pa.string()),
     }
@@ -150,7 +151,7 @@ def scan_groups(catalog: pa.Table, hashes: pa.Table) -> npt.NDArray[np.int64]:
         catalog: with `patient_key`.
         hashes: columns `HASH_COLUMNS`, a row per row of the catalog.
     """
-    dhashes, dct_hashes, flat = unpack_hashes(hashes["hashes"].to_pylist())
+    dhashes, dct_hashes, flat = unpack_hashes(hashes[HASHES].to_pylist())
     images = duplicate_groups(
         hashes["pixel_sha256"].to_pylist(), dhashes, flat=flat, dct_hashes=dct_hashes
     )

@@ -16,10 +16,16 @@ from braintumor_ray.decode.types import Decoded, DecodeOptions
 from braintumor_ray.errors import ResultsError, UsageError
 from braintumor_ray.explain.overlay import contact_sheet, panel, write_png
 from braintumor_ray.predict.predictor import Predictor
-from braintumor_ray.predict.results import read_results, results_folder
+from braintumor_ray.predict.results import (
+    ResultsFolder,
+    committed_runs,
+    current_files,
+    results_folder,
+)
 from braintumor_ray.worklist.options import ExplainOptions
 
 SHEET_COLUMNS = 3
+ENOUGH = 5_000  # scored rows among which a few are chosen to be drawn
 
 
 def explain_files(
@@ -76,7 +82,9 @@ def explain_results(
 ) -> dict[str, Any]:
     """Draw rows of a results folder from their stored maps, without the model.
 
-    A few pictures show every predicted class, of each the most and the least certain scans.
+    A few pictures show every predicted class, of each the most and the least certain scans. They
+    are chosen among the newest `ENOUGH` rows or a little more, so that an archive of any size
+    costs the same; maps are read of the files that are drawn only.
 
     Raises:
         ResultsError: nothing is committed, or a method was not stored.
@@ -89,8 +97,10 @@ def explain_results(
             f"'{results}' holds no maps of '{missing[0]}', only {', '.join(meta['cam_methods'])}; "
             "use 'explain FILE --bundle BUNDLE' for others"
         )
-    table = _interesting(read_results(results), options.limit)
-    labels = _labels(results)
+    manifests = committed_runs(folder)
+    chosen = _interesting(_newest(folder, manifests), options.limit)
+    table = _read_chosen(folder, chosen, list(options.methods))
+    labels = _labels(folder, manifests, chosen)
     output.mkdir(parents=True, exist_ok=True)
     pictures, panels, unreadable = [], [], {}
     for index, (row, decoded) in enumerate(zip(table.to_pylist(), _decoded(table), strict=True)):
@@ -185,18 +195,51 @@ def _record(
     }
 
 
-def _interesting(table: pa.Table, limit: int) -> pa.Table:
+def _newest(folder: ResultsFolder, manifests: Sequence[dict[str, Any]]) -> pa.Table:
+    """What the choice goes by, of newest rows that were scored 'ok', and the file of each."""
     import pyarrow.compute as pc
 
-    scored = table.filter(pc.equal(table["status"], "ok")).sort_by([("entropy", "descending")])
+    columns = ["scan_id", "status", "predicted_class", "entropy"]
+    found, count = [], 0
+    for path, rows in current_files(folder, manifests[::-1], columns):
+        scored = rows.filter(pc.equal(rows["status"], "ok"))
+        found.append(scored.append_column("file", pa.array([path] * scored.num_rows, pa.string())))
+        count += scored.num_rows
+        if count >= ENOUGH:
+            break
+    return pa.concat_tables(found)
+
+
+def _interesting(scored: pa.Table, limit: int) -> pa.Table:
     if not scored.num_rows:
         raise ResultsError("no scan was scored 'ok'; there is nothing to draw")
-    order = scored.select(["predicted_class"]).to_pylist()
+    scored = scored.sort_by([("entropy", "descending")])
     queues: dict[str, list[int]] = {}
-    for index, row in enumerate(order):
-        queues.setdefault(row["predicted_class"], []).append(index)
+    for index, name in enumerate(scored["predicted_class"].to_pylist()):
+        queues.setdefault(name, []).append(index)
     both_ends = [_from_both_ends(queue) for queue in queues.values()]
     return scored.take(pa.array(list(_in_turn(both_ends, limit)), pa.int64()))
+
+
+def _read_chosen(folder: ResultsFolder, chosen: pa.Table, methods: list[str]) -> pa.Table:
+    """The rows to draw, in their order, from no more files than hold them."""
+    import pyarrow.compute as pc
+
+    columns = ["scan_id", "uri", "frame", "predicted_class", "probabilities", *methods]
+    tables = []
+    for path in dict.fromkeys(chosen["file"].to_pylist()):
+        of_file = chosen.filter(pc.equal(chosen["file"], path))
+        (rows,) = folder.read_parquet([path], columns)
+        tables.append(_with_ids(rows, of_file["scan_id"]))
+    table = pa.concat_tables(tables)
+    position = {scan: index for index, scan in enumerate(table["scan_id"].to_pylist())}
+    return table.take(pa.array([position[scan] for scan in chosen["scan_id"].to_pylist()]))
+
+
+def _with_ids(rows: pa.Table, ids: pa.ChunkedArray) -> pa.Table:
+    import pyarrow.compute as pc
+
+    return rows.filter(pc.is_in(rows["scan_id"], value_set=ids.combine_chunks()))
 
 
 def _from_both_ends(queue: list[int]) -> list[int]:
@@ -215,12 +258,19 @@ def _in_turn(queues: list[list[int]], limit: int) -> Iterator[int]:
                 yield queue[position]
 
 
-def _labels(results: str) -> dict[int, str | None]:
-    folder = results_folder(results)
+def _labels(
+    folder: ResultsFolder, manifests: Sequence[dict[str, Any]], chosen: pa.Table
+) -> dict[int, str | None]:
+    """Labels of the chosen scans, by scan id; newest catalogs first, until all are found."""
     labels: dict[int, str | None] = {}
-    for manifest in folder.manifests():
-        table = folder.catalog_of(manifest, ["scan_id", "label"])
-        labels.update(zip(table["scan_id"].to_pylist(), table["label"].to_pylist(), strict=True))
+    for manifest in reversed(manifests):
+        for path in manifest["catalogs"]:
+            (rows,) = folder.read_parquet([path], ["scan_id", "label"])
+            rows = _with_ids(rows, chosen["scan_id"])
+            found = zip(rows["scan_id"].to_pylist(), rows["label"].to_pylist(), strict=True)
+            labels = dict(found) | labels
+            if len(labels) == chosen.num_rows:
+                return labels
     return labels
 
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -13,13 +14,20 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, roc_auc_score
 
+from braintumor_ray.catalog.build import load_catalog
+from braintumor_ray.catalog.schema import write_catalog
+from braintumor_ray.decode.decode import decode
+from braintumor_ray.decode.reading import hash_scans
 from braintumor_ray.errors import BundleError, GateError, UsageError
 from braintumor_ray.evaluation.evaluate import EvaluateOptions, evaluate
 from braintumor_ray.evaluation.inference import predict_catalog
 from braintumor_ray.evaluation.inference import test_time_views as views_of
+from braintumor_ray.evaluation.leakage import describe_check
+from braintumor_ray.evaluation.report import warnings
 from braintumor_ray.localization.truth import load_truth
 from braintumor_ray.models.bundle import load_bundle
 from braintumor_ray.predict.predictor import Predictor
+from braintumor_ray.storage import read_bytes
 from tests.evaluation.make_bundle import make_bundle
 
 QUICK = EvaluateOptions(n_boot=50, report=False, heatmaps=False, device="cpu", precision="fp32")
@@ -161,6 +169,75 @@ def test_without_the_run_beside_it_the_bundle_cannot_be_checked_and_that_is_said
 def test_evaluating_the_whole_training_catalog_is_refused(run, tmp_path):
     with pytest.raises(GateError):
         evaluate(run.catalog, run.bundle, tmp_path, replace(QUICK, split="all"))
+
+
+@pytest.fixture(scope="module")
+def hashed_run(run, tmp_path_factory):
+    """The run as training leaves it now: with the perceptual hashes of its scans."""
+    folder = tmp_path_factory.mktemp("hashed")
+    hashes = hash_scans(run.catalog)["hashes"]
+    catalog = run.catalog.append_column("hashes", hashes)
+    write_catalog(catalog, folder / "catalog.parquet")
+    shutil.copytree(run.bundle, folder / "bundle")
+    return SimpleNamespace(catalog=catalog, bundle=folder / "bundle")
+
+
+@pytest.fixture(scope="module")
+def encoded_again(run, tmp_path_factory):
+    """Two training scans, a little darker and as JPEG of poor quality; and two test scans."""
+    folder = tmp_path_factory.mktemp("again")
+    for split, name in (("train", "copy"), ("test", "unseen")):
+        rows = run.catalog.filter(pc.equal(run.catalog["split"], split)).to_pylist()
+        for row in [row for row in rows if row["status"] == "ok"][:2]:
+            gray = decode(read_bytes(row["uri"])).gray
+            path = folder / row["label"] / f"{name}_{row['scan_id']}.jpg"
+            path.parent.mkdir(exist_ok=True)
+            cv2.imwrite(str(path), (gray * 0.95).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, 60])
+    return load_catalog(folder)
+
+
+def test_near_copies_of_trained_scans_are_refused(hashed_run, encoded_again, tmp_path):
+    options = replace(QUICK, split="all")
+    with pytest.raises(GateError, match=r"2 of 4 scans .* near copies .*copy_") as refusal:
+        evaluate(encoded_again, hashed_run.bundle, tmp_path, options)
+    assert refusal.value.exit_code == 3
+    allowed = replace(options, allow_leakage=True)
+    leaks = evaluate(encoded_again, hashed_run.bundle, tmp_path, allowed)["leakage"]
+    assert (leaks["pixel_identical"], leaks["near_copies"]) == (0, 2)
+    assert all("copy_" in path for path in leaks["examples"])
+    assert describe_check(leaks) is None
+
+
+def test_near_copies_are_refused_before_reading_where_the_catalog_has_hashes(
+    hashed_run, encoded_again, tmp_path
+):
+    hashes = hash_scans(encoded_again)
+    known = encoded_again
+    for name in ("pixel_sha256", "hashes"):
+        known = known.append_column(name, hashes[name])
+    gone = pa.array(["/nowhere"] * known.num_rows)
+    known = known.set_column(known.schema.get_field_index("uri"), "uri", gone)
+    with pytest.raises(GateError, match="near copies"):
+        evaluate(known, hashed_run.bundle, tmp_path, replace(QUICK, split="all"))
+
+
+def test_the_runs_own_test_split_passes(hashed_run, tmp_path):
+    leaks = evaluate(hashed_run.catalog, hashed_run.bundle, tmp_path, QUICK)["leakage"]
+    assert (leaks["pixel_identical"], leaks["near_copies"]) == (0, 0)
+
+
+def test_a_run_of_an_earlier_version_is_compared_by_pixels_and_that_is_said(
+    run, encoded_again, tmp_path
+):
+    metrics = evaluate(encoded_again, run.bundle, tmp_path, replace(QUICK, split="all"))
+    assert metrics["leakage"]["near_copies"] is None
+    assert "by pixels only" in describe_check(metrics["leakage"])
+    assert any("by pixels only" in sentence for sentence in warnings(metrics))
+
+
+def test_a_csvs_own_column_of_that_name_is_no_hash(run, encoded_again, tmp_path):
+    named = encoded_again.append_column("hashes", pa.array(["x"] * encoded_again.num_rows))
+    assert evaluate(named, run.bundle, tmp_path, replace(QUICK, split="all"))["n"] == 4
 
 
 def test_patients_who_were_trained_on_are_counted(run, tmp_path):

@@ -29,7 +29,7 @@ def evaluated(run, truth, probs, groups=None):
     status = ["quarantined" if p is None else "ok" for p in probs]
     index = np.array([NAMES.index(name) for name in truth])
     outputs = ScanOutputs(
-        status, [None] * n, [None] * n, [None] * n,
+        status, [None] * n, [None] * n, [None] * n, [None] * n,
         np.arange(n) if groups is None else np.array(groups), logits,
     )  # fmt: skip
     rows = pa.table({"path": [f"{i}.png" for i in range(n)]})

@@ -150,11 +150,12 @@ def test_phases_take_the_epoch_of_lowest_validation_loss():
 
 def test_warnings_are_said_only_where_they_apply(report):
     metrics = report[0]
+    compared = {"checked": True, "compared_by": ["pixels", "perceptual hashes"]}
     clean = {
         **metrics,
         "n_groups": 500,
         "sections": {},
-        "leakage": {**metrics["leakage"], "checked": True},
+        "leakage": {**metrics["leakage"], **compared},
         "counts": {**metrics["counts"], "quarantined": 0},
     }
     assert warnings(clean) == []

@@ -1,5 +1,7 @@
 """Tonight against the last nights: what is drift, and what is chance."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -105,8 +107,11 @@ class TestVerdict:
 
     def write(self, root):
         for summary in week():
-            name = f"{summary['generation']:06d}.json"
-            results_folder(root).write_json({"summary": summary}, "manifests", name)
+            self.commit(root, summary)
+
+    def commit(self, root, summary):
+        name = f"{summary['generation']:06d}.json"
+        results_folder(root).write_json({"summary": summary}, "manifests", name)
 
     def test_all_is_well(self, tmp_path, whole):
         self.write(tmp_path)
@@ -126,3 +131,61 @@ class TestVerdict:
     def test_a_night_with_nothing_new_is_only_verified(self, tmp_path, whole):
         found = judge(str(tmp_path), {"generation": None, "known": 5}, 0.1, 1)
         assert (found.gates, found.comparison, found.verified) == ([], None, 10)
+
+    def test_a_night_that_was_killed_before_its_gates_is_judged_by_the_next(self, tmp_path, whole):
+        self.write(tmp_path)
+        nothing = {"generation": None, "known": 5}
+        assert judge(str(tmp_path), night(7), 0.1, 1).gates == []
+        self.commit(tmp_path, night(8, quarantined=100))  # and then the process was killed
+        found = judge(str(tmp_path), nothing, 0.1, 1)
+        assert [gate.split(":")[0] for gate in found.gates] == ["generation 8", "generation 8"]
+        assert "20.0% of the scans are quarantined" in found.gates[0]
+        assert "quarantine share" in found.gates[1]
+        assert found.comparison.runs == [1, 2, 3, 4, 5, 6, 7]
+        assert judge(str(tmp_path), nothing, 0.1, 1).gates == [], "once is enough"
+
+    def test_it_is_judged_too_where_tonight_has_scans_of_its_own(self, tmp_path, whole):
+        self.write(tmp_path)
+        judge(str(tmp_path), night(7), 0.1, 1)
+        self.commit(tmp_path, night(8, quarantined=100))
+        self.commit(tmp_path, night(9))
+        gates = judge(str(tmp_path), night(9), 0.1, 1).gates
+        assert {gate.split(":")[0] for gate in gates} == {"generation 8"}
+        assert results_folder(tmp_path).names("judged")[-2:] == ["000008.json", "000009.json"]
+
+    def test_rows_of_every_run_that_waits_are_verified(self, tmp_path, monkeypatch):
+        from braintumor_ray.scoring import nightly
+        from braintumor_ray.scoring.verify import Report
+
+        asked = []
+        monkeypatch.setattr(
+            nightly, "verify", lambda _, newest: asked.append(newest) or Report(1, 1, [])
+        )
+        self.write(tmp_path)
+        judge(str(tmp_path), night(7), 0.1, 1)
+        for number in (8, 9, 10):
+            self.commit(tmp_path, night(number))
+        judge(str(tmp_path), night(10), 0.1, 1)
+        judge(str(tmp_path), night(10), 0.1, None)
+        assert asked == [2, 3, None]
+
+    def test_of_a_folder_of_an_earlier_version_only_the_newest_run_is_judged(self, tmp_path, whole):
+        self.write(tmp_path)
+        self.commit(tmp_path, night(3, quarantined=400))
+        self.commit(tmp_path, night(8, quarantined=100))
+        gates = judge(str(tmp_path), {"generation": None, "known": 5}, 0.1, 1).gates
+        assert {gate.split(":")[0] for gate in gates} == {"generation 8"}
+        assert results_folder(tmp_path).names("judged") == ["000008.json"]
+
+    def test_a_first_night_that_was_killed_is_judged_by_the_second(self, tmp_path, whole):
+        self.commit(tmp_path, night(1, quarantined=100))
+        self.commit(tmp_path, night(2))
+        (gate,) = judge(str(tmp_path), night(2), 0.1, 1).gates
+        assert gate.startswith("generation 1: 20.0% of the scans are quarantined")
+
+    def test_the_verdict_is_kept(self, tmp_path, whole):
+        self.write(tmp_path)
+        found = judge(str(tmp_path), night(7, quarantined=100), 0.1, 1)
+        record = json.loads((tmp_path / "judged" / "000007.json").read_text())
+        assert record["generation"] == 7
+        assert record["gates"] == found.gates

@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,8 +15,12 @@ import pytest
 from braintumor_ray.catalog.build import load_catalog
 from braintumor_ray.catalog.schema import CATALOG_SCHEMA
 from braintumor_ray.errors import CatalogError, ResultsError
+from braintumor_ray.models.bundle import load_bundle
 from braintumor_ray.predict.results import read_results, results_folder
-from braintumor_ray.scoring.lease import FileLease, Holder
+from braintumor_ray.scoring import lease as lease_module
+from braintumor_ray.scoring.job import ScoreOptions, open_results, score
+from braintumor_ray.scoring.lease import FileLease, Holder, machine_identity
+from braintumor_ray.scoring.options import PredictSettings
 from braintumor_ray.scoring.plan import make_plan, write_work
 from tests.builders import write_archive
 
@@ -172,8 +176,48 @@ class TestLease:
             "pid": os.getpid(),
             "process_started": 0.0,
             "heartbeat": time.time(),
+            "machine": machine_identity(),
         }
         return Holder(**values | changes)
+
+    def test_another_container_of_the_same_name_is_judged_by_its_heartbeat(self):
+        now = time.time()
+        other = self.holder(pid=2**22 + 1, machine="another boot/pid:[1]")  # no such process here
+        assert other.is_alive(now)
+        ours = Holder.this_process("t")
+        twin = self.holder(
+            pid=ours.pid, process_started=ours.process_started, machine="another boot/pid:[1]"
+        )
+        assert not replace(twin, heartbeat=now - 61).is_alive(now)  # our process is not its
+
+    def test_a_holder_without_an_identity_is_judged_by_its_heartbeat(self):
+        now = time.time()
+        unknown = self.holder(pid=2**22 + 1, machine=None)
+        assert unknown.is_alive(now)
+        assert not replace(unknown, heartbeat=now - 61).is_alive(now)
+
+    def test_where_there_is_no_identity_the_heartbeat_decides(self, monkeypatch):
+        monkeypatch.setattr(lease_module, "machine_identity", lambda: None)
+        assert self.holder(pid=2**22 + 1, machine=None).is_alive(time.time())
+
+    def test_a_lease_of_an_earlier_version_is_read(self, tmp_path):
+        old = {k: v for k, v in asdict(self.holder()).items() if k != "machine"}
+        (tmp_path / "lease.json").write_text(json.dumps(old | {"heartbeat": time.time() - 61}))
+        with FileLease(str(tmp_path)) as lease:
+            assert lease.read().machine == machine_identity()
+
+    def test_a_lease_of_a_later_version_is_read(self):
+        later = asdict(self.holder()) | {"cluster": "c"}
+        assert Holder.parse(json.dumps(later).encode(), "lease.json") == self.holder(
+            **{k: later[k] for k in ("heartbeat",)}
+        )
+
+    def test_processes_of_one_machine_share_an_identity(self):
+        code = "from braintumor_ray.scoring.lease import machine_identity as m; print(m())"
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        )
+        assert done.stdout.strip() == machine_identity()
 
     def test_a_live_holder_is_named_and_refused(self, tmp_path):
         with FileLease(str(tmp_path)), pytest.raises(ResultsError, match=f"process {os.getpid()}"):
@@ -214,6 +258,42 @@ class TestLease:
         (tmp_path / "lease.json").write_text("{")
         with pytest.raises(ResultsError, match="damaged"):
             FileLease(str(tmp_path)).__enter__()
+
+
+def test_a_folder_is_claimed_for_a_bundle_only_under_the_lease(tmp_path, bundle_path):
+    results = tmp_path / "results"
+    options = ScoreOptions(PredictSettings(str(bundle_path)))
+    with FileLease(str(results)), pytest.raises(ResultsError, match="is being written by"):
+        score(CATALOG_SCHEMA.empty_table(), str(results), options)
+    assert not (results / "results.json").exists()
+
+
+def test_results_of_another_bundle_are_refused_before_the_lease(tmp_path, bundle_path):
+    results = results_folder(tmp_path / "results")
+    results.write_json({"schema_version": 1, "bundle_fingerprint": "another"}, "results.json")
+    with pytest.raises(ResultsError, match="another"):
+        score(
+            CATALOG_SCHEMA.empty_table(),
+            results.location,
+            ScoreOptions(PredictSettings(str(bundle_path))),
+        )
+    assert results.names() == ["results.json"], "no lease was taken"
+
+
+def test_a_run_killed_after_its_manifest_leaves_nothing_that_verify_minds(tmp_path, bundle_path):
+    options = ScoreOptions(PredictSettings(str(bundle_path)))
+    results = results_folder(tmp_path / "results")
+    fingerprint = open_results(results, load_bundle(bundle_path), options)
+    write_archive(tmp_path / "archive", 3)
+    catalog = load_catalog(tmp_path / "archive")
+    plan = make_plan(results, catalog, [], fingerprint, None)
+    stray = write_work(plan, "interrupted")
+    commit(plan)
+    checkpoint = tmp_path / "results" / plan.generation.checkpoints / "a_000000.parquet"
+    assert checkpoint.exists()
+    assert score(catalog, results.location, options).generation is None
+    assert not (tmp_path / "results" / stray[0]).exists()
+    assert not checkpoint.exists()
 
 
 def test_catalogs_of_an_archive_feed_the_plan(tmp_path):

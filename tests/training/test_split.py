@@ -68,3 +68,8 @@ def test_a_catalog_whose_split_agrees_with_the_official_one_is_followed(official
 def test_without_a_choice_the_catalogs_own_split_decides(official):
     own = split_catalog(official, FRACTIONS, seed=0)
     assert assigned(own, "group") == own["split"].to_pylist()
+
+
+def test_the_runs_catalog_keeps_perceptual_hashes(official):
+    own = split_catalog(official, FRACTIONS, seed=0)
+    assert {len(packed) for packed in own["hashes"].to_pylist()} == {65}
