@@ -1,0 +1,116 @@
+"""Tumors drawn into scans, taken from other scans, and healed."""
+
+import cv2
+import numpy as np
+import pytest
+
+from braintumor_ray.recipes.schema import LesionSection
+from braintumor_ray.training.lesions import (
+    SOME_TUMOR,
+    Donor,
+    LesionMaker,
+    draw_lesion,
+    heal,
+    transplant,
+)
+
+NEGATIVE = 2
+
+
+def head(size=128, tone=110):
+    """A gray ellipse on black: a head without anything inside."""
+    picture = np.zeros((size, size), np.uint8)
+    cv2.ellipse(
+        picture, (size // 2, size // 2), (size * 2 // 5, size * 9 // 20), 0, 0, 360, tone, -1
+    )
+    return picture
+
+
+def tumor_at(left, top, side=20, size=128):
+    mask = np.zeros((size, size), np.uint8)
+    mask[top : top + side, left : left + side] = 255
+    return mask
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+class TestDrawing:
+    def test_the_picture_changes_where_the_mask_is_and_hardly_elsewhere(self):
+        plain, inside, outside = head(), [], []
+        for seed in range(20):
+            drawn = draw_lesion(rng(seed), plain)
+            if drawn is None:
+                continue
+            change = cv2.absdiff(drawn[0], plain).astype(float)
+            inside.append(change[drawn[1] > 0].mean())
+            outside.append(change[drawn[1] == 0].mean())
+        assert len(inside) >= 15
+        assert np.mean(inside) > 5 * np.mean(outside)
+
+    def test_lesions_lie_inside_the_head(self):
+        plain = head()
+        for seed in range(20):
+            drawn = draw_lesion(rng(seed), plain)
+            if drawn is not None:
+                assert (plain[drawn[1] > 0] > 0).all()
+
+    def test_a_picture_without_a_head_stays_as_it_is(self):
+        assert draw_lesion(rng(), np.zeros((128, 128), np.uint8)) is None
+
+    def test_the_same_draws_give_the_same_lesion(self):
+        one, other = draw_lesion(rng(3), head()), draw_lesion(rng(3), head())
+        assert np.array_equal(one[0], other[0])
+
+
+class TestHealing:
+    def test_a_bright_tumor_is_covered_by_the_other_half(self):
+        picture, mask = head(), tumor_at(75, 40)
+        picture[mask > 0] = 250
+        healed = heal(picture, mask)
+        assert np.abs(healed[mask > 0].astype(int) - 110).max() <= 2
+
+    def test_a_tumor_across_the_middle_can_not_be_healed(self):
+        assert heal(head(), tumor_at(54, 54)) is None
+
+
+def test_a_transplanted_tumor_keeps_its_place_and_leaves_the_rest():
+    donor_picture, mask = head(tone=60), tumor_at(75, 40)
+    donor_picture[mask > 0] = 200
+    plain = head(tone=110)
+    shown = transplant(rng(), plain, Donor(donor_picture, mask, 0))
+    assert shown[50, 85] > 150
+    assert np.array_equal(shown[:, :40], plain[:, :40])
+
+
+class TestMaker:
+    def test_without_settings_nothing_changes(self):
+        picture, mask = head(), tumor_at(75, 40)
+        maker = LesionMaker(LesionSection(), NEGATIVE)
+        assert maker(rng(), picture, mask, 0) == (picture, mask, 0)
+        assert maker(rng(), picture, None, NEGATIVE) == (picture, None, NEGATIVE)
+
+    def test_a_drawn_lesion_is_a_tumor_of_no_known_class(self):
+        _, mask, label = LesionMaker(LesionSection(draw=1.0), NEGATIVE)(
+            rng(), head(), None, NEGATIVE
+        )
+        assert label == SOME_TUMOR
+        assert mask.any()
+
+    def test_a_transplanted_one_has_its_donors_class(self):
+        donor = Donor(head(), tumor_at(75, 40), 3)
+        maker = LesionMaker(LesionSection(transplant=1.0), NEGATIVE, [donor])
+        _, mask, label = maker(rng(), head(), None, NEGATIVE)
+        assert label == 3
+        assert np.array_equal(mask, donor.mask)
+
+    def test_a_healed_scan_has_no_tumor(self):
+        maker = LesionMaker(LesionSection(heal=1.0), NEGATIVE)
+        _, mask, label = maker(rng(), head(), tumor_at(75, 40), 1)
+        assert (mask, label) == (None, NEGATIVE)
+
+    @pytest.mark.parametrize("label", [0, NEGATIVE])
+    def test_scans_without_truth_are_never_healed_or_given_donors_that_are_not_there(self, label):
+        maker = LesionMaker(LesionSection(heal=1.0, transplant=1.0), NEGATIVE)
+        assert maker(rng(), head(), None, label)[2] == label
