@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 
 from braintumor_ray.decode.head import WHOLE, Box
 
-_SAMPLES = 4  # per cell and axis: a cell of the picture may span several of the square
-
 
 def picture_maps(maps: NDArray[np.float32], boxes: Sequence[Box]) -> NDArray[np.float32]:
     """Resample maps of parts of pictures to maps of the pictures.
@@ -22,31 +20,37 @@ def picture_maps(maps: NDArray[np.float32], boxes: Sequence[Box]) -> NDArray[np.
         boxes: what each part is, in fractions of the picture.
 
     Returns:
-        float32 (n, h, w): the mean over each cell of the picture of the bilinearly upsampled map,
-        0 beyond the part.
+        float32 (n, h, w), bilinear, 0 beyond the part; a map of a whole picture stays as it is.
     """
     if all(box == WHOLE for box in boxes):
         return maps
-    sides = np.array(boxes, np.float64).reshape(-1, 4)
-    rows = _resampling(sides[:, 1], sides[:, 3], maps.shape[1])
-    columns = _resampling(sides[:, 0], sides[:, 2], maps.shape[2])
-    placed = np.einsum("nyi,nij,nxj->nyx", rows, maps, columns, optimize=True)
-    return np.asarray(placed, np.float32)
+    return np.stack([_placed(cam, box) for cam, box in zip(maps, boxes, strict=True)])
 
 
-def _resampling(
-    start: NDArray[np.float64], end: NDArray[np.float64], cells: int
-) -> NDArray[np.float32]:
-    """Weights float32 (n, cells, cells) of the part's cells in each cell of the picture's axis."""
-    at = (np.arange(cells * _SAMPLES) + 0.5) / (cells * _SAMPLES)  # in the picture
-    inside = (at - start[:, None]) / (end - start)[:, None]  # in the part, (n, samples)
+def _placed(cam: NDArray[np.float32], box: Box) -> NDArray[np.float32]:
+    if box == WHOLE:
+        return cam
+    rows = _resampling(box.top, box.bottom, cam.shape[0])
+    columns = _resampling(box.left, box.right, cam.shape[1])
+    # einsum, not @: BLAS has threads of its own, which take torch's cores.
+    return np.asarray(np.einsum("yi,ij,xj->yx", rows, cam, columns, optimize=True), np.float32)
+
+
+def _resampling(start: float, end: float, cells: int) -> NDArray[np.float32]:
+    """Weight of each of the part's cells in each of the picture's along an axis: (cells, cells).
+
+    Where the part is small, a cell of the picture spans several of it and is their mean.
+    """
+    samples = max(1, round(1 / (end - start)))
+    at = (np.arange(cells * samples) + 0.5) / (cells * samples)  # in the picture
+    inside = (at - start) / (end - start)  # in the part
     position = (inside * cells - 0.5).clip(0, cells - 1)
     left = np.minimum(np.floor(position).astype(int), max(cells - 2, 0))
     right = np.minimum(left + 1, cells - 1)
     share = position - left
     within = (inside >= 0) & (inside <= 1)
-    weights = np.zeros((len(start), cells * _SAMPLES, cells), np.float32)
-    scan, sample = np.ogrid[: len(start), : cells * _SAMPLES]
-    np.add.at(weights, (scan, sample, left), np.where(within, 1 - share, 0))
-    np.add.at(weights, (scan, sample, right), np.where(within, share, 0))
-    return weights.reshape(len(start), cells, _SAMPLES, cells).mean(axis=2)
+    weights = np.zeros((cells * samples, cells), np.float32)
+    sample = np.arange(cells * samples)
+    np.add.at(weights, (sample, left), np.where(within, 1 - share, 0))
+    np.add.at(weights, (sample, right), np.where(within, share, 0))
+    return weights.reshape(cells, samples, cells).mean(axis=1)

@@ -8,7 +8,6 @@ from braintumor_ray.decode.preprocess import Preprocessing
 from braintumor_ray.explain.placement import picture_maps
 from tests.builders import disc_scan
 
-
 TOLERANCE = 0.3 / 28  # of a cell: a small part takes few cells of the picture
 
 
