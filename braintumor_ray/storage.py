@@ -3,13 +3,14 @@
 import io
 import json
 import os
+import re
 import secrets
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import unquote
 
 from braintumor_ray.errors import UsageError
 
@@ -52,24 +53,88 @@ def s3_endpoint() -> str | None:
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
 
 
+class Uri(NamedTuple):
+    """A URI in its parts; `path` is as it is written, without the slash in front."""
+
+    scheme: str
+    authority: str
+    path: str
+
+    @property
+    def store(self) -> str:
+        """The URI of the bucket or server."""
+        return f"{self.scheme}://{self.authority}"
+
+
+_URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://([^/]*)/?(.*)", re.DOTALL)
+
+
+def split_uri(location: str) -> Uri | None:
+    """The parts of a URI; None for a path of this machine.
+
+    A key of an object store may hold any character. What ends the path of a web address (`#`,
+    `?`) or stands for another character there (`%20`, `+`) means itself here.
+    """
+    found = _URI.fullmatch(location)
+    return Uri(*found.groups()) if found else None
+
+
 def is_uri(location: str) -> bool:
     """Whether a location names its scheme (s3://..., file://...)."""
-    return "://" in location
+    return split_uri(location) is not None
 
 
 def is_local(location: str) -> bool:
     """Whether a location is on this machine's file system."""
-    return not is_uri(location) or location.startswith("file://")
+    uri = split_uri(location)
+    return uri is None or uri.scheme == "file"
 
 
 def local_path(location: str) -> Path:
-    """A local location as a path (file:// is taken off)."""
-    return Path(location.removeprefix("file://"))
+    """A local location as a path: `file://` is taken off, `~` is the home directory.
+
+    A `file://` URI may be percent-encoded (RFC 8089); a file of exactly that name comes first.
+    Names that are no UTF-8 may be spelled as `spelled` does.
+    """
+    text = location.removeprefix("file://")
+    if text != location:
+        text = text.removeprefix("localhost") if text.startswith("localhost/") else text
+        text = text if os.path.lexists(_raw(text)) else unquote(text)
+    elif text.startswith("~") and not os.path.lexists(_raw(text)):
+        text = os.path.expanduser(text)
+    return Path(_raw(text))
 
 
 def absolute(location: str) -> str:
-    """A location that means the same in every process: URIs as they are, paths made absolute."""
-    return location if is_uri(location) else os.path.abspath(location)
+    """A location that means the same in every process: URIs as they are, paths from the root."""
+    return location if is_uri(location) else os.path.abspath(local_path(location))
+
+
+# A name that is no UTF-8 cannot be in Parquet or JSON. Each of its odd bytes 0x80..0xFF becomes a
+# character U+EF80..U+EFFF, private ones that MirBSD uses for this (OPTU encoding). A name that
+# has such a character itself is spelled by that character's bytes, so that nothing is ambiguous.
+_PRIVATE, _SURROGATE = 0xEF00, 0xDC00
+_ODD = re.compile("[\uef80-\uefff\udc80-\udcff]")
+_SPELLED = re.compile("[\uef80-\uefff]")
+
+
+def spelled(path: str) -> str:
+    """A path of this machine as text that any file can hold; `local_path` finds its file again.
+
+    Args:
+        path: as Python's `os` functions give it (undecodable bytes as lone surrogates).
+    """
+    return _ODD.sub(_by_bytes, path)
+
+
+def _by_bytes(found: re.Match[str]) -> str:
+    return "".join(chr(_PRIVATE + byte) for byte in found[0].encode("utf-8", "surrogateescape"))
+
+
+def _raw(text: str) -> str:
+    """The inverse of `spelled`, as Python's `os` functions take it."""
+    raw = _SPELLED.sub(lambda found: chr(_SURROGATE + ord(found[0]) - _PRIVATE), text)
+    return raw if raw == text else os.fsdecode(os.fsencode(raw))
 
 
 @lru_cache(maxsize=64)
@@ -100,13 +165,26 @@ def open_filesystem(location: str | Path) -> tuple[Any, str]:
     import pyarrow.fs as pafs
 
     text = str(location)
-    if is_local(text):
-        return pafs.LocalFileSystem(), os.path.abspath(local_path(text))
-    parts = urlsplit(text)
-    filesystem, inner = _filesystem(parts.scheme, parts.netloc)
+    uri = split_uri(text)
+    if uri is None or uri.scheme == "file":
+        return pafs.LocalFileSystem(), _for_pyarrow(os.path.abspath(local_path(text)))
+    filesystem, inner = _filesystem(uri.scheme, uri.authority)
     # fsspec knows how its paths are written (memory:// begins with a slash, s3:// does not).
-    path = f"{parts.netloc}{parts.path}" if inner is None else inner._strip_protocol(text)
+    path = f"{uri.authority}/{uri.path}" if inner is None else inner._strip_protocol(text)
     return filesystem, path.rstrip("/")
+
+
+def _for_pyarrow(path: str) -> str:
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        if os.path.isdir(path):
+            raise UsageError(
+                f"folder '{spelled(path)}' has a name that is no UTF-8; rename it"
+            ) from error
+        raw: Any = os.fsencode(path)  # pyarrow opens it by its bytes
+        return raw
+    return path
 
 
 def read_bytes(location: str | Path) -> bytes:
@@ -129,12 +207,14 @@ def write_atomically(location: str | Path, data: bytes) -> None:
 
     Locally by rename; object stores make an object visible only when its upload is complete.
     """
-    filesystem, path = open_filesystem(location)
-    filesystem.create_dir(os.path.dirname(path), recursive=True)
     if not is_local(str(location)):
+        filesystem, path = open_filesystem(location)
+        filesystem.create_dir(os.path.dirname(path), recursive=True)
         with filesystem.open_output_stream(path) as stream:
             stream.write(data)
         return
+    path = os.path.abspath(local_path(str(location)))
+    os.makedirs(os.path.dirname(path), exist_ok=True)
     # Not named by pid: processes of two containers may have the same.
     work = f"{path}.{secrets.token_hex(8)}.tmp"
     try:

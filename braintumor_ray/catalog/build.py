@@ -11,13 +11,13 @@ from typing import Any
 
 import pyarrow as pa
 
+from braintumor_ray.catalog.folders import folder_labels, official_split_of
 from braintumor_ray.catalog.identity import patient_from_path
 from braintumor_ray.catalog.listing import (
     FoundFile,
-    label_of,
     list_files,
-    official_split_of,
     stat_files,
+    with_left_out,
 )
 from braintumor_ray.catalog.options import CatalogOptions
 from braintumor_ray.catalog.schema import (
@@ -31,7 +31,7 @@ from braintumor_ray.decode.decode import probe
 from braintumor_ray.decode.sandbox import DecodeSandbox
 from braintumor_ray.decode.sniff import sniff
 from braintumor_ray.decode.types import DEFAULT_LIMITS, DecodeLimits, Probe, VolumeOptions
-from braintumor_ray.storage import open_filesystem
+from braintumor_ray.storage import open_filesystem, spelled
 from braintumor_ray.types import Progress
 
 HEAD_BYTES = 64 * 1024
@@ -52,16 +52,16 @@ def load_catalog(
     Raises:
         CatalogError: nothing there, a missing column, or two scans with the same id.
     """
-    text = str(source).rstrip("/")
+    text = spelled(str(source)).rstrip("/") or "/"
     options = options or CatalogOptions()
     if text.endswith(".parquet"):
         return read_catalog(text)
     if text.lower().endswith((".csv", ".tsv")):
         sidecar = read_sidecar(text, options)
         files = stat_files(sidecar.root, sidecar.paths)
-    else:
-        sidecar, files = None, list_files(text)
-    return build_catalog(files, options, sidecar, progress)
+        return build_catalog(files, options, sidecar, progress)
+    found = list_files(text)
+    return with_left_out(build_catalog(found.files, options, None, progress), found)
 
 
 def build_catalog(
@@ -72,9 +72,11 @@ def build_catalog(
 ) -> pa.Table:
     """Rows for files that were found; see `load_catalog`."""
     probes = _probe_all(files, options, progress)
+    labels = folder_labels([file.path for file in files])
     rows: list[dict[str, Any]] = []
     for index, (file, found) in enumerate(zip(files, probes, strict=True)):
-        rows += _rows(file, found, options, sidecar.rows[index] if sidecar else None)
+        told = {"label": labels[index]} | (sidecar.rows[index] if sidecar else {})
+        rows += _rows(file, found, options, told)
     rows.sort(key=lambda row: (row["path"], row["frame"]))
     extra = [pa.field(name, pa.string()) for name in (sidecar.extra if sidecar else ())]
     table = pa.Table.from_pylist(rows, schema=pa.schema([*CATALOG_SCHEMA, *extra]))
@@ -170,7 +172,7 @@ def probe_content(data: bytes | None, volumes: VolumeOptions) -> Probe:
 
 
 def _rows(
-    file: FoundFile, found: Probe, options: CatalogOptions, extra: dict[str, Any] | None
+    file: FoundFile, found: Probe, options: CatalogOptions, told: dict[str, Any]
 ) -> Iterable[dict[str, Any]]:
     volumes = options.volumes if found.format == "nifti" else None
     mark = volumes.mark if volumes else ""
@@ -181,7 +183,7 @@ def _rows(
         "volume_plane": volumes and volumes.plane,
         "volume_index": volumes and volumes.volume,
     }
-    base |= extra or {}
+    base |= told
     patient = base.pop("patient", None) or patient_from_path(options.patient_pattern, file.path)
     base["patient_key"] = options.identity(patient or found.tags.get("patient"))
     for kind in ("study", "series", "sop"):
@@ -205,6 +207,5 @@ def _file_columns(file: FoundFile, found: Probe, options: CatalogOptions) -> dic
         "modality": found.tags.get("modality"),
         "plane": found.tags.get("plane"),
         "sequence": found.tags.get("sequence"),
-        "label": label_of(file.path),
         "official_split": official_split_of(file.path),
     }

@@ -39,7 +39,7 @@ class IdentityHash:
                 f"the source has {kind} ids and there is no key to hash them; set {KEY_VARIABLE} "
                 "or give --hash-key-file (--clear-ids keeps them readable, if you may)"
             )
-        message = f"{kind}\0{value.strip()}".encode()
+        message = f"{kind}\0{value.strip()}".encode("utf-8", "surrogatepass")
         return hmac.new(self.secret, message, hashlib.sha256).hexdigest()[:32]
 
 
@@ -51,9 +51,9 @@ def load_identity_hash(key_file: str | Path | None = None, clear: bool = False) 
     """
     if key_file is None:
         text = os.environ.get(KEY_VARIABLE, "")
-        return IdentityHash(text.encode() or None, clear)
+        return IdentityHash(os.fsencode(text) or None, clear)
     try:
-        secret = Path(key_file).read_bytes().strip()
+        secret = Path(key_file).expanduser().read_bytes().strip()
     except OSError as error:
         raise UsageError(f"--hash-key-file '{key_file}': {error.strerror}") from error
     if not secret:

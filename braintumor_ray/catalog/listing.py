@@ -1,28 +1,45 @@
-"""Files below a source, and what their folders say about them."""
+"""Files below a source: which may be scans, and what is left out for which reason."""
 
+import json
+import os
 import posixpath
-from collections.abc import Iterable
-from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
+import re
+import stat
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+
+import pyarrow as pa
 
 from braintumor_ray.errors import CatalogError
-from braintumor_ray.storage import is_local, open_filesystem
+from braintumor_ray.storage import is_local, local_path, open_filesystem, spelled, split_uri
 
 SIDECARS = {
     *(".csv", ".tsv", ".json", ".txt", ".md", ".xml", ".html", ".htm", ".yaml", ".yml"),
     *(".parquet", ".xlsx", ".ini", ".db", ".py", ".ipynb", ".log"),
 }
-SPLIT_FOLDERS = {
-    "training": "train",
-    "train": "train",
-    "testing": "test",
-    "test": "test",
-    "validation": "val",
-    "valid": "val",
-    "val": "val",
+ARCHIVES = {".zip", ".tar", ".tgz", ".tbz2", ".txz", ".7z", ".rar"}
+# What file servers, desktops and synchronizers put next to the files of their users.
+SYSTEM_FOLDERS = {
+    *("@eadir", "@tmp", "@recycle", "@recently-snapshot", "@sharebin", "@synoresource"),
+    *("#recycle", "#snapshot", "~snapshot", "$recycle.bin", "recycler", "recycled"),
+    *("lost+found", "system volume information", "__macosx", "__pycache__"),
+    *("network trash folder", "temporary items"),
 }
-UNLABELED_FOLDERS = {"pred", "predict", "unlabelled", "unlabeled", "unknown", "images", "scans"}
+_PARTIAL = re.compile(r"~$|^~\$|\.(tmp|part|partial|crdownload|filepart|swp)$", re.IGNORECASE)
+_PACKED_TAR = re.compile(r"\.tar\.(gz|bz2|xz|zst)$", re.IGNORECASE)
+
+HIDDEN = "hidden"
+SYSTEM = "thumbnails and bins"
+SIDECAR = "tables and texts"
+ARCHIVE = "archives to unpack"
+PARTIAL = "backups and partial files"
+NO_FILE = "pipes, sockets and devices"
+LINKED_TWICE = "links to a folder that is listed already"
+EMPTY_NAME = "keys with an empty part ('//')"
+UNREADABLE_FOLDER = "folders that cannot be read"
+_LEFT_OUT = b"left_out"  # key in a catalog's metadata
 
 
 @dataclass(frozen=True)
@@ -35,74 +52,206 @@ class FoundFile:
     mtime: datetime | None
 
 
-def list_files(root: str) -> list[FoundFile]:
-    """Every file below a root that may be a scan, sorted by path.
+@dataclass(frozen=True)
+class Listing:
+    """What is below a root.
 
-    Hidden files and sidecars (tables, texts, pages) are left out; the rest is judged by content
-    when it is decoded, whatever it is called.
+    Attributes:
+        files: those that may be scans, sorted by path.
+        left_out: how many of the other entries there are, by the reason.
+        archives: paths of the archives among them, which may hold scans.
+    """
+
+    files: list[FoundFile]
+    left_out: Counter[str] = field(default_factory=Counter)
+    archives: list[str] = field(default_factory=list)
+
+    def describe(self) -> str:
+        """What was left out, as one line with the names of the first archives; may be empty."""
+        parts = [f"{reason} {count}" for reason, count in sorted(self.left_out.items())]
+        named = [posixpath.basename(path) for path in self.archives[:3]]
+        text = ", ".join(parts) + (f" ({', '.join(named)})" if named else "")
+        return f"left out: {text}" if parts else ""
+
+
+def with_left_out(catalog: pa.Table, found: Listing) -> pa.Table:
+    """The catalog, which remembers in its metadata what was left out when it was made."""
+    note = json.dumps({"counts": found.left_out, "archives": found.archives[:3]}, sort_keys=True)
+    metadata = catalog.schema.metadata or {}
+    return catalog.replace_schema_metadata({**metadata, _LEFT_OUT: note.encode()})
+
+
+def left_out_of(schema: pa.Schema) -> Listing:
+    """What was left out when a catalog was made; its list of files is empty."""
+    note = json.loads((schema.metadata or {}).get(_LEFT_OUT, b'{"counts": {}, "archives": []}'))
+    return Listing([], Counter(note["counts"]), note["archives"])
+
+
+def list_files(root: str) -> Listing:
+    """Every entry below a root: as a file that may be a scan, or counted as left out.
+
+    Hidden files, sidecars (tables, texts, pages), archives and what belongs to a file server are
+    left out; the rest is judged by content when it is decoded, whatever it is called. Links are
+    followed; a folder is listed once. A link that leads nowhere is a file without a size.
 
     Raises:
         CatalogError: the root is not there, cannot be listed, or holds nothing.
     """
-    from pyarrow.fs import FileSelector, FileType
-
-    filesystem, base = open_filesystem(root)
     try:
-        infos = filesystem.get_file_info(FileSelector(base, recursive=True))
+        entries = _local_entries(root) if is_local(root) else _stored_entries(root)
+        found = _sorted_out(entries)
     except FileNotFoundError as error:
         raise CatalogError(
             f"'{root}' does not exist; give a folder, a CSV, a catalog or a URI"
         ) from error
     except OSError as error:
-        raise CatalogError(f"'{root}' cannot be listed: {error}") from error
-    found = [_found(info, base, root) for info in infos if info.type == FileType.File]
-    files = sorted((f for f in found if _may_be_scan(f.path)), key=lambda f: f.path)
-    if not files:
-        raise CatalogError(f"'{root}' holds no files that could be scans")
-    return files
+        raise CatalogError(
+            f"'{root}' cannot be listed: {error.strerror or error}; give a folder, a CSV, a "
+            "catalog or a URI"
+        ) from error
+    if not found.files:
+        about = found.describe()
+        raise CatalogError(
+            f"'{root}' holds no files that could be scans" + (f" ({about})" if about else "")
+        )
+    return found
 
 
 def stat_files(root: str, paths: Iterable[str]) -> list[FoundFile]:
     """The named files below a root, in the given order; a missing one has no size."""
-    filesystem, base = open_filesystem(root)
     names = list(paths)
-    infos = filesystem.get_file_info([posixpath.join(base, name) for name in names])
+    filesystem, base = open_filesystem(root)
+    uris = [uri_of(root, base, name) for name in names]
+    infos = filesystem.get_file_info([open_filesystem(uri)[1] for uri in uris])
     return [
-        FoundFile(name, uri_of(root, base, name), info.size, info.mtime)
-        for name, info in zip(names, infos, strict=True)
+        FoundFile(name, uri, info.size if info.is_file else None, info.mtime)
+        for name, uri, info in zip(names, uris, infos, strict=True)
     ]
 
 
 def uri_of(root: str, base: str, path: str) -> str:
     """Where a file is, as `storage.read_bytes` takes it."""
-    if is_local(root):
+    uri = split_uri(root)
+    if uri is None or is_local(root):
         return posixpath.join(base, path)
-    scheme = root.split("://", 1)[0]
-    return f"{scheme}://{posixpath.join(base, path)}"
+    return f"{uri.scheme}://{base}/{path}"
 
 
-def label_of(path: str) -> str | None:
-    """Class by folder: the first one that is not a split; None for flat or unlabeled folders."""
-    folders = [part for part in path.split("/")[:-1] if part.lower() not in SPLIT_FOLDERS]
-    if not folders or folders[0].lower() in UNLABELED_FOLDERS or folders[0].isdigit():
-        return None
-    return folders[0]
-
-
-def official_split_of(path: str) -> str | None:
-    """'train', 'val' or 'test' where a folder says so."""
-    for part in path.split("/")[:-1]:
-        if part.lower() in SPLIT_FOLDERS:
-            return SPLIT_FOLDERS[part.lower()]
-    return None
-
-
-def _found(info: Any, base: str, root: str) -> FoundFile:  # noqa: ANN401 - pyarrow has no stubs
-    path = posixpath.relpath(info.path, base)
-    return FoundFile(path, uri_of(root, base, path), info.size, info.mtime)
-
-
-def _may_be_scan(path: str) -> bool:
+def why_left_out(path: str) -> str | None:
+    """Why an entry cannot be a scan, by its path below the root; None: it may be one."""
     parts = path.split("/")
-    hidden = any(part.startswith((".", "__MACOSX")) for part in parts)
-    return not hidden and posixpath.splitext(path)[1].lower() not in SIDECARS
+    if any(part.lower() in SYSTEM_FOLDERS for part in parts):
+        return SYSTEM
+    if any(part.startswith((".", "__MACOSX")) for part in parts):
+        return HIDDEN
+    name = parts[-1]
+    ending = posixpath.splitext(name)[1].lower()
+    if ending in ARCHIVES or _PACKED_TAR.search(name):
+        return ARCHIVE
+    if ending in SIDECARS:
+        return SIDECAR
+    return PARTIAL if _PARTIAL.search(name) else None
+
+
+Entry = FoundFile | tuple[str, str]  # a file, or the path and why it is left out
+
+
+def _sorted_out(entries: Iterable[Entry]) -> Listing:
+    found = Listing([])
+    for entry in entries:
+        path = entry[0] if isinstance(entry, tuple) else entry.path
+        reason = why_left_out(path)
+        if isinstance(entry, tuple):
+            reason = entry[1] if reason not in (SYSTEM, HIDDEN) else reason
+        if reason is None and isinstance(entry, FoundFile):
+            found.files.append(entry)
+            continue
+        found.left_out[str(reason)] += 1
+        if reason == ARCHIVE:
+            found.archives.append(path)
+    found.files.sort(key=lambda file: file.path)
+    found.archives.sort()
+    return found
+
+
+def _stored_entries(root: str) -> Iterator[Entry]:
+    from pyarrow.fs import FileSelector, FileType
+
+    filesystem, base = open_filesystem(root)
+    for info in filesystem.get_file_info(FileSelector(base, recursive=True)):
+        # Not a relative path as of folders: a key may hold '..', which means itself.
+        path = info.path.removeprefix(base).removeprefix("/")
+        if info.type == FileType.Directory:
+            continue
+        if info.type != FileType.File:
+            yield path, NO_FILE
+        elif "" in path.split("/"):
+            yield path, EMPTY_NAME  # pyarrow lists it and refuses to open it
+        else:
+            yield FoundFile(path, uri_of(root, base, path), info.size, info.mtime)
+
+
+def _local_entries(root: str) -> Iterator[Entry]:
+    """Folders by their own names first, then through links, so that a loop adds nothing."""
+    base = os.path.abspath(local_path(root))
+    seen = {_identity(place) for place in _with_parents(base)}
+    folders, links = deque([base]), deque[str]()
+    while folders or links:
+        folder = folders.popleft() if folders else links.popleft()
+        if folder != base:
+            key = _identity(folder)
+            if key in seen:
+                yield _below(base, folder), LINKED_TWICE
+                continue
+            seen.add(key)
+        try:
+            with os.scandir(folder) as found:
+                entries = sorted(found, key=lambda entry: entry.name)
+        except OSError:
+            if folder == base:
+                raise
+            yield _below(base, folder), UNREADABLE_FOLDER
+            continue
+        for entry in entries:
+            if _is_folder(entry):
+                (links if entry.is_symlink() else folders).append(entry.path)
+            else:
+                yield _local_entry(base, entry)
+
+
+def _local_entry(base: str, entry: os.DirEntry[str]) -> Entry:
+    path, uri = _below(base, entry.path), spelled(entry.path)
+    try:
+        status = entry.stat()
+    except OSError:  # a link that leads nowhere or to itself
+        return FoundFile(path, uri, None, None)
+    if not stat.S_ISREG(status.st_mode):
+        return path, NO_FILE
+    # As pyarrow computes it, so that ids do not depend on who looked.
+    mtime = datetime.fromtimestamp(status.st_mtime_ns / 1e9, timezone.utc)
+    return FoundFile(path, uri, status.st_size, mtime)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def _identity(folder: str) -> tuple[int, int]:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
+
+
+def _with_parents(folder: str) -> Iterator[str]:
+    while True:
+        yield folder
+        parent = os.path.dirname(folder)
+        if parent == folder:
+            return
+        folder = parent
+
+
+def _below(base: str, path: str) -> str:
+    return spelled(path.removeprefix(base).lstrip(os.sep)).replace(os.sep, "/")

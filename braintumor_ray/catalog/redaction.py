@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from braintumor_ray.catalog.folders import folders_of
 from braintumor_ray.catalog.identity import KEY_VARIABLE, IdentityHash
-from braintumor_ray.catalog.listing import label_of
 from braintumor_ray.catalog.schema import CATALOG_SCHEMA
 from braintumor_ray.errors import UsageError
 
@@ -56,10 +56,10 @@ def redact_catalog(catalog: pa.Table, redaction: UriRedaction | None) -> pa.Tabl
     paths = catalog["path"].to_pylist()
     hidden = [path if path.startswith(REDACTED) else redaction(path) for path in paths]
     labels = [
-        None if label == label_of(path) else label
+        None if label in folders_of(path) else label
         for label, path in zip(catalog["label"].to_pylist(), paths, strict=True)
     ]
     kept = catalog.select([name for name in CATALOG_SCHEMA.names if name in catalog.column_names])
     for name, values in (("uri", hidden), ("path", hidden), ("label", labels)):
         kept = kept.set_column(kept.column_names.index(name), name, pa.array(values, pa.string()))
-    return kept
+    return kept.replace_schema_metadata(None)  # it may name archives

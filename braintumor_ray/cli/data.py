@@ -50,16 +50,19 @@ def catalog(
     as_json: Json = False,
 ) -> None:
     """List every scan of a source: one row per file, or per frame of a volume."""
+    from braintumor_ray.catalog.labels import remarks
+    from braintumor_ray.catalog.listing import left_out_of
     from braintumor_ray.catalog.schema import write_catalog
 
     table = load_source(source, catalog_options)
     write_catalog(table, output)
     counts = value_counts(table, "label")
+    left_out = left_out_of(table.schema)
+    found = {"catalog": str(output), "scans": table.num_rows, "labels": counts}
+    labels = ", ".join(f"{name or 'unlabelled'} {n}" for name, n in counts.items())
+    lines = [f"{table.num_rows} scans in {output}: {labels}", left_out.describe(), *remarks(table)]
     print_result(
-        {"catalog": str(output), "scans": table.num_rows, "labels": counts},
-        as_json,
-        f"{table.num_rows} scans in {output}: "
-        + ", ".join(f"{name or 'unlabelled'} {n}" for name, n in counts.items()),
+        found | {"left_out": left_out.left_out}, as_json, "\n".join(line for line in lines if line)
     )
 
 

@@ -193,6 +193,6 @@ def listed(found: dict[str, Any]) -> str:
 def print_result(found: dict[str, Any], as_json: bool, text: str) -> None:
     """Results on stdout: as JSON, or for people."""
     if as_json:
-        typer.echo(json.dumps(found, ensure_ascii=False, default=str))
-    else:
-        typer.echo(text)
+        text = json.dumps(found, ensure_ascii=False, default=str)
+    # Names that are no UTF-8 hold lone surrogates, which stdout refuses and JSON has escapes for.
+    typer.echo(text.encode("utf-8", "backslashreplace").decode())

@@ -119,7 +119,10 @@ def score_source(source: str, output: str, run: ScoreRun) -> dict[str, Any]:
     least = (options.request.predictors or (1, 1))[0]
     with ray_session(least + 1), progress_bar("scoring") as advance:
         summary = score_scans(scans, output, options, advance)
-    return asdict(summary) | {"quarantine_fraction": summary.quarantine_fraction}
+    return asdict(summary) | {
+        "quarantine_fraction": summary.quarantine_fraction,
+        "left_out": scans.left_out.left_out,
+    }
 
 
 def _dry_run(source: str, output: str, run: ScoreRun) -> dict[str, Any]:
@@ -128,7 +131,12 @@ def _dry_run(source: str, output: str, run: ScoreRun) -> dict[str, Any]:
 
     scans, options = _open(source, run)
     plan = plan_only(scans, output, options)
-    return {"would_score": plan.remaining, "scans": scans.num_rows, "known": plan.known}
+    return {
+        "would_score": plan.remaining,
+        "scans": scans.num_rows,
+        "known": plan.known,
+        "left_out": scans.left_out.left_out,
+    }
 
 
 def _plan(source: str, output: str, run: ScoreRun, gpu_scans_per_s: float | None) -> dict[str, Any]:
@@ -153,7 +161,10 @@ def _open(source: str, run: ScoreRun) -> tuple["Scans", ScoreOptions]:
     # A wrong path is found before the archive is listed; the job reads the weights, once.
     read_bundle_fields(options.predict.bundle)
     with progress_bar("cataloguing") as advance:
-        return open_scans(source, run.catalog, advance), options
+        scans = open_scans(source, run.catalog, advance)
+    if scans.left_out.left_out:
+        say(scans.left_out.describe())
+    return scans, options
 
 
 def _score_lines(found: dict[str, Any], output: str) -> str:

@@ -74,19 +74,25 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a recipe on Ray Train and write its bundle; an interrupted run goes on."""
+    from braintumor_ray.catalog.labels import remarks
+    from braintumor_ray.catalog.listing import left_out_of
     from braintumor_ray.local_ray import ray_session, wants_gpu
     from braintumor_ray.training.run import check_run
 
     if not preview_augmentation:
         check_run(options.output)
     table, options = _with_data(source, options, catalog_options)
+    left_out = left_out_of(table.schema)
+    for line in (left_out.describe(), *([] if options.recipe.data.classes else remarks(table))):
+        if line:
+            say(line)
     if preview_augmentation:
         found = _preview(table, options)
     else:
         with ray_session(options.workers.most):
             workers = replace(options.workers, use_gpu=wants_gpu(options.workers.use_gpu))
             found = _train(table, replace(options, workers=workers), folds)
-    print_result(found, as_json, _train_lines(found))
+    print_result(found | {"left_out": left_out.left_out}, as_json, _train_lines(found))
 
 
 def _with_data(
@@ -151,7 +157,9 @@ def _train_lines(found: dict[str, Any]) -> str:
     if "augmentation" in found:
         return str(found["augmentation"])
     if "folds" in found:
-        return "\n".join(_fold_line(name, found[name]) for name in found if name != "folds")
+        return "\n".join(
+            _fold_line(name, found[name]) for name in found if name not in ("folds", "left_out")
+        )
     return (
         f"bundle: {found['bundle']}\n"
         f"validation: accuracy {found['accuracy']:.3f}, balanced accuracy "

@@ -7,7 +7,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from braintumor_ray.catalog.labels import ClassMap
+from braintumor_ray.catalog.labels import (
+    Groups,
+    parse_groups,
+    read_spec,
+    recorded_groups,
+    with_named_folders,
+    with_variants,
+    write_groups,
+)
 from braintumor_ray.errors import UsageError
 from braintumor_ray.models.bundle import BundleFields
 from braintumor_ray.splits.splits import merge_groups
@@ -63,24 +71,26 @@ def select_split(catalog: pa.Table, split: str, column: str = "split") -> pa.Tab
 def true_classes(catalog: pa.Table, fields: BundleFields, classes: str | None = None) -> Truth:
     """Labels in the bundle's classes.
 
-    `class_name`, which training wrote, is believed where there is one; else labels go through the
-    mapping `classes`, or the one in the bundle's recipe.
+    `class_name`, which training wrote, is believed where it holds the bundle's classes only; else
+    labels go through the mapping `classes`, or the one in the bundle's recipe.
 
     Raises:
         UsageError: a class that the bundle does not know.
     """
+    spec = read_spec(classes)
+    groups = parse_groups(spec) if spec else bundle_classes(fields)
+    catalog = with_named_folders(catalog, groups)
     labels = catalog["label"].to_pylist()
-    if "class_name" in catalog.column_names and classes is None:
-        names = catalog["class_name"].to_pylist()
-    else:
-        names = mapped_labels(labels, classes or bundle_classes(fields))
     order = {name: index for index, name in enumerate(fields.class_names)}
+    names = catalog["class_name"].to_pylist() if "class_name" in catalog.column_names else labels
+    if classes is not None or names is labels or not {*names} - {None} <= order.keys():
+        names = mapped_labels(labels, groups)
     unknown = sorted({name for name in names if name is not None and name not in order})
     if unknown:
         raise UsageError(
             f"class '{unknown[0]}' is not one of the bundle's ({', '.join(fields.class_names)}); "
             "map the labels with --classes, such as "
-            f"'{fields.class_names[0]}={unknown[0]},...'"
+            f"'{write_groups({fields.class_names[0]: [unknown[0]]})},...'"
         )
     indices = [-1 if name is None else order[name] for name in names]
     unlabeled = sum(label is None for label in labels)
@@ -88,27 +98,31 @@ def true_classes(catalog: pa.Table, fields: BundleFields, classes: str | None = 
     return Truth(names, np.array(indices, np.int64), unlabeled, missing - unlabeled)
 
 
-def bundle_classes(fields: BundleFields) -> str | None:
-    """The class mapping that a bundle was trained with, as `--classes` text."""
+def bundle_classes(fields: BundleFields) -> Groups | None:
+    """The class mapping that a bundle was trained with, labels by class."""
     data = fields.recipe.get("data", {})
     spec = data.get("classes") or fields.recipe.get("classes")
-    return str(spec) if spec else None
+    return recorded_groups(str(spec), fields.class_names) if spec else None
 
 
-def mapped_labels(labels: Sequence[str | None], spec: str | None) -> list[str | None]:
-    """Class name of each label by a `--classes` text; without one each label is its own class.
+def mapped_labels(labels: Sequence[str | None], groups: Groups | None) -> list[str | None]:
+    """Class name of each label by a mapping; without one each label is its own class.
 
-    Unlike in training, labels of the mapping that do not occur here are no error.
+    Unlike in training, labels of the mapping that do not occur here are no error. Labels written
+    otherwise (`Glioma Tumor`, `glioma_tumor`) are the same, as in training.
+
+    Raises:
+        UsageError: a label is named twice.
     """
-    if spec is None:
+    if groups is None:
         return list(labels)
-    named = {
-        label.strip()
-        for part in spec.split(",")
-        for label in (part.partition("=")[2] or part).split("+")
-    }
-    mapping = ClassMap.parse(spec, named | {label for label in labels if label is not None})
-    return [mapping.apply(label) for label in labels]
+    pairs = [(label, name) for name, members in groups.items() for label in members]
+    of_label = dict(pairs)
+    if len(of_label) < len(pairs):
+        twice = next(label for label in of_label if sum(label == other for other, _ in pairs) > 1)
+        raise UsageError(f"--classes: '{twice}' is named twice; once is allowed")
+    of_label = with_variants(of_label, {label for label in labels if label is not None})
+    return [None if label is None else of_label.get(label) for label in labels]
 
 
 def clusters(catalog: pa.Table, image_groups: Ints) -> tuple[Ints, str]:

@@ -18,7 +18,7 @@ from braintumor_ray.decode.sandbox import DecodeSandbox
 from braintumor_ray.explain.regions import head_weights
 from braintumor_ray.predict.schema import KEYS
 from braintumor_ray.scoring.options import DecodeSettings
-from braintumor_ray.storage import is_local, open_filesystem
+from braintumor_ray.storage import is_local, open_filesystem, split_uri
 from braintumor_ray.types import Mask
 
 ROW_COLUMNS = ("scan_id", "uri", "frame", *KEYS)
@@ -119,9 +119,7 @@ def _stat(uris: list[str]) -> list[tuple[str, Any]]:
     """What is known of the files that are there; of none where the store does not say."""
     by_store: dict[str, list[str]] = {}
     for uri in uris:
-        by_store.setdefault("" if is_local(uri) else "/".join(uri.split("/", 3)[:3]), []).append(
-            uri
-        )
+        by_store.setdefault(_store_of(uri), []).append(uri)
     found = []
     for group in by_store.values():
         filesystem, _ = open_filesystem(group[0])
@@ -133,6 +131,12 @@ def _stat(uris: list[str]) -> list[tuple[str, Any]]:
     return found
 
 
+def _store_of(uri: str) -> str:
+    """The bucket or server of a URI; empty for this machine's file system."""
+    parts = split_uri(uri)
+    return "" if parts is None or is_local(uri) else parts.store
+
+
 def _unreadable(rows: pa.Table, decoded: pa.Table) -> npt.NDArray[np.int64]:
     """Rows whose object could not be read although nobody says that it is not there."""
     away = pc.fill_null(pc.starts_with(decoded["reason"], NOT_READABLE), False).to_numpy()
@@ -140,7 +144,7 @@ def _unreadable(rows: pa.Table, decoded: pa.Table) -> npt.NDArray[np.int64]:
 
 
 def _refuse_absent_store(uri: str) -> None:
-    store = "/".join(uri.split("/", 3)[:3])
+    store = _store_of(uri)
     filesystem, path = open_filesystem(store)
     try:
         filesystem.get_file_info(f"{path}/braintumor-ray-asks-whether-you-are-there")

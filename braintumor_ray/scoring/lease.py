@@ -25,11 +25,12 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import psutil
 
 from braintumor_ray.errors import ResultsError
-from braintumor_ray.storage import is_local, local_path, s3_endpoint, write_atomically
+from braintumor_ray.storage import is_local, local_path, s3_endpoint, split_uri, write_atomically
 
 STALE_AFTER_S = 60.0
 HEARTBEAT_S = 10.0
@@ -284,7 +285,9 @@ def open_object_store(results: str) -> Any:  # noqa: ANN401 - obstore's stores s
     """The store of a results folder, as obstore sees it."""
     from obstore.store import from_url
 
-    endpoint = s3_endpoint()
+    endpoint, parts = s3_endpoint(), split_uri(results)
+    if parts is not None:  # obstore decodes the path of a URL; a key means what is written
+        results = f"{parts.store}/{quote(parts.path)}"
     if results.startswith("s3://") and endpoint and endpoint.startswith("http://"):
         return from_url(results, endpoint=endpoint, client_options={"allow_http": True})
     return from_url(results)

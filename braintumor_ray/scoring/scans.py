@@ -1,7 +1,7 @@
 """Catalogs read a part at a time, so that the driver's memory does not grow with the archive."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from braintumor_ray.catalog.build import load_catalog
+from braintumor_ray.catalog.listing import Listing, left_out_of
 from braintumor_ray.catalog.options import CatalogOptions
 from braintumor_ray.catalog.schema import check_columns, completed
 from braintumor_ray.errors import CatalogError
@@ -30,10 +31,12 @@ class Scans:
         num_rows: in all parts together.
         read_parts: gives tables of at most `ROWS_PER_PART` rows with the named columns (None:
             all), always in the same order.
+        left_out: entries of the source that are no scans, where it was listed for this.
     """
 
     num_rows: int
     read_parts: Callable[[Sequence[str] | None], Iterator[pa.Table]]
+    left_out: Listing = field(default_factory=lambda: Listing([]))
 
     def parts(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """Tables of at most `ROWS_PER_PART` rows."""
@@ -98,7 +101,9 @@ def open_scans(
     """
     if source.rstrip("/").endswith(".parquet"):
         return _scans_in_parquet(source.rstrip("/"))
-    return scans_in_table(load_catalog(source, options, progress))
+    table = load_catalog(source, options, progress)
+    scans = scans_in_table(table.replace_schema_metadata(None))
+    return replace(scans, left_out=left_out_of(table.schema))
 
 
 def scans_in_table(table: pa.Table) -> Scans:

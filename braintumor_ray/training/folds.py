@@ -12,6 +12,7 @@ from braintumor_ray.splits.splits import grouped_folds, grouped_split
 from braintumor_ray.training.options import Say, TrainOptions
 from braintumor_ray.training.phases import FIGURES
 from braintumor_ray.training.run import prepare, train
+from braintumor_ray.training.run_data import named_catalog
 from braintumor_ray.training.run_folder import run_folder
 from braintumor_ray.training.split import (
     HASH_COLUMNS,
@@ -42,6 +43,7 @@ def cross_validate(
     """
     if options.split_by != "group":
         raise UsageError("--folds makes its own splits; leave out --split-by official")
+    catalog = named_catalog(catalog, options.recipe)
     folder = run_folder(options.output)
     options = replace(options, cache=options.cache or folder.at("cache"))
     found = []

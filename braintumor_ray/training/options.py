@@ -90,7 +90,10 @@ class RecipeChoice:
     ] = ()
     classes: Annotated[
         str | None,
-        Option("Merge, rename, leave out: tumor=glioma_tumor+pituitary_tumor,no_tumor.", "MAPPING"),
+        Option(
+            "Merge, rename, leave out: tumor=glioma_tumor+pituitary_tumor,no_tumor; or a file.",
+            "MAPPING|@FILE",
+        ),
     ] = None
     backbone: Annotated[
         str | None,
@@ -103,6 +106,7 @@ class RecipeChoice:
         Raises:
             UsageError: unknown recipe, field or backbone, or a value that does not fit.
         """
+        from braintumor_ray.catalog.labels import read_spec
         from braintumor_ray.recipes.loader import load_recipe, with_backbone
 
         recipe = load_recipe(self.recipe, self.settings)
@@ -113,7 +117,7 @@ class RecipeChoice:
             size = None if sized else input_size_of(self.backbone)
             recipe = with_backbone(recipe, self.backbone, size)
         if self.classes is not None:
-            data = recipe.data.model_copy(update={"classes": self.classes})
+            data = recipe.data.model_copy(update={"classes": read_spec(self.classes)})
             recipe = recipe.model_copy(update={"data": data})
         return recipe
 

@@ -33,7 +33,13 @@ from braintumor_ray.training.lesions import BANK_SIZE, Donor, LesionMaker
 from braintumor_ray.training.loop import balanced_class_weights
 from braintumor_ray.training.options import Say, TrainOptions, Workers
 from braintumor_ray.training.phases import phase_table
-from braintumor_ray.training.run_data import RunData, class_map, decode_run, split_run
+from braintumor_ray.training.run_data import (
+    RunData,
+    class_map,
+    decode_run,
+    named_catalog,
+    split_run,
+)
 from braintumor_ray.training.run_folder import RunFolder, run_folder
 from braintumor_ray.training.shards import GuidedRows, Shards, training_dataset
 from braintumor_ray.training.split import check_split_choice, imbalance
@@ -82,6 +88,7 @@ def train(catalog: pa.Table, options: TrainOptions, say: Say = print) -> Trainin
     recipe, folder = options.recipe, run_folder(options.output)
     folder.refuse_foreign_bundle()
     check_split_choice(catalog, options.split())
+    catalog = named_catalog(catalog, recipe)
     ready = prepare(catalog, options, say)
     classes, model = ready.classes, ready.model
     most = options.workers.most
@@ -117,6 +124,8 @@ def prepare(catalog: pa.Table, options: TrainOptions, say: Say) -> RunInputs:
     """
     recipe = options.recipe
     classes = class_map(catalog, recipe)
+    for line in classes.merged():
+        say(line)
     model = _network(_architecture(recipe, classes), recipe)
     preprocessing = _preprocessing(model, recipe)
     truth = _truth(options, model)

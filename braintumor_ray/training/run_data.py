@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from braintumor_ray.catalog.labels import ClassMap
+from braintumor_ray.catalog.labels import ClassMap, parse_groups, read_spec, with_named_folders
 from braintumor_ray.catalog.schema import read_catalog, write_catalog
 from braintumor_ray.decode.preprocess import Preprocessing
 from braintumor_ray.recipes.schema import Recipe
@@ -84,7 +84,14 @@ def class_map(catalog: pa.Table, recipe: Recipe) -> ClassMap:
         UsageError: there are no two classes.
     """
     labels = [label for label in catalog["label"].to_pylist() if label is not None]
-    return ClassMap.parse(recipe.data.classes, labels, recipe.data.negative_classes)
+    spec = read_spec(recipe.data.classes)
+    return ClassMap.parse(spec, labels, recipe.data.negative_classes)
+
+
+def named_catalog(catalog: pa.Table, recipe: Recipe) -> pa.Table:
+    """The catalog with labels from folders that the recipe's classes name, such as `1,2,3`."""
+    spec = read_spec(recipe.data.classes)
+    return with_named_folders(catalog, parse_groups(spec) if spec else None)
 
 
 def decode_run(

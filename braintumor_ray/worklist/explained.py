@@ -1,6 +1,8 @@
 """Pictures of explanations: for files through the model, for scored rows from Parquet alone."""
 
+import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -22,9 +24,11 @@ from braintumor_ray.predict.results import (
     current_files,
     results_folder,
 )
+from braintumor_ray.storage import is_local, local_path
 from braintumor_ray.worklist.options import ExplainOptions
 
 SHEET_COLUMNS = 3
+CONTACT_SHEET = "contact_sheet"
 ENOUGH = 5_000  # scored rows among which a few are chosen to be drawn
 
 
@@ -55,7 +59,9 @@ def explain_files(
         raise UsageError(f"no file can be read: {reasons}")
     columns = predictor([gray for _, gray in scans])
     output.mkdir(parents=True, exist_ok=True)
-    pictures, panels, predictions = [], [], []
+    pictures: list[str] = []
+    panels, predictions = [], []
+    stems = distinct_stems([name for name, _ in scans])
     for index, (name, gray) in enumerate(scans):
         maps = {method: columns[method][index] for method in ours}
         maps |= {
@@ -66,11 +72,11 @@ def explain_files(
         panels.append(
             _panel(options, gray, maps, record["predicted_class"], record["probability"], None)
         )
-        path = output / f"{_stem(name)}.png"
+        path = _new_name(output / f"{stems[index]}.png", [*files, *pictures])
         write_png(path, panels[-1])
         pictures.append(str(path))
         predictions.append(record)
-    _sheet(output, panels, pictures)
+    _sheet(output, panels, pictures, files)
     return {"pictures": pictures, "predictions": predictions, "unreadable": unreadable}
 
 
@@ -274,13 +280,60 @@ def _labels(
     return labels
 
 
-def _sheet(output: Path, panels: list[npt.NDArray[np.uint8]], pictures: list[str]) -> None:
+def _sheet(
+    output: Path,
+    panels: list[npt.NDArray[np.uint8]],
+    pictures: list[str],
+    files: Sequence[str] = (),
+) -> None:
     if len(panels) > 1:
         columns = min(SHEET_COLUMNS, len(panels))
-        path = output / "contact_sheet.png"
+        path = _new_name(output / f"{CONTACT_SHEET}.png", files)
         write_png(path, contact_sheet(panels, columns, tile_size=900))
         pictures.insert(0, str(path))
 
 
-def _stem(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", Path(name).stem)[:80] or "scan"
+def distinct_stems(names: Sequence[str]) -> list[str]:
+    """A name for the picture of each scan: its own, and as many folders as tell it from others.
+
+    Also where case is not told apart, and different from the name of the contact sheet.
+    """
+    stems = _told_apart(names)
+    found: list[str] = []
+    for name in names:
+        number, unique = 2, stems[name]
+        while unique.lower() in (CONTACT_SHEET, *(other.lower() for other in found)):
+            unique, number = f"{stems[name]}_{number}", number + 1
+        found.append(unique)
+    return found
+
+
+def _told_apart(names: Sequence[str]) -> dict[str, str]:
+    """Stems by name, with as few folders as make each the only one, or with all of them."""
+    stems: dict[str, str] = {}
+    for depth in range(1, max(len(_parts(name)) for name in names) + 1):
+        deeper = {name: _stem(name, depth) for name in names}
+        counts = Counter(stem.lower() for stem in deeper.values())
+        for name, stem in deeper.items():
+            if counts[stem.lower()] == 1:
+                stems.setdefault(name, stem)
+    return {name: stems.get(name, _stem(name)) for name in names}
+
+
+def _stem(name: str, depth: int = 1) -> str:
+    """The last parts of a location without its ending, in characters that are safe everywhere."""
+    parts = _parts(name)[-depth:]
+    parts[-1] = Path(parts[-1]).stem
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", "_".join(parts))[:80] or "scan"
+
+
+def _parts(name: str) -> list[str]:
+    return [part for part in re.split(r"[/\\]+", name) if part not in ("", ".", "..")] or [name]
+
+
+def _new_name(path: Path, files: Sequence[str]) -> Path:
+    """Another name where a picture would take the place of a scan that is explained."""
+    taken = {os.path.realpath(local_path(name)) for name in files if is_local(name)}
+    while os.path.realpath(path) in taken:
+        path = path.with_name(f"{path.stem}_explained.png")
+    return path

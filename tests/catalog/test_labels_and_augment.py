@@ -46,7 +46,7 @@ class TestClasses:
         [
             ("x=glioma,no", ["no"], "'glioma'"),
             ("x=a+a,b", ["a", "b"], "named twice"),
-            ("x=a,x=b", ["a", "b"], "stands there twice"),
+            ("x=a,x=b", ["a", "b"], "is there twice"),
             ("x=,b", ["a", "b"], "NAME"),
             (None, ["a"], "at least two"),
             (None, [], "no labels"),

@@ -4,11 +4,14 @@ import json
 import os
 import time
 
+import boto3
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from braintumor_ray.catalog.build import load_catalog
+from braintumor_ray.catalog.listing import list_files
+from braintumor_ray.catalog.schema import write_catalog
 from braintumor_ray.decode.files import read_file
 from braintumor_ray.decode.types import DecodeLimits
 from braintumor_ray.errors import ResultsError
@@ -165,6 +168,78 @@ class TestDecodingFromAStore:
         write_atomically(uri, read_bytes(archive["uri"][0].as_py()) + b"\0")
         found = self.decode(bundle_path)(archive)
         assert found["reason"].to_pylist() == [None, watchful.CHANGED, *[None] * 4]
+
+
+PRINTABLE = [chr(code) for code in range(32, 127) if chr(code) != "/"]
+
+
+class TestKeys:
+    """A key may hold any character; each means itself."""
+
+    def test_every_printable_character(self, s3, tmp_path):
+        (scan,) = write_archive(tmp_path, 1)
+        keys = {f"a {letter} b{letter}.png" for letter in (*PRINTABLE, "é", "脑", "%41", "+%2B")}
+        root = f"s3://{s3[0]}/archive #1?x=%20+&y"
+        for key in sorted(keys):
+            write_atomically(f"{root}/glioma/{key}", scan.read_bytes() + key.encode())
+        catalog = load_catalog(root)
+        assert {*catalog["path"].to_pylist()} == {f"glioma/{key}" for key in keys}
+        assert {*catalog["label"].to_pylist()} == {"glioma"}
+        for uri, path in zip(catalog["uri"].to_pylist(), catalog["path"].to_pylist(), strict=True):
+            content = read_file(uri, DecodeLimits()).data
+            assert content == scan.read_bytes() + path.removeprefix("glioma/").encode()
+        assert not watchful.changed_files(catalog).any()
+
+    def test_a_table_names_them(self, s3, tmp_path):
+        (scan,) = write_archive(tmp_path, 1)
+        root = f"s3://{s3[0]}/set"
+        names = ("scan #1.png", "100%25.png", "a+b?.png")
+        for name in names:
+            write_atomically(f"{root}/x/{name}", scan.read_bytes())
+        rows = [f"x/{names[0]},a", f"{root}/x/{names[1]},b", f"{root}/x/{names[2]},c"]
+        write_atomically(f"{root}/t #1.csv", "\n".join(["path,label", *rows]).encode())
+        catalog = load_catalog(f"{root}/t #1.csv")
+        found = dict(zip(catalog["path"].to_pylist(), catalog["label"].to_pylist(), strict=True))
+        assert found == {f"x/{name}": label for name, label in zip(names, "abc", strict=True)}
+        assert catalog["size"].null_count == 0
+
+    def test_a_catalog_a_bundle_and_a_lease(self, s3, bundle_path, tmp_path):
+        place = f"s3://{s3[0]}/my results #1? 100%25+"
+        write_archive(tmp_path / "archive", 2)
+        catalog = load_catalog(tmp_path / "archive")
+        write_catalog(catalog, f"{place}/c #2.parquet")
+        assert load_catalog(f"{place}/c #2.parquet").equals(catalog)
+        for path in sorted(bundle_path.rglob("*")):
+            write_atomically(f"{place}/bundle/{path.name}", path.read_bytes())
+        assert load_bundle(f"{place}/bundle").fingerprint == load_bundle(bundle_path).fingerprint
+        with lease_on(place) as lease:
+            assert isinstance(lease, StoreLease)
+            assert read_bytes(f"{place}/lease.json")  # where pyarrow looks for it
+
+    def test_what_a_file_server_left_is_counted(self, s3):
+        root = f"s3://{s3[0]}/nas"
+        for key in ("a/1.png", "a/@eaDir/1.png/T.jpg", "#recycle/2.png", "x.zip", ".hidden"):
+            write_atomically(f"{root}/{key}", b"x")
+        found = list_files(root)
+        assert [file.path for file in found.files] == ["a/1.png"]
+        assert found.left_out == {"thumbnails and bins": 2, "archives to unpack": 1, "hidden": 1}
+
+    def test_a_key_with_an_empty_part_is_counted(self, s3):
+        client = boto3.client("s3")
+        for key in (
+            "x/a//b.png",
+            "x/a/c.png",
+            "x/ok/1.png",
+            "x/2.png",
+            "x/dir/",
+            "y//1.png",
+            "y/2.png",
+        ):
+            client.put_object(Bucket=s3[0], Key=key, Body=b"" if key.endswith("/") else b"x")
+        found = list_files(f"s3://{s3[0]}/x")
+        assert [file.path for file in found.files] == ["2.png", "a/c.png", "ok/1.png"]
+        assert found.left_out == {"keys with an empty part ('//')": 1}
+        assert [file.path for file in list_files(f"s3://{s3[0]}/y").files] == ["2.png"]
 
 
 @pytest.mark.ray
