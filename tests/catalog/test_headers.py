@@ -90,7 +90,7 @@ def test_a_file_over_the_limit_is_not_read_for_its_header(tmp_path, read):
     sparse(tmp_path / "huge.png", b"\x89PNG\r\n\x1a\n" + b"\0\xff\xff\xfftEXt", 10 * MiB)
     limits = DecodeLimits(max_bytes=3 * MiB)
     with build.HeaderReader(VolumeOptions(), limits) as reader:
-        found = [reader.probe_file(file) for file in list_files(str(tmp_path))]
+        found = [reader.probe_file(file) for file in list_files(str(tmp_path)).files]
     assert [probed.format for probed in found] == ["png", "tiff"]
     assert all("over the limit of 3145728" in probed.reason for probed in found)
     assert read["huge.tif"] <= HEAD_BYTES
