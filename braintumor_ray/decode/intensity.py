@@ -11,6 +11,10 @@ PERCENTILES = (0.5, 99.5)
 _MOST_VALUES = 4_000_000  # percentiles of more are no surer, only slower
 _VISIBLE = 4  # gray levels: noise and rounding stay below
 _BLANK_SHARE = 0.001
+# A scan in 4 bits (16 levels) still shows a head; masks, label maps and files that were scaled to
+# [0, 1] and then stored as bytes have fewer. Real scans at hand have over 40.
+_HANDFUL = 8
+_SAMPLED = 4_096  # pixels, of which almost every scan shows enough
 
 
 class Range(NamedTuple):
@@ -52,7 +56,41 @@ def to_gray(values: npt.NDArray[Any], between: Range) -> Gray:
     return np.rint(scaled.clip(0, 255)).astype(np.uint8)
 
 
+def why_blank(gray: Gray) -> str | None:
+    """Why a decoded picture shows nothing that could be scored, or None.
+
+    Either under 0.1% of its pixels stand out from the rest, or it has a handful of gray levels
+    only: a mask, a label map, or intensities that were scaled to [0, 1] before they were stored.
+
+    Args:
+        gray: uint8 (H, W).
+    """
+    if _shows_enough(gray):
+        return None
+    if is_blank(gray):
+        return "blank slice"
+    if np.count_nonzero(np.bincount(gray.ravel(), minlength=256)) <= _HANDFUL:
+        return "blank slice: only a handful of gray levels"
+    return None
+
+
 def is_blank(gray: Gray) -> bool:
     """Whether a slice shows nothing: under 0.1% of its pixels stand out from the rest."""
     level = np.median(gray)
     return bool((np.abs(gray - level) > _VISIBLE).mean() < _BLANK_SHARE)
+
+
+def _shows_enough(gray: Gray) -> bool:
+    """Whether a sample alone proves that a picture is not blank: whole counts cost a tenth more.
+
+    Wherever the median of the whole may be, the pixels of the sample outside every band around it
+    are enough for the whole.
+    """
+    step = max(1, int((gray.size / _SAMPLED) ** 0.5))
+    counts = np.bincount(gray[::step, ::step].ravel(), minlength=256)
+    if np.count_nonzero(counts) <= _HANDFUL:
+        return False
+    below = np.concatenate([[0], np.cumsum(counts)])
+    band = 2 * _VISIBLE + 1
+    most_alike = (below[band:] - below[:-band]).max()
+    return bool(below[-1] - most_alike >= _BLANK_SHARE * gray.size)
