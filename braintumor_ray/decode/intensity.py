@@ -67,11 +67,10 @@ def why_blank(gray: Gray) -> str | None:
     """
     if _shows_enough(gray):
         return None
-    if is_blank(gray):
-        return "blank slice"
-    if np.count_nonzero(np.bincount(gray.ravel(), minlength=256)) <= _HANDFUL:
+    levels = np.count_nonzero(np.bincount(gray.ravel(), minlength=256))
+    if 1 < levels <= _HANDFUL:
         return "blank slice: only a handful of gray levels"
-    return None
+    return "blank slice" if is_blank(gray) else None
 
 
 def is_blank(gray: Gray) -> bool:
