@@ -102,7 +102,8 @@ def probe_dicom(data: bytes, name: str, volumes: VolumeOptions) -> Probe:
 
 
 def _is_compressed(tags: Tags) -> bool:
-    return bool(tags.dataset.file_meta.TransferSyntaxUID.is_compressed)
+    syntax = tags.dataset.file_meta.TransferSyntaxUID
+    return bool(syntax.is_transfer_syntax and syntax.is_compressed)
 
 
 def _layout(tags: Tags, pixels: PixelElement) -> Layout | None:
@@ -363,6 +364,8 @@ def _decoded(dataset: Dataset, frame: int) -> Samples:
 
 
 def _check_length(tags: Tags, pixels: PixelElement, layout: Layout) -> None:
+    if not tags.dataset.file_meta.TransferSyntaxUID.is_transfer_syntax:
+        raise Unreadable("DICOM in a transfer syntax that is not readable here")
     undefined = pixels.length == UNDEFINED
     if _is_compressed(tags) and not undefined:
         raise Unreadable("damaged DICOM: compressed pixel data of fixed length")
@@ -375,7 +378,8 @@ def _check_length(tags: Tags, pixels: PixelElement, layout: Layout) -> None:
 def _rescaled(stored: Samples, item: Tags) -> tuple[Samples, bool]:
     """Values after the modality LUT, and whether gray levels keep their order.
 
-    A table that cannot be parsed, a slope of zero and an empty number count as absent.
+    A table that cannot be parsed, a slope of zero and an empty number count as absent; slope and
+    intercept go together (PS3.3, C.11.1).
     """
     if item.items("ModalityLUTSequence"):
         try:
@@ -384,7 +388,8 @@ def _rescaled(stored: Samples, item: Tags) -> tuple[Samples, bool]:
             item.unread.add("ModalityLUTSequence")
     slope = item.number("RescaleSlope") or 1.0
     intercept = item.number("RescaleIntercept") or 0.0
-    if (slope, intercept) == (1.0, 0.0):
+    one_of_two = ("RescaleSlope" in item) != ("RescaleIntercept" in item)
+    if one_of_two or (slope, intercept) == (1.0, 0.0):
         return stored, True
     return stored.astype(np.float64) * slope + intercept, slope > 0
 

@@ -37,7 +37,9 @@ def palette_gray(indices: npt.NDArray[Any], tags: Tags) -> Gray:
         return _segmented(indices, tags, bits)
     tables = [_entries(tags, f"{color}PaletteColorLookupTableData", count) for color in _COLORS]
     full = 2.0 ** _depth(tables, bits) - 1
-    luma = sum(weight * table.astype(np.float64) for weight, table in zip(_WEIGHTS, tables, strict=True))
+    luma = sum(
+        weight * table.astype(np.float64) for weight, table in zip(_WEIGHTS, tables, strict=True)
+    )
     gray = np.rint(np.asarray(luma) * (255 / full)).clip(0, 255).astype(np.uint8)
     if first >= 2**15 and indices.dtype.kind == "i":
         first -= 2**16

@@ -29,6 +29,7 @@ from braintumor_ray.decode.dicom_layout import (
     syntax_of_fragments,
 )
 from braintumor_ray.decode.dicom_tags import Tags
+from braintumor_ray.decode.sniff import dicom_element
 from braintumor_ray.decode.types import DecodeLimits, Unreadable
 
 _PIXEL_TAGS = {
@@ -36,6 +37,7 @@ _PIXEL_TAGS = {
     0x7FE00009: "DoubleFloatPixelData",
     0x7FE00010: "PixelData",
 }
+_META_LENGTH, _TRANSFER_SYNTAX, _CHARACTER_SET = 0x00020000, 0x00020010, 0x00080005
 _DELIMITER = b"\xfe\xff\xdd\xe0"  # after the last fragment
 _OPTIONAL_NUMBERS = (
     *("RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth"),
@@ -85,14 +87,21 @@ def read_dicom(
     """
     _quiet_pydicom()
     _check_deflated(data, limits)
-    stream = io.BytesIO(data)
-    until = _UntilPixels(stream, not pixels)
-    dataset = read_partial(stream, stop_when=until, force=True)
-    tags = Tags(dataset)
-    pixels_found = until.found or _pixel_element(tags)
-    if not Tags(dataset.file_meta).text("TransferSyntaxUID"):
-        dataset.file_meta.TransferSyntaxUID = _syntax_of(dataset, pixels_found)
-    return tags, pixels_found
+    try:
+        tags, found = _parsed(data, stop=not pixels)
+    except Exception:  # whatever pydicom raises: three elements decide how it reads all others
+        mended = _without_unusable(data)
+        if mended is None:
+            raise
+        tags, found = _parsed(mended, stop=not pixels)
+        tags.unread.add("SpecificCharacterSet")
+    found = found or _pixel_element(tags)
+    meta = tags.dataset.file_meta
+    written = pydicom.uid.UID(Tags(meta).text("TransferSyntaxUID"))
+    meant = written.is_valid and "." in written
+    syntax = written if meant else _syntax_of(tags.dataset, found)
+    meta.add_new(_TRANSFER_SYNTAX, "UI", syntax)
+    return tags, found
 
 
 def why_no_image(tags: Tags) -> str | None:
@@ -226,6 +235,8 @@ def _private_count(tags: Tags) -> int | None:
 
 def _csa_count(dataset: Dataset) -> int | None:
     """The same number in the CSA image header (0029,1010)."""
+    # Importing it warns of other parts of nibabel's DICOM readers.
+    warnings.filterwarnings("ignore", message="The DICOM readers are highly experimental")
     from nibabel.nicom import csareader
 
     try:
@@ -249,6 +260,33 @@ class _UntilPixels:
         value = self._stream.getvalue()[self._stream.tell() :] if length == UNDEFINED else b""
         self.found = PixelElement(_PIXEL_TAGS[tag], length, value, _DELIMITER in value)
         return True
+
+
+def _parsed(data: bytes, *, stop: bool) -> tuple[Tags, PixelElement | None]:
+    stream = io.BytesIO(data)
+    until = _UntilPixels(stream, stop)
+    return Tags(read_partial(stream, stop_when=until, force=True)), until.found
+
+
+def _without_unusable(data: bytes) -> bytes | None:
+    """The file without the length of its meta information and its character set.
+
+    The transfer syntax is written anew as what it should be. None where it is no such file.
+    """
+    if data[128:132] != b"DICM":
+        return None
+    at, kept = 132, [data[:132]]
+    while (found := dicom_element(data, at, "<")) and found[:2] <= (8, 5):
+        group, number, start, end = found
+        tag = group << 16 | number
+        if tag == _TRANSFER_SYNTAX:
+            value = data[start:end]
+            head = struct.pack("<HH2sH", group, number, b"UI", len(value))
+            kept.append(head + value)
+        elif tag not in (_META_LENGTH, _CHARACTER_SET):
+            kept.append(data[at:end])
+        at = end
+    return b"".join([*kept, data[at:]])
 
 
 def _pixel_element(tags: Tags) -> PixelElement | None:

@@ -38,6 +38,8 @@ _SLICED: dict[Plane, Shape] = {"axial": (2, 1, 0), "coronal": (1, 2, 0), "sagitt
 _GZIP = b"\x1f\x8b"
 _HEADER_BYTES = 540  # NIfTI-2; NIfTI-1 has 348
 _LONGEST_SIDE = 65_535
+_FARTHEST = 2**62  # no file is so long: reading there finds nothing
+_CODES = range(1, 6)  # of an affine; 0 is none, and others have no meaning (NIfTI-1.1)
 _QUATERNION_EXCESS = 0.01  # of its length; rounding to float32 leaves 1e-6
 _VOLUME_FRAMES = 4  # a volume may hold as many voxels as this many of the largest frames
 
@@ -139,7 +141,7 @@ def _orientation(header: Any) -> npt.NDArray[np.float64]:  # noqa: ANN401
     coded = [
         matrix(header)
         for code, matrix in (("sform_code", _sform), ("qform_code", _qform))
-        if header[code] > 0
+        if header[code] in _CODES
     ]
     for directions in coded or [np.diag([-1.0 if header.default_x_flip else 1.0, 1, 1])]:
         if np.isfinite(directions).all():
@@ -163,11 +165,11 @@ def _qform(header: Any) -> npt.NDArray[np.float64]:  # noqa: ANN401
     one that is far too long is none.
     """
     imaginary = np.array([header[f"quatern_{axis}"] for axis in "bcd"], np.float64)
-    length = float(np.sqrt(imaginary @ imaginary))
+    length = math.sqrt(float(imaginary @ imaginary))
     if not length <= 1 + _QUATERNION_EXCESS:  # also where it is not a number
         return np.full((3, 3), np.nan)
     imaginary /= max(length, 1.0)
-    real = np.sqrt(max(0.0, 1.0 - imaginary @ imaginary))
+    real = math.sqrt(max(0.0, 1.0 - float(imaginary @ imaginary)))
     turned: npt.NDArray[np.float64] = nibabel.quaternions.quat2mat([real, *imaginary])
     return turned * [1, 1, -1 if header["pixdim"][0] < 0 else 1]
 
@@ -185,7 +187,7 @@ def _check_size(shape: Shape, limits: DecodeLimits) -> None:
 def _mode(header: Any) -> str:  # noqa: ANN401
     try:
         kind = header.get_data_dtype()
-    except HeaderDataError as error:
+    except (HeaderDataError, KeyError) as error:
         raise Unreadable("NIfTI with an unknown kind of voxels") from error
     if kind.kind not in "iuf":
         raise Unreadable("NIfTI with color or complex voxels is not readable here")
@@ -228,7 +230,7 @@ def _offset(header: Any, stream: Any) -> int:  # noqa: ANN401
     least = header.sizeof_hdr + 4
     stated = float(header["vox_offset"])
     if stated >= least and math.isfinite(stated):
-        return int(stated)
+        return int(min(stated, _FARTHEST))
     try:
         return _behind_extensions(stream, least, header.endianness)
     except (OSError, EOFError, zlib.error, struct.error) as error:

@@ -28,13 +28,13 @@ _FOREIGN_FORMATS = (
     (b"\0\0\0\0", "zero bytes"),
 )
 _NIFTI_HEAD = 348
-_SHORT_VRS = frozenset(
-    (b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FL", b"FD", b"IS", b"LO", b"LT", b"PN")
-    + (b"SH", b"SL", b"SS", b"ST", b"TM", b"UI", b"UL", b"US")
-)  # two-byte length (PS3.5, 7.1.2)
-_LONG_VRS = frozenset(
-    (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
-)
+_SHORT_VRS = {  # two-byte length (PS3.5, 7.1.2)
+    *(b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FL", b"FD", b"IS", b"LO", b"LT", b"PN"),
+    *(b"SH", b"SL", b"SS", b"ST", b"TM", b"UI", b"UL", b"US"),
+}
+_LONG_VRS = {
+    *(b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"),
+}
 _FIRST = {  # what an object without preamble may begin with: all lower elements are retired
     *((2, element) for element in (0, 1, 2, 3, 0x10)),
     *((8, element) for element in (0, 1, 5, 6, 8, 0x12, 0x13, 0x14, 0x15, 0x16, 0x18, 0x20)),
@@ -73,17 +73,17 @@ def _is_bare_dicom(data: bytes) -> bool:
     if data[:1] not in (b"\x02", b"\x08", b"\0"):
         return False
     for order in "<>":
-        first = _element(data, 0, order)
+        first = dicom_element(data, 0, order)
         if first is None or first[:2] not in _FIRST:
             continue
-        second = _element(data, first[2], order)
+        second = dicom_element(data, first[3], order)
         if second and first[:2] < second[:2] < (0x7FE1, 0) and second[0] % 2 == 0:
             return True
     return False
 
 
-def _element(data: bytes, at: int, order: str) -> tuple[int, int, int] | None:
-    """Group, element and end of a data element of plausible VR and length, or None."""
+def dicom_element(data: bytes, at: int, order: str) -> tuple[int, int, int, int] | None:
+    """Group, element, and start and end of the value of a plausible data element, or None."""
     if len(data) < at + 8:
         return None
     group, element, implicit = struct.unpack_from(f"{order}HHI", data, at)
@@ -93,8 +93,8 @@ def _element(data: bytes, at: int, order: str) -> tuple[int, int, int] | None:
     elif vr in _LONG_VRS and data[at + 6 : at + 8] == b"\0\0" and len(data) >= at + 12:
         length, start = struct.unpack_from(f"{order}I", data, at + 8)[0], at + 12
     if length == _UNDEFINED and at:
-        return group, element, start  # a sequence: none of the first elements is one
-    return (group, element, start + length) if length <= _MOST_VALUE else None
+        return group, element, start, start  # a sequence: none of the first elements is one
+    return (group, element, start, start + length) if length <= _MOST_VALUE else None
 
 
 def _gunzipped_head(data: bytes) -> bytes:

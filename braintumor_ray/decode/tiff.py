@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL.TiffImagePlugin import COMPRESSION_INFO, TiffImageFile
+from PIL.TiffImagePlugin import COMPRESSION_INFO, OPEN_INFO, TiffImageFile
 
 from braintumor_ray.decode.types import DecodeLimits, Unreadable
 
@@ -28,10 +28,7 @@ _MOST_PAGES = 65_535
 _MOST_ENTRIES = 4_096
 _MIN_IS_WHITE, _MIN_IS_BLACK, _PALETTE = 0, 1, 3
 _LUMA_BGR = np.array([0.114, 0.587, 0.299])  # ITU-R BT.601
-_ORDINARY = {  # single samples that Pillow reads as they are: (SampleFormat, bits)
-    _MIN_IS_WHITE: {*((1, bits) for bits in (1, 2, 4, 8, 12, 16)), (3, 32)},
-    _MIN_IS_BLACK: {*((1, bits) for bits in (1, 2, 4, 8, 12, 16)), (2, 16), (2, 32), (3, 32)},
-}
+_MISTAKEN = ((2, 8), (1, 32))  # (SampleFormat, bits) that Pillow opens as another kind
 
 
 @dataclass(frozen=True)
@@ -95,8 +92,10 @@ def is_odd(page: Page) -> bool:
         return False
     if page.samples > 1:
         return page.format != 1 or page.bits > 16
-    kind = page.format, page.bits
-    return page.photometric in _ORDINARY and kind not in _ORDINARY[page.photometric]
+    if page.photometric not in (_MIN_IS_WHITE, _MIN_IS_BLACK):
+        return False
+    key = (page.file[:2], page.photometric, (page.format,), 1, (page.bits,), ())
+    return key not in OPEN_INFO or (page.format, page.bits) in _MISTAKEN
 
 
 def samples_of(page: Page, limits: DecodeLimits) -> npt.NDArray[Any]:
@@ -113,7 +112,8 @@ def samples_of(page: Page, limits: DecodeLimits) -> npt.NDArray[Any]:
     kind = np.dtype(f"{_KINDS[page.format]}{page.bits // 8}")
     if page.samples > 1 or page.bits == 64:
         return _by_opencv(page, kind)
-    renamed = _renamed(page, {_FORMAT: 1, _PHOTOMETRIC: _MIN_IS_BLACK, _ORIENTATION: 1})
+    known = 2 if page.bits == 32 else 1  # of this width, in either byte order
+    renamed = _renamed(page, {_FORMAT: known, _PHOTOMETRIC: _MIN_IS_BLACK, _ORIENTATION: 1})
     image = TiffImageFile(io.BytesIO(renamed))
     found = np.asarray(image)
     return found.astype(found.dtype.newbyteorder("=")).view(kind)
