@@ -8,6 +8,7 @@ silence and writes warnings to stderr; it is used for 16-bit color only, which P
 """
 
 import io
+import re
 import struct
 import zlib
 from collections.abc import Callable
@@ -47,8 +48,9 @@ _ORIENTATION_TAG = 0x0112
 _PHOTOMETRIC_TAG = 262
 _WIDE_MODES = ("I", "F")
 _EOI, _SOI = 0xD9, 0xD8
-# No marker: a stuffed byte, fill (the next byte decides) and restarts (T.81, table B.1).
-_NO_MARKER = np.isin(np.arange(256), (0x00, 0xFF, *range(0xD0, 0xD8)))
+# A marker, or a fill byte before one: neither a stuffed byte nor a restart (T.81, table B.1).
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7]", re.DOTALL)
+_FILL = 0xFF
 _TEM = 0x01  # the one marker of the others that has no segment
 # Entropy-coded bits that no decoder skips; holds no 0xFF, so no marker can arise.
 _PADDING = bytes((0x55, 0xA3, 0x1C, 0x72)) * 16
@@ -294,20 +296,19 @@ def _jpeg_end(data: bytes) -> int:
     Raises:
         Unreadable: there is none before the data end, or another picture begins.
     """
-    codes = np.frombuffer(data, np.uint8)
-    places = np.flatnonzero(codes[:-1] == 0xFF)  # all at once: a third of a search by pattern
-    places = places[~_NO_MARKER[codes[places + 1]]]
-    behind = 2
-    for place in places.tolist():
-        if place < behind:
-            continue  # inside of a segment
-        marker = data[place + 1]
+    at = 2
+    while found := _MARKER.search(data, at):
+        at = found.start()
+        marker = data[at + 1]
         if marker == _EOI:
-            return int(place)
+            return at
         if marker == _SOI:
             raise Unreadable("truncated JPEG: another picture begins before its end")
-        if marker != _TEM:
-            behind = place + 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+        if marker == _FILL:
+            at += 1
+        else:
+            at += 2
+            at += 0 if marker == _TEM else int.from_bytes(data[at : at + 2], "big")
     raise Unreadable("truncated JPEG: no end marker after the last scan")
 
 
