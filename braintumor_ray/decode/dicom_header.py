@@ -9,6 +9,8 @@ import re
 import struct
 import warnings
 import zlib
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import pydicom
@@ -233,12 +235,18 @@ def _private_count(tags: Tags) -> int | None:
     return value if isinstance(value, int) else None
 
 
-def _csa_count(dataset: Dataset) -> int | None:
-    """The same number in the CSA image header (0029,1010)."""
+@lru_cache(maxsize=1)
+def _csa_reader() -> Any:  # noqa: ANN401 - nibabel is not typed
     # Importing it warns of other parts of nibabel's DICOM readers.
     warnings.filterwarnings("ignore", message="The DICOM readers are highly experimental")
     from nibabel.nicom import csareader
 
+    return csareader
+
+
+def _csa_count(dataset: Dataset) -> int | None:
+    """The same number in the CSA image header (0029,1010)."""
+    csareader = _csa_reader()
     try:
         header = csareader.get_csa_header(dataset, "image")
         count = None if header is None else csareader.get_n_mosaic(header)

@@ -92,4 +92,4 @@ def _shows_enough(gray: Gray) -> bool:
     rows = gray[height // (2 * _ROWS) :: max(1, height // _ROWS)]
     bright = np.count_nonzero(rows > _DARK + 2 * _VISIBLE)
     enough = min(bright, np.count_nonzero(rows <= _DARK)) >= _BLANK_SHARE * gray.size
-    return enough and len(set(gray[height // 2].tobytes()[::4])) > _HANDFUL
+    return bool(enough and len(set(gray[height // 2].tobytes()[::4])) > _HANDFUL)

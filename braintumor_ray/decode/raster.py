@@ -234,8 +234,9 @@ def _narrow_gray(image: Image.Image) -> Gray:
         return _over_black(image)
     if image.mode not in ("L", "1", "RGB"):
         image = image.convert("RGB")
-    gray = image if image.mode == "L" else image.convert("L")
-    return np.array(gray)  # a copy: asarray would be read-only
+    if image.mode != "L":
+        image = image.convert("L")
+    return np.array(image)  # a copy: asarray would be read-only
 
 
 def _over_black(image: Image.Image) -> Gray:
