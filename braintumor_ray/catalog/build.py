@@ -1,6 +1,8 @@
 """The catalog: one row per scan (file, or frame of a multi-frame file), as Parquet."""
 
+import json
 import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -36,9 +38,10 @@ from braintumor_ray.types import Progress
 
 HEAD_BYTES = 64 * 1024
 _STEPS = (2**20, 16 * 2**20)  # read after the head where the header is longer
-HEADER_ANYWHERE = ("tiff",)  # the header may be at the end: the whole file, or nothing
+HEADER_ANYWHERE = ("tiff", "matlab")  # the header may be at the end: the whole file, or nothing
 LONG_HEADERS = ("dicom", "jpeg", "png")  # what comes before the pixels has no limit
 PROBE_WORKER = "braintumor_ray.catalog.build:probe_content"
+_UNREAD = b"unread_tags"  # in a catalog's metadata: files ("") and keywords, counted
 
 
 def load_catalog(
@@ -74,14 +77,27 @@ def build_catalog(
     probes = _probe_all(files, options, progress)
     labels = folder_labels([file.path for file in files])
     rows: list[dict[str, Any]] = []
+    unread: Counter[str] = Counter()
     for index, (file, found) in enumerate(zip(files, probes, strict=True)):
-        told = {"label": labels[index]} | (sidecar.rows[index] if sidecar else {})
-        rows += _rows(file, found, options, told)
+        told = {"label": found.tags.get("label") or labels[index]}
+        rows += _rows(file, found, options, told | (sidecar.rows[index] if sidecar else {}))
+        unread.update(["", *keywords] if (keywords := found.tags.get("unread", "").split()) else [])
     rows.sort(key=lambda row: (row["path"], row["frame"]))
     extra = [pa.field(name, pa.string()) for name in (sidecar.extra if sidecar else ())]
     table = pa.Table.from_pylist(rows, schema=pa.schema([*CATALOG_SCHEMA, *extra]))
     check_ids(table)
-    return table
+    note = json.dumps(unread).encode()
+    return table.replace_schema_metadata({**(table.schema.metadata or {}), _UNREAD: note})
+
+
+def unread_tags(catalog: pa.Table) -> str:
+    """One line on header attributes that could not be parsed when it was made; may be empty."""
+    counts = Counter(json.loads((catalog.schema.metadata or {}).get(_UNREAD, b"{}")))
+    files = counts.pop("", 0)
+    if not files:
+        return ""
+    named = ", ".join(f"{keyword} {count}" for keyword, count in counts.most_common(5))
+    return f"{files} files have attributes that could not be parsed, taken for absent: {named}"
 
 
 def _probe_all(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from braintumor_ray.catalog.options import CatalogOptions
-from braintumor_ray.cli.console import progress_bar, short_errors
+from braintumor_ray.cli.console import progress_bar, say, short_errors
 from braintumor_ray.cli.options import Json, Source, load_source, print_result, takes, value_counts
 
 if TYPE_CHECKING:
@@ -50,12 +50,15 @@ def catalog(
     as_json: Json = False,
 ) -> None:
     """List every scan of a source: one row per file, or per frame of a volume."""
+    from braintumor_ray.catalog.build import unread_tags
     from braintumor_ray.catalog.labels import remarks
     from braintumor_ray.catalog.listing import left_out_of
     from braintumor_ray.catalog.schema import write_catalog
 
     table = load_source(source, catalog_options)
     write_catalog(table, output)
+    if unread := unread_tags(table):
+        say(f"warning: {unread}")
     counts = value_counts(table, "label")
     left_out = left_out_of(table.schema)
     found = {"catalog": str(output), "scans": table.num_rows, "labels": counts}

@@ -34,6 +34,10 @@ def reader(name: str) -> Reader | None:
         from braintumor_ray.decode import nifti
 
         return Reader(nifti.open_nifti, nifti.probe_nifti)
+    if name == "matlab":
+        from braintumor_ray.decode import matlab
+
+        return Reader(matlab.open_matlab, matlab.probe_matlab)
     return None
 
 

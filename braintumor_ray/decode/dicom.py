@@ -1,36 +1,34 @@
 """DICOM to uint8 gray by pydicom: modality LUT, then the tagged window or a robust range.
 
-Compressed pixel data are decoded by pydicom's plugins; what is installed decides which transfer
-syntaxes are readable. Overlays are not drawn.
+Windows, rescaling and padding are for monochrome only (PS3.3, C.11.2.1.2); colors become their
+luma as they are stored. Compressed pixel data are decoded by pydicom's plugins; what is installed
+decides which transfer syntaxes are readable. Overlays are not drawn.
 """
 
+import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset
 from pydicom.pixels.decoders.base import get_decoder
-from pydicom.pixels.processing import (
-    apply_color_lut,
-    apply_modality_lut,
-    apply_voi,
-    apply_windowing,
-)
-from pydicom.pixels.utils import get_expected_length
+from pydicom.pixels.processing import apply_modality_lut, apply_voi, apply_windowing
+from pydicom.uid import RLELossless
 
+from braintumor_ray.decode.dicom_color import palette_gray
 from braintumor_ray.decode.dicom_header import (
-    PIXEL_KEYWORDS,
-    frame_count,
     functional_group,
     header_tags,
     is_directory,
-    mode_of,
+    mosaic_tiles,
     read_dicom,
-    text_of,
     why_no_image,
     why_skipped,
 )
-from braintumor_ray.decode.intensity import Range, is_blank, robust_range, to_gray
+from braintumor_ray.decode.dicom_layout import UNDEFINED, Layout, PixelElement, layout_of
+from braintumor_ray.decode.dicom_tags import Tags
+from braintumor_ray.decode.intensity import Range, robust_range, to_gray, why_blank
 from braintumor_ray.decode.types import (
     DEFAULT_LIMITS,
     Decoded,
@@ -42,10 +40,12 @@ from braintumor_ray.decode.types import (
     VolumeOptions,
 )
 
-Samples = npt.NDArray[np.generic]
+Samples = npt.NDArray[Any]
+Mask = npt.NDArray[np.bool_]
 _RANGE_FRAMES = 16  # of a multi-frame object, spread evenly: all frames share one range
 _RANGE_VALUES = 250_000  # from each of them
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
+_UNCUT = "Siemens mosaic whose number of slices is not known: not cut"
 
 
 def open_dicom(
@@ -62,47 +62,77 @@ def open_dicom(
     Raises:
         Unreadable: no pixel data, fewer than the header says, or too large.
     """
-    dataset, _ = read_dicom(data, limits)
-    missing = None if is_directory(dataset) else why_no_image(dataset)
-    if missing:
-        raise Unreadable(missing)
-    mode, skipped = mode_of(dataset), why_skipped(dataset)
-    if skipped:
-        return lambda frame: Decoded(None, skipped, name, mode, "skipped")
-    limits.check_pixels(int(dataset.Columns), int(dataset.Rows))
-    _check_length(dataset)
-    frames = _Frames(dataset)
+    tags, pixels = read_dicom(data, limits)
+    if pixels is None and not is_directory(tags):
+        raise Unreadable(str(why_no_image(tags)))
+    skipped = why_skipped(tags)
+    if skipped or pixels is None:
+        return lambda frame: Decoded(None, skipped, name, _mode(tags, pixels), "skipped")
+    layout = _layout(tags, pixels)
+    if layout is None:
+        return lambda frame: Decoded(None, _UNCUT, name, _mode(tags, pixels), "skipped")
+    limits.check_pixels(layout.columns, layout.rows)
+    _check_length(tags, pixels, layout)
+    frames = _Frames(tags, layout)
 
     def decode_frame(frame: int) -> Decoded:
         gray = frames.gray(frame)
-        if is_blank(gray):
-            return Decoded(None, "blank slice", name, mode, "skipped")
-        return Decoded(gray, format=name, mode=mode)
+        blank = why_blank(gray)
+        if blank:
+            return Decoded(None, blank, name, layout.mode, "skipped")
+        return Decoded(gray, format=name, mode=layout.mode)
 
     return decode_frame
 
 
 def probe_dicom(data: bytes, name: str, volumes: VolumeOptions) -> Probe:
     """Read a DICOM header; an object without pixels has a reason, and tags all the same."""
-    dataset, pixels_follow = read_dicom(data, DEFAULT_LIMITS, pixels=False)
-    tags = header_tags(dataset)
-    if is_directory(dataset):
-        return Probe(name, frames=1, tags=tags)
-    if not pixels_follow:
-        return Probe(name, reason=why_no_image(dataset), tags=tags)
-    size = int(dataset.Columns), int(dataset.Rows)
-    return Probe(name, mode_of(dataset), *size, frames=frame_count(dataset), tags=tags)
+    tags, pixels = read_dicom(data, DEFAULT_LIMITS, pixels=False)
+    if is_directory(tags):
+        return Probe(name, frames=1, tags=header_tags(tags))
+    if pixels is None:
+        return Probe(name, reason=why_no_image(tags), tags=header_tags(tags))
+    try:
+        layout = _layout(tags, pixels) or layout_of(tags, pixels, _is_compressed(tags))
+    except Unreadable as error:
+        return Probe(name, reason=str(error), tags=header_tags(tags))
+    width, height = layout.columns // layout.grid, layout.rows // layout.grid
+    count = layout.tiles or layout.frames
+    return Probe(name, layout.mode, width, height, frames=count, tags=header_tags(tags))
+
+
+def _is_compressed(tags: Tags) -> bool:
+    syntax = tags.dataset.file_meta.TransferSyntaxUID
+    return bool(syntax.is_transfer_syntax and syntax.is_compressed)
+
+
+def _layout(tags: Tags, pixels: PixelElement) -> Layout | None:
+    """The layout; None for a mosaic that cannot be cut for sure."""
+    layout = layout_of(tags, pixels, _is_compressed(tags))
+    tiles = mosaic_tiles(tags)
+    if tiles is None or layout.samples > 1:
+        return layout if tiles is not None else None
+    found = replace(layout, tiles=tiles)
+    fits = not (found.rows % found.grid or found.columns % found.grid)
+    return found if fits else None
+
+
+def _mode(tags: Tags, pixels: PixelElement | None) -> str | None:
+    """The mode of what is skipped, which need not be readable."""
+    try:
+        return layout_of(tags, pixels, _is_compressed(tags)).mode if pixels else None
+    except Unreadable:
+        return None
 
 
 class _Frames:
-    """The frames of a parsed object as gray images."""
+    """The frames of a parsed object, or the slices of a mosaic, as gray images."""
 
-    def __init__(self, dataset: Dataset) -> None:
-        self._dataset = dataset
-        self._count = frame_count(dataset)
-        self._photometric = text_of(dataset, "PhotometricInterpretation")
+    def __init__(self, tags: Tags, layout: Layout) -> None:
+        self._tags, self._layout = tags, layout
+        self._words = _Words(tags, layout)
         self._range: Range | None = None
-        self._latest: tuple[int, Samples] | None = None
+        self._latest: tuple[int, Gray] | None = None
 
     def gray(self, frame: int) -> Gray:
         """uint8 (H, W) of one frame.
@@ -110,62 +140,213 @@ class _Frames:
         Raises:
             Unreadable: there is no such frame, or its pixel data cannot be decoded.
         """
-        if not 0 <= frame < self._count:
-            raise Unreadable(f"frame {frame} is out of range: the file has {self._count}")
-        stored = self._stored(frame)
-        item = functional_group(self._dataset, frame, "PixelValueTransformationSequence")
-        if self._is_eight_bit(item):
-            whole = Range(0.0, 2.0 ** int(self._dataset.BitsStored) - 1)
-        else:
-            whole = None
-        values = apply_modality_lut(stored, item)
-        voi = functional_group(self._dataset, frame, "FrameVOILUTSequence")
-        gray = tagged_window(values, voi)
-        if gray is None:
-            gray = to_gray(stored, whole) if whole else to_gray(values, self._shared_range())
-        return 255 - gray if self._photometric == "MONOCHROME1" else gray
+        count = self._layout.tiles or self._layout.frames
+        if not 0 <= frame < count:
+            raise Unreadable(f"frame {frame} is out of range: the file has {count}")
+        if not self._layout.tiles:
+            return self._drawn(frame)
+        if self._latest is None:
+            self._latest = (0, self._drawn(0))
+        return _tile(self._latest[1], frame, self._layout.grid)
 
-    def _is_eight_bit(self, item: Dataset) -> bool:
+    def _drawn(self, frame: int) -> Gray:
+        photometric = self._layout.photometric
+        if photometric == "PALETTE COLOR":
+            return palette_gray(self._words.values(frame)[0], self._tags)
+        if self._layout.samples > 1:
+            return self._luma(self._words.colors(frame))
+        stored, padding = self._words.values(frame)
+        gray = self._monochrome(frame, stored, padding)
+        gray = 255 - gray if photometric == "MONOCHROME1" else gray
+        if padding is not None:
+            gray[padding] = 0  # background, whichever end of the scale is black
+        return gray
+
+    def _monochrome(self, frame: int, stored: Samples, padding: Mask | None) -> Gray:
+        item = functional_group(self._tags, frame, "PixelValueTransformationSequence")
+        values, rising = _rescaled(stored, item)
+        gray = tagged_window(values, functional_group(self._tags, frame, "FrameVOILUTSequence"))
+        if gray is not None and _shows(gray, values, padding):
+            return gray
+        if self._is_eight_bit() and rising:
+            return to_gray(stored, Range(0.0, 2.0**self._layout.stored - 1))
+        return to_gray(values, self._shared_range())
+
+    def _luma(self, samples: Samples) -> Gray:
+        luma = samples[..., :3].astype(np.float32) @ _LUMA
+        bits = self._layout.stored
+        return to_gray(np.rint(luma), Range(0.0, 2.0**bits - 1))
+
+    def _is_eight_bit(self) -> bool:
         """Whether the stored values are gray levels as they are."""
-        dataset = self._dataset
-        small = int(dataset.BitsStored) <= 8 and not dataset.get("PixelRepresentation")
-        return (
-            small and "ModalityLUTSequence" not in item and float(item.get("RescaleSlope") or 1) > 0
-        )
+        layout = self._layout
+        return layout.stored <= 8 and not layout.signed and layout.keyword == "PixelData"
 
     def _shared_range(self) -> Range:
         if self._range is None:
-            chosen = np.linspace(0, self._count - 1, min(self._count, _RANGE_FRAMES)).astype(int)
+            count = self._layout.frames
+            chosen = np.linspace(0, count - 1, min(count, _RANGE_FRAMES)).astype(int)
             parts = [self._sample(int(frame)) for frame in np.unique(chosen)]
-            self._range = robust_range(np.concatenate(parts))
+            values = np.concatenate(parts)
+            self._range = robust_range(values) if values.size else Range(0.0, 0.0)
         return self._range
 
     def _sample(self, frame: int) -> npt.NDArray[np.float32]:
         try:
-            stored = self._stored(frame)
+            stored, padding = self._words.values(frame)
         except Unreadable:
             return np.empty(0, np.float32)  # it costs only itself
-        kept = stored.ravel()
-        padding = self._dataset.get("PixelPaddingValue")
-        if padding is not None:  # PS3.3, C.7.5.1.1.2: no part of the image
-            kept = kept[kept != int(padding)]
+        kept = stored.ravel() if padding is None else stored[~padding]
         kept = kept[:: max(1, kept.size // _RANGE_VALUES)]
-        item = functional_group(self._dataset, frame, "PixelValueTransformationSequence")
-        return np.asarray(apply_modality_lut(kept, item), dtype=np.float32)
+        item = functional_group(self._tags, frame, "PixelValueTransformationSequence")
+        return np.asarray(_rescaled(kept, item)[0], dtype=np.float32)
 
-    def _stored(self, frame: int) -> Samples:
-        """Stored values (H, W); color as its luma."""
+
+def _shows(gray: Gray, values: Samples, padding: Mask | None) -> bool:
+    """Whether a window shows anything of what there is to be seen."""
+    if padding is not None:
+        gray, values = gray[~padding], values[~padding]
+    return bool(gray.size and (np.ptp(gray) or not np.ptp(values)))
+
+
+def _tile(whole: Gray, index: int, grid: int) -> Gray:
+    """One slice of a mosaic, which are laid out row by row."""
+    height, width = whole.shape[0] // grid, whole.shape[1] // grid
+    row, column = divmod(index, grid)
+    cut = whole[row * height : (row + 1) * height, column * width : (column + 1) * width]
+    return np.ascontiguousarray(cut)
+
+
+class _Words:
+    """The stored values of an object's frames, and which of them are padding."""
+
+    def __init__(self, tags: Tags, layout: Layout) -> None:
+        self._layout = layout
+        self._padding = _padding_of(tags, layout)
+        self._plain = _plain_dataset(tags, layout)
+        self._syntax = tags.dataset.file_meta.TransferSyntaxUID
+        # Decoders of JPEG and its kin give samples; elsewhere whole words lie in the file.
+        self._in_words = not self._syntax.is_compressed or self._syntax == RLELossless
+        self._in_words &= layout.samples == 1 and layout.allocated in (8, 16, 32)
+        self._in_words &= layout.keyword == "PixelData"
+        if self._in_words:
+            self._plain.BitsStored = layout.allocated
+        self._shift: int | None = None
+        self._latest: tuple[int, Samples, Mask | None] | None = None
+
+    def values(self, frame: int) -> tuple[Samples, Mask | None]:
+        """Stored values (H, W) and the mask of padding, None where there is none."""
         if self._latest is None or self._latest[0] != frame:
-            self._latest = (frame, self._luma(_decoded(self._dataset, frame)))
-        return self._latest[1]
+            self._latest = (frame, *self._read(frame))
+        return self._latest[1:]
 
-    def _luma(self, samples: Samples) -> Samples:
-        if self._photometric == "PALETTE COLOR":
-            samples = apply_color_lut(samples, self._dataset)
-        if samples.ndim == 2:
-            return samples
-        luma = samples[..., :3].astype(np.float32) @ _LUMA
-        return np.rint(luma).astype(samples.dtype)
+    def colors(self, frame: int) -> Samples:
+        """Samples (H, W, 3) as RGB."""
+        return _decoded(self._plain, frame)
+
+    def _read(self, frame: int) -> tuple[Samples, Mask | None]:
+        if self._layout.keyword != "PixelData":
+            values = self._floats(frame)
+            return values, self._mask(values, values)
+        words = self._decoded(frame)
+        values = self._cut(words) if self._in_words else words
+        return values, self._mask(words, values)
+
+    def _decoded(self, frame: int) -> Samples:
+        words = _decoded(self._plain, frame)
+        if words.ndim > 2:  # compressed colors under a monochrome header
+            raise Unreadable("damaged DICOM: its pixel data have colors, its header has none")
+        return words.astype(words.dtype.newbyteorder("="), copy=False)
+
+    def _cut(self, words: Samples) -> Samples:
+        """The bits of the sample out of the words (PS3.5, 8.1.1); others may hold anything."""
+        layout = self._layout
+        if self._shift is None:
+            self._shift = self._lowest_bit()
+        above = layout.allocated - layout.stored - self._shift
+        if not above and not self._shift:
+            return words
+        return (words << above) >> (above + self._shift)
+
+    def _lowest_bit(self) -> int:
+        shift = self._layout.high + 1 - self._layout.stored
+        if not shift:
+            return 0
+        words = self._decoded(0)  # whichever frame is wanted: all must be cut alike
+        bits = words.view(f"u{words.itemsize}")
+        if bits.max() < 2**self._layout.stored and (bits & (2**shift - 1)).any():
+            return 0  # HighBit is wrong: nothing reaches it, and bits below the sample are in use
+        return shift
+
+    def _mask(self, words: Samples, values: Samples) -> Mask | None:
+        if self._padding is None:
+            return None
+        ends, size = self._padding, 2**self._layout.allocated
+        where = values
+        if not any(_fits(end, self._layout) for end in ends):
+            if min(ends) < -size // 2 or max(ends) >= size:
+                return None
+            # Outside the bits in use: only the whole words can hold it.
+            where, ends = words.view(f"u{words.itemsize}"), tuple(end % size for end in ends)
+        mask = (where >= min(ends)) & (where <= max(ends))
+        return mask if mask.any() else None
+
+    def _floats(self, frame: int) -> Samples:
+        layout = self._layout
+        order = "<" if self._syntax.is_little_endian else ">"
+        each = layout.rows * layout.columns * layout.samples
+        kind = np.dtype(f"{order}f{layout.allocated // 8}")
+        data = self._plain[layout.keyword].value
+        values = np.frombuffer(data, kind, each, frame * each * kind.itemsize)
+        return values.reshape(layout.rows, layout.columns).astype(kind.newbyteorder("="))
+
+
+def _fits(value: float, layout: Layout) -> bool:
+    if layout.keyword != "PixelData":
+        return True
+    low = -(2 ** (layout.stored - 1)) if layout.signed else 0
+    return low <= value < low + 2**layout.stored
+
+
+_PADDING = {
+    "PixelData": ("PixelPaddingValue", "PixelPaddingRangeLimit"),
+    "FloatPixelData": ("FloatPixelPaddingValue", "FloatPixelPaddingRangeLimit"),
+    "DoubleFloatPixelData": ("DoubleFloatPixelPaddingValue", "DoubleFloatPixelPaddingRangeLimit"),
+}
+
+
+def _padding_of(tags: Tags, layout: Layout) -> tuple[float, ...] | None:
+    """Both ends of the stored values that are no part of the image (PS3.3, C.7.5.1.1.2)."""
+    if layout.samples > 1 or layout.photometric == "PALETTE COLOR":
+        return None
+    value, limit = (tags.number(keyword) for keyword in _PADDING[layout.keyword])
+    if value is None:
+        return None
+    return tuple(_as_stored(end, layout) for end in (value, value if limit is None else limit))
+
+
+def _as_stored(value: float, layout: Layout) -> float:
+    """A padding value in the signedness of the pixels: files hold it in either."""
+    if _fits(value, layout):
+        return value
+    other = value + 2**16 if value < 0 else value - 2**16
+    return other if _fits(other, layout) else value
+
+
+def _plain_dataset(tags: Tags, layout: Layout) -> Dataset:
+    """What pydicom's decoders need and no more, every attribute as `layout` has it."""
+    plain = Dataset()
+    plain.file_meta = tags.dataset.file_meta
+    plain.Rows, plain.Columns = layout.rows, layout.columns
+    plain.NumberOfFrames = layout.frames
+    plain.SamplesPerPixel, plain.PlanarConfiguration = layout.samples, int(layout.planar)
+    plain.PhotometricInterpretation = layout.photometric
+    plain.BitsAllocated, plain.BitsStored = layout.allocated, layout.stored
+    plain.HighBit, plain.PixelRepresentation = layout.stored - 1, int(layout.signed)
+    for keyword in (layout.keyword, "ExtendedOffsetTable", "ExtendedOffsetTableLengths"):
+        if keyword in tags:
+            plain.add(tags.dataset[keyword])
+    return plain
 
 
 def _decoded(dataset: Dataset, frame: int) -> Samples:
@@ -182,36 +363,54 @@ def _decoded(dataset: Dataset, frame: int) -> Samples:
         raise Unreadable("damaged DICOM: the pixel data cannot be decoded") from error
 
 
-def _check_length(dataset: Dataset) -> None:
-    keyword = next(key for key in PIXEL_KEYWORDS if key in dataset)
-    element = dataset[keyword]
-    if dataset.file_meta.TransferSyntaxUID.is_compressed and not element.is_undefined_length:
+def _check_length(tags: Tags, pixels: PixelElement, layout: Layout) -> None:
+    if not tags.dataset.file_meta.TransferSyntaxUID.is_transfer_syntax:
+        raise Unreadable("DICOM in a transfer syntax that is not readable here")
+    undefined = pixels.length == UNDEFINED
+    if _is_compressed(tags) and not undefined:
         raise Unreadable("damaged DICOM: compressed pixel data of fixed length")
-    if not element.is_undefined_length and len(element.value) < get_expected_length(dataset):
+    if undefined and not _is_compressed(tags):
+        raise Unreadable("damaged DICOM: compressed pixel data, and no word of how")
+    if not undefined and pixels.length < layout.native_bytes(layout.frames):
         raise Unreadable("truncated DICOM: fewer pixel data than its header says")
 
 
-def tagged_window(values: npt.NDArray[Any], item: Dataset) -> Gray | None:
+def _rescaled(stored: Samples, item: Tags) -> tuple[Samples, bool]:
+    """Values after the modality LUT, and whether gray levels keep their order.
+
+    A table that cannot be parsed, a slope of zero and an empty number count as absent; slope and
+    intercept go together (PS3.3, C.11.1).
+    """
+    if item.items("ModalityLUTSequence"):
+        try:
+            return apply_modality_lut(stored, item.dataset), False
+        except (ValueError, TypeError, AttributeError, KeyError, IndexError):
+            item.unread.add("ModalityLUTSequence")
+    slope = item.number("RescaleSlope") or 1.0
+    intercept = item.number("RescaleIntercept") or 0.0
+    one_of_two = ("RescaleSlope" in item) != ("RescaleIntercept" in item)
+    if one_of_two or (slope, intercept) == (1.0, 0.0):
+        return stored, True
+    return stored.astype(np.float64) * slope + intercept, slope > 0
+
+
+def tagged_window(values: npt.NDArray[Any], item: Tags) -> Gray | None:
     """Apply the first tagged window, else the first VOI lookup table.
 
     Args:
         values: (H, W), after the modality LUT.
-        item: the dataset, or the frame's VOI functional group.
+        item: the object, or the frame's VOI functional group.
 
     Returns:
-        uint8 (H, W); None where nothing usable is tagged, or where it would show nothing at all.
+        uint8 (H, W); None where nothing usable is tagged.
     """
     gray = _windowed(values, item)
-    if gray is None:
-        gray = _looked_up(values, item)
-    if gray is None or (gray.min() == gray.max() and values.min() != values.max()):
-        return None
-    return gray
+    return _looked_up(values, item) if gray is None else gray
 
 
-def _windowed(values: npt.NDArray[Any], item: Dataset) -> Gray | None:
-    center, width = (_first_number(item.get(key)) for key in ("WindowCenter", "WindowWidth"))
-    function = str(item.get("VOILUTFunction") or "LINEAR").upper()
+def _windowed(values: npt.NDArray[Any], item: Tags) -> Gray | None:
+    center, width = (item.number(key) for key in ("WindowCenter", "WindowWidth"))
+    function = (item.text("VOILUTFunction") or "LINEAR").upper()
     least = 1 if function == "LINEAR" else np.finfo(float).tiny
     if center is None or width is None or width < least:
         return None
@@ -222,24 +421,28 @@ def _windowed(values: npt.NDArray[Any], item: Dataset) -> Gray | None:
     window.WindowCenter, window.WindowWidth = center, width
     known = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
     window.VOILUTFunction = function if function in known else "LINEAR"
-    shown = apply_windowing(values.astype(np.float64), window)
+    shown = apply_windowing(_finite(values), window)
     return np.rint(shown.clip(0, 255)).astype(np.uint8)
 
 
-def _looked_up(values: npt.NDArray[Any], item: Dataset) -> Gray | None:
-    if not item.get("VOILUTSequence") or values.dtype.kind not in "iuf":
-        return None
-    bits = int(item.VOILUTSequence[0].LUTDescriptor[2])
-    shown = apply_voi(np.rint(values).astype(np.int64), item)
-    return np.rint(shown * (255 / (2**bits - 1))).clip(0, 255).astype(np.uint8)
+def _finite(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """As float64; what is no number counts as the lowest."""
+    numbers = values.astype(np.float64)
+    if values.dtype.kind != "f" or np.isfinite(numbers).all():
+        return numbers
+    low = numbers.min(where=np.isfinite(numbers), initial=math.inf)
+    return np.nan_to_num(numbers, nan=low if math.isfinite(low) else 0.0)
 
 
-def _first_number(value: Any) -> float | None:  # noqa: ANN401 - whatever a tag holds
-    if value is None or isinstance(value, str):
+def _looked_up(values: npt.NDArray[Any], item: Tags) -> Gray | None:
+    tables = item.items("VOILUTSequence")
+    if not tables or values.dtype.kind not in "iuf":
         return None
+    descriptor = tables[0].numbers("LUTDescriptor")
     try:
-        first = next(iter(value)) if hasattr(value, "__iter__") else value
-        number = float(first)
-    except (TypeError, ValueError, StopIteration):
-        return None  # an empty or garbled window: as good as none
-    return number if np.isfinite(number) else None
+        shown = apply_voi(np.rint(_finite(values)).astype(np.int64), item.dataset)
+    except (ValueError, TypeError, AttributeError, KeyError, IndexError, NotImplementedError):
+        item.unread.add("VOILUTSequence")
+        return None
+    bits = max(int(descriptor[2]), int(shown.max()).bit_length())
+    return np.rint(shown * (255 / (2**bits - 1))).clip(0, 255).astype(np.uint8)

@@ -6,9 +6,10 @@ Values of tags never reach a reason, a warning or a log line: they may name peop
 import io
 import logging
 import re
+import struct
 import warnings
 import zlib
-from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -23,16 +24,28 @@ from pydicom.uid import (
     MediaStorageDirectoryStorage,
 )
 
+from braintumor_ray.decode.dicom_layout import (
+    PIXEL_KEYWORDS,
+    UNDEFINED,
+    PixelElement,
+    syntax_of_fragments,
+)
+from braintumor_ray.decode.dicom_tags import Tags
+from braintumor_ray.decode.sniff import dicom_element
 from braintumor_ray.decode.types import DecodeLimits, Unreadable
 
-MOST_FRAMES = 65_535
-PIXEL_KEYWORDS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
-_PIXEL_TAGS = (0x7FE00008, 0x7FE00009, 0x7FE00010)
+_PIXEL_TAGS = {
+    0x7FE00008: "FloatPixelData",
+    0x7FE00009: "DoubleFloatPixelData",
+    0x7FE00010: "PixelData",
+}
+_META_LENGTH, _TRANSFER_SYNTAX, _CHARACTER_SET = 0x00020000, 0x00020010, 0x00080005
+_DELIMITER = b"\xfe\xff\xdd\xe0"  # after the last fragment
+_OPTIONAL_NUMBERS = (
+    *("RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth"),
+    *("PixelPaddingValue", "PixelPaddingRangeLimit"),
+)
 _CODE = re.compile(r"[A-Z0-9_ ]{1,16}")  # VR CS, PS3.5 table 6.2-1
-_PHOTOMETRIC = (
-    "MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB",
-    "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT",
-)  # fmt: skip
 _LOCALIZER = re.compile(
     r"(?<![a-z])(locali[sz]ers?|loc|scouts?|surveys?|topograms?"
     r"|(3|three|tri)[ _-]?(plane|pl)([ _-]?loc)?)(?![a-z])"
@@ -57,7 +70,9 @@ _PERSONAL = (
 )
 
 
-def read_dicom(data: bytes, limits: DecodeLimits, *, pixels: bool = True) -> tuple[Dataset, bool]:
+def read_dicom(
+    data: bytes, limits: DecodeLimits, *, pixels: bool = True
+) -> tuple[Tags, PixelElement | None]:
     """Parse a DICOM file, with or without preamble and meta information (PS3.10, 7.1).
 
     Args:
@@ -66,160 +81,239 @@ def read_dicom(data: bytes, limits: DecodeLimits, *, pixels: bool = True) -> tup
         pixels: also read the pixel data.
 
     Returns:
-        The dataset, with a transfer syntax in its `file_meta`, and whether pixel data follow what
-        was read (only without `pixels`).
+        The attributes of a dataset with a transfer syntax in its `file_meta`, and its pixel data
+        (without `pixels` only what follows the header says of them); None where it has none.
 
     Raises:
         Unreadable: a deflated file that is damaged or too large.
     """
     _quiet_pydicom()
     _check_deflated(data, limits)
-    until = _UntilPixels(not pixels)
-    dataset = read_partial(io.BytesIO(data), stop_when=until, force=True)
-    if "TransferSyntaxUID" not in dataset.file_meta:
-        dataset.file_meta.TransferSyntaxUID = _syntax_of(dataset)
-    return dataset, until.reached
+    try:
+        tags, found = _parsed(data, stop=not pixels)
+    except Exception:  # whatever pydicom raises: three elements decide how it reads all others
+        mended = _without_unusable(data)
+        if mended is None:
+            raise
+        tags, found = _parsed(mended, stop=not pixels)
+        tags.unread.add("SpecificCharacterSet")
+    found = found or _pixel_element(tags)
+    meta = tags.dataset.file_meta
+    written = pydicom.uid.UID(Tags(meta).text("TransferSyntaxUID"))
+    meant = written.is_valid and "." in written
+    syntax = written if meant else _syntax_of(tags.dataset, found)
+    meta.add_new(_TRANSFER_SYNTAX, "UI", syntax)
+    return tags, found
 
 
-def why_no_image(dataset: Dataset) -> str | None:
+def why_no_image(tags: Tags) -> str | None:
     """Why there is nothing to decode, or None where there are pixel data."""
-    if any(keyword in dataset for keyword in PIXEL_KEYWORDS):
+    if any(keyword in tags for keyword in PIXEL_KEYWORDS):
         return None
-    uid = dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID")
-    if uid is None:
+    uid = tags.text("SOPClassUID") or Tags(tags.dataset.file_meta).text("MediaStorageSOPClassUID")
+    if not uid:
         return "damaged DICOM: neither pixel data nor the kind of object"
     if "Image Storage" in pydicom.uid.UID(uid).name:
         return "DICOM image without its pixel data (cut off, or header only)"
     return "DICOM without pixel data (not an image)"
 
 
-def why_skipped(dataset: Dataset) -> str | None:
+def why_skipped(tags: Tags) -> str | None:
     """Why a readable object is not to be scored, or None."""
-    if is_directory(dataset):
+    if is_directory(tags):
         return "DICOMDIR: lists files, is no scan"
-    modality = text_of(dataset, "Modality").upper()
+    modality = tags.text("Modality").upper()
     if modality not in ("", "MR"):
         return "not MR: another modality"
-    if _is_localizer(dataset):
+    if _is_localizer(tags):
         return "localizer"
     return None
 
 
-def is_directory(dataset: Dataset) -> bool:
+def is_directory(tags: Tags) -> bool:
     """Whether this is a DICOMDIR (PS3.10, 8.6), whatever the file is called."""
-    uid = dataset.file_meta.get("MediaStorageSOPClassUID")
-    return bool(uid == MediaStorageDirectoryStorage) or "DirectoryRecordSequence" in dataset
+    uid = Tags(tags.dataset.file_meta).text("MediaStorageSOPClassUID")
+    return bool(uid == MediaStorageDirectoryStorage) or "DirectoryRecordSequence" in tags
 
 
-def frame_count(dataset: Dataset) -> int:
-    """Frames in the object.
-
-    Raises:
-        Unreadable: not a number that can be meant.
-    """
-    count = int(dataset.get("NumberOfFrames") or 1)
-    if not 0 < count <= MOST_FRAMES:
-        raise Unreadable("damaged DICOM: impossible number of frames")
-    return count
-
-
-def functional_group(dataset: Dataset, frame: int, keyword: str) -> Dataset:
+def functional_group(tags: Tags, frame: int, keyword: str) -> Tags:
     """Where a frame's attributes stand (PS3.3, C.7.6.16): its own group, the shared one, or above.
 
     Args:
-        dataset: the object.
+        tags: the object.
         frame: from 0.
         keyword: of the functional group's sequence, such as 'FrameVOILUTSequence'.
     """
-    own = dataset.get("PerFrameFunctionalGroupsSequence") or []
-    shared = dataset.get("SharedFunctionalGroupsSequence") or []
-    for groups in [*own[frame : frame + 1], *shared[:1]]:
-        if groups.get(keyword):
-            item: Dataset = groups[keyword][0]
+    own = tags.item("PerFrameFunctionalGroupsSequence", frame)
+    shared = tags.item("SharedFunctionalGroupsSequence", 0)
+    for groups in (own, shared):
+        item = groups.item(keyword, 0) if groups else None
+        if item is not None:
             return item
-    return dataset
+    return tags
 
 
-def mode_of(dataset: Dataset) -> str | None:
-    """How samples are stored, such as 'MONOCHROME2 12-bit'; None where that is unknown."""
-    photometric, bits = text_of(dataset, "PhotometricInterpretation"), dataset.get("BitsStored")
-    known = photometric in _PHOTOMETRIC and isinstance(bits, int)
-    return f"{photometric} {bits}-bit" if known else None
+def mosaic_tiles(tags: Tags) -> int | None:
+    """Slices of a Siemens mosaic; 0 where the object is none, None where their number is lost.
+
+    Scanners since XA write the slices as frames and keep the word in Image Type, so that several
+    frames are no mosaic.
+    """
+    if (tags.number("NumberOfFrames") or 1) > 1:
+        return 0
+    named = "MOSAIC" in tags.text("ImageType").upper().split()
+    count = _private_count(tags)
+    if count is None and named:
+        count = _csa_count(tags.dataset)
+    if count is None:
+        return None if named else 0
+    return count if count > 1 else 0
 
 
-def header_tags(dataset: Dataset) -> dict[str, str]:
+def header_tags(tags: Tags) -> dict[str, str]:
     """`Probe.tags` of a DICOM object; those that it lacks are left out."""
+    for keyword in _OPTIONAL_NUMBERS:
+        tags.numbers(keyword)  # notes what cannot be parsed: decoding takes it for absent
     found = {
-        "modality": _modality(dataset),
-        "plane": plane_of(functional_group(dataset, 0, "PlaneOrientationSequence")),
-        "sequence": _sequence(dataset),
-        "patient": text_of(dataset, "PatientID"),
-        "study": text_of(dataset, "StudyInstanceUID"),
-        "series": text_of(dataset, "SeriesInstanceUID"),
-        "sop": text_of(dataset, "SOPInstanceUID"),
+        "modality": _modality(tags),
+        "plane": plane_of(functional_group(tags, 0, "PlaneOrientationSequence")),
+        "sequence": _sequence(tags),
+        "patient": tags.text("PatientID"),
+        "study": tags.text("StudyInstanceUID"),
+        "series": tags.text("SeriesInstanceUID"),
+        "sop": tags.text("SOPInstanceUID"),
+        "unread": " ".join(sorted(tags.unread)),
     }
     return {name: value for name, value in found.items() if value}
 
 
-def plane_of(item: Dataset) -> str | None:
+def plane_of(tags: Tags) -> str | None:
     """The anatomical plane nearest to Image Orientation (Patient) (PS3.3, C.7.6.2.1.1)."""
-    cosines: Sequence[Any] = item.get("ImageOrientationPatient") or ()
+    cosines = tags.numbers("ImageOrientationPatient")
     if len(cosines) != 6:
         return None
-    rows, columns = np.array([float(value) for value in cosines]).reshape(2, 3)
+    rows, columns = np.array(cosines).reshape(2, 3)
     normal = np.abs(np.cross(rows, columns))
     if not np.isfinite(normal).all() or not normal.any():
         return None
     return ("sagittal", "coronal", "axial")[int(normal.argmax())]
 
 
-def text_of(dataset: Dataset, keyword: str) -> str:
-    """A tag's value as text, several joined by a space; empty where it is absent."""
-    value = dataset.get(keyword)
-    if value is None:
-        return ""
-    parts = value if isinstance(value, list | pydicom.multival.MultiValue) else [value]
-    return " ".join(str(part) for part in parts).strip()
-
-
-def _is_localizer(dataset: Dataset) -> bool:
-    if "LOCALIZER" in text_of(dataset, "ImageType").upper().split():
+def _is_localizer(tags: Tags) -> bool:
+    if "LOCALIZER" in tags.text("ImageType").upper().split():
         return True
-    words = f"{text_of(dataset, 'SeriesDescription')} | {text_of(dataset, 'ProtocolName')}"
+    words = f"{tags.text('SeriesDescription')} | {tags.text('ProtocolName')}"
     return bool(_LOCALIZER.search(words.lower()))
 
 
-def _modality(dataset: Dataset) -> str | None:
-    code = text_of(dataset, "Modality").upper()
-    return _unless_personal(dataset, code) if _CODE.fullmatch(code) else None
+def _modality(tags: Tags) -> str | None:
+    code = tags.text("Modality").upper()
+    return _unless_personal(tags, code) if _CODE.fullmatch(code) else None
 
 
-def _sequence(dataset: Dataset) -> str | None:
+def _sequence(tags: Tags) -> str | None:
     keywords = ("SeriesDescription", "ProtocolName", "PulseSequenceName", "SequenceName")
-    words = next((words for key in keywords if (words := text_of(dataset, key))), "")
-    return _unless_personal(dataset, "".join(c for c in words if c.isprintable())[:64])
+    words = next((words for key in keywords if (words := tags.text(key))), "")
+    return _unless_personal(tags, "".join(c for c in words if c.isprintable())[:64])
 
 
-def _unless_personal(dataset: Dataset, text: str) -> str | None:
+def _unless_personal(tags: Tags, text: str) -> str | None:
     """The text, unless it repeats a word of a name or id: people type them anywhere."""
-    personal = " ".join(text_of(dataset, keyword) for keyword in _PERSONAL).lower()
+    personal = " ".join(tags.text(keyword) for keyword in _PERSONAL).lower()
     said = re.findall(r"[^\W_]{3,}", personal)
     return None if any(word in text.lower() for word in said) else text or None
 
 
-class _UntilPixels:
-    """Stops pydicom before the pixel data, and says whether it came to them."""
+def _private_count(tags: Tags) -> int | None:
+    """Number Of Images In Mosaic (0019,100a), where Siemens reserved the block."""
+    if not tags.text(0x00190010).startswith("SIEMENS MR HEADER"):
+        return None
+    value = tags.value(0x0019100A)
+    if isinstance(value, bytes):  # VR UN, as implicit encoding leaves it
+        text = value.strip(b" \0")
+        return int(text) if text.isdigit() else int.from_bytes(value[:2], "little")
+    return value if isinstance(value, int) else None
 
-    def __init__(self, stop: bool) -> None:
-        self._stop = stop
-        self.reached = False
+
+@lru_cache(maxsize=1)
+def _csa_reader() -> Any:  # noqa: ANN401 - nibabel is not typed
+    # Importing it warns of other parts of nibabel's DICOM readers.
+    warnings.filterwarnings("ignore", message="The DICOM readers are highly experimental")
+    from nibabel.nicom import csareader
+
+    return csareader
+
+
+def _csa_count(dataset: Dataset) -> int | None:
+    """The same number in the CSA image header (0029,1010)."""
+    csareader = _csa_reader()
+    try:
+        header = csareader.get_csa_header(dataset, "image")
+        count = None if header is None else csareader.get_n_mosaic(header)
+    except (csareader.CSAReadError, ValueError, KeyError, IndexError, struct.error):
+        return None
+    return None if count is None else int(count)
+
+
+class _UntilPixels:
+    """Stops pydicom before the pixel data, and notes them."""
+
+    def __init__(self, stream: io.BytesIO, stop: bool) -> None:
+        self._stream, self._stop = stream, stop
+        self.found: PixelElement | None = None
 
     def __call__(self, tag: int, vr: str | None, length: int) -> bool:
-        self.reached = self._stop and tag in _PIXEL_TAGS
-        return self.reached
+        if not self._stop or tag not in _PIXEL_TAGS:
+            return False
+        value = self._stream.getvalue()[self._stream.tell() :] if length == UNDEFINED else b""
+        self.found = PixelElement(_PIXEL_TAGS[tag], length, value, _DELIMITER in value)
+        return True
 
 
-def _syntax_of(dataset: Dataset) -> pydicom.uid.UID:
+def _parsed(data: bytes, *, stop: bool) -> tuple[Tags, PixelElement | None]:
+    stream = io.BytesIO(data)
+    until = _UntilPixels(stream, stop)
+    return Tags(read_partial(stream, stop_when=until, force=True)), until.found
+
+
+def _without_unusable(data: bytes) -> bytes | None:
+    """The file without the length of its meta information and its character set.
+
+    The transfer syntax is written anew as what it should be. None where it is no such file.
+    """
+    if data[128:132] != b"DICM":
+        return None
+    at, kept = 132, [data[:132]]
+    while (found := dicom_element(data, at, "<")) and found[:2] <= (8, 5):
+        group, number, start, end = found
+        tag = group << 16 | number
+        if tag == _TRANSFER_SYNTAX:
+            value = data[start:end]
+            head = struct.pack("<HH2sH", group, number, b"UI", len(value))
+            kept.append(head + value)
+        elif tag not in (_META_LENGTH, _CHARACTER_SET):
+            kept.append(data[at:end])
+        at = end
+    return b"".join([*kept, data[at:]])
+
+
+def _pixel_element(tags: Tags) -> PixelElement | None:
+    keyword = next((keyword for keyword in PIXEL_KEYWORDS if keyword in tags), None)
+    if keyword is None:
+        return None
+    value = tags.value(keyword)
+    if not isinstance(value, bytes):
+        raise Unreadable("damaged DICOM: pixel data of a kind that holds no pixels")
+    length = UNDEFINED if tags.dataset[keyword].is_undefined_length else len(value)
+    return PixelElement(keyword, length, value)
+
+
+def _syntax_of(dataset: Dataset, pixels: PixelElement | None) -> pydicom.uid.UID:
+    """What a file without its meta information is in; a compressed one by its first fragment."""
+    if pixels and pixels.length == UNDEFINED:
+        found = syntax_of_fragments(pixels.value)
+        if found is not None:
+            return found
     implicit, little = dataset.original_encoding
     if not little:
         return ExplicitVRBigEndian

@@ -11,6 +11,11 @@ PERCENTILES = (0.5, 99.5)
 _MOST_VALUES = 4_000_000  # percentiles of more are no surer, only slower
 _VISIBLE = 4  # gray levels: noise and rounding stay below
 _BLANK_SHARE = 0.001
+# A scan in 4 bits (16 levels) still shows a head; masks, label maps and files that were scaled to
+# [0, 1] and then stored as bytes have fewer. Real scans at hand have over 40.
+_HANDFUL = 8
+_ROWS = 8  # in which almost every scan shows enough
+_DARK = 24  # gray levels of what most scans have around the head
 
 
 class Range(NamedTuple):
@@ -52,7 +57,39 @@ def to_gray(values: npt.NDArray[Any], between: Range) -> Gray:
     return np.rint(scaled.clip(0, 255)).astype(np.uint8)
 
 
-def is_blank(gray: Gray) -> bool:
-    """Whether a slice shows nothing: under 0.1% of its pixels stand out from the rest."""
-    level = np.median(gray)
-    return bool((np.abs(gray - level) > _VISIBLE).mean() < _BLANK_SHARE)
+def why_blank(gray: Gray) -> str | None:
+    """Why a decoded picture shows nothing that could be scored, or None.
+
+    Either under 0.1% of its pixels stand out from the rest, or it has a handful of gray levels
+    only: a mask, a label map, or intensities that were scaled to [0, 1] before they were stored.
+
+    Args:
+        gray: uint8 (H, W).
+    """
+    if _shows_enough(gray):
+        return None
+    counts = np.bincount(gray.ravel(), minlength=256)
+    if 1 < np.count_nonzero(counts) <= _HANDFUL:
+        return "blank slice: only a handful of gray levels"
+    return "blank slice" if _is_blank(counts) else None
+
+
+def _is_blank(counts: npt.NDArray[np.int64]) -> bool:
+    """Whether under 0.1% of the pixels stand out from the median, by how many each level has."""
+    below, total = np.cumsum(counts), int(counts.sum())
+    middle = np.searchsorted(below, [(total - 1) // 2, total // 2], side="right").mean()
+    alike = np.abs(np.arange(256) - middle) <= _VISIBLE
+    return bool(counts[~alike].sum() / total < _BLANK_SHARE)
+
+
+def _shows_enough(gray: Gray) -> bool:
+    """Whether some rows alone prove that a picture is not blank: whole counts would cost a tenth.
+
+    Wherever the median of the whole may be, what counts as alike to it misses either the dark or
+    the bright pixels of these rows, and each of them are enough for the whole.
+    """
+    height = gray.shape[0]
+    rows = gray[height // (2 * _ROWS) :: max(1, height // _ROWS)]
+    bright = np.count_nonzero(rows > _DARK + 2 * _VISIBLE)
+    enough = min(bright, np.count_nonzero(rows <= _DARK)) >= _BLANK_SHARE * gray.size
+    return bool(enough and len(set(gray[height // 2].tobytes()[::4])) > _HANDFUL)

@@ -8,6 +8,7 @@ silence and writes warnings to stderr; it is used for 16-bit color only, which P
 """
 
 import io
+import re
 import struct
 import zlib
 from collections.abc import Callable
@@ -22,7 +23,8 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
-from braintumor_ray.decode.intensity import robust_range, to_gray
+from braintumor_ray.decode.intensity import robust_range, to_gray, why_blank
+from braintumor_ray.decode.tiff import Page, is_odd, odd_pages, samples_of
 from braintumor_ray.decode.types import (
     Decoded,
     DecodeLimits,
@@ -45,7 +47,11 @@ _PLUGINS: dict[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
 _ORIENTATION_TAG = 0x0112
 _PHOTOMETRIC_TAG = 262
 _WIDE_MODES = ("I", "F")
-_EOI, _SOS = b"\xff\xd9", b"\xff\xda"
+_EOI, _SOI = 0xD9, 0xD8
+# A marker, or a fill byte before one: neither a stuffed byte nor a restart (T.81, table B.1).
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7]", re.DOTALL)
+_FILL = 0xFF
+_TEM = 0x01  # the one marker of the others that has no segment
 # Entropy-coded bits that no decoder skips; holds no 0xFF, so no marker can arise.
 _PADDING = bytes((0x55, 0xA3, 0x1C, 0x72)) * 16
 _LUMA_BGR = np.array([0.114, 0.587, 0.299], np.float32)  # ITU-R BT.601
@@ -82,15 +88,43 @@ def decode_raster(data: bytes, name: str, limits: DecodeLimits, frame: int) -> D
     try:
         if name == "png":
             check_png(data)
-        image = _PLUGINS[name](io.BytesIO(data))
-        _seek(image, frame)
-        limits.check_pixels(*image.size)
-        mode = image.mode
-        return Decoded(_gray(image, data, frame), format=name, mode=mode)
+        gray, mode = _decoded(data, name, limits, frame)
+        blank = why_blank(gray)
+        if blank:
+            return Decoded(None, blank, name, mode, "skipped")
+        return Decoded(gray, format=name, mode=mode)
     except Image.DecompressionBombError as error:  # Pillow's own limit, for TIFF only
         raise Unreadable("more pixels than Pillow's own limit allows") from error
     except (OSError, SyntaxError, EOFError, struct.error) as error:  # what Pillow raises on damage
         raise Unreadable(_damage(error, name)) from error
+
+
+def _decoded(data: bytes, name: str, limits: DecodeLimits, frame: int) -> tuple[Gray, str]:
+    """Gray image and mode of one frame."""
+    pages = odd_pages(data) if name == "tiff" else []
+    if pages:
+        _check_frame(frame, len(pages))
+        data, page, frame = pages[frame].data, pages[frame], 0
+        if is_odd(page):
+            return _odd_tiff_gray(page, limits), page.mode
+    image = _PLUGINS[name](io.BytesIO(data))
+    if frame:
+        _check_frame(frame, _frames(image))
+        image.seek(frame)
+    limits.check_pixels(*image.size)
+    mode = image.mode
+    return _gray(image, data, frame), mode
+
+
+def _odd_tiff_gray(page: Page, limits: DecodeLimits) -> Gray:
+    gray = rescale(samples_of(page, limits))
+    gray = 255 - gray if page.photometric == 0 else gray
+    return np.ascontiguousarray(_UPRIGHT.get(page.orientation, np.asarray)(gray))
+
+
+def _check_frame(frame: int, count: int) -> None:
+    if not 0 <= frame < count:
+        raise Unreadable(f"frame {frame} is out of range: the file has {count}")
 
 
 def probe_raster(data: bytes, name: str, volumes: VolumeOptions) -> Probe:
@@ -100,6 +134,9 @@ def probe_raster(data: bytes, name: str, volumes: VolumeOptions) -> Probe:
         Unreadable: if the header is damaged, or not wholly in `data`.
     """
     try:
+        pages = odd_pages(data) if name == "tiff" else []
+        if pages:
+            return _probe_odd(pages)
         image = _PLUGINS[name](io.BytesIO(data))
         width, height = image.size
         if name != "tiff" and _orientation(image) >= 5:  # Pillow has turned a TIFF's size itself
@@ -107,6 +144,12 @@ def probe_raster(data: bytes, name: str, volumes: VolumeOptions) -> Probe:
         return Probe(name, image.mode, width, height, frames=_frames(image))
     except (OSError, SyntaxError, EOFError, struct.error) as error:
         raise Unreadable(_damage(error, name)) from error
+
+
+def _probe_odd(pages: list[Page]) -> Probe:
+    first = pages[0]
+    size = (first.height, first.width) if first.orientation >= 5 else (first.width, first.height)
+    return Probe("tiff", first.mode, *size, frames=len(pages))
 
 
 def check_png(data: bytes) -> None:
@@ -164,14 +207,6 @@ def _as_eight_bit(samples: npt.NDArray[Any]) -> Gray | None:
     return None
 
 
-def _seek(image: ImageFile.ImageFile, frame: int) -> None:
-    if frame == 0:
-        return
-    if frame < 0 or frame >= _frames(image):
-        raise Unreadable(f"frame {frame} is out of range: the file has {_frames(image)}")
-    image.seek(frame)
-
-
 def _frames(image: ImageFile.ImageFile) -> int:
     return int(image.n_frames) if isinstance(image, TiffImageFile) else 1
 
@@ -199,7 +234,9 @@ def _narrow_gray(image: Image.Image) -> Gray:
         return _over_black(image)
     if image.mode not in ("L", "1", "RGB"):
         image = image.convert("RGB")
-    return np.array(image.convert("L"))  # a copy: asarray would be read-only
+    if image.mode != "L":
+        image = image.convert("L")
+    return np.array(image)  # a copy: asarray would be read-only
 
 
 def _over_black(image: Image.Image) -> Gray:
@@ -207,6 +244,8 @@ def _over_black(image: Image.Image) -> Gray:
     rgba = (image.convert(premultiplied) if premultiplied else image).convert("RGBA")
     alpha = np.asarray(rgba.getchannel("A")).astype(np.uint16)
     gray = np.asarray(rgba.convert("RGB").convert("L")).astype(np.uint16)
+    if isinstance(image, BmpImageFile | TiffImageFile) and not alpha.any():
+        return gray.astype(np.uint8)  # writers that know no alpha leave these bytes at zero
     return ((gray * alpha + 127) // 255).astype(np.uint8)
 
 
@@ -240,9 +279,7 @@ def _check_jpeg_end(data: bytes, stored: Gray) -> None:
     does not show. So where the last pixel is 128, decode again with more entropy-coded data before
     the end marker: only an image that lacked data takes it up and changes.
     """
-    end = data.rfind(_EOI)
-    if end < data.rfind(_SOS):
-        raise Unreadable("truncated JPEG: no end marker after the last scan")
+    end = _jpeg_end(data)
     if stored[-1, -1] != 128:
         return
     image = JpegImageFile(io.BytesIO(data[:end] + _PADDING + data[end:]))
@@ -251,12 +288,39 @@ def _check_jpeg_end(data: bytes, stored: Gray) -> None:
         raise Unreadable("truncated JPEG: ends before the last scan is complete")
 
 
+def _jpeg_end(data: bytes) -> int:
+    """Where the end marker of the first picture is, by walking its markers (T.81, B.1).
+
+    What follows it (a trailer, further pictures of an MPO) is not looked at, and neither is what
+    lies inside of segments, such as a thumbnail.
+
+    Raises:
+        Unreadable: there is none before the data end, or another picture begins.
+    """
+    at = 2
+    while found := _MARKER.search(data, at):
+        at = found.start()
+        marker = data[at + 1]
+        if marker == _EOI:
+            return at
+        if marker == _SOI:
+            raise Unreadable("truncated JPEG: another picture begins before its end")
+        if marker == _FILL:
+            at += 1
+        else:
+            at += 2
+            at += 0 if marker == _TEM else int.from_bytes(data[at : at + 2], "big")
+    raise Unreadable("truncated JPEG: no end marker after the last scan")
+
+
 def _damage(error: Exception, name: str) -> str:
     message = str(error).lower()
     if "truncated" in message or isinstance(error, EOFError | struct.error):
         return f"truncated {label(name)}: the data end early"
     if "cannot load this image" in message:
         return f"truncated {label(name)}: ends before the pixel data"
+    if any(words in message for words in ("unsupported", "unknown pixel mode", "unknown data org")):
+        return f"{label(name)} of a kind that is not readable here"
     if isinstance(error, SyntaxError):
         return f"damaged {label(name)}: unreadable header"
     return f"damaged {label(name)}: the pixel data cannot be decoded"

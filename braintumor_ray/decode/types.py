@@ -79,7 +79,8 @@ class Decoded:
     Attributes:
         gray: uint8 (H, W), C-contiguous, upright (stored orientation applied), 0 is black.
         reason: One short sentence, the same for the same fault, without paths or tag values.
-        format: ``jpeg``, ``png``, ``tiff``, ``bmp``, ``dicom`` or ``nifti``; None if unknown.
+        format: ``jpeg``, ``png``, ``tiff``, ``bmp``, ``dicom``, ``nifti`` or ``matlab``; None if
+            unknown.
         mode: How samples are stored; for raster files Pillow's mode string (``L``, ``RGB``...).
         status: ``ok``; ``quarantined`` (cannot be read); ``skipped`` (readable, not to be scored).
     """
@@ -108,7 +109,8 @@ class Probe:
         reason: Why the header could not be read, else None.
         tags: What else the header says: ``modality``, ``plane`` and ``sequence`` in the clear,
             and the ids ``patient``, ``study``, ``series`` and ``sop``, which only an
-            `IdentityHash` may take on (hence not shown).
+            `IdentityHash` may take on (hence not shown); ``label``, where a file holds its own;
+            ``unread``, the keywords of attributes that could not be parsed, joined by spaces.
     """
 
     format: str | None = None

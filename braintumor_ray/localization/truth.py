@@ -9,10 +9,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from braintumor_ray.localization.formats import box_outlines, via_outlines, yolo_outlines
 from braintumor_ray.localization.outlines import Outlines, TruthError, resized_mask
@@ -21,6 +22,7 @@ from braintumor_ray.types import Mask
 
 Kind = Literal["masks", "boxes", "yolo", "via"]
 IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+MATLAB = ".mat"  # Cheng's files hold the mask next to the scan
 LOSSY = (".jpg", ".jpeg")
 MASK_ENDINGS = ("_mask", "_seg", "-mask", "-seg")
 NOT_YOLO = {"classes.txt", "readme.txt", "train.txt", "val.txt", "test.txt"}
@@ -136,9 +138,10 @@ def load_truth(location: str | Path) -> TruthIndex:
 
     Args:
         location: a folder of mask images (same relative paths as the scans, any image suffix,
-            `_mask` or `_seg` at the end allowed; not zero = tumor), a folder of YOLO .txt files
-            (boxes or polygons in fractions), a .csv with columns path, x_min, y_min, x_max, y_max
-            (fractions, several rows per path allowed), or VIA's .json. A local path or a URI.
+            `_mask` or `_seg` at the end allowed; not zero = tumor), Cheng's folder of .mat files,
+            a folder of YOLO .txt files (boxes or polygons in fractions), a .csv with columns path,
+            x_min, y_min, x_max, y_max (fractions, several rows per path allowed), or VIA's .json.
+            A local path or a URI.
 
     Raises:
         TruthError: nothing there, an unknown kind, or a line that cannot be meant.
@@ -155,7 +158,7 @@ def load_truth(location: str | Path) -> TruthIndex:
 def _folder(location: str) -> TruthIndex:
     files = _list(location)
     labels = [f for f in files if f.lower().endswith(".txt") and _base(f).lower() not in NOT_YOLO]
-    images = [f for f in files if f.lower().endswith(IMAGES)]
+    images = [f for f in files if f.lower().endswith((*IMAGES, MATLAB))]
     if images and labels:
         raise TruthError(
             f"'{location}' holds images ({images[0]}) and .txt files ({labels[0]}); give the "
@@ -208,13 +211,11 @@ def _mask_files(location: str, files: list[str]) -> dict[str, Outlines | str]:
 
 def _read_mask(location: str, scan_shape: tuple[int, int] | None) -> Mask:
     try:
-        data = np.frombuffer(read_bytes(location), np.uint8)
+        content = read_bytes(location)
     except OSError as error:
         raise TruthError(f"mask '{location}' cannot be read: {error}") from error
-    # An empty buffer is an error of its own to OpenCV; damage gives None.
-    pixels = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH) if data.size else None
-    if pixels is None:
-        raise TruthError(f"mask '{location}' is not an image that can be read; write it as PNG")
+    read = _matlab_pixels if location.lower().endswith(MATLAB) else _image_pixels
+    pixels = read(content, location)
     if scan_shape is not None and not _same_aspect(pixels.shape[:2], scan_shape):
         raise TruthError(
             f"mask '{location}' is {pixels.shape[1]}x{pixels.shape[0]} px, its scan "
@@ -222,6 +223,25 @@ def _read_mask(location: str, scan_shape: tuple[int, int] | None) -> Mask:
         )
     floor = 127 if location.lower().endswith(LOSSY) else 0  # JPEG leaves noise about the edge
     return np.asarray(pixels > floor)
+
+
+def _image_pixels(content: bytes, location: str) -> npt.NDArray[Any]:
+    # An empty buffer is an error of its own to OpenCV; damage gives None.
+    data = np.frombuffer(content, np.uint8)
+    pixels = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH) if data.size else None
+    if pixels is None:
+        raise TruthError(f"mask '{location}' is not an image that can be read; write it as PNG")
+    return np.asarray(pixels)
+
+
+def _matlab_pixels(content: bytes, location: str) -> npt.NDArray[Any]:
+    from braintumor_ray.decode.matlab import tumor_mask
+    from braintumor_ray.decode.types import Unreadable
+
+    try:
+        return tumor_mask(content)
+    except Unreadable as error:
+        raise TruthError(f"mask '{location}' cannot be read: {error}") from error
 
 
 def _same_aspect(mask: tuple[int, ...], scan: tuple[int, int]) -> bool:

@@ -60,6 +60,7 @@ def test_planes_are_shown_as_radiologists_look_at_them():
     voxels[0, :, :] = 90  # the patient's left side is at the high end: this is the right
     voxels[:, -1, :] = 150  # nose
     voxels[:, :, -1] = 220  # crown
+    voxels[8:12, 8:12, 8:12] = np.arange(64).reshape(4, 4, 4)  # more than a handful of levels
     data = nifti_bytes(voxels[::-1].copy(), np.diag([-1.0, 1, 1, 1]))  # left to right, stored so
     axial, coronal, sagittal = (
         slices(data, plane=plane)[10].gray for plane in ("axial", "coronal", "sagittal")
@@ -130,7 +131,7 @@ def without_orientation(data):
         (nifti_bytes(VOXELS, zipped=False)[:350], "truncated or damaged NIfTI"),
         (nifti_bytes(VOXELS.astype(np.complex64)), "NIfTI with color or complex voxels"),
         (nifti_bytes(np.zeros((4, 4, 4, 2, 3), np.uint8)), "NIfTI with more than four dimensions"),
-        (bytes(344) + b"ni1\0" + bytes(100), "NIfTI header without its voxels"),
+        (bytes(344) + b"ni1\0" + bytes(100), "header without its voxels (a .hdr/.img pair)"),
         (without_orientation(nifti_bytes(VOXELS, zipped=False)), "its affine gives no"),
         (nifti_bytes(np.full((9, 9, 9), np.nan, np.float32)), "no finite pixel values"),
     ],
@@ -166,8 +167,8 @@ def test_the_header_alone_gives_size_and_frames():
 
 def test_a_volume_is_parsed_once_for_all_its_frames(monkeypatch):
     parsed = []
-    image = nifti._image
-    monkeypatch.setattr(nifti, "_image", lambda data: parsed.append(1) or image(data))
+    load = nifti._load
+    monkeypatch.setattr(nifti, "_load", lambda *given: parsed.append(1) or load(*given))
     options = PrepareOptions(frames=tuple(range(6)), preprocessing=SQUARE)
     assert [scan.status for scan in prepare_file(nifti_bytes(VOXELS), options)] == ["ok"] * 6
     assert len(parsed) == 1
