@@ -63,7 +63,7 @@ class PredictQuery(BaseModel):
 class Scan(BaseModel):
     """The decoded frame."""
 
-    format: str = Field(description="jpeg, png, tiff, bmp, dicom or nifti, by content")
+    format: str = Field(description="jpeg, png, tiff, bmp, dicom, nifti or matlab, by content")
     frame: int
     height: int = Field(description="pixels, at full size")
     width: int
