@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from braintumor_ray.types import Ints
@@ -38,22 +39,27 @@ class Keys:
         return keys
 
 
-def codes(values: Sequence[Any]) -> tuple[list[Any], Ints]:
-    """Distinct known values in sorted order, and each row's index among them; -1 for None."""
-    names = sorted({value for value in values if value is not None})
+def codes(values: Sequence[Any], first: Sequence[Any] = ()) -> tuple[list[Any], Ints]:
+    """Distinct known values, those of `first` first, the others sorted; and each row's index.
+
+    Returns:
+        The values, and int64 (n,): the index of each row's value; -1 for None.
+    """
+    rank = {name: number for number, name in enumerate(first)}
+    present = {value for value in values if value is not None}
+    names = sorted(present, key=lambda name: (rank.get(name, len(rank)), name))
     index = {name: code for code, name in enumerate(names)}
-    numbers = [-1 if value is None else index[value] for value in values]
-    return names, np.array(numbers, dtype=np.int64)
+    return names, np.array([index.get(value, -1) for value in values], dtype=np.int64)
 
 
 def split_codes(values: Sequence[str | None]) -> tuple[list[str], Ints]:
     """As `codes`, in the order in which splits are used: train, val, test, then by name."""
-    rank = {name: number for number, name in enumerate(SPLIT_ORDER)}
-    present = {value for value in values if value is not None}
-    names = sorted(present, key=lambda name: (rank.get(name, len(rank)), name))
-    index = {name: code for code, name in enumerate(names)}
-    numbers = [-1 if value is None else index[value] for value in values]
-    return names, np.array(numbers, dtype=np.int64)
+    return codes(values, SPLIT_ORDER)
+
+
+def readable_rows(scans: pa.Table) -> NDArray[np.bool_]:
+    """Which audited scans could be decoded, bool (n,)."""
+    return np.asarray(np.array(scans["status"]) == "ok", dtype=bool)
 
 
 def surplus(keys: Ints) -> int:

@@ -4,6 +4,7 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -61,14 +62,19 @@ def load_pictures(
         return list(run_on_scans(rows, sandbox, options, lambda _: None))
 
 
+def spread(values: NDArray[Any], most: int) -> NDArray[Any]:
+    """At most `most` of some values (n,), at equal distances, the first and the last among them."""
+    places = np.linspace(0, len(values) - 1, min(len(values), most)).round()
+    return values[places.astype(np.int64)]
+
+
 def side_by_side(pictures: Sequence[Picture], gap: int = 4) -> Picture:
     """Gray pictures in a row on black, at the height of the tallest, uint8 (h, w)."""
     height = max(picture.shape[0] for picture in pictures)
     padded = []
     for picture in pictures:
-        above = (height - picture.shape[0]) // 2
-        below = height - picture.shape[0] - above
-        padded.append(np.pad(picture, ((above, below), (0, gap))))
+        room = height - picture.shape[0]
+        padded.append(np.pad(picture, ((room // 2, room - room // 2), (0, gap))))
     return np.concatenate(padded, axis=1)[:, :-gap]
 
 
