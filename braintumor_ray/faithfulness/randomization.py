@@ -6,14 +6,13 @@ edges, not the network.
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import rankdata
+from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from braintumor_ray.errors import UsageError
@@ -62,12 +61,18 @@ def randomization_check(
     """
     if not len(images) or len(images) != len(classes):
         raise UsageError(f"{len(images)} scans and {len(classes)} classes; pass one class per scan")
-    sample = _Sample(prepare, images, classes, batch_size)
-    trained = sample.maps_of(model, methods)
+
+    def maps_of(network: Classifier) -> dict[str, NDArray[np.float32]]:
+        parts = []
+        for start in range(0, len(images), batch_size):
+            rows = slice(start, start + batch_size)
+            parts.append(_maps(network, prepare(images[rows]), classes[rows], methods))
+        return {name: np.concatenate([part[name] for part in parts]) for name in methods}
+
+    trained = maps_of(model)
     result: dict[str, Any] = {name: {} for name in methods}
     for part in PARTS:
-        other = randomized(model, part, seed)
-        random = sample.maps_of(other, methods)
+        random = maps_of(randomized(model, part, seed))
         for name in methods:
             result[name][part] = compare_maps(trained[name], random[name], images.shape[1])
     return {"n": len(images), "seed": seed, "methods": result}
@@ -120,7 +125,7 @@ def compare_maps(
 
 def spearman(first: NDArray[Any], second: NDArray[Any]) -> float:
     """Rank correlation of two maps with a pattern, ties sharing their mean rank."""
-    return float(np.corrcoef(rankdata(first.ravel()), rankdata(second.ravel()))[0, 1])
+    return float(spearmanr(first.ravel(), second.ravel()).statistic)
 
 
 def ssim(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
@@ -143,31 +148,15 @@ def ssim(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
     return float((luminance * structure).mean())
 
 
-@dataclass(frozen=True)
-class _Sample:
-    prepare: Prepare
-    images: NDArray[np.uint8]
-    classes: NDArray[np.int64]
-    batch_size: int
-
-    def maps_of(self, model: Classifier, methods: Sequence[str]) -> dict[str, NDArray[np.float32]]:
-        starts = range(0, len(self.images), self.batch_size)
-        parts = [self._batch(model, methods, start) for start in starts]
-        return {name: np.concatenate([part[name] for part in parts]) for name in methods}
-
-    def _batch(
-        self, model: Classifier, methods: Sequence[str], start: int
-    ) -> dict[str, NDArray[np.float32]]:
-        rows = slice(start, start + self.batch_size)
-        with torch.no_grad():
-            features = model.features(self.prepare(self.images[rows]))
-        wanted = torch.from_numpy(self.classes[rows])
-
-        def choose(logits: Tensor) -> Tensor:
-            return wanted.to(logits.device)
-
-        maps = cams(features, class_gradient(model, features, choose), methods)
-        return {name: maps[name].cpu().numpy() for name in methods}
+def _maps(
+    model: Classifier, batch: Tensor, classes: NDArray[np.int64], methods: Sequence[str]
+) -> dict[str, NDArray[np.float32]]:
+    """Raw maps of one batch for the given classes, by method."""
+    with torch.no_grad():
+        features = model.features(batch)
+    wanted = torch.from_numpy(classes).to(features.device)
+    maps = cams(features, class_gradient(model, features, lambda _: wanted), methods)
+    return {name: maps[name].cpu().numpy() for name in methods}
 
 
 def _has_pattern(cam: NDArray[np.float32]) -> bool:

@@ -154,7 +154,8 @@ def load_truth(location: str | Path) -> TruthIndex:
 
 def _folder(location: str) -> TruthIndex:
     files = _list(location)
-    labels = [f for f in files if f.lower().endswith(".txt") and _base(f).lower() not in NOT_YOLO]
+    texts = [f for f in files if f.lower().endswith(".txt")]
+    labels = [f for f in texts if posixpath.basename(f).lower() not in NOT_YOLO]
     images = [f for f in files if f.lower().endswith(IMAGES)]
     if images and labels:
         raise TruthError(
@@ -162,7 +163,9 @@ def _folder(location: str) -> TruthIndex:
             "folder of masks, or the folder of YOLO labels"
         )
     if labels:
-        return TruthIndex(location, "yolo", _yolo(location, labels))
+        where = {posixpath.splitext(file)[0]: f"{location}/{file}" for file in labels}
+        outlines = {key: yolo_outlines(_text(path), path) for key, path in where.items()}
+        return TruthIndex(location, "yolo", outlines)
     if images:
         return TruthIndex(location, "masks", _mask_files(location, images))
     raise TruthError(
@@ -186,20 +189,12 @@ def _list(location: str) -> list[str]:
     return sorted(f for f in files if not any(part.startswith(".") for part in f.split("/")))
 
 
-def _yolo(location: str, files: list[str]) -> dict[str, Outlines]:
-    found = {}
-    for file in files:
-        where = f"{location}/{file}"
-        found[posixpath.splitext(file)[0]] = yolo_outlines(_text(where), where)
-    return found
-
-
 def _mask_files(location: str, files: list[str]) -> dict[str, Outlines | str]:
     found: dict[str, Outlines | str] = {}
     for file in files:
         key = posixpath.splitext(file)[0]
         ending = next((e for e in MASK_ENDINGS if key.lower().endswith(e)), "")
-        key = key.removesuffix(key[len(key) - len(ending) :]) if ending else key
+        key = key[: len(key) - len(ending)]
         if key in found:
             raise TruthError(f"'{location}' holds two masks for '{key}'; keep one")
         found[key] = f"{location}/{file}"
@@ -240,7 +235,3 @@ def _text(location: str) -> str:
 def _same_end(first: str, second: str) -> bool:
     shorter, longer = sorted((first, second), key=len)
     return longer == shorter or longer.endswith(f"/{shorter}")
-
-
-def _base(path: str) -> str:
-    return posixpath.basename(path)

@@ -191,7 +191,7 @@ def _per_class(
             "recall": _plain(recall[c]),
             "f1": _plain(f1[c]),
             "support": int(support[c]),
-            "specificity": _specificity(labels == c, predicted == c),
+            "specificity": _ratio(*_negatives(labels == c, predicted == c)),
             "auroc": auroc(labels == c, probs[:, c]),
             "average_precision": average_precision(labels == c, probs[:, c]),
         }
@@ -199,8 +199,8 @@ def _per_class(
     ]
 
 
-def _specificity(truth: Bools, decision: Bools) -> float | None:
-    return _ratio(int((~truth & ~decision).sum()), int((~truth).sum()))
+def _negatives(truth: Bools, decision: Bools) -> tuple[int, int]:
+    return int((~truth & ~decision).sum()), int((~truth).sum())
 
 
 def _confusion(truth: NDArray[Any], predicted: NDArray[Any], n_classes: int) -> Ints:

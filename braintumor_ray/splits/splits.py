@@ -250,7 +250,9 @@ def _class_counts(
     """Counts the classes in each group; groups are numbered as they appear in `rows`."""
     classes, class_of_row = np.unique([str(labels[row]) for row in rows], return_inverse=True)
     seen: dict[int, int] = {}
-    group_of_row = np.array([seen.setdefault(int(groups[row]), len(seen)) for row in rows], np.int64)
+    group_of_row = np.array(
+        [seen.setdefault(int(groups[row]), len(seen)) for row in rows], np.int64
+    )
     counts = np.zeros((len(seen), len(classes)), dtype=np.int64)
     np.add.at(counts, (group_of_row, class_of_row), 1)
     return classes.tolist(), counts, group_of_row
