@@ -1,4 +1,4 @@
-"""Galleries: mistakes worst first, good predictions beside them, each with its heatmaps."""
+"""Galleries: mistakes, worst first, and good predictions, each scan with its heatmaps."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from braintumor_ray.decode.types import DecodeLimits
 from braintumor_ray.evaluation.evaluated import Evaluated
 from braintumor_ray.explain.overlay import contact_sheet, panel, write_png
 from braintumor_ray.localization.truth import TruthIndex
-from braintumor_ray.pages.pictures import Picture, jpeg_uri, load_pictures
+from braintumor_ray.pages.pictures import Picture, jpeg_uri, load_pictures, spread
 from braintumor_ray.predict.predictor import Predictor, normalized_entropy
 from braintumor_ray.types import Ints
 
@@ -80,7 +80,7 @@ def choose_galleries(evaluated: Evaluated, most: int) -> dict[str, Ints]:
     }
     copies = evaluated.outputs.image_groups[rows]
     order = {name: _ordered(fits, key, copies) for name, (fits, key) in wanted.items()}
-    order["true_positives"] = _spread(order["true_positives"], most)
+    order["true_positives"] = spread(order["true_positives"], most)
     for name in ("least_certain", "most_certain"):
         order[name] = order[name][:most]
     return {name: rows[index] for name, index in order.items()}
@@ -96,23 +96,19 @@ def draw_galleries(
 ) -> list[Gallery]:
     """Read the chosen scans again, explain them and draw a panel for each.
 
-    The maps are of the very squares that were measured; the picture beside them keeps the scan's
-    aspect. Galleries without a scan are left out.
+    The maps are of the squares that were measured; the picture keeps the scan's aspect. Galleries
+    without a scan are left out.
     """
-    chosen = choose_galleries(evaluated, most)
-    wanted = sorted({int(row) for rows in chosen.values() for row in rows[:most]})
+    chosen = {name: rows.tolist() for name, rows in choose_galleries(evaluated, most).items()}
+    wanted = sorted({row for rows in chosen.values() for row in rows[:most]})
     drawn = _draw(predictor, evaluated, wanted, truth, limits or DecodeLimits())
     galleries = []
     for name, rows in chosen.items():
-        shown = [int(row) for row in rows[:most] if int(row) in drawn]
+        shown = [row for row in rows[:most] if row in drawn]
+        panels = [drawn[row] for row in shown]
+        tiles = [{"image": jpeg_uri(drawn[row]), **_caption(evaluated, row)} for row in shown]
         if shown:
-            title, text = TITLES[name]
-            panels = [drawn[row] for row in shown]
-            tiles = [
-                {"image": jpeg_uri(picture), **_caption(evaluated, row)}
-                for row, picture in zip(shown, panels, strict=True)
-            ]
-            galleries.append(Gallery(name, title, text, len(rows), tiles, panels))
+            galleries.append(Gallery(name, *TITLES[name], len(rows), tiles, panels))
     return galleries
 
 
@@ -195,9 +191,3 @@ def _ordered(fits: NDArray[np.bool_], key: NDArray[Any], copies: Ints) -> Ints:
     index = np.flatnonzero(fits)
     index = index[np.argsort(key[index], kind="stable")]
     return index[np.sort(np.unique(copies[index], return_index=True)[1])]
-
-
-def _spread(index: Ints, count: int) -> Ints:
-    if len(index) <= count:
-        return index
-    return index[np.linspace(0, len(index) - 1, count).round().astype(np.int64)]

@@ -1,4 +1,4 @@
-"""What the heatmaps of an evaluation look at: regions of the head, and tumors where known."""
+"""Where the heat of an evaluation's maps is: regions of the head, and tumors where known."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -67,10 +67,10 @@ def localization(
     predictor: Predictor,
     evaluated: Evaluated,
     truth: TruthIndex,
+    limits: DecodeLimits | None = None,
     *,
     seed: int,
     n_boot: int,
-    limits: DecodeLimits | None = None,
 ) -> dict[str, Any]:
     """Score the maps of the measured scans whose tumor is known; see `summarize_localization`.
 
@@ -132,7 +132,7 @@ def _squares(
 ) -> Iterator[NDArray[np.uint8]]:
     blank = np.zeros((preprocessing.image_size, preprocessing.image_size), np.uint8)
     for scan in decode_scans(scans, preprocessing, limits=limits):
-        # A file that vanished since it was measured has no head, so no baseline of its own.
+        # A file that was deleted since it was measured shows no head, so it has no baseline.
         yield blank if scan.image is None else scan.image
 
 

@@ -25,7 +25,7 @@ from braintumor_ray.predict.predictor import Predictor
 from braintumor_ray.splits.duplicates import duplicate_groups
 from braintumor_ray.types import Progress
 
-TTA_DEGREES = 7.0  # well inside what patients turn their heads
+TTA_DEGREES = 7.0  # patients turn their heads further than this
 Images = NDArray[np.uint8]
 
 
@@ -40,8 +40,8 @@ class ScanOutputs:
         shapes: (height, width) of the decoded image; None where not ok.
         image_groups: int64 (n,), exact and near copies share a number; others have their own.
         logits: float32 (n, k) before temperature; NaN where not ok.
-        maps: raw maps float16 (n, h, w) by method, of the scans as they are; zeros where not ok;
-            empty without `explain`.
+        maps: raw maps float16 (n, h, w) by method, of the plain view; zeros where not ok; empty
+            without `explain`.
         heat: float64 (n, 3), shares of the first method's heat inside, on the rim and in the
             background; NaN where unknown.
         area: float64 (n, 3), the same shares of the picture's area.
@@ -61,16 +61,6 @@ class ScanOutputs:
     def ok(self) -> NDArray[np.bool_]:
         """Which scans have logits, bool (n,)."""
         return np.array([status == "ok" for status in self.status], dtype=bool)
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """A batch's part of `ScanOutputs`."""
-
-    logits: NDArray[np.float32]
-    maps: dict[str, NDArray[np.float16]]
-    heat: NDArray[np.float64]
-    area: NDArray[np.float64]
 
 
 def predict_catalog(
@@ -93,34 +83,45 @@ def predict_catalog(
         progress: called with (scans done, scans).
     """
     scans: list[PreparedScan] = []
-    batches = [_empty(predictor, explain)]
+    n, shape = catalog.num_rows, predictor.cam_shape
+    logits = np.full((n, len(predictor.bundle.fields.class_names)), np.nan, np.float32)
+    maps = {name: np.zeros((n, *shape), np.float16) for name in predictor.methods if explain}
+    heat, area = np.full((n, 3), np.nan), np.full((n, 3), np.nan)
     source = decode_scans(catalog, predictor.bundle.preprocessing, limits=limits, hashed=True)
     while batch := list(islice(source, predictor.batch_size)):
-        batches.append(_predict(predictor, batch, tta=tta, explain=explain))
+        rows = [row for row, scan in enumerate(batch, len(scans)) if scan.image is not None]
+        if rows:
+            images = np.stack([scan.image for scan in batch if scan.image is not None])
+            logits[rows], found = _predict(predictor, images, tta=tta, explain=explain)
+            for name, values in found.items():
+                maps[name][rows] = values.clip(0, np.finfo(np.float16).max)
+            if explain:
+                heat[rows], area[rows] = _regions(images, found[predictor.methods[0]])
+        # Without their images: memory must not grow with the catalog.
         scans += [replace(scan, image=None) for scan in batch]
         if progress:
-            progress(len(scans), catalog.num_rows)
+            progress(len(scans), n)
     return ScanOutputs(
         [scan.status for scan in scans],
         [scan.reason for scan in scans],
         [scan.pixel_sha256 for scan in scans],
         [None if scan.height is None else (scan.height, scan.width or 0) for scan in scans],
         _image_groups(scans),
-        np.concatenate([batch.logits for batch in batches]),
-        {n: np.concatenate([batch.maps[n] for batch in batches]) for n in batches[0].maps},
-        np.concatenate([batch.heat for batch in batches]),
-        np.concatenate([batch.area for batch in batches]),
+        logits,
+        maps,
+        heat,
+        area,
     )
 
 
 def test_time_views(images: Images) -> Iterator[Images]:
-    """The images as they are, mirrored left-right, and both turned by 7 degrees either way.
+    """The images, the images mirrored left-right, and both turned by 7 degrees either way.
 
     Args:
         images: uint8 (n, S, S).
 
     Yields:
-        uint8 (n, S, S), six times; what a turn brings in repeats the picture's edge.
+        uint8 (n, S, S), six times; a turn fills the corners with the picture's edge pixels.
     """
     for view in (images, np.ascontiguousarray(images[:, :, ::-1])):
         yield view
@@ -133,37 +134,15 @@ def probabilities(logits: NDArray[np.float32], temperature: float) -> NDArray[np
     return softmax(logits / temperature, axis=1)
 
 
-def _empty(predictor: Predictor, explain: bool, count: int = 0) -> _Batch:
-    """Outputs of scans that cannot be read."""
-    k = len(predictor.bundle.fields.class_names)
-    blank = np.zeros((count, *predictor.cam_shape), np.float16)
-    return _Batch(
-        np.full((count, k), np.nan, np.float32),
-        {name: blank.copy() for name in predictor.methods} if explain else {},
-        np.full((count, 3), np.nan),
-        np.full((count, 3), np.nan),
-    )
-
-
 def _predict(
-    predictor: Predictor, batch: list[PreparedScan], *, tta: bool, explain: bool
-) -> _Batch:
-    result = _empty(predictor, explain, len(batch))
-    images = [(row, scan.image) for row, scan in enumerate(batch) if scan.image is not None]
-    if not images:
-        return result
-    rows = [row for row, _ in images]
-    squares = np.stack([image for _, image in images])
-    plain = predictor.forward(squares, explain=explain)
+    predictor: Predictor, images: Images, *, tta: bool, explain: bool
+) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float32]]]:
+    """Logits (n, k), averaged over views with `tta`, and the raw maps of the plain view."""
+    plain = predictor.forward(images, explain=explain)
     logits = [plain.logits]
-    for view in list(test_time_views(squares))[1:] if tta else []:
+    for view in list(test_time_views(images))[1:] if tta else []:
         logits.append(predictor.forward(view, explain=False).logits)
-    result.logits[rows] = np.mean(logits, axis=0)
-    for name, maps in plain.maps.items():
-        result.maps[name][rows] = maps.clip(0, np.finfo(np.float16).max)
-    if explain:
-        result.heat[rows], result.area[rows] = _regions(squares, plain.maps[predictor.methods[0]])
-    return result
+    return np.mean(logits, axis=0), plain.maps
 
 
 def _regions(

@@ -19,7 +19,7 @@ METHODS: dict[Explain, tuple[str, ...]] = {
 
 
 def _plus(value: object) -> object:
-    """A plus in a query is a space once decoded; and the stored columns spell it gradcam_pp."""
+    """Also accept 'gradcam  ' (a plus in a query decodes to a space) and the column's name."""
     if isinstance(value, str) and value.replace(" ", "+") in ("gradcam++", "gradcam_pp"):
         return "gradcam++"
     return value

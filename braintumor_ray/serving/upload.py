@@ -1,4 +1,4 @@
-"""What the decoding process does with an upload: as the archive job, plus what a client is told."""
+"""Decoding of an upload as in the archive job, and what the client is told when it fails."""
 
 from dataclasses import dataclass, replace
 
@@ -20,7 +20,7 @@ class Upload:
         image: uint8 (S, S) for the network; None where there is none.
         height, width: of the decoded image at full size, pixels.
         pixel_sha256: of the decoded image at full size, as in the archive job's rows.
-        format: what the content is, see `data.decode.Decoded`.
+        format: what the content is, see `decode.types.Decoded`.
         picture: uint8 (h, w), the scan with its longest side at most 1024, where it was wanted.
         kind: kind of problem (`problems.KINDS`) where there is no image.
         reason: the decoder's sentence where there is no image.
@@ -75,5 +75,5 @@ def _problem(data: bytes, kind: str | None, status: str, options: UploadOptions)
         return "parameter"
     first = replace(options.volumes, volume=0)
     if options.volumes != first and probe(data, volumes=first).reason is None:
-        return "parameter"  # the file is readable: it is the volume that it does not have
+        return "parameter"  # the file is readable, but has no such volume
     return "unreadable"
