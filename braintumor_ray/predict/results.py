@@ -9,12 +9,15 @@
 A generation is one run that had something to score. Rows without a manifest are in flight.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from braintumor_ray.errors import ResultsError
 from braintumor_ray.storage import Folder
@@ -57,28 +60,26 @@ class ResultsFolder(Folder):
 
     def read_parquet(
         self, paths: Sequence[str], columns: list[str] | None = None
-    ) -> list[pa.Table]:
-        """Parquet files inside, by their path below the folder, a table each.
+    ) -> Iterator[pa.Table]:
+        """Parquet files by their path below the folder, a table each, read one at a time.
 
         Raises:
             ResultsError: one is missing or damaged.
         """
-        tables = []
         for path in paths:
             try:
-                tables.append(self.read_table(path, columns=columns))
+                table = self.read_table(path, columns=columns)
             except (OSError, pa.ArrowException) as error:
                 raise ResultsError(
                     f"'{self.at(path)}' is listed in a manifest and cannot be read: {error}; "
                     "'braintumor-ray verify' shows what else is wrong"
                 ) from error
-        return tables
+            yield table
 
     def catalog_of(self, manifest: dict[str, Any], columns: list[str] | None = None) -> pa.Table:
         """The scans of one generation."""
-        return pa.concat_tables(
-            self.read_parquet(manifest["catalogs"], columns), promote_options="default"
-        )
+        tables = self.read_parquet(manifest["catalogs"], columns)
+        return pa.concat_tables(tables, promote_options="default")
 
     def _manifest(self, name: str) -> dict[str, Any]:
         try:
@@ -122,26 +123,24 @@ def current_rows(
     superseded = superseded_rows(manifests)
     tables = []
     for manifest in manifests:
-        gone = superseded.get(int(manifest["generation"]), set())
-        for table in folder.read_parquet([file["path"] for file in manifest["files"]], wanted):
-            kept = _without(table, gone)
-            tables.append(kept if columns is None else kept.select(columns))
+        gone = superseded[int(manifest["generation"])]
+        for table in folder.read_parquet(row_files(manifest), wanted):
+            if len(gone):
+                old = pc.is_in(table["scan_id"], value_set=pa.array(gone))
+                table = table.filter(pc.invert(old))  # noqa: PLW2901
+            tables.append(table if columns is None else table.select(columns))
     return tables
 
 
-def superseded_rows(manifests: Sequence[dict[str, Any]]) -> dict[int, set[int]]:
-    """Scan ids whose row is not current, by the generation that holds that row."""
-    gone: dict[int, set[int]] = {}
+def row_files(manifest: dict[str, Any]) -> list[str]:
+    """Paths of a generation's files of rows, below the folder."""
+    return [file["path"] for file in manifest["files"]]
+
+
+def superseded_rows(manifests: Sequence[dict[str, Any]]) -> dict[int, NDArray[np.int64]]:
+    """Sorted ids of the scans whose row is not current, by the generation that holds the row."""
+    gone: dict[int, set[int]] = {int(manifest["generation"]): set() for manifest in manifests}
     for manifest in manifests:
         for generation, ids in manifest["supersedes"].items():
             gone.setdefault(int(generation), set()).update(ids)
-    return gone
-
-
-def _without(table: pa.Table, ids: set[int]) -> pa.Table:
-    import pyarrow.compute as pc
-
-    if not ids:
-        return table
-    gone = pa.array(sorted(ids), pa.int64())
-    return table.filter(pc.invert(pc.is_in(table["scan_id"], value_set=gone)))
+    return {number: np.array(sorted(ids), np.int64) for number, ids in gone.items()}

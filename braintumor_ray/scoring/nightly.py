@@ -1,8 +1,10 @@
-"""A night's verdict: is the folder whole, are too many scans unreadable, does anything drift?"""
+"""Checks after a nightly run: is the folder whole, are too many scans unreadable, any drift?"""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean, stdev
 from typing import Any
 
 from braintumor_ray.predict.results import ResultsFolder, results_folder
@@ -15,7 +17,7 @@ ERRORS = 3.0  # standard errors: a false alarm in some 100 to 300 nights, for ea
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure of a night beside its usual range.
+    """One figure of a night and its usual range.
 
     Attributes:
         name: what it is.
@@ -100,15 +102,15 @@ def _classes(
     # Half a sum of absolute normal deviates: its mean, and at most this deviation.
     expected = 0.5 * math.sqrt(2 / math.pi) * errors
     chance = 0.5 * math.sqrt(1 - 2 / math.pi) * errors
-    limit = max(_mean(past), expected) + ERRORS * math.hypot(_spread(past), chance)
+    limit = max(fmean(past), expected) + ERRORS * math.hypot(_spread(past), chance)
     return Figure("class shares", distance, 0.0, limit, distance, distance > limit)
 
 
 def _entropy(tonight: Mapping[str, Any], earlier: Sequence[Mapping[str, Any]]) -> Figure:
     past = [float(run["mean_entropy"]) for run in earlier]
     deviations = [float(run.get("entropy_deviation") or 0.0) for run in earlier]
-    chance = _mean(deviations) / math.sqrt(sum(tonight["classes"].values()))
-    usual, value = _mean(past), float(tonight["mean_entropy"])
+    chance = fmean(deviations) / math.sqrt(sum(tonight["classes"].values()))
+    usual, value = fmean(past), float(tonight["mean_entropy"])
     limit = ERRORS * math.hypot(_spread(past), chance)
     distance = abs(value - usual)
     return Figure("mean entropy", value, usual, limit, distance, distance > limit)
@@ -121,7 +123,7 @@ def _quarantine(tonight: Mapping[str, Any], earlier: Sequence[Mapping[str, Any]]
     bad = sum(int(run["status"].get("quarantined", 0)) for run in earlier)
     share = (bad + 1) / (scans + 2)  # Laplace: a clean past does not make one bad file an alarm
     chance = math.sqrt(share * (1 - share) / tonight["scans"])
-    usual, value = _mean(past), _quarantine_share(tonight)
+    usual, value = fmean(past), _quarantine_share(tonight)
     one_file = 1 / tonight["scans"]
     limit = max(ERRORS * math.hypot(_spread(past), chance), one_file)
     distance = value - usual
@@ -138,22 +140,15 @@ def _shares(counts: Mapping[str, int]) -> dict[str, float]:
 
 
 def _pooled(summaries: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    counts: dict[str, int] = {}
+    counts = Counter[str]()
     for summary in summaries:
-        for name, count in summary["classes"].items():
-            counts[name] = counts.get(name, 0) + count
+        counts.update(summary["classes"])
     return _shares(counts)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
 
 
 def _spread(values: Sequence[float]) -> float:
     """Standard deviation that one more value has around the mean of these."""
-    mean, count = _mean(values), len(values)
-    variance = sum((value - mean) ** 2 for value in values) / (count - 1)
-    return math.sqrt(variance * (1 + 1 / count))
+    return stdev(values) * math.sqrt(1 + 1 / len(values))
 
 
 @dataclass(frozen=True)
@@ -162,8 +157,8 @@ class Night:
 
     Attributes:
         verified: scans that `verify` looked at.
-        comparison: tonight beside the last runs; None where nothing was scored.
-        gates: what was not met, one sentence each; none: all is well.
+        comparison: tonight against the last runs; None where nothing was scored.
+        gates: conditions that were not met, one sentence each.
         report: lines for people.
     """
 
@@ -189,7 +184,7 @@ def judge(
     report = [f"verified: {found.scans} scans, each with one current row"] if not gates else []
     if summary["generation"] is None:
         return Night(found.scans, None, gates, report)
-    share = summary["status"].get("quarantined", 0) / summary["scans"]
+    share = _quarantine_share(summary)
     if share > max_quarantine_fraction:
         gates.append(
             f"{share:.1%} of the scans are quarantined, over --max-quarantine-fraction "

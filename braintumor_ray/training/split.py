@@ -1,6 +1,8 @@
-"""Which scan is trained on, which validates, which tests: never both sides of one image."""
+"""Splits of a run: training, validation, test; all copies of an image are in one of them."""
 
 from collections import Counter
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -54,11 +56,15 @@ def with_splits(
         "duplicate_group": pa.array(groups, pa.int64()),
         "split": pa.array(split, pa.string()),
     }
+    return with_columns(catalog, columns), leaks
+
+
+def with_columns(catalog: pa.Table, columns: Mapping[str, Any]) -> pa.Table:
+    """A catalog with some columns appended; those of the same names are replaced."""
+    catalog = catalog.drop_columns([name for name in columns if name in catalog.column_names])
     for name, values in columns.items():
-        if name in catalog.column_names:
-            catalog = catalog.drop_columns([name])
         catalog = catalog.append_column(name, values)
-    return catalog, leaks
+    return catalog
 
 
 def check_split_choice(catalog: pa.Table, options: SplitOptions) -> None:
@@ -164,22 +170,25 @@ def _assign(
     options: SplitOptions,
 ) -> list[str | None]:
     keys = stable_keys(catalog)
-    if has_own_split(catalog):
-        given = catalog["split"].to_pylist()
-        return [s if name else None for s, name in zip(given, names, strict=True)]
-    if options.by == "group":
+    own = has_own_split(catalog)
+    if not own and options.by == "group":
         return list(grouped_split(names, groups, options.fractions, options.seed, keys=keys))
-    official = catalog["official_split"].to_pylist()
-    if "val" in official:
+    official = catalog["split" if own else "official_split"].to_pylist()
+    if own or "val" in official:
         return [s if name else None for s, name in zip(official, names, strict=True)]
     inside = [n if s == "train" else None for n, s in zip(names, official, strict=True)]
-    share = options.fractions["val"] / (options.fractions["train"] + options.fractions["val"])
-    fractions = {"train": 1 - share, "val": share}
+    fractions = without_test(options.fractions)
     carved = grouped_split(inside, groups, fractions, options.seed, keys=keys)
     return [
         (c if s == "train" else s) if n else None
         for c, s, n in zip(carved, official, names, strict=True)
     ]
+
+
+def without_test(fractions: Mapping[str, float]) -> dict[str, float]:
+    """The shares of train and val among the scans that are not tested."""
+    share = fractions["val"] / (fractions["train"] + fractions["val"])
+    return {"train": 1 - share, "val": share}
 
 
 def learnt_names(catalog: pa.Table, hashes: pa.Table, classes: ClassMap) -> list[str | None]:
