@@ -145,7 +145,7 @@ def audit_scans(
         "scans": _class_table(split_names, splits, label_names, labels),
         "unreadable": _unreadable(scans),
         "surplus": {kind: surplus(keys.of(kind)) for kind in KINDS},
-        "cross_split": {kind: _seen_before(keys.of(kind), splits) for kind in KINDS},
+        "cross_split": {k: int((partner_before(keys.of(k), splits) >= 0).sum()) for k in KINDS},
         "splits": {
             "within": within(keys, splits, split_names),
             "across": across(keys, splits, split_names),
@@ -162,10 +162,6 @@ def audit_scans(
         joined = merge_groups(scans["patient_key"].to_pylist(), _own_groups(keys.near_identical))
         audit["shortcuts"] = shortcut_scores(scans, joined, seed=seed)
     return audit
-
-
-def _seen_before(keys: Ints, splits: Ints) -> int:
-    return int((partner_before(keys, splits) >= 0).sum())
 
 
 def _groups(keys: Keys, splits: Ints, labels: Ints, datasets: Ints) -> dict[str, int]:

@@ -6,8 +6,9 @@ such figures are marked as optimistic.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def evaluate(
     if "pixel_sha256" in rows.column_names:  # known already: a leak is found before any reading
         run.gate(rows, rows["pixel_sha256"].to_pylist(), options.split, [run.location])
     explain = options.heatmaps or options.truth is not None
-    evaluated = run.evaluate(run.predictor, rows, progress, explain=explain)
+    evaluated = run.evaluate(run.predictor, rows, progress=progress, explain=explain)
     bundles = [name for name in (options.compare, run.location) if name]
     leaks = run.gate(rows, evaluated.outputs.pixel_sha256, options.split, bundles)
     evaluated.require_some(options.split)
@@ -133,19 +134,11 @@ class _Run:
     options: EvaluateOptions
     predictor: Predictor
 
-    def evaluate(
-        self,
-        predictor: Predictor,
-        rows: pa.Table,
-        progress: Progress | None = None,
-        *,
-        explain: bool = False,
-    ) -> Evaluated:
+    @property
+    def evaluate(self) -> Callable[..., Evaluated]:
+        """`evaluate_rows` with the options of this evaluation."""
         o = self.options
-        return evaluate_rows(
-            predictor, rows, classes=o.classes, tta=o.tta, limits=o.limits, explain=explain,
-            progress=progress,
-        )  # fmt: skip
+        return partial(evaluate_rows, classes=o.classes, tta=o.tta, limits=o.limits)
 
     def gate(
         self, rows: pa.Table, digests: list[str | None], split: str, bundles: list[str]

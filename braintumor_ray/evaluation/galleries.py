@@ -101,12 +101,13 @@ def draw_galleries(
     """
     chosen = {name: rows.tolist() for name, rows in choose_galleries(evaluated, most).items()}
     wanted = sorted({row for rows in chosen.values() for row in rows[:most]})
-    drawn = _draw(predictor, evaluated, wanted, truth, limits or DecodeLimits())
+    drawing = _Drawing(predictor, evaluated, truth, limits or DecodeLimits())
+    drawn = drawing.panels(wanted)
     galleries = []
     for name, rows in chosen.items():
         shown = [row for row in rows[:most] if row in drawn]
         panels = [drawn[row] for row in shown]
-        tiles = [{"image": jpeg_uri(drawn[row]), **_caption(evaluated, row)} for row in shown]
+        tiles = [{"image": jpeg_uri(drawn[row]), **drawing.caption(row)} for row in shown]
         if shown:
             galleries.append(Gallery(name, *TITLES[name], len(rows), tiles, panels))
     return galleries
@@ -122,68 +123,62 @@ def write_galleries(galleries: Sequence[Gallery], folder: Path) -> list[str]:
     return names
 
 
-def _draw(
-    predictor: Predictor,
-    evaluated: Evaluated,
-    rows: list[int],
-    truth: TruthIndex | None,
-    limits: DecodeLimits,
-) -> dict[int, Picture]:
-    table = evaluated.rows.take(pa.array(rows, pa.int64()))
-    pictures = load_pictures(table, LONGEST, limits)
-    scans = decode_scans(table, predictor.bundle.preprocessing, limits=limits)
-    squares = [scan.image for scan in scans]
-    usable = [i for i in range(len(rows)) if squares[i] is not None and pictures[i] is not None]
-    explained = predictor([squares[i] for i in usable])  # type: ignore[misc]
-    drawn = {}
-    for at, index in enumerate(usable):
-        cams = {method: explained[method][at] for method in predictor.methods}
-        drawn[rows[index]] = _panel(evaluated, rows[index], pictures[index], cams, truth)
-    return drawn
+@dataclass(frozen=True)
+class _Drawing:
+    """Panels and captions of an evaluation's scans."""
 
+    predictor: Predictor
+    evaluated: Evaluated
+    truth: TruthIndex | None
+    limits: DecodeLimits
 
-def _panel(
-    evaluated: Evaluated,
-    row: int,
-    picture: Picture | None,
-    cams: Mapping[str, NDArray[Any]],
-    truth: TruthIndex | None,
-) -> Picture:
-    assert picture is not None
-    index = int(evaluated.predicted[row])
-    drawn = panel(
-        picture,
-        cams,
-        predicted=evaluated.fields.class_names[index],
-        probability=float(evaluated.all_probs[row, index]),
-        true_class=evaluated.truth.names[row],
-        layout="compact",
-        mask=_mask(evaluated, row, picture, truth),
-    )
-    return shrunk(drawn, PANEL_WIDTH)
+    def panels(self, rows: list[int]) -> dict[int, Picture]:
+        """A panel per row; rows whose scan cannot be read any more are left out."""
+        table = self.evaluated.rows.take(pa.array(rows, pa.int64()))
+        pictures = load_pictures(table, LONGEST, self.limits)
+        scans = decode_scans(table, self.predictor.bundle.preprocessing, limits=self.limits)
+        read = [
+            (row, picture, scan.image)
+            for row, picture, scan in zip(rows, pictures, scans, strict=True)
+            if picture is not None and scan.image is not None
+        ]
+        explained = self.predictor([image for _, _, image in read])
+        return {
+            row: self._panel(row, picture, {m: explained[m][at] for m in self.predictor.methods})
+            for at, (row, picture, _) in enumerate(read)
+        }
 
+    def _panel(self, row: int, picture: Picture, cams: Mapping[str, NDArray[Any]]) -> Picture:
+        caption = self.caption(row)
+        drawn = panel(
+            picture,
+            cams,
+            predicted=caption["predicted"],
+            probability=caption["probability"],
+            true_class=caption["true_class"],
+            layout="compact",
+            mask=self._mask(row, picture),
+        )
+        return shrunk(drawn, PANEL_WIDTH)
 
-def _mask(
-    evaluated: Evaluated, row: int, picture: Picture, truth: TruthIndex | None
-) -> NDArray[np.bool_] | None:
-    if truth is None:
-        return None
-    scan = {name: evaluated.rows[name][row].as_py() for name in ("path", "frame")}
-    shape = (picture.shape[0], picture.shape[1])
-    mask = truth.mask(scan["path"], shape, evaluated.outputs.shapes[row], scan["frame"])
-    return mask if mask is not None and mask.any() else None
+    def _mask(self, row: int, picture: Picture) -> NDArray[np.bool_] | None:
+        if self.truth is None:
+            return None
+        path, frame = (self.evaluated.rows[name][row].as_py() for name in ("path", "frame"))
+        shape = (picture.shape[0], picture.shape[1])
+        mask = self.truth.mask(path, shape, self.evaluated.outputs.shapes[row], frame)
+        return mask if mask is not None and mask.any() else None
 
-
-def _caption(evaluated: Evaluated, row: int) -> dict[str, Any]:
-    index = int(evaluated.predicted[row])
-    return {
-        "path": evaluated.rows["path"][row].as_py(),
-        "predicted": evaluated.fields.class_names[index],
-        "probability": float(evaluated.all_probs[row, index]),
-        "tumour_probability": float(evaluated.scores[row]),
-        "true_class": evaluated.truth.names[row],
-        "right": index == int(evaluated.truth.indices[row]),
-    }
+    def caption(self, row: int) -> dict[str, Any]:
+        evaluated, index = self.evaluated, int(self.evaluated.predicted[row])
+        return {
+            "path": evaluated.rows["path"][row].as_py(),
+            "predicted": evaluated.fields.class_names[index],
+            "probability": float(evaluated.all_probs[row, index]),
+            "tumour_probability": float(evaluated.scores[row]),
+            "true_class": evaluated.truth.names[row],
+            "right": index == int(evaluated.truth.indices[row]),
+        }
 
 
 def _ordered(fits: NDArray[np.bool_], key: NDArray[Any], copies: Ints) -> Ints:

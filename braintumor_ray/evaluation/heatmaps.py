@@ -1,6 +1,6 @@
 """Where the heat of an evaluation's maps is: regions of the head, and tumors where known."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,6 @@ import torch
 from numpy.typing import NDArray
 
 from braintumor_ray.decode.files import SCAN_COLUMNS
-from braintumor_ray.decode.preprocess import Preprocessing
 from braintumor_ray.decode.reading import decode_scans
 from braintumor_ray.decode.types import DecodeLimits
 from braintumor_ray.evaluation.evaluated import Evaluated
@@ -19,6 +18,7 @@ from braintumor_ray.faithfulness.scores import FaithfulnessOptions, faithfulness
 from braintumor_ray.localization.summary import score_heatmaps, summarize_localization
 from braintumor_ray.localization.truth import TruthIndex
 from braintumor_ray.models.classifier import normalize
+from braintumor_ray.pages.pictures import load_squares
 from braintumor_ray.predict.predictor import Predictor
 
 REGIONS = Shares._fields
@@ -89,7 +89,8 @@ def localization(
         {name: maps[rows] for name, maps in evaluated.outputs.maps.items()},
         truth,
         image_size=predictor.bundle.preprocessing.image_size,
-        images=_squares(scans, predictor.bundle.preprocessing, limits),
+        # Of a file that was deleted since it was measured: black, so that no head is found.
+        images=load_squares(scans, predictor.bundle.preprocessing, limits),
         seed=seed,
     )
     names = [evaluated.truth.names[row] for row in rows]
@@ -120,20 +121,11 @@ def _by_class(
 
 def _scan_table(evaluated: Evaluated, rows: NDArray[np.int64]) -> pa.Table:
     table = evaluated.rows.select(["path", *SCAN_COLUMNS]).take(pa.array(rows))
-    shapes = [evaluated.outputs.shapes[row] or (None, None) for row in rows]
-    for position, name in enumerate(("height", "width")):
-        values = [shape[position] for shape in shapes]
-        table = table.append_column(name, pa.array(values, pa.int32()))
-    return table
-
-
-def _squares(
-    scans: pa.Table, preprocessing: Preprocessing, limits: DecodeLimits | None
-) -> Iterator[NDArray[np.uint8]]:
-    blank = np.zeros((preprocessing.image_size, preprocessing.image_size), np.uint8)
-    for scan in decode_scans(scans, preprocessing, limits=limits):
-        # A file that was deleted since it was measured shows no head, so it has no baseline.
-        yield blank if scan.image is None else scan.image
+    heights, widths = zip(
+        *(evaluated.outputs.shapes[row] or (None, None) for row in rows), strict=True
+    )
+    table = table.append_column("height", pa.array(heights, pa.int32()))
+    return table.append_column("width", pa.array(widths, pa.int32()))
 
 
 def faithfulness_section(

@@ -11,7 +11,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from scipy.special import softmax
 
-from braintumor_ray.decode.hashes import unpack_hashes
 from braintumor_ray.decode.prepare import PreparedScan
 from braintumor_ray.decode.reading import decode_scans
 from braintumor_ray.decode.types import DecodeLimits
@@ -22,7 +21,7 @@ from braintumor_ray.explain.regions import (
     region_weights,
 )
 from braintumor_ray.predict.predictor import Predictor
-from braintumor_ray.splits.duplicates import duplicate_groups
+from braintumor_ray.splits.duplicates import image_groups
 from braintumor_ray.types import Progress
 
 TTA_DEGREES = 7.0  # patients turn their heads further than this
@@ -101,12 +100,13 @@ def predict_catalog(
         scans += [replace(scan, image=None) for scan in batch]
         if progress:
             progress(len(scans), n)
+    digests = [scan.pixel_sha256 for scan in scans]
     return ScanOutputs(
         [scan.status for scan in scans],
         [scan.reason for scan in scans],
-        [scan.pixel_sha256 for scan in scans],
+        digests,
         [None if scan.height is None else (scan.height, scan.width or 0) for scan in scans],
-        _image_groups(scans),
+        image_groups(digests, [scan.hashes for scan in scans]),
         logits,
         maps,
         heat,
@@ -165,9 +165,3 @@ def _turned(images: Images, degrees: float) -> Images:
         for image in images
     ]
     return np.stack(turned)
-
-
-def _image_groups(scans: list[PreparedScan]) -> NDArray[np.int64]:
-    dhashes, dct_hashes, flat = unpack_hashes([scan.hashes for scan in scans])
-    digests = [scan.pixel_sha256 for scan in scans]
-    return duplicate_groups(digests, dhashes, flat=flat, dct_hashes=dct_hashes)

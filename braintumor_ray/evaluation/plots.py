@@ -67,7 +67,7 @@ def confusion_figure(axes: Axes, matrix: Sequence[Sequence[int]], names: Sequenc
     totals = counts.sum(axis=1, keepdims=True)
     shares = np.divide(counts, totals, out=np.zeros_like(counts), where=totals > 0)
     side = 2.3 + 0.75 * len(names)
-    axes.figure.set_size_inches(side + 0.6, side)
+    _resize(axes, side + 0.6, side)
     axes.grid(visible=False)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for row, column in np.ndindex(*counts.shape):
@@ -157,7 +157,7 @@ def size_figure(axes: Axes, sizes: Mapping[str, Sequence[float]]) -> None:
     """Histogram of the scans' size (square root of the pixel count) per class, as steps."""
     everything = np.concatenate([np.asarray(values, np.float64) for values in sizes.values()])
     edges = np.histogram_bin_edges(everything, bins=24).tolist()
-    axes.figure.set_size_inches(6.4, 4.0)
+    _resize(axes, 6.4, 4.0)
     for number, (name, values) in enumerate(sizes.items()):
         color, line, _ = STYLES[number % len(STYLES)]
         axes.hist(
@@ -193,7 +193,7 @@ def _history_figure(
     *,
     log: bool,
 ) -> None:
-    axes.figure.set_size_inches(4.4, 3.2)
+    _resize(axes, 4.4, 3.2)
     for (key, label), style in zip(lines, STYLES, strict=False):
         _curve(axes, history, key, style, label)
     for index, (before, after) in enumerate(pairwise(history), start=1):
@@ -223,8 +223,14 @@ def _curve(
         )
 
 
+def _resize(axes: Axes, width: float, height: float) -> None:
+    """Set the figure's size in inches."""
+    assert isinstance(axes.figure, Figure)
+    axes.figure.set_size_inches(width, height)
+
+
 def _square(axes: Axes, x: str, y: str, title: str) -> None:
-    axes.figure.set_size_inches(5.6, 5.0)
+    _resize(axes, 5.6, 5.0)
     axes.set(xlabel=x, ylabel=y, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     axes.set_title(title, fontsize=10.5)
 

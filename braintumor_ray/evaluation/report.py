@@ -121,10 +121,10 @@ def warnings(metrics: Mapping[str, Any]) -> list[str]:
 def class_counts(catalog: pa.Table, classes: Sequence[str | None]) -> dict[str, dict[str, int]]:
     """Scans per split (rows) and class; scans in no split or class count as 'none'."""
     known = "split" in catalog.column_names
-    splits = catalog["split"].to_pylist() if known else [None] * catalog.num_rows
-    splits = [split or "none" for split in splits]
+    given = catalog["split"].to_pylist() if known else [None] * catalog.num_rows
+    splits: list[str] = [split or "none" for split in given]
     order = {name: index for index, name in enumerate(("train", "val", "test"))}
-    names = sorted({c for c in classes if c is not None}) + [None] * (None in classes)
+    names = [*sorted({c for c in classes if c is not None}), *([None] if None in classes else [])]
     counts = Counter(zip(splits, classes, strict=True))
     return {
         split: {name or "none": counts[split, name] for name in names}

@@ -1,6 +1,6 @@
-"""Where the heat lies: background, rim (skull and scalp) or inside of the head.
+"""Where the heat of a map is: background, rim (skull and scalp) or inside of the head.
 
-Everything here lives on the network's input: the S x S picture to which a scan of any aspect
+Everything here refers to the network's input: the S x S picture to which a scan of any aspect
 was squashed. The shares of heat are those of the bilinearly upsampled map, but nothing is
 upsampled: the adjoint of the upsampling is applied to the regions once, and a share is then a
 weighted sum over the raw h x w map.
@@ -20,7 +20,6 @@ BACKGROUND, RIM, INSIDE = 0, 1, 2
 RIM_SHARE_OF_DIAMETER = 0.1
 PLAUSIBLE_AREA = (0.05, 0.95)
 _CLOSING_KERNEL = (9, 9)
-_GRAY_DIMENSIONS = 2
 
 
 class Shares(NamedTuple):
@@ -176,12 +175,13 @@ def looks_at_border(heat: Shares, area: Shares) -> bool:
 def _head_mask(gray: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
     blurred = cv2.GaussianBlur(gray, (5, 5), 0)
     otsu, bright = cv2.threshold(blurred, 0, 1, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
-    # In T2 and contrast-enhanced scans Otsu parts bright tissue from the brain; half of it
-    # parts the head from air. A gray background or a drawn frame defeats the half: Otsu then.
+    # In T2 and contrast-enhanced scans Otsu separates bright tissue from the brain; half of it
+    # separates the head from air. With a gray background or a drawn frame only Otsu does.
     above_air = cv2.threshold(blurred, otsu / 2, 1, cv2.THRESH_BINARY)[1]
+    lowest, highest = PLAUSIBLE_AREA
     for candidate in (above_air, bright):
         head = _largest_filled(candidate)
-        if head is not None and _plausible(head):
+        if head is not None and lowest <= cv2.countNonZero(head) / head.size <= highest:
             return head
     return None
 
@@ -194,11 +194,6 @@ def _largest_filled(mask: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
         return None
     largest = max(outlines, key=cv2.contourArea)
     return cv2.drawContours(np.zeros_like(mask), [largest], -1, 1, cv2.FILLED)
-
-
-def _plausible(head: NDArray[np.uint8]) -> bool:
-    smallest, largest = PLAUSIBLE_AREA
-    return smallest <= cv2.countNonZero(head) / head.size <= largest
 
 
 @lru_cache(maxsize=64)
@@ -217,7 +212,7 @@ def _upsampling_matrix(size: int, raw: int) -> NDArray[np.float32]:
 
 
 def _check_gray(gray: NDArray[np.uint8]) -> None:
-    if gray.ndim != _GRAY_DIMENSIONS or gray.dtype != np.uint8:
+    if gray.ndim != 2 or gray.dtype != np.uint8:
         raise UsageError(
             f"a head is found in a uint8 picture (S, S), not {gray.dtype} {gray.shape}; "
             "pass the gray scan as resized for the network, before normalization"

@@ -84,20 +84,9 @@ def localize(
             # Every point of the head is its highest: what counts is the chance to hit.
             scores["pointing"] = scores["mass"]
             rows.append({"row": index, "method": "whole_head", **scores})
-    return pa.Table.from_pylist(rows, schema=table_schema())
-
-
-def table_schema() -> pa.Schema:
-    """Columns of what `localize` returns."""
-    return pa.schema(
-        [
-            ("row", pa.int64()),
-            ("method", pa.string()),
-            *((name, pa.float64()) for name in MEASURES),
-            ("flat", pa.bool_()),
-            ("mask_area", pa.float64()),
-        ]
-    )
+    measures = [(name, pa.float64()) for name in (*MEASURES, "mask_area")]
+    schema = [("row", pa.int64()), ("method", pa.string()), *measures, ("flat", pa.bool_())]
+    return pa.Table.from_pylist(rows, schema=pa.schema(schema))
 
 
 def score_map(cam: NDArray[Any], mask: Mask) -> Scores:

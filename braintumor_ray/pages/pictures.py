@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from braintumor_ray.decode.decode import decode_frames
-from braintumor_ray.decode.preprocess import shrunk
-from braintumor_ray.decode.reading import run_on_scans
+from braintumor_ray.decode.preprocess import Preprocessing, shrunk
+from braintumor_ray.decode.reading import decode_scans, run_on_scans
 from braintumor_ray.decode.sandbox import DecodeSandbox
 from braintumor_ray.decode.types import DecodeLimits, DecodeOptions
+from braintumor_ray.types import GrayImage
 
 WORKER = "braintumor_ray.pages.pictures:shrink_file"
 Picture = NDArray[np.uint8]
@@ -60,6 +61,15 @@ def load_pictures(
     options = ShrinkOptions(longest=longest, limits=limits or DecodeLimits())
     with DecodeSandbox(WORKER) as sandbox:
         return list(run_on_scans(rows, sandbox, options, lambda _: None))
+
+
+def load_squares(
+    rows: pa.Table, preprocessing: Preprocessing, limits: DecodeLimits | None = None
+) -> Iterator[GrayImage]:
+    """Scans that were read before, read again: uint8 (S, S) each, black where one cannot be."""
+    for scan in decode_scans(rows, preprocessing, limits=limits):
+        blank = np.zeros((preprocessing.image_size,) * 2, np.uint8)
+        yield blank if scan.image is None else scan.image
 
 
 def spread(values: NDArray[Any], most: int) -> NDArray[Any]:

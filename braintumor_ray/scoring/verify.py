@@ -68,37 +68,22 @@ def verify(results: str, newest: int | None = None) -> Report:
     for manifest in manifests if newest is None else manifests[-newest:]:
         gone = superseded[int(manifest["generation"])]
         try:
-            found = _generation_rows(folder, manifest, meta, gone)
+            ids, current, faults = _generation_rows(folder, manifest, meta, gone)
         except ResultsError as error:
             differences.append(str(error))
             continue
-        rows += len(found.ids)
-        scans += len(np.setdiff1d(found.ids, gone))
-        differences += found.faults
-        differences += _compare(folder, manifest, found.ids)
-        keys.append(found.keys)
+        rows += len(ids)
+        scans += len(np.setdiff1d(ids, gone))
+        differences += [*faults, *_compare(folder, manifest, ids)]
+        keys.append(current)
     differences += _repeated(folder, manifests, joined(keys))
     return Report(scans, rows, differences)
 
 
-@dataclass(frozen=True)
-class _Found:
-    """What a generation's files hold.
-
-    Attributes:
-        ids: of all rows.
-        keys: of (uri, frame) of the current ones.
-        faults: inside the files.
-    """
-
-    ids: Ids
-    keys: Ids
-    faults: list[str]
-
-
 def _generation_rows(
     folder: ResultsFolder, manifest: dict[str, Any], meta: dict[str, Any], gone: Ids
-) -> _Found:
+) -> tuple[Ids, Ids, list[str]]:
+    """Ids of all rows, keys of (uri, frame) of the current ones, faults inside the files."""
     schema = result_schema(tuple(meta["cam_shape"]), meta["cam_methods"])
     ids, keys, faults = [], [], []
     tables = folder.read_parquet(row_files(manifest))
@@ -108,7 +93,7 @@ def _generation_rows(
             found = table["scan_id"].to_numpy()
             ids.append(found)
             keys.append(keys_of(table, "uri")[~are_in(found, gone)])
-    return _Found(joined(ids), joined(keys), faults)
+    return joined(ids), joined(keys), faults
 
 
 def _file_faults(

@@ -75,6 +75,6 @@ class DecoderPool:
         finally:
             self._idle.put(sandbox)
         if outcome.reason is not None:
-            return Upload(kind="unreadable", reason=outcome.reason)
+            return Upload("quarantined", outcome.reason, kind="unreadable")
         upload: Upload = outcome.value
         return upload

@@ -140,21 +140,21 @@ def _static_route(content: bytes, media_type: str) -> Any:  # noqa: ANN401 - an 
 
 
 def _add_problems(app: FastAPI) -> None:
-    @app.exception_handler(ProblemError)
-    async def problem(_: Request, error: ProblemError) -> Response:
-        return error.response()
+    async def answer(_: Request, error: Exception) -> Response:
+        return _problem(error).response()
 
-    @app.exception_handler(HTTPException)
-    async def http(_: Request, error: HTTPException) -> Response:
-        return from_status(error.status_code, error.headers).response()
+    # Exception alone would not do: FastAPI has its own answers to its own errors.
+    for kind in (ProblemError, HTTPException, RequestValidationError, Exception):
+        app.add_exception_handler(kind, answer)
 
-    @app.exception_handler(Exception)
-    async def fault(_: Request, __: Exception) -> Response:
-        return internal().response()
 
-    @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> Response:
-        return _parameter_problem(error).response()
+def _problem(error: Exception) -> ProblemError:
+    """The problem that an exception is shown as."""
+    if isinstance(error, ProblemError):
+        return error
+    if isinstance(error, HTTPException):
+        return from_status(error.status_code, error.headers)
+    return _parameter_problem(error) if isinstance(error, RequestValidationError) else internal()
 
 
 def _parameter_problem(error: RequestValidationError) -> ProblemError:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from braintumor_ray.decode.hashes import unpack_hashes
 from braintumor_ray.errors import UsageError
 from braintumor_ray.splits.hamming import CROWD, HASH_BITS, HASH_WORDS, BandSearch, bits_set
 
@@ -105,6 +106,14 @@ def duplicate_groups(
             rows = np.flatnonzero(comparable & _informative(hashes))
             edges.append(rows[near_duplicate_pairs(hashes[rows], distance)])
     return connected_rows(n, np.concatenate(edges))
+
+
+def image_groups(
+    pixel_hashes: Sequence[str | None], packed: Sequence[bytes | None]
+) -> NDArray[np.int64]:
+    """`duplicate_groups` of scans with the perceptual hashes of `decode.hashes.pack_hashes`."""
+    dhashes, dct_hashes, flat = unpack_hashes(packed)
+    return duplicate_groups(pixel_hashes, dhashes, flat=flat, dct_hashes=dct_hashes)
 
 
 def first_with_same_value(values: Sequence[Hashable | None]) -> NDArray[np.int64]:

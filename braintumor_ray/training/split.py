@@ -9,10 +9,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from braintumor_ray.catalog.labels import ClassMap
-from braintumor_ray.decode.hashes import unpack_hashes
 from braintumor_ray.decode.reading import hash_scans
 from braintumor_ray.errors import GateError, UsageError
-from braintumor_ray.splits.duplicates import duplicate_groups
+from braintumor_ray.splits.duplicates import image_groups
 from braintumor_ray.splits.splits import LeakReport, check_leaks, grouped_split, merge_groups
 from braintumor_ray.training.options import SplitOptions
 from braintumor_ray.types import Progress
@@ -156,10 +155,7 @@ def scan_groups(catalog: pa.Table, hashes: pa.Table) -> npt.NDArray[np.int64]:
         catalog: with `patient_key`.
         hashes: columns `HASH_COLUMNS`, a row per row of the catalog.
     """
-    dhashes, dct_hashes, flat = unpack_hashes(hashes["hashes"].to_pylist())
-    images = duplicate_groups(
-        hashes["pixel_sha256"].to_pylist(), dhashes, flat=flat, dct_hashes=dct_hashes
-    )
+    images = image_groups(hashes["pixel_sha256"].to_pylist(), hashes["hashes"].to_pylist())
     return merge_groups(catalog["patient_key"].to_pylist(), images)
 
 
@@ -185,7 +181,7 @@ def _assign(
     ]
 
 
-def without_test(fractions: Mapping[str, float]) -> dict[str, float]:
+def without_test(fractions: Mapping[Any, float]) -> dict[str, float]:
     """The shares of train and val among the scans that are not tested."""
     share = fractions["val"] / (fractions["train"] + fractions["val"])
     return {"train": 1 - share, "val": share}
