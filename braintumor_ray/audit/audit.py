@@ -128,9 +128,10 @@ def audit_scans(
 
     Returns:
         The content of audit.json. `cross_split` counts the scans of a later split (train, val,
-        test, then others) of which an earlier one has a copy; `surplus` those that would go if one
-        of each were kept; `groups` are of near copies, by two perceptual hashes, and their labels
-        conflict where two scans of one data set differ (data sets name classes as they like).
+        test, then others) of which an earlier one has a copy; `surplus` those that would be removed
+        if one of each were kept; `groups` are of near copies, by two perceptual hashes, and their
+        labels conflict where two scans of one data set differ (data sets may name classes
+        differently).
     """
     split_names, splits = split_codes(scans["split"].to_pylist())
     label_names, labels = codes(scans["label"].to_pylist())

@@ -1,8 +1,8 @@
-"""Counting copies: how many scans are in the data twice, and on both sides of a boundary.
+"""Counts of copies: scans that are in the data twice, and on both sides of a boundary.
 
-Keys and sides are small integers, -1 where unknown. A key says which scans are alike (the same
-bytes, the same pixels, the same group); a side is what they should not have in common (split,
-class, data set). All is O(n log n) and vectorized: an audit may hold millions of rows.
+Keys and sides are small integers, -1 where unknown. Scans with the same key are copies (the same
+bytes, the same pixels, the same group); copies should not be on two sides (splits, classes, data
+sets). All is O(n log n) and vectorized: an audit may hold millions of rows.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ KINDS = ("byte_identical", "pixel_identical", "near_identical")
 
 @dataclass(frozen=True)
 class Keys:
-    """What tells that two scans are alike, from the strictest to the loosest.
+    """Keys by which two scans are copies, from the strictest to the loosest.
 
     Attributes:
         byte_identical: int64 (n,), same file content and frame; -1 for unreadable scans.
@@ -63,7 +63,7 @@ def readable_rows(scans: pa.Table) -> NDArray[np.bool_]:
 
 
 def surplus(keys: Ints) -> int:
-    """Scans that would go if one of each key were kept."""
+    """Scans that would be removed if one of each key were kept."""
     known = keys[keys >= 0]
     return len(known) - len(np.unique(known))
 

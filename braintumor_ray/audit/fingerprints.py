@@ -1,7 +1,7 @@
 """What an audit keeps of each file: hashes, the state of its pixels, and marks of its origin.
 
-`FingerprintStage` works on Arrow tables and holds one decoding process, so that it can be an
-actor of a Ray Data job as well as a thread's worker here.
+`FingerprintStage` works on Arrow tables and has one decoding process, so that it can be an actor
+of a Ray Data job as well as a thread's worker here.
 """
 
 import hashlib
@@ -202,7 +202,7 @@ def _jpeg_marks(content: bytes) -> dict[str, Any]:
     try:
         image = JpegImageFile(io.BytesIO(content))
     except (SyntaxError, OSError, UnidentifiedImageError, Image.DecompressionBombError):
-        return none  # decoding says what is wrong with it
+        return none  # the decoder reports what is wrong with it
     tables = [float(np.mean(table)) for _, table in sorted(image.quantization.items())]
     return {
         "jpeg_luma": tables[0] if tables else 0.0,

@@ -31,7 +31,7 @@ class Pair:
 
 
 def find_pairs(scans: pa.Table, keys: Keys, most: int) -> list[Pair]:
-    """Choose pairs to show: every kind of fault has its share, the gravest first.
+    """Choose pairs to show: some of every kind of fault, the most serious first.
 
     Args:
         scans: from `audit.combine`.
@@ -90,7 +90,7 @@ def _within(keys: Ints, splits: Ints) -> Ints:
 
 
 def _one_per_group(found: dict[str, Ints], groups: Ints) -> dict[str, Ints]:
-    """Keep one pair of each group of copies, under its gravest fault."""
+    """Keep one pair of each group of copies, under its most serious fault."""
     shown = np.empty(0, np.int64)
     kept = {}
     for fault, partner in found.items():

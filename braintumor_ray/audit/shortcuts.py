@@ -1,7 +1,7 @@
-"""Can a class be told without looking at the brain? A small classifier tries.
+"""Shortcuts: can a small classifier predict the class without looking at the brain?
 
 Where image size or compression alone predicts the class, a network may learn that instead of
-tumors, and its figures say nothing about scans from elsewhere.
+tumors, and its figures do not hold for scans from elsewhere.
 """
 
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ FEATURES: Mapping[str, tuple[str, ...]] = {
 
 
 def shortcut_features(scans: pa.Table) -> dict[str, Floats]:
-    """Numbers (n,) that say how a scan was stored, not what it shows; NaN where unknown.
+    """Numbers (n,) that describe how a scan was stored, not what it shows; NaN where unknown.
 
     Args:
         scans: a fingerprinted catalog (`fingerprints.FINGERPRINT_SCHEMA`) with column `dataset`.
@@ -70,7 +70,7 @@ def shortcut_scores(
         the commonest class) and `features`: per kind `balanced_accuracy` with `low` and `high`
         (95%, by group), macro `auroc`, `constant` (no two scans differ) and `notable` (its lower
         end is more than 0.05 above chance). `features` is empty where fewer than two classes are
-        left; then `note` says so.
+        left; then `note` explains it.
     """
     rows = _usable_rows(scans, groups, seed, max_rows)
     labels = scans["label"].take(pa.array(rows)).to_pylist()

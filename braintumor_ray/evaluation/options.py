@@ -76,7 +76,7 @@ class EvaluateOptions:
         tta: average the logits over mirrored and slightly turned views.
         recalibrate: directory of a new bundle with temperature and threshold from validation.
         compare: a second bundle, run over the same scans.
-        allow_leakage: measure scans that were trained on, and say so.
+        allow_leakage: measure scans that were trained on, and report it.
         n_boot: resamples for the intervals.
         seed: of resamples and of the choice of samples.
         subgroups: catalog columns for figures per value.

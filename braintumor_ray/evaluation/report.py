@@ -89,7 +89,7 @@ def write_report(path: Path, parts: ReportParts) -> None:
 
 
 def warnings(metrics: Mapping[str, Any]) -> list[str]:
-    """What a reader must know before believing the figures, in sentences."""
+    """What limits how far the figures can be trusted, in sentences."""
     counts, leaks = metrics["counts"], metrics["leakage"]
     binary_kinds = metrics["binary"]["sensitivity"], metrics["binary"]["specificity"]
     said = {

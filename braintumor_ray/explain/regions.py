@@ -82,7 +82,7 @@ def region_weights(
     rows = _upsampling_matrix(regions.shape[0], height)
     columns = _upsampling_matrix(regions.shape[1], width)
     masks = np.hstack([np.minimum(regions, 1), regions == INSIDE])  # head | inside
-    # einsum, not @: BLAS has threads of its own, which take torch's cores.
+    # einsum, not @: the threads that BLAS starts would take torch's cores.
     summed = np.einsum("hs,sw->hw", rows, masks.astype(np.float32)).reshape(height, 2, -1)
     head, inside = np.einsum("hks,ws->khw", summed, columns)
     everywhere = np.outer(rows.sum(axis=1), columns.sum(axis=1))

@@ -1,7 +1,7 @@
 """Model parameter randomization (Adebayo et al. 2018, arXiv 1810.03292).
 
-A map that looks the same after the network's weights were thrown away explains the picture's
-edges, not the network.
+A map that looks the same after the network's weights were replaced by random ones shows the
+picture's edges, not what the network uses.
 """
 
 import copy
@@ -38,7 +38,7 @@ def randomization_check(
 ) -> dict[str, Any]:
     """Compare the maps of a trained network with those of randomized copies of it.
 
-    Same scans and same classes throughout. Low similarity is what should come out.
+    Scans and classes are the same throughout. A low similarity is the wanted result.
 
     Args:
         model: the trained network, in eval mode; it is not changed.
@@ -98,7 +98,7 @@ def randomized(model: Classifier, part: Part, seed: int) -> Classifier:
 
 
 def _reset(layer: nn.Module) -> None:
-    # MultiheadAttention names its own otherwise; its projection out is a layer of its own.
+    # MultiheadAttention's method has another name; its output projection is a separate layer.
     for name in ("reset_parameters", "_reset_parameters"):
         reset = getattr(layer, name, None)
         if callable(reset):

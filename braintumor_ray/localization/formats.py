@@ -1,4 +1,4 @@
-"""The formats in which people write down boxes and outlines: CSV, YOLO, VIA."""
+"""File formats of boxes and outlines: CSV, YOLO, VIA."""
 
 import csv
 import io
@@ -30,7 +30,7 @@ def box_outlines(text: str, location: str) -> dict[str, Outlines]:
         location: where it is from, for messages.
 
     Raises:
-        TruthError: a column is missing, there is no row, or a box that cannot be meant.
+        TruthError: a column is missing, there is no row, or a box is not valid.
     """
     rows = csv.DictReader(io.StringIO(text))
     missing = [name for name in ("path", *BOX_COLUMNS) if name not in (rows.fieldnames or ())]
@@ -63,7 +63,7 @@ def yolo_outlines(text: str, location: str) -> Outlines:
         location: where it is from, for messages.
 
     Raises:
-        TruthError: a line that cannot be meant.
+        TruthError: a line is not valid.
     """
     polygons = tuple(
         _yolo_polygon(line, f"line {number} of '{location}'")
@@ -99,7 +99,7 @@ def via_outlines(text: str, location: str) -> dict[str, Outlines]:
     """Outlines per file name from VGG Image Annotator's JSON (VIA 1 and 2).
 
     Both a whole project (`_via_img_metadata`) and exported annotations are read. Every region
-    counts as tumor, whatever its attributes say.
+    counts as tumor, whatever its attributes are.
 
     Args:
         text: the JSON.

@@ -51,7 +51,7 @@ def localize(
 
     Baselines: `center`, a Gaussian in the middle of the picture; `random`, seeded noise of the
     raw map's size; `whole_head`, the head outline as a uniform map, whose `pointing` is the chance
-    that a random point of the head lies in the mask (left out where no head is found).
+    that a random point of the head is in the mask (left out where no head is found).
 
     Args:
         cams: raw maps (n, h, w) >= 0, any float dtype, by method; the first one's size is that

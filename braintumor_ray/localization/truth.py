@@ -1,6 +1,6 @@
-"""Where the tumors are, as people drew them: mask images, boxes, YOLO files, VIA outlines.
+"""Where the tumors are, as annotators drew them: mask images, boxes, YOLO files, VIA outlines.
 
-Found by a scan's path in the catalog, given as a mask of any size.
+Truth is looked up by a scan's path in the catalog and given as a mask of any size.
 """
 
 import posixpath
@@ -47,7 +47,7 @@ class TruthIndex:
     def find(self, path: str) -> str | None:
         """The entry that belongs to a scan, None where there is none.
 
-        Names agree where one is the end of the other, whole folders compared:
+        Names agree where one is the end of the other, compared by whole folders:
         `yes/y1.jpg` belongs to `y1.jpg`, `b/1.jpg` does not belong to `a/1.jpg`.
 
         Args:
@@ -105,8 +105,8 @@ class TruthIndex:
             frame: of a multi-frame file; this truth describes frame 0 only.
 
         Returns:
-            bool of the wanted shape, all False where the truth says that there is no tumor;
-            None where it says nothing of this scan.
+            bool of the wanted shape, all False where the truth states that there is no tumor;
+            None where it does not know this scan.
 
         Raises:
             TruthError: the mask image cannot be read, has another aspect than the scan, or
@@ -141,7 +141,7 @@ def load_truth(location: str | Path) -> TruthIndex:
             (fractions, several rows per path allowed), or VIA's .json. A local path or a URI.
 
     Raises:
-        TruthError: nothing there, an unknown kind, or a line that cannot be meant.
+        TruthError: nothing there, an unknown kind, or a line that is not valid.
     """
     text = str(location).rstrip("/")
     suffix = posixpath.splitext(text)[1].lower()
@@ -206,7 +206,7 @@ def _read_mask(location: str, scan_shape: tuple[int, int] | None) -> Mask:
         data = np.frombuffer(read_bytes(location), np.uint8)
     except OSError as error:
         raise TruthError(f"mask '{location}' cannot be read: {error}") from error
-    # An empty buffer is an error of its own to OpenCV; damage gives None.
+    # OpenCV raises on an empty buffer, but gives None for a damaged image.
     pixels = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH) if data.size else None
     if pixels is None:
         raise TruthError(f"mask '{location}' is not an image that can be read; write it as PNG")

@@ -31,7 +31,7 @@ class OperatingPoint:
 def threshold_sweep(truth: NDArray[Any], score: NDArray[Any]) -> dict[str, NDArray[Any]]:
     """Count the outcomes of every threshold that calls at least one scan positive.
 
-    Each distinct score gives one candidate, from the highest down. Its threshold lies midway to
+    Each distinct score gives one candidate, from the highest down. Its threshold is midway to
     the next lower score, so that rounding cannot move a scan across it; for the lowest score,
     where everything is positive, midway to 0.
 
@@ -81,7 +81,7 @@ def choose_threshold(
     """Choose the threshold that is best by one rule.
 
     Where neighboring candidates tie, the one at the middle of the interval they span is taken;
-    where ties lie apart, in the widest such interval (a value between two peaks would be worse
+    where ties are apart, in the widest such interval (a value between two peaks would be worse
     than either).
 
     Args:

@@ -1,4 +1,4 @@
-"""What single neurons of the last feature map respond to, and which class they go with."""
+"""What single neurons of the last feature map respond to, and their correlation with classes."""
 
 import csv
 import io

@@ -114,7 +114,7 @@ def write_phantoms(
         progress: Called with (patients done, patients) after each patient.
 
     Raises:
-        UsageError: If an argument cannot be meant or the folder holds scans already.
+        UsageError: If an argument is out of range or the folder holds scans already.
     """
     _check(patients, seed, slices)
     root = Path(directory)

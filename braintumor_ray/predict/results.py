@@ -107,7 +107,7 @@ def read_results(path: str | Path, columns: Sequence[str] | None = None) -> pa.T
     folder = results_folder(path)
     manifests = folder.manifests()
     if not manifests:
-        _ = folder.meta  # tells a wrong path from an unfinished first run
+        _ = folder.meta  # raises for a wrong path; an unfinished first run has it
         raise ResultsError(
             f"'{path}' has no committed run yet; run 'braintumor-ray score' to its end"
         )

@@ -23,7 +23,7 @@ class Costs:
 
     Attributes:
         decode_s, predict_s: seconds per scan.
-        device: what predicted: 'cpu', 'cuda', or 'given' where the user said its speed.
+        device: what predicted: 'cpu', 'cuda', or 'given' where the user gave its speed.
         block_bytes: of a block of decoded scans in Ray's memory.
     """
 

@@ -11,7 +11,7 @@ from braintumor_ray.predict.results import ResultsFolder, results_folder
 from braintumor_ray.scoring.verify import verify
 
 RUNS = 7
-LEAST_RUNS = 3  # fewer have no spread to speak of
+LEAST_RUNS = 3  # the spread of fewer is not reliable
 ERRORS = 3.0  # standard errors: a false alarm in some 100 to 300 nights, for each figure
 
 

@@ -98,7 +98,7 @@ class Map(BaseModel):
 
 
 class Prediction(BaseModel):
-    """What the network says of one scan. Research software, not a medical device."""
+    """The network's result for one scan. Research software, not a medical device."""
 
     predicted_class: str
     probabilities: dict[str, float] = Field(description="by class, after temperature")

@@ -1,4 +1,4 @@
-"""What a run leaves for people: curves, events, the model card."""
+"""Files of a run for people: curves, TensorBoard events, the model card."""
 
 import json
 from itertools import pairwise

@@ -47,7 +47,7 @@ def tune(bundle: Bundle, training: Outputs, validation: Outputs, recipe: Recipe)
         bundle: with the final weights and provisional values.
         training: for the domain statistics; a sample is enough.
         validation: every validation scan.
-        recipe: says by what the threshold is chosen.
+        recipe: has the rule by which the threshold is chosen.
     """
     names, positive = bundle.fields.class_names, bundle.positive_indices
     tuned = tune_decision(

@@ -32,7 +32,7 @@ def cross_validate(
     """Train a recipe per fold; each scan is tested once, by a network that never saw its group.
 
     Decodes once. Each fold is a whole run in OUTPUT/fold-1, fold-2, ...; a share of its training
-    scans validates, as the recipe's fractions say. An interrupted cross-validation goes on.
+    scans validates, by the recipe's fractions. An interrupted cross-validation is continued.
 
     Returns:
         `folds` (the tested figures of each) and, per figure, `mean`, `low` and `high`: the 95%

@@ -93,7 +93,7 @@ def check_split_choice(catalog: pa.Table, options: SplitOptions) -> None:
 
 
 def has_own_split(catalog: pa.Table) -> bool:
-    """Whether a catalog says itself which split each scan is in; then that is followed."""
+    """Whether a catalog has a column of splits; then it decides."""
     return "split" in catalog.column_names
 
 
@@ -103,7 +103,7 @@ def split_catalog(
     seed: int,
     progress: Progress | None = None,
 ) -> pa.Table:
-    """A catalog with splits of its own, for `train` to follow; every label is a class.
+    """A catalog with a column of splits, for `train` to follow; every label is a class.
 
     Raises:
         UsageError: there are no two classes, or one has too few groups.

@@ -1,4 +1,4 @@
-"""Which scans to read or to label first: from a results folder alone, never from the model."""
+"""Which scans to read or to label first; needs a results folder, not the model."""
 
 import io
 from collections.abc import Sequence
