@@ -43,7 +43,7 @@ class Client:
         url: of the service, such as http://127.0.0.1:8000.
         token: where the service asks for one; take it from a file or the environment.
         timeout_s: longest wait for an answer, seconds.
-        retries: how often to come back to a busy service, as it asks (Retry-After).
+        retries: how often to ask a busy service again, after the wait it names (Retry-After).
     """
 
     def __init__(
@@ -149,7 +149,8 @@ class Client:
     ) -> tuple[int, float, dict[str, Any]]:
         """Status, seconds to wait before coming back, and the JSON."""
         try:
-            response, content = self._send(verb, path, body, headers)
+            response = self._send(verb, path, body, headers)
+            content = response.read()
         except (OSError, http.client.HTTPException) as error:
             self._connection.close()
             raise ServiceError(
@@ -161,18 +162,17 @@ class Client:
 
     def _send(
         self, verb: str, path: str, body: bytes | None, headers: dict[str, str]
-    ) -> tuple[http.client.HTTPResponse, bytes]:
+    ) -> http.client.HTTPResponse:
         reused = self._connection.sock is not None
         try:
             self._connection.request(verb, self._prefix + path, body, headers)
-            response = self._connection.getresponse()
-        except (ConnectionError, http.client.RemoteDisconnected):
+            return self._connection.getresponse()
+        except ConnectionError:
             if not reused:
                 raise
-            self._connection.close()  # the service closed it while it lay idle: once more, anew
-            self._connection.request(verb, self._prefix + path, body, headers)
-            response = self._connection.getresponse()
-        return response, response.read()
+            # The service may close an idle connection at any time: try once more on a new one.
+            self._connection.close()
+            return self._send(verb, path, body, headers)
 
 
 def _content(scan: Content) -> bytes:

@@ -1,8 +1,8 @@
-"""Counting copies: how many scans are in the data twice, and on both sides of a boundary.
+"""Counts of copies: scans that are in the data twice, and on both sides of a boundary.
 
-Keys and sides are small integers, -1 where unknown. A key says which scans are alike (the same
-bytes, the same pixels, the same group); a side is what they should not have in common (split,
-class, data set). All is O(n log n) and vectorized: an audit may hold millions of rows.
+Keys and sides are small integers, -1 where unknown. Scans with the same key are copies (the same
+bytes, the same pixels, the same group); copies should not be on two sides (splits, classes, data
+sets). All is O(n log n) and vectorized: an audit may hold millions of rows.
 """
 
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from braintumor_ray.types import Ints
@@ -20,7 +21,7 @@ KINDS = ("byte_identical", "pixel_identical", "near_identical")
 
 @dataclass(frozen=True)
 class Keys:
-    """What tells that two scans are alike, from the strictest to the loosest.
+    """Keys by which two scans are copies, from the strictest to the loosest.
 
     Attributes:
         byte_identical: int64 (n,), same file content and frame; -1 for unreadable scans.
@@ -38,26 +39,31 @@ class Keys:
         return keys
 
 
-def codes(values: Sequence[Any]) -> tuple[list[Any], Ints]:
-    """Distinct known values in sorted order, and each row's index among them; -1 for None."""
-    names = sorted({value for value in values if value is not None})
+def codes(values: Sequence[Any], first: Sequence[Any] = ()) -> tuple[list[Any], Ints]:
+    """Distinct known values, those of `first` first, the others sorted; and each row's index.
+
+    Returns:
+        The values, and int64 (n,): the index of each row's value; -1 for None.
+    """
+    rank = {name: number for number, name in enumerate(first)}
+    present = {value for value in values if value is not None}
+    names = sorted(present, key=lambda name: (rank.get(name, len(rank)), name))
     index = {name: code for code, name in enumerate(names)}
-    numbers = [-1 if value is None else index[value] for value in values]
-    return names, np.array(numbers, dtype=np.int64)
+    return names, np.array([index.get(value, -1) for value in values], dtype=np.int64)
 
 
 def split_codes(values: Sequence[str | None]) -> tuple[list[str], Ints]:
     """As `codes`, in the order in which splits are used: train, val, test, then by name."""
-    rank = {name: number for number, name in enumerate(SPLIT_ORDER)}
-    present = {value for value in values if value is not None}
-    names = sorted(present, key=lambda name: (rank.get(name, len(rank)), name))
-    index = {name: code for code, name in enumerate(names)}
-    numbers = [-1 if value is None else index[value] for value in values]
-    return names, np.array(numbers, dtype=np.int64)
+    return codes(values, SPLIT_ORDER)
+
+
+def readable_rows(scans: pa.Table) -> NDArray[np.bool_]:
+    """Which audited scans could be decoded, bool (n,)."""
+    return np.asarray(np.array(scans["status"]) == "ok", dtype=bool)
 
 
 def surplus(keys: Ints) -> int:
-    """Scans that would go if one of each key were kept."""
+    """Scans that would be removed if one of each key were kept."""
     known = keys[keys >= 0]
     return len(known) - len(np.unique(known))
 

@@ -1,15 +1,15 @@
 """What an audit keeps of each file: hashes, the state of its pixels, and marks of its origin.
 
-`FingerprintStage` works on Arrow tables and holds one decoding process, so that it can be an
-actor of a Ray Data job as well as a thread's worker here.
+`FingerprintStage` works on Arrow tables and has one decoding process, so that it can be an actor
+of a Ray Data job as well as a thread's worker here.
 """
 
 import hashlib
 import io
 import queue
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from typing import Any
+from contextlib import ExitStack, closing
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -33,66 +33,32 @@ FINGERPRINT_SCHEMA = pa.schema(
     [
         pa.field("status", pa.string()),
         pa.field("reason", pa.string()),
+        # Format and mode by content, see `decode.types.Decoded`; size of the upright image.
         pa.field("decoded_format", pa.string()),
         pa.field("decoded_mode", pa.string()),
         pa.field("decoded_height", pa.int32()),
         pa.field("decoded_width", pa.int32()),
         pa.field("n_bytes", pa.int64()),
+        # Hex digests of the file and of the decoded image.
         pa.field("byte_sha256", pa.string()),
         pa.field("pixel_sha256", pa.string()),
+        # 256 bits each, the uint64 (4,) of `decode.hashes`; they do not tell flat images apart.
         pa.field("dhash", pa.binary(32)),
         pa.field("dct_hash", pa.binary(32)),
         pa.field("flat", pa.bool_()),
+        # Outermost pixels: mean gray level (0 to 255) and black share; black lines at the edges.
         pa.field("border_mean", pa.float32()),
         pa.field("border_black", pa.float32()),
         pa.field("margin_vertical", pa.float32()),
         pa.field("margin_horizontal", pa.float32()),
+        # Mean step of the quantization tables; 0 without a table.
         pa.field("jpeg_luma", pa.float32()),
         pa.field("jpeg_chroma", pa.float32()),
         pa.field("jpeg_progressive", pa.bool_()),
     ]
 )
-
-
-@dataclass(frozen=True)
-class ScanFingerprint:
-    """One row of `FINGERPRINT_SCHEMA`; what was not reached is None.
-
-    Attributes:
-        status, reason: of decoding.
-        decoded_format, decoded_mode: by content, see `data.decode.Decoded`.
-        decoded_height, decoded_width: of the upright image, pixels.
-        n_bytes: size of the file.
-        byte_sha256: hex digest of the file.
-        pixel_sha256: hex digest of the decoded image, see `data.duplicates.pixel_sha256`.
-        dhash, dct_hash: 256 bits as 32 bytes, the uint64 (4,) of `data.duplicates`.
-        flat: the hashes say nothing.
-        border_mean: mean gray level of the outermost pixels, 0 to 255.
-        border_black: share of the outermost pixels that are black.
-        margin_vertical, margin_horizontal: share of rows (columns) at the edges that are black.
-        jpeg_luma, jpeg_chroma: mean step of the JPEG quantization tables; 0 without the table.
-        jpeg_progressive: progressive JPEG.
-    """
-
-    status: str
-    reason: str | None = None
-    decoded_format: str | None = None
-    decoded_mode: str | None = None
-    decoded_height: int | None = None
-    decoded_width: int | None = None
-    n_bytes: int | None = None
-    byte_sha256: str | None = None
-    pixel_sha256: str | None = None
-    dhash: bytes | None = None
-    dct_hash: bytes | None = None
-    flat: bool | None = None
-    border_mean: float | None = None
-    border_black: float | None = None
-    margin_vertical: float | None = None
-    margin_horizontal: float | None = None
-    jpeg_luma: float | None = None
-    jpeg_chroma: float | None = None
-    jpeg_progressive: bool | None = None
+# A row of the schema; keys that are missing become null.
+Fingerprint: TypeAlias = dict[str, Any]
 
 
 class FingerprintStage:
@@ -112,11 +78,10 @@ class FingerprintStage:
     def __call__(self, rows: pa.Table) -> pa.Table:
         """Fingerprint a block of rows; needs `uri` and `frame`, keeps order and number."""
         scans = run_on_scans(rows, self._sandbox, self._options, _quarantined)
-        columns = pa.Table.from_pylist([asdict(scan) for scan in scans], schema=FINGERPRINT_SCHEMA)
-        kept = [name for name in rows.column_names if name not in columns.column_names]
-        table = rows.select(kept)
-        for name in columns.column_names:
-            table = table.append_column(FINGERPRINT_SCHEMA.field(name), columns[name])
+        found = pa.Table.from_pylist(list(scans), schema=FINGERPRINT_SCHEMA)
+        table = rows.select([name for name in rows.column_names if name not in found.column_names])
+        for field in FINGERPRINT_SCHEMA:
+            table = table.append_column(field, found[field.name])
         return table
 
     def close(self) -> None:
@@ -124,7 +89,7 @@ class FingerprintStage:
         self._sandbox.close()
 
 
-def fingerprint_file(data: bytes | None, options: DecodeOptions) -> list[ScanFingerprint]:
+def fingerprint_file(data: bytes | None, options: DecodeOptions) -> list[Fingerprint]:
     """Fingerprint the wanted frames of one file; runs in the decoding process.
 
     Args:
@@ -132,13 +97,12 @@ def fingerprint_file(data: bytes | None, options: DecodeOptions) -> list[ScanFin
         options: which frames, and how.
 
     Returns:
-        One result per frame, in order; never raises for a bad file.
+        One row of `FINGERPRINT_SCHEMA` per frame, in order; never raises for a bad file.
     """
     content = data or b""
-    digest = hashlib.sha256(content).hexdigest()
+    file = {"n_bytes": len(content), "byte_sha256": hashlib.sha256(content).hexdigest()}
     marks = _jpeg_marks(content)
-    decoded = decode_frames(data, options)
-    return [_fingerprint_scan(scan, len(content), digest, marks) for scan in decoded]
+    return [_fingerprint_scan(scan, file, marks) for scan in decode_frames(data, options)]
 
 
 def fingerprint_catalog(
@@ -159,10 +123,8 @@ def fingerprint_catalog(
     if not catalog.num_rows:
         raise CatalogError("the catalog has no rows; there is nothing to audit")
     starts = range(0, catalog.num_rows, BLOCK_ROWS)
+    count = max(1, min(workers, len(starts)))
     free: queue.SimpleQueue[FingerprintStage] = queue.SimpleQueue()
-    stages = [FingerprintStage(limits) for _ in range(max(1, min(workers, len(starts))))]
-    for stage in stages:
-        free.put(stage)
 
     def run(start: int) -> pa.Table:
         stage = free.get()
@@ -172,15 +134,14 @@ def fingerprint_catalog(
             free.put(stage)
 
     blocks = []
-    try:
-        with ThreadPoolExecutor(len(stages)) as pool:
-            for block in pool.map(run, starts):
-                blocks.append(block)
-                if progress:
-                    progress(min(len(blocks) * BLOCK_ROWS, catalog.num_rows), catalog.num_rows)
-    finally:
-        for stage in stages:
-            stage.close()
+    # The pool ends first: no stage is closed while a thread uses it.
+    with ExitStack() as stages, ThreadPoolExecutor(count) as pool:
+        for _ in range(count):
+            free.put(stages.enter_context(closing(FingerprintStage(limits))))
+        for block in pool.map(run, starts):
+            blocks.append(block)
+            if progress:
+                progress(min(len(blocks) * BLOCK_ROWS, catalog.num_rows), catalog.num_rows)
     return pa.concat_tables(blocks)
 
 
@@ -190,36 +151,32 @@ def hash_words(column: pa.ChunkedArray) -> NDArray[np.uint64]:
     return np.frombuffer(blob, np.uint64).reshape(-1, 4)
 
 
-def _quarantined(reason: str) -> ScanFingerprint:
-    return ScanFingerprint("quarantined", reason)
+def _quarantined(reason: str) -> Fingerprint:
+    return {"status": "quarantined", "reason": reason}
 
 
-def _fingerprint_scan(
-    decoded: Decoded, n_bytes: int, digest: str, marks: dict[str, Any]
-) -> ScanFingerprint:
-    known: dict[str, Any] = {
+def _fingerprint_scan(decoded: Decoded, file: Fingerprint, marks: Fingerprint) -> Fingerprint:
+    known = file | {
+        "status": decoded.status,
         "reason": decoded.reason,
         "decoded_format": decoded.format,
         "decoded_mode": decoded.mode,
-        "n_bytes": n_bytes,
-        "byte_sha256": digest,
     }
     if decoded.gray is None:
-        return ScanFingerprint(decoded.status, **known)
+        return known
     found = fingerprint(decoded.gray)
     height, width = decoded.gray.shape
-    return ScanFingerprint(
-        "ok",
+    return {
         **known,
         **marks,
         **_border(decoded.gray),
-        decoded_height=height,
-        decoded_width=width,
-        pixel_sha256=found.pixel_sha256,
-        dhash=found.dhash.tobytes(),
-        dct_hash=found.dct_hash.tobytes(),
-        flat=found.flat,
-    )
+        "decoded_height": height,
+        "decoded_width": width,
+        "pixel_sha256": found.pixel_sha256,
+        "dhash": found.dhash.tobytes(),
+        "dct_hash": found.dct_hash.tobytes(),
+        "flat": found.flat,
+    }
 
 
 def _border(gray: NDArray[np.uint8]) -> dict[str, Any]:
@@ -245,7 +202,7 @@ def _jpeg_marks(content: bytes) -> dict[str, Any]:
     try:
         image = JpegImageFile(io.BytesIO(content))
     except (SyntaxError, OSError, UnidentifiedImageError, Image.DecompressionBombError):
-        return none  # decoding says what is wrong with it
+        return none  # the decoder reports what is wrong with it
     tables = [float(np.mean(table)) for _, table in sorted(image.quantization.items())]
     return {
         "jpeg_luma": tables[0] if tables else 0.0,

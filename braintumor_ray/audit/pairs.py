@@ -1,16 +1,15 @@
-"""Pairs of scans that should not be what they are to each other, as pictures."""
+"""Pictures of pairs of scans that are copies where they should not be."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from braintumor_ray.audit.copies import Keys, codes, conflicting_rows, partner_before, split_codes
 from braintumor_ray.decode.types import DecodeLimits
 from braintumor_ray.explain.overlay import contact_sheet
-from braintumor_ray.pages.pictures import jpeg_uri, load_pictures, side_by_side
+from braintumor_ray.pages.pictures import Picture, jpeg_uri, load_pictures, side_by_side, spread
 from braintumor_ray.types import Ints
 
 TILE = 200
@@ -31,16 +30,8 @@ class Pair:
     second: int
 
 
-@dataclass(frozen=True)
-class PairPictures:
-    """Drawn pairs: tiles for a page (`image`, `fault`, `first`, `second`), and one sheet."""
-
-    tiles: list[dict[str, Any]]
-    sheet: NDArray[np.uint8] | None
-
-
 def find_pairs(scans: pa.Table, keys: Keys, most: int) -> list[Pair]:
-    """Choose pairs to show: every kind of fault has its share, the gravest first.
+    """Choose pairs to show: some of every kind of fault, the most serious first.
 
     Args:
         scans: from `audit.combine`.
@@ -66,14 +57,19 @@ def find_pairs(scans: pa.Table, keys: Keys, most: int) -> list[Pair]:
 
 def draw_pairs(
     scans: pa.Table, pairs: list[Pair], limits: DecodeLimits | None = None
-) -> PairPictures:
-    """Read the scans of the pairs once more and lay them side by side."""
+) -> tuple[list[dict[str, Any]], Picture | None]:
+    """Read the scans of the pairs once more and lay them side by side.
+
+    Returns:
+        Tiles for a page (`image`, `fault`, `first`, `second`), and one sheet of all; None where
+        there is nothing to draw.
+    """
     if not pairs:
-        return PairPictures([], None)
+        return [], None
     rows = [row for pair in pairs for row in (pair.first, pair.second)]
     pictures = load_pictures(scans.take(rows), TILE, limits)
     tiles: list[dict[str, Any]] = []
-    drawn: list[NDArray[np.uint8]] = []
+    drawn: list[Picture] = []
     for index, pair in enumerate(pairs):
         both = [picture for picture in pictures[2 * index : 2 * index + 2] if picture is not None]
         if len(both) < 2:
@@ -84,7 +80,7 @@ def draw_pairs(
             {"image": jpeg_uri(drawn[-1]), "fault": pair.fault, "first": first, "second": second}
         )
     captions = [f"{tile['fault']}: {tile['first']['path']}" for tile in tiles]
-    return PairPictures(tiles, contact_sheet(drawn, 3, captions) if drawn else None)
+    return tiles, contact_sheet(drawn, 3, captions) if drawn else None
 
 
 def _within(keys: Ints, splits: Ints) -> Ints:
@@ -94,7 +90,7 @@ def _within(keys: Ints, splits: Ints) -> Ints:
 
 
 def _one_per_group(found: dict[str, Ints], groups: Ints) -> dict[str, Ints]:
-    """Keep one pair of each group of copies, under its gravest fault."""
+    """Keep one pair of each group of copies, under its most serious fault."""
     shown = np.empty(0, np.int64)
     kept = {}
     for fault, partner in found.items():
@@ -117,15 +113,8 @@ def _shared_out(found: dict[str, Ints], most: int) -> list[Pair]:
     return [
         Pair(fault, int(found[fault][row]), int(row))
         for fault, count in taken.items()
-        for row in _spread(rows[fault], count)
+        for row in spread(rows[fault], count)
     ]
-
-
-def _spread(rows: Ints, count: int) -> Ints:
-    """At most `count` rows at equal distances."""
-    if len(rows) <= count:
-        return rows
-    return rows[np.linspace(0, len(rows) - 1, count).round().astype(np.int64)]
 
 
 def _describe(scans: pa.Table, row: int) -> dict[str, Any]:

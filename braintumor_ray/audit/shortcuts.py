@@ -1,7 +1,7 @@
-"""Can a class be told without looking at the brain? A small classifier tries.
+"""Shortcuts: can a small classifier predict the class without looking at the brain?
 
 Where image size or compression alone predicts the class, a network may learn that instead of
-tumors, and its figures say nothing about scans from elsewhere.
+tumors, and its figures do not hold for scans from elsewhere.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from sklearn.ensemble import RandomForestClassifier
 
-from braintumor_ray.audit.copies import codes
+from braintumor_ray.audit.copies import codes, readable_rows
 from braintumor_ray.metrics.classification import auroc
 from braintumor_ray.metrics.intervals import bootstrap_table, table_balanced_accuracy
 from braintumor_ray.splits.splits import grouped_folds
@@ -33,23 +33,20 @@ FEATURES: Mapping[str, tuple[str, ...]] = {
 
 
 def shortcut_features(scans: pa.Table) -> dict[str, Floats]:
-    """Numbers (n,) that say how a scan was stored, not what it shows; NaN where unknown.
+    """Numbers (n,) that describe how a scan was stored, not what it shows; NaN where unknown.
 
     Args:
         scans: a fingerprinted catalog (`fingerprints.FINGERPRINT_SCHEMA`) with column `dataset`.
     """
     height, width = _floats(scans["decoded_height"]), _floats(scans["decoded_width"])
-    copied = ("border_mean", "border_black", "margin_vertical", "margin_horizontal")
+    coded = {"mode": "decoded_mode", "format": "decoded_format", "dataset": "dataset"}
     return {
         "height": height,
         "width": width,
         "aspect": width / height,
         "bytes_per_pixel": _floats(scans["n_bytes"]) / (height * width),
-        "mode": codes(scans["decoded_mode"].to_pylist())[1].astype(np.float64),
-        "format": codes(scans["decoded_format"].to_pylist())[1].astype(np.float64),
-        "dataset": codes(scans["dataset"].to_pylist())[1].astype(np.float64),
-        **{name: _floats(scans[name]) for name in copied},
-        **{name: _floats(scans[name]) for name in FEATURES["jpeg"]},
+        **{name: codes(scans[of].to_pylist())[1].astype(np.float64) for name, of in coded.items()},
+        **{name: _floats(scans[name]) for name in FEATURES["border"] + FEATURES["jpeg"]},
     }
 
 
@@ -73,7 +70,7 @@ def shortcut_scores(
         the commonest class) and `features`: per kind `balanced_accuracy` with `low` and `high`
         (95%, by group), macro `auroc`, `constant` (no two scans differ) and `notable` (its lower
         end is more than 0.05 above chance). `features` is empty where fewer than two classes are
-        left; then `note` says so.
+        left; then `note` explains it.
     """
     rows = _usable_rows(scans, groups, seed, max_rows)
     labels = scans["label"].take(pa.array(rows)).to_pylist()
@@ -89,10 +86,10 @@ def shortcut_scores(
     }
     folds = grouped_folds(labels, groups[rows], FOLDS, seed, allow_missing=True)
     columns = {name: values[rows] for name, values in shortcut_features(scans).items()}
-    for kind, matrix in _matrices(columns).items():
-        result["features"][kind] = _score(
-            matrix, truth, folds, groups[rows], seed=seed, n_boot=n_boot
-        )
+    result["features"] = {
+        kind: _score(matrix, truth, folds, groups[rows], seed=seed, n_boot=n_boot)
+        for kind, matrix in _matrices(columns).items()
+    }
     return result
 
 
@@ -148,8 +145,7 @@ def _held_out_probs(matrix: Floats, truth: Ints, folds: Ints, seed: int) -> Floa
 def _usable_rows(scans: pa.Table, groups: Ints, seed: int, max_rows: int) -> Ints:
     """Readable, labeled rows of classes with enough groups; whole groups, ascending."""
     names, label = codes(scans["label"].to_pylist())
-    readable = np.array([status == "ok" for status in scans["status"].to_pylist()], dtype=bool)
-    usable = readable & (label >= 0)
+    usable = readable_rows(scans) & (label >= 0)
     enough = [
         code
         for code in range(len(names))

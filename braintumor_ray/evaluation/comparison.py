@@ -11,6 +11,7 @@ from braintumor_ray.evaluation.evaluated import Evaluated
 from braintumor_ray.metrics.classification import auroc
 from braintumor_ray.metrics.comparison import mcnemar_exact, paired_difference
 from braintumor_ray.metrics.inputs import binary_view
+from braintumor_ray.metrics.intervals import Statistic
 from braintumor_ray.models.bundle import BundleFields
 from braintumor_ray.predict.predictor import Predictor
 from braintumor_ray.types import Ints
@@ -32,7 +33,7 @@ def check_comparable(ours: BundleFields, other: BundleFields) -> None:
 
 
 def compare(
-    ours: Evaluated, theirs: Evaluated, other: Predictor, *, seed: int, n_boot: int
+    ours: Evaluated, theirs: Evaluated, other: Predictor, **resampling: int
 ) -> dict[str, Any]:
     """Test the difference of two bundles on the same scans.
 
@@ -40,59 +41,44 @@ def compare(
         ours: bundle A's outputs.
         theirs: bundle B's, of the same rows.
         other: bundle B.
-        seed: of the resamples.
-        n_boot: number of resamples.
+        resampling: `seed` and `n_boot` of the intervals.
 
     Returns:
         `a` and `b` (accuracy, balanced accuracy, AUROC of each), `difference` (A minus B, with
         paired bootstrap intervals), `mcnemar` of the predicted classes, `n`.
     """
     both = np.intersect1d(ours.measured, theirs.measured)
-    a, b = _Side(ours, both), _Side(theirs, both)
-    resampling: dict[str, Any] = {"seed": seed, "n_boot": n_boot}
-    groups = ours.groups[both]
-    # B's order of classes may be another: correctness and recall do not depend on it.
+    groups, bundle = ours.groups[both], other.bundle
+    a, b = _arguments(ours, both), _arguments(theirs, both)
     difference = {
-        "accuracy": paired_difference(_mean, groups, [a.right], [b.right], **resampling),
-        "balanced_accuracy": paired_difference(
-            _mean_recall, groups, [a.labels, a.right], [b.labels, b.right], **resampling
-        ),
-        "auroc": paired_difference(
-            auroc, groups, [a.truth, a.score], [b.truth, b.score], **resampling
-        ),
+        name: paired_difference(figure, groups, a[name], b[name], **resampling)  # type: ignore[arg-type]
+        for name, figure in _FIGURES.items()
     }
+    (right_a,), (right_b,) = a["accuracy"], b["accuracy"]
     return {
         "n": len(both),
-        "a": a.figures(),
-        "b": {**_identity(other), **b.figures()},
+        "a": _figures(a),
+        "b": {
+            "fingerprint": bundle.fingerprint,
+            "backbone": bundle.fields.architecture.backbone,
+            **_figures(b),
+        },
         "difference": {name: asdict(value) for name, value in difference.items()},
-        "mcnemar": asdict(mcnemar_exact(a.right, b.right)),
+        "mcnemar": asdict(mcnemar_exact(right_a, right_b)),
     }
 
 
-class _Side:
-    """One bundle's labels, correctness and tumor scores on the common scans."""
-
-    def __init__(self, evaluated: Evaluated, rows: Ints) -> None:
-        self.labels = evaluated.truth.indices[rows]
-        self.right = evaluated.predicted[rows] == self.labels
-        self.truth, self.score = binary_view(
-            self.labels, evaluated.all_probs[rows], evaluated.positive
-        )
-
-    def figures(self) -> dict[str, float | None]:
-        return {
-            "accuracy": _mean(self.right),
-            "balanced_accuracy": _mean_recall(self.labels, self.right),
-            "auroc": auroc(self.truth, self.score),
-        }
+def _arguments(evaluated: Evaluated, rows: Ints) -> dict[str, list[NDArray[Any]]]:
+    """What each figure is computed from, on the common scans."""
+    labels = evaluated.truth.indices[rows]
+    right = evaluated.predicted[rows] == labels
+    truth, score = binary_view(labels, evaluated.all_probs[rows], evaluated.positive)
+    # The bundles may order their classes differently: none of these depends on the order.
+    return {"accuracy": [right], "balanced_accuracy": [labels, right], "auroc": [truth, score]}
 
 
-def _identity(predictor: Predictor) -> dict[str, Any]:
-    return {
-        "fingerprint": predictor.bundle.fingerprint,
-        "backbone": predictor.bundle.fields.architecture.backbone,
-    }
+def _figures(arguments: dict[str, list[NDArray[Any]]]) -> dict[str, float | None]:
+    return {name: figure(*arguments[name]) for name, figure in _FIGURES.items()}
 
 
 def _mean(right: NDArray[Any]) -> float:
@@ -103,3 +89,10 @@ def _mean_recall(labels: NDArray[Any], right: NDArray[Any]) -> float:
     total = np.bincount(labels)
     hits = np.bincount(labels, weights=right)
     return float((hits[total > 0] / total[total > 0]).mean())
+
+
+_FIGURES: dict[str, Statistic] = {
+    "accuracy": _mean,
+    "balanced_accuracy": _mean_recall,
+    "auroc": auroc,
+}

@@ -1,22 +1,24 @@
 """Evaluation of a bundle on the scans of one split: metrics.json, predictions.parquet, report.html.
 
 One process, one batch of images in memory. Thresholds and temperature come from the bundle or from
-validation scans; the evaluated scans are measured with them and nothing is chosen on them, unless
-there are no validation scans, which is then said.
+validation scans. Nothing is chosen on the evaluated scans, unless there are no validation scans;
+such figures are marked as optimistic.
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from braintumor_ray.errors import BundleError, UsageError
 from braintumor_ray.evaluation.comparison import check_comparable, compare
 from braintumor_ray.evaluation.evaluated import Evaluated, evaluate_rows
-from braintumor_ray.evaluation.galleries import draw_galleries, write_galleries
+from braintumor_ray.evaluation.galleries import Gallery, draw_galleries, write_galleries
 from braintumor_ray.evaluation.heatmaps import heat_by_region, localization
 from braintumor_ray.evaluation.leakage import (
     known_hashes,
@@ -36,12 +38,8 @@ from braintumor_ray.storage import read_bytes, write_atomically, write_table
 from braintumor_ray.types import Progress
 
 SCHEMA_VERSION = 1
-METRICS, PREDICTIONS, REPORT, HISTORY = (
-    "metrics.json",
-    "predictions.parquet",
-    "report.html",
-    "history.json",
-)
+METRICS, PREDICTIONS, REPORT = "metrics.json", "predictions.parquet", "report.html"
+HISTORY = "history.json"
 VALIDATION = "val"
 
 
@@ -71,37 +69,41 @@ def evaluate(
         BundleError: a bundle cannot be loaded, or the recalibrated one exists already.
     """
     options = options or EvaluateOptions()
-    location, folder = str(bundle), Path(output)
     rows = select_split(catalog, options.split, options.split_column)
     _check_recalibration(catalog, options)
-    predictor = _predictor(location, options)
+    run = _Run(catalog, str(bundle), options, _predictor(str(bundle), options))
     other = None if options.compare is None else _predictor(options.compare, options)
     if other is not None:
-        check_comparable(predictor.bundle.fields, other.bundle.fields)
-    _gate_before_reading(catalog, rows, location, options)
-    wanted = options.heatmaps or options.truth is not None
-    evaluated = _evaluate(predictor, rows, options, progress, explain=wanted)
-    leaks = _gate(catalog, evaluated, location, options, options.split)
+        check_comparable(run.predictor.bundle.fields, other.bundle.fields)
+    if "pixel_sha256" in rows.column_names:  # known already: a leak is found before any reading
+        known = rows["pixel_sha256"].to_pylist()
+        run.gate(rows, known, known_hashes(rows), options.split, [run.location])
+    explain = options.heatmaps or options.truth is not None
+    evaluated = run.evaluate(run.predictor, rows, progress=progress, explain=explain)
+    bundles = [name for name in (options.compare, run.location) if name]
+    seen = evaluated.outputs
+    leaks = run.gate(rows, seen.pixel_sha256, seen.hashes, options.split, bundles)
     evaluated.require_some(options.split)
-    validation = _validation(predictor, catalog, evaluated, options)
+    validation = run.validation(evaluated)
+    # Thresholds are not chosen on scans that are themselves measured.
+    chooser = None if options.split in (VALIDATION, ALL) else validation
     metrics = {
-        **_header(predictor, location, evaluated, options),
-        **measure(evaluated, seed=options.seed, n_boot=options.n_boot),
-        "operating_points": operating_points(
-            evaluated, options.split, _chooser(validation, options)
-        ),
-        "subgroups": subgroup_table(
-            evaluated, options.subgroups, seed=options.seed, n_boot=options.n_boot
-        ),
+        **run.header(evaluated),
+        **measure(evaluated, **options.resampling),
+        "operating_points": operating_points(evaluated, options.split, chooser),
+        "subgroups": subgroup_table(evaluated, options.subgroups, **options.resampling),
         "leakage": leaks,
         "validation": None if validation is None else validation.counts(),
-        "comparison": _comparison(evaluated, other, options),
-        "recalibration": _recalibration(predictor, location, validation, catalog, options),
-        "sections": _sections(predictor, evaluated, options),
+        "comparison": None if other is None else run.comparison(evaluated, other),
+        "recalibration": None if validation is None else run.recalibration(validation),
+        "sections": run.sections(evaluated),
     }
-    _write_data(folder, metrics, evaluated)
+    folder = Path(output)
+    write_table(folder / PREDICTIONS, evaluated.table())
+    text = json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False)
+    write_atomically(folder / METRICS, (text + "\n").encode())
     if options.report:
-        _write_report(folder, metrics, predictor, evaluated, catalog=catalog, options=options)
+        run.write_report(folder, metrics, evaluated)
     return metrics
 
 
@@ -113,42 +115,6 @@ def _predictor(location: str, options: EvaluateOptions) -> Predictor:
         cam_class=options.cam_class,
         batch_size=options.batch_size,
     )
-
-
-def _evaluate(
-    predictor: Predictor,
-    rows: pa.Table,
-    options: EvaluateOptions,
-    progress: Progress | None = None,
-    *,
-    explain: bool = False,
-) -> Evaluated:
-    return evaluate_rows(
-        predictor, rows, classes=options.classes, tta=options.tta, limits=options.limits,
-        explain=explain, progress=progress,
-    )  # fmt: skip
-
-
-def _gate_before_reading(
-    catalog: pa.Table, rows: pa.Table, location: str, options: EvaluateOptions
-) -> None:
-    """Where the catalog has pixel hashes, a leak is found before an hour of reading."""
-    if "pixel_sha256" in rows.column_names:
-        known = rows["pixel_sha256"].to_pylist()
-        found = leakage(rows, known, known_hashes(rows), training_scans(catalog, location))
-        require_unseen(found, options.split, rows.num_rows, options.allow_leakage)
-
-
-def _gate(
-    catalog: pa.Table, evaluated: Evaluated, location: str, options: EvaluateOptions, split: str
-) -> dict[str, Any]:
-    found = {}
-    for name in filter(None, (options.compare, location)):
-        trained = training_scans(catalog, name)
-        seen = evaluated.outputs
-        found = leakage(evaluated.rows, seen.pixel_sha256, seen.hashes, trained)
-        require_unseen(found, split, evaluated.rows.num_rows, options.allow_leakage)
-    return found
 
 
 def _check_recalibration(catalog: pa.Table, options: EvaluateOptions) -> None:
@@ -166,146 +132,126 @@ def _check_recalibration(catalog: pa.Table, options: EvaluateOptions) -> None:
         raise UsageError(f"--recalibrate needs validation scans: {error}") from error
 
 
-def _validation(
-    predictor: Predictor, catalog: pa.Table, evaluated: Evaluated, options: EvaluateOptions
-) -> Evaluated | None:
-    """The validation scans through the same bundle; None where the catalog has none."""
-    if options.split == VALIDATION:
-        return evaluated
-    column = options.split_column
-    present = column in catalog.column_names and VALIDATION in catalog[column].to_pylist()
-    if not present or (options.split == ALL and options.recalibrate is None):
-        return None
-    rows = select_split(catalog, VALIDATION, column)
-    return _evaluate(predictor, rows, options)
+@dataclass(frozen=True)
+class _Run:
+    """One evaluation: what every step of it needs."""
 
+    catalog: pa.Table
+    location: str
+    options: EvaluateOptions
+    predictor: Predictor
 
-def _chooser(validation: Evaluated | None, options: EvaluateOptions) -> Evaluated | None:
-    """Validation scans for choosing thresholds, where they are not measured themselves."""
-    return None if options.split in (VALIDATION, ALL) else validation
+    @property
+    def evaluate(self) -> Callable[..., Evaluated]:
+        """`evaluate_rows` with the options of this evaluation."""
+        o = self.options
+        return partial(evaluate_rows, classes=o.classes, tta=o.tta, limits=o.limits)
 
+    def gate(
+        self,
+        rows: pa.Table,
+        digests: list[str | None],
+        hashes: list[bytes | None],
+        split: str,
+        bundles: list[str],
+    ) -> dict[str, Any]:
+        """Refuse scans that a bundle was trained on; returns what was found for the last one."""
+        found = {}
+        for bundle in bundles:
+            found = leakage(rows, digests, hashes, training_scans(self.catalog, bundle))
+            require_unseen(found, split, rows.num_rows, self.options.allow_leakage)
+        return found
 
-def _recalibration(
-    predictor: Predictor,
-    location: str,
-    validation: Evaluated | None,
-    catalog: pa.Table,
-    options: EvaluateOptions,
-) -> dict[str, Any] | None:
-    if options.recalibrate is None or validation is None:
-        return None
-    _gate(catalog, validation, location, replace(options, compare=None), VALIDATION)
-    return recalibrate(predictor.bundle, location, validation, options.recalibrate)
+    def validation(self, evaluated: Evaluated) -> Evaluated | None:
+        """The validation scans through the same bundle; None where the catalog has none."""
+        split, column = self.options.split, self.options.split_column
+        if split == VALIDATION:
+            return evaluated
+        known = column in self.catalog.column_names
+        present = known and VALIDATION in self.catalog[column].to_pylist()
+        if not present or (split == ALL and self.options.recalibrate is None):
+            return None
+        return self.evaluate(self.predictor, select_split(self.catalog, VALIDATION, column))
 
+    def recalibration(self, validation: Evaluated) -> dict[str, Any] | None:
+        output = self.options.recalibrate
+        if output is None:
+            return None
+        seen = validation.outputs
+        self.gate(validation.rows, seen.pixel_sha256, seen.hashes, VALIDATION, [self.location])
+        return recalibrate(self.predictor.bundle, self.location, validation, output)
 
-def _comparison(
-    evaluated: Evaluated, other: Predictor | None, options: EvaluateOptions
-) -> dict[str, Any] | None:
-    if other is None:
-        return None
-    theirs = _evaluate(other, evaluated.rows, options)
-    return compare(evaluated, theirs, other, seed=options.seed, n_boot=options.n_boot)
+    def comparison(self, evaluated: Evaluated, other: Predictor) -> dict[str, Any]:
+        theirs = self.evaluate(other, evaluated.rows)
+        return compare(evaluated, theirs, other, **self.options.resampling)
 
+    def sections(self, evaluated: Evaluated) -> dict[str, Any]:
+        options, sections = self.options, dict[str, Any]()
+        if options.truth is not None:
+            sections["localisation"] = localization(
+                self.predictor, evaluated, options.truth, options.limits, **options.resampling
+            )
+        if options.heatmaps:
+            sections["heat_by_region"] = heat_by_region(self.predictor, evaluated)
+        for name, section in options.sections.items():
+            sections[name] = dict(
+                section(self.predictor, evaluated) if callable(section) else section
+            )
+        return sections
 
-def _sections(
-    predictor: Predictor, evaluated: Evaluated, options: EvaluateOptions
-) -> dict[str, Any]:
-    sections: dict[str, Any] = {}
-    if options.truth is not None:
-        sections["localisation"] = localization(
-            predictor,
-            evaluated,
-            options.truth,
+    def header(self, evaluated: Evaluated) -> dict[str, Any]:
+        bundle, options = self.predictor.bundle, self.options
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "split": options.split,
+            "bundle": {
+                "path": self.location,
+                "fingerprint": bundle.fingerprint,
+                "recipe": bundle.fields.recipe.get("name"),
+                "backbone": bundle.fields.architecture.backbone,
+                "positive_classes": list(bundle.fields.positive_classes),
+                "threshold": bundle.fields.threshold,
+                "temperature": bundle.fields.temperature,
+            },
+            "test_time_augmentation": options.tta,
+            **options.resampling,
+            "counts": evaluated.counts(),
+            "grouped_by": evaluated.grouped_by,
+            "n_groups": len(np.unique(evaluated.groups[evaluated.measured])),
+        }
+
+    def write_report(self, folder: Path, metrics: Mapping[str, Any], evaluated: Evaluated) -> None:
+        options, galleries = self.options, list[Gallery]()
+        if options.per_gallery:
+            galleries = draw_galleries(
+                self.predictor, evaluated, most=options.per_gallery, truth=options.truth,
+                limits=options.limits,
+            )  # fmt: skip
+            write_galleries(galleries, folder)
+        parts = ReportParts(
+            metrics=metrics,
+            catalog=self.catalog,
+            classes=self.known_classes(evaluated),
+            card=model_card(self.location),
+            galleries=galleries,
+            history=run_history(self.location),
+            audit=_audit(options.audit),
+            notes=options.notes,
             seed=options.seed,
-            n_boot=options.n_boot,
-            limits=options.limits,
         )
-    if options.heatmaps:
-        sections["heat_by_region"] = heat_by_region(predictor, evaluated)
-    for name, section in options.sections.items():
-        sections[name] = dict(section(predictor, evaluated) if callable(section) else section)
-    return sections
+        write_report(folder / REPORT, parts)
 
-
-def _header(
-    predictor: Predictor, location: str, evaluated: Evaluated, options: EvaluateOptions
-) -> dict[str, Any]:
-    fields = predictor.bundle.fields
-    groups = evaluated.groups[evaluated.measured]
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "split": options.split,
-        "bundle": {
-            "path": location,
-            "fingerprint": predictor.bundle.fingerprint,
-            "recipe": fields.recipe.get("name"),
-            "backbone": fields.architecture.backbone,
-            "positive_classes": list(fields.positive_classes),
-            "threshold": fields.threshold,
-            "temperature": fields.temperature,
-        },
-        "test_time_augmentation": options.tta,
-        "seed": options.seed,
-        "n_boot": options.n_boot,
-        "counts": evaluated.counts(),
-        "grouped_by": evaluated.grouped_by,
-        "n_groups": len(set(groups.tolist())),
-    }
-
-
-def _write_data(folder: Path, metrics: Mapping[str, Any], evaluated: Evaluated) -> None:
-    write_table(folder / PREDICTIONS, evaluated.table())
-    text = json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False)
-    write_atomically(folder / METRICS, (text + "\n").encode())
-
-
-def _write_report(
-    folder: Path,
-    metrics: Mapping[str, Any],
-    predictor: Predictor,
-    evaluated: Evaluated,
-    *,
-    catalog: pa.Table,
-    options: EvaluateOptions,
-) -> None:
-    location = metrics["bundle"]["path"]
-    galleries = []
-    if options.per_gallery:
-        galleries = draw_galleries(
-            predictor,
-            evaluated,
-            most=options.per_gallery,
-            truth=options.truth,
-            limits=options.limits,
-        )
-        write_galleries(galleries, folder)
-    parts = ReportParts(
-        metrics=metrics,
-        catalog=catalog,
-        classes=_known_classes(catalog, evaluated, options),
-        card=model_card(location),
-        galleries=galleries,
-        history=run_history(location),
-        audit=_audit(options.audit),
-        notes=options.notes,
-        seed=options.seed,
-    )
-    write_report(folder / REPORT, parts)
-
-
-def _known_classes(
-    catalog: pa.Table, evaluated: Evaluated, options: EvaluateOptions
-) -> list[str | None]:
-    """Classes of the whole catalog; outside the split there may be some the bundle lacks."""
-    try:
-        return true_classes(catalog, evaluated.fields, options.classes).names
-    except UsageError:
-        labels: list[str | None] = catalog["label"].to_pylist()
-        return labels
+    def known_classes(self, evaluated: Evaluated) -> list[str | None]:
+        """Classes of the whole catalog; outside the split the bundle may not know them all."""
+        try:
+            return true_classes(self.catalog, evaluated.fields, self.options.classes).names
+        except UsageError:
+            labels: list[str | None] = self.catalog["label"].to_pylist()
+            return labels
 
 
 def run_history(bundle: str) -> list[dict[str, Any]]:
-    """The training history beside a bundle, one mapping per epoch; empty where there is none."""
+    """The training history next to a bundle, one mapping per epoch; empty where there is none."""
     parent = bundle.rstrip("/").rpartition("/")[0] or "."
     try:
         raw = json.loads(read_bytes(f"{parent}/{HISTORY}"))

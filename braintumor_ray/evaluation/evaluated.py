@@ -1,4 +1,4 @@
-"""One bundle's answers for the scans of one split, with what they truly show."""
+"""One bundle's outputs for the scans of one split, with their true classes."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -26,9 +26,9 @@ class Evaluated:
         fields: of the bundle.
         rows: catalog rows, n of them.
         truth: their true classes.
-        outputs: what the bundle said.
+        outputs: what the bundle computed for them.
         groups: int64 (n,), scans that are not independent of each other share a number.
-        grouped_by: by what that is known, in words.
+        grouped_by: how the groups are known, in words.
     """
 
     fields: BundleFields
@@ -148,7 +148,7 @@ def evaluate_rows(
     limits: DecodeLimits | None = None,
     progress: Progress | None = None,
 ) -> Evaluated:
-    """Predict catalog rows and put their true classes beside it.
+    """Predict catalog rows and look up their true classes.
 
     Raises:
         UsageError: a class that the bundle does not know.

@@ -1,4 +1,4 @@
-"""Galleries: mistakes worst first, good predictions beside them, each with its heatmaps."""
+"""Galleries: mistakes, worst first, and good predictions, each scan with its heatmaps."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from braintumor_ray.evaluation.evaluated import Evaluated
 from braintumor_ray.explain.overlay import contact_sheet, panel, write_png
 from braintumor_ray.explain.regions import head_weights
 from braintumor_ray.localization.truth import TruthIndex
-from braintumor_ray.pages.pictures import Picture, jpeg_uri, load_pictures
+from braintumor_ray.pages.pictures import Picture, jpeg_uri, load_pictures, spread
 from braintumor_ray.predict.predictor import Predictor, normalized_entropy
 from braintumor_ray.types import Ints
 
@@ -82,7 +82,7 @@ def choose_galleries(evaluated: Evaluated, most: int) -> dict[str, Ints]:
     }
     copies = evaluated.outputs.image_groups[rows]
     order = {name: _ordered(fits, key, copies) for name, (fits, key) in wanted.items()}
-    order["true_positives"] = _spread(order["true_positives"], most)
+    order["true_positives"] = spread(order["true_positives"], most)
     for name in ("least_certain", "most_certain"):
         order[name] = order[name][:most]
     return {name: rows[index] for name, index in order.items()}
@@ -98,23 +98,20 @@ def draw_galleries(
 ) -> list[Gallery]:
     """Read the chosen scans again, explain them and draw a panel for each.
 
-    The maps are of the very squares that were measured; the picture beside them keeps the scan's
-    aspect. Galleries without a scan are left out.
+    The maps are of the squares that were measured; the picture keeps the scan's aspect. Galleries
+    without a scan are left out.
     """
-    chosen = choose_galleries(evaluated, most)
-    wanted = sorted({int(row) for rows in chosen.values() for row in rows[:most]})
-    drawn = _draw(predictor, evaluated, wanted, truth, limits or DecodeLimits())
+    chosen = {name: rows.tolist() for name, rows in choose_galleries(evaluated, most).items()}
+    wanted = sorted({row for rows in chosen.values() for row in rows[:most]})
+    drawing = _Drawing(predictor, evaluated, truth, limits or DecodeLimits())
+    drawn = drawing.panels(wanted)
     galleries = []
     for name, rows in chosen.items():
-        shown = [int(row) for row in rows[:most] if int(row) in drawn]
+        shown = [row for row in rows[:most] if row in drawn]
+        panels = [drawn[row] for row in shown]
+        tiles = [{"image": jpeg_uri(drawn[row]), **drawing.caption(row)} for row in shown]
         if shown:
-            title, text = TITLES[name]
-            panels = [drawn[row] for row in shown]
-            tiles = [
-                {"image": jpeg_uri(picture), **_caption(evaluated, row)}
-                for row, picture in zip(shown, panels, strict=True)
-            ]
-            galleries.append(Gallery(name, title, text, len(rows), tiles, panels))
+            galleries.append(Gallery(name, *TITLES[name], len(rows), tiles, panels))
     return galleries
 
 
@@ -128,69 +125,64 @@ def write_galleries(galleries: Sequence[Gallery], folder: Path) -> list[str]:
     return names
 
 
-def _draw(
-    predictor: Predictor,
-    evaluated: Evaluated,
-    rows: list[int],
-    truth: TruthIndex | None,
-    limits: DecodeLimits,
-) -> dict[int, Picture]:
-    table = evaluated.rows.take(pa.array(rows, pa.int64()))
-    pictures = load_pictures(table, LONGEST, limits)
-    scans = list(decode_scans(table, predictor.bundle.preprocessing, limits=limits))
-    usable = [i for i in range(len(rows)) if scans[i].image is not None and pictures[i] is not None]
-    squares: Any = [scans[i].image for i in usable]
-    boxes = [scans[i].box or WHOLE for i in usable]
-    explained = predictor.predict(squares, head_weights(squares, predictor.cam_shape), boxes)
-    drawn = {}
-    for at, index in enumerate(usable):
-        cams = {method: explained[method][at] for method in predictor.methods}
-        drawn[rows[index]] = _panel(evaluated, rows[index], pictures[index], cams, truth)
-    return drawn
+@dataclass(frozen=True)
+class _Drawing:
+    """Panels and captions of an evaluation's scans."""
 
+    predictor: Predictor
+    evaluated: Evaluated
+    truth: TruthIndex | None
+    limits: DecodeLimits
 
-def _panel(
-    evaluated: Evaluated,
-    row: int,
-    picture: Picture | None,
-    cams: Mapping[str, NDArray[Any]],
-    truth: TruthIndex | None,
-) -> Picture:
-    assert picture is not None
-    index = int(evaluated.predicted[row])
-    drawn = panel(
-        picture,
-        cams,
-        predicted=evaluated.fields.class_names[index],
-        probability=float(evaluated.all_probs[row, index]),
-        true_class=evaluated.truth.names[row],
-        layout="compact",
-        mask=_mask(evaluated, row, picture, truth),
-    )
-    return shrunk(drawn, PANEL_WIDTH)
+    def panels(self, rows: list[int]) -> dict[int, Picture]:
+        """A panel per row; rows whose scan cannot be read any more are left out."""
+        table = self.evaluated.rows.take(pa.array(rows, pa.int64()))
+        pictures = load_pictures(table, LONGEST, self.limits)
+        scans = decode_scans(table, self.predictor.bundle.preprocessing, limits=self.limits)
+        read = [
+            (row, picture, scan.image, scan.box or WHOLE)
+            for row, picture, scan in zip(rows, pictures, scans, strict=True)
+            if picture is not None and scan.image is not None
+        ]
+        squares, boxes = [image for _, _, image, _ in read], [box for *_, box in read]
+        heads = head_weights(squares, self.predictor.cam_shape)
+        explained = self.predictor.predict(squares, heads, boxes)
+        return {
+            row: self._panel(row, picture, {m: explained[m][at] for m in self.predictor.methods})
+            for at, (row, picture, *_) in enumerate(read)
+        }
 
+    def _panel(self, row: int, picture: Picture, cams: Mapping[str, NDArray[Any]]) -> Picture:
+        caption = self.caption(row)
+        drawn = panel(
+            picture,
+            cams,
+            predicted=caption["predicted"],
+            probability=caption["probability"],
+            true_class=caption["true_class"],
+            layout="compact",
+            mask=self._mask(row, picture),
+        )
+        return shrunk(drawn, PANEL_WIDTH)
 
-def _mask(
-    evaluated: Evaluated, row: int, picture: Picture, truth: TruthIndex | None
-) -> NDArray[np.bool_] | None:
-    if truth is None:
-        return None
-    scan = {name: evaluated.rows[name][row].as_py() for name in ("path", "frame")}
-    shape = (picture.shape[0], picture.shape[1])
-    mask = truth.mask(scan["path"], shape, evaluated.outputs.shapes[row], scan["frame"])
-    return mask if mask is not None and mask.any() else None
+    def _mask(self, row: int, picture: Picture) -> NDArray[np.bool_] | None:
+        if self.truth is None:
+            return None
+        path, frame = (self.evaluated.rows[name][row].as_py() for name in ("path", "frame"))
+        shape = (picture.shape[0], picture.shape[1])
+        mask = self.truth.mask(path, shape, self.evaluated.outputs.shapes[row], frame)
+        return mask if mask is not None and mask.any() else None
 
-
-def _caption(evaluated: Evaluated, row: int) -> dict[str, Any]:
-    index = int(evaluated.predicted[row])
-    return {
-        "path": evaluated.rows["path"][row].as_py(),
-        "predicted": evaluated.fields.class_names[index],
-        "probability": float(evaluated.all_probs[row, index]),
-        "tumour_probability": float(evaluated.scores[row]),
-        "true_class": evaluated.truth.names[row],
-        "right": index == int(evaluated.truth.indices[row]),
-    }
+    def caption(self, row: int) -> dict[str, Any]:
+        evaluated, index = self.evaluated, int(self.evaluated.predicted[row])
+        return {
+            "path": evaluated.rows["path"][row].as_py(),
+            "predicted": evaluated.fields.class_names[index],
+            "probability": float(evaluated.all_probs[row, index]),
+            "tumour_probability": float(evaluated.scores[row]),
+            "true_class": evaluated.truth.names[row],
+            "right": index == int(evaluated.truth.indices[row]),
+        }
 
 
 def _ordered(fits: NDArray[np.bool_], key: NDArray[Any], copies: Ints) -> Ints:
@@ -198,9 +190,3 @@ def _ordered(fits: NDArray[np.bool_], key: NDArray[Any], copies: Ints) -> Ints:
     index = np.flatnonzero(fits)
     index = index[np.argsort(key[index], kind="stable")]
     return index[np.sort(np.unique(copies[index], return_index=True)[1])]
-
-
-def _spread(index: Ints, count: int) -> Ints:
-    if len(index) <= count:
-        return index
-    return index[np.linspace(0, len(index) - 1, count).round().astype(np.int64)]

@@ -1,6 +1,6 @@
-"""What the heatmaps of an evaluation look at: regions of the head, and tumors where known."""
+"""Where the heat of an evaluation's maps is: regions of the head, and tumors where known."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +10,6 @@ import torch
 from numpy.typing import NDArray
 
 from braintumor_ray.decode.files import SCAN_COLUMNS
-from braintumor_ray.decode.preprocess import Preprocessing
 from braintumor_ray.decode.reading import decode_scans
 from braintumor_ray.decode.types import DecodeLimits
 from braintumor_ray.evaluation.evaluated import Evaluated
@@ -20,6 +19,7 @@ from braintumor_ray.faithfulness.scores import FaithfulnessOptions, faithfulness
 from braintumor_ray.localization.summary import score_heatmaps, summarize_localization
 from braintumor_ray.localization.truth import TruthIndex
 from braintumor_ray.models.classifier import normalize
+from braintumor_ray.pages.pictures import load_squares
 from braintumor_ray.predict.predictor import Predictor
 
 REGIONS = Shares._fields
@@ -68,10 +68,10 @@ def localization(
     predictor: Predictor,
     evaluated: Evaluated,
     truth: TruthIndex,
+    limits: DecodeLimits | None = None,
     *,
     seed: int,
     n_boot: int,
-    limits: DecodeLimits | None = None,
 ) -> dict[str, Any]:
     """Score the maps of the measured scans whose tumor is known; see `summarize_localization`.
 
@@ -85,12 +85,15 @@ def localization(
     matched = truth.match(paths)
     rows = measured[[path in matched for path in paths]] if matched else measured
     scans = _scan_table(evaluated, rows)
+    # All of the picture, as the masks are.
+    whole = replace(predictor.bundle.preprocessing, crop="none", intensity="none")
     scored = score_heatmaps(
         scans,
         {name: maps[rows] for name, maps in evaluated.outputs.maps.items()},
         truth,
         image_size=predictor.bundle.preprocessing.image_size,
-        images=_squares(scans, predictor.bundle.preprocessing, limits),
+        # Of a file that was deleted since it was measured: black, so that no head is found.
+        images=load_squares(scans, whole, limits),
         seed=seed,
     )
     names = [evaluated.truth.names[row] for row in rows]
@@ -121,21 +124,11 @@ def _by_class(
 
 def _scan_table(evaluated: Evaluated, rows: NDArray[np.int64]) -> pa.Table:
     table = evaluated.rows.select(["path", *SCAN_COLUMNS]).take(pa.array(rows))
-    shapes = [evaluated.outputs.shapes[row] or (None, None) for row in rows]
-    for position, name in enumerate(("height", "width")):
-        values = [shape[position] for shape in shapes]
-        table = table.append_column(name, pa.array(values, pa.int32()))
-    return table
-
-
-def _squares(
-    scans: pa.Table, preprocessing: Preprocessing, limits: DecodeLimits | None
-) -> Iterator[NDArray[np.uint8]]:
-    blank = np.zeros((preprocessing.image_size, preprocessing.image_size), np.uint8)
-    whole = replace(preprocessing, crop="none", intensity="none")  # as the masks
-    for scan in decode_scans(scans, whole, limits=limits):
-        # A file that vanished since it was measured has no head, so no baseline of its own.
-        yield blank if scan.image is None else scan.image
+    heights, widths = zip(
+        *(evaluated.outputs.shapes[row] or (None, None) for row in rows), strict=True
+    )
+    table = table.append_column("height", pa.array(heights, pa.int32()))
+    return table.append_column("width", pa.array(widths, pa.int32()))
 
 
 def faithfulness_section(

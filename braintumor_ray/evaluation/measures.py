@@ -1,4 +1,4 @@
-"""Everything that metrics.json says of one bundle on one split."""
+"""The figures of metrics.json for one bundle on one split."""
 
 from dataclasses import asdict
 from typing import Any
@@ -18,6 +18,7 @@ from braintumor_ray.metrics.classification import (
 from braintumor_ray.metrics.inputs import binary_view
 from braintumor_ray.metrics.intervals import metric_intervals
 from braintumor_ray.metrics.thresholds import choose_threshold, threshold_sweep
+from braintumor_ray.pages.pictures import spread
 
 SPECIFICITY_FLOOR = 0.9
 _SWEEP_POINTS = 200
@@ -25,13 +26,12 @@ _RULES = ("f1", "youden", "sensitivity_at_specificity")
 _MEASURED = ("sensitivity", "specificity", "precision", "f1", "accuracy")
 
 
-def measure(evaluated: Evaluated, *, seed: int, n_boot: int) -> dict[str, Any]:
+def measure(evaluated: Evaluated, **resampling: int) -> dict[str, Any]:
     """Metrics with intervals, calibration and curves of the measured scans.
 
     Args:
         evaluated: with at least one measured scan.
-        seed: of the resamples.
-        n_boot: number of resamples.
+        resampling: `seed` and `n_boot` of the intervals.
 
     Returns:
         The keys of `classification_metrics` (accuracy, balanced_accuracy, ..., per_class, binary)
@@ -43,9 +43,7 @@ def measure(evaluated: Evaluated, *, seed: int, n_boot: int) -> dict[str, Any]:
         labels, probs, evaluated.fields.class_names, positive, threshold
     )
     groups = evaluated.groups[evaluated.measured]
-    intervals = metric_intervals(
-        labels, probs, groups, positive, threshold, seed=seed, n_boot=n_boot
-    )
+    intervals = metric_intervals(labels, probs, groups, positive, threshold, **resampling)
     truth, score = binary_view(labels, probs, positive)
     return {
         **metrics,
@@ -62,41 +60,35 @@ def operating_points(
     """The bundle's threshold and others, each chosen by a rule and measured on the split.
 
     Thresholds are chosen on validation scans where there are any. Without, they are chosen on the
-    very scans they are measured on and marked `optimistic`; they show the trade-off, no more.
+    scans they are measured on and marked `optimistic`; they show only the trade-off.
 
     Returns:
         Per point `rule`, `floor` (or None), `chosen_on`, `optimistic`, `threshold` and its
         sensitivity, specificity, precision, F1 and accuracy; `note` where a rule has no threshold.
     """
-    fields = evaluated.fields
-    points = [
-        {
-            **{"rule": "bundle", "floor": None, "chosen_on": "the bundle", "optimistic": False},
-            **_at(evaluated, fields.threshold),
-        }
-    ]
+    bundle = {"rule": "bundle", "floor": None, "chosen_on": "the bundle", "optimistic": False}
+    points = [bundle | _at(evaluated, evaluated.fields.threshold)]
     chooser = validation if validation is not None and len(validation.measured) else evaluated
     optimistic = chooser is evaluated
     truth, score = binary_view(chooser.labels, chooser.probs, chooser.positive)
     for rule in _RULES:
-        floor = SPECIFICITY_FLOOR if rule == "sensitivity_at_specificity" else None
         point = {
-            **{"rule": rule, "floor": floor},
-            **{"chosen_on": split if optimistic else "val", "optimistic": optimistic},
+            "rule": rule,
+            "floor": SPECIFICITY_FLOOR if rule == "sensitivity_at_specificity" else None,
+            "chosen_on": split if optimistic else "val",
+            "optimistic": optimistic,
         }
         try:
             chosen = choose_threshold(truth, score, rule, SPECIFICITY_FLOOR)  # type: ignore[arg-type]
+            points.append(point | _at(evaluated, chosen.threshold))
         except MetricsError as error:
-            points.append({**point, "threshold": None, "note": str(error)})
-            continue
-        points.append({**point, **_at(evaluated, chosen.threshold)})
+            points.append(point | {"threshold": None, "note": str(error)})
     return points
 
 
 def _at(evaluated: Evaluated, threshold: float) -> dict[str, Any]:
     truth, score = binary_view(evaluated.labels, evaluated.probs, evaluated.positive)
-    cut = _float32(threshold)
-    found = binary_metrics(truth, score, cut)
+    found = binary_metrics(truth, score, _float32(threshold))
     return {"threshold": threshold, **{name: found[name] for name in _MEASURED}}
 
 
@@ -110,6 +102,4 @@ def _sweep(truth: NDArray[Any], score: NDArray[Any]) -> dict[str, list[float]]:
     if truth.all() or not truth.any():
         return {name: [] for name in names}
     sweep = threshold_sweep(truth, score)
-    count = len(sweep["threshold"])
-    kept = np.unique(np.linspace(0, count - 1, min(count, _SWEEP_POINTS)).round().astype(int))
-    return {name: sweep[name][kept].tolist() for name in names}
+    return {name: spread(sweep[name], _SWEEP_POINTS).tolist() for name in names}

@@ -76,14 +76,14 @@ class EvaluateOptions:
         tta: average the logits over mirrored and slightly turned views.
         recalibrate: directory of a new bundle with temperature and threshold from validation.
         compare: a second bundle, run over the same scans.
-        allow_leakage: measure scans that were trained on, and say so.
+        allow_leakage: measure scans that were trained on, and report it.
         n_boot: resamples for the intervals.
         seed: of resamples and of the choice of samples.
         subgroups: catalog columns for figures per value.
         heatmaps: summarize where the heatmaps' heat is.
         cam_class: whose map, as for `Predictor`.
-        truth: where tumors are (`explain.truth.load_truth`): heatmaps are scored against them,
-            and galleries show them.
+        truth: where tumors are (`localization.truth.load_truth`): heatmaps are scored against
+            them, and galleries show them.
         per_gallery: scans per gallery; 0: no galleries.
         audit: the content of audit.json, or its path, for the report.
         sections: further summaries by name for metrics.json and the report, or functions that
@@ -156,3 +156,8 @@ class EvaluateOptions:
     notes: tuple[str, ...] = ()
     report: bool = True
     limits: "DecodeLimits | None" = None
+
+    @property
+    def resampling(self) -> dict[str, int]:
+        """Seed and number of resamples, as the functions that make intervals take them."""
+        return {"seed": self.seed, "n_boot": self.n_boot}

@@ -1,13 +1,14 @@
 """Figures of an evaluation as SVG: readable in print, told apart without color.
 
 matplotlib's object interface only: no pyplot, no state, nothing to close. Each function takes
-parts of metrics.json (or of a run's history) and returns an SVG document.
+parts of metrics.json (or of a run's history) and returns an SVG document; `_as_svg` makes the axes.
 """
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from itertools import pairwise
-from typing import Any
+from typing import Any, Concatenate, ParamSpec
 
 import matplotlib as mpl
 import numpy as np
@@ -41,118 +42,130 @@ CURVES = (
 )
 
 
-def confusion_figure(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> str:
+P = ParamSpec("P")
+
+
+def _as_svg(draw: Callable[Concatenate[Axes, P], None]) -> Callable[P, str]:
+    """Make of a function that draws on axes one that returns an SVG document."""
+
+    @wraps(draw)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> str:
+        with mpl.rc_context(_STYLE):
+            figure = Figure(figsize=(6.4, 4.8), layout="constrained")
+            draw(figure.subplots(), *args, **kwargs)
+            buffer = io.StringIO()
+            FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
+            return buffer.getvalue()
+
+    return drawn
+
+
+@_as_svg
+def confusion_figure(axes: Axes, matrix: Sequence[Sequence[int]], names: Sequence[str]) -> None:
     """Counts and row shares, true classes down, predicted classes across."""
     counts = np.asarray(matrix, dtype=np.float64)
     totals = counts.sum(axis=1, keepdims=True)
     shares = np.divide(counts, totals, out=np.zeros_like(counts), where=totals > 0)
     side = 2.3 + 0.75 * len(names)
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(side + 0.6, side), layout="constrained")
-        axes = figure.subplots()
-        axes.grid(visible=False)
-        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-        for row, column in np.ndindex(*counts.shape):
-            share = shares[row, column]
-            text = f"{int(counts[row, column])}\n{share:.0%}"
-            ink = "white" if share > 0.55 else "black"
-            axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=10)
-        words = [name.replace("_", " ") for name in names]
-        axes.set_xticks(range(len(names)), words, rotation=30, ha="right")
-        axes.set_yticks(range(len(names)), words)
-        axes.set(xlabel="predicted class", ylabel="true class")
-        axes.set_title("Confusion matrix (count and share of the true class)", fontsize=10.5)
-        return _svg(figure)
+    _resize(axes, side + 0.6, side)
+    axes.grid(visible=False)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for row, column in np.ndindex(*counts.shape):
+        share = shares[row, column]
+        text = f"{int(counts[row, column])}\n{share:.0%}"
+        ink = "white" if share > 0.55 else "black"
+        axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=10)
+    words = [name.replace("_", " ") for name in names]
+    axes.set_xticks(range(len(names)), words, rotation=30, ha="right")
+    axes.set_yticks(range(len(names)), words)
+    axes.set(xlabel="predicted class", ylabel="true class")
+    axes.set_title("Confusion matrix (count and share of the true class)", fontsize=10.5)
 
 
+@_as_svg
 def roc_figure(
-    curve: Mapping[str, Sequence[Any]], area: float | None, point: tuple[Any, Any]
-) -> str:
+    axes: Axes, curve: Mapping[str, Sequence[Any]], area: float | None, point: tuple[Any, Any]
+) -> None:
     """ROC curve with its area and the bundle's operating point (sensitivity, specificity)."""
-    with mpl.rc_context(_STYLE):
-        figure, axes = _square("1 - specificity", "sensitivity", "ROC curve, tumor against none")
-        axes.plot([0, 1], [0, 1], ":", color=GRAY, linewidth=1.2, label="chance")
-        axes.plot(curve["fpr"], curve["tpr"], color=BLUE, label=f"area {_number(area)}")
-        if None not in point:
-            _mark(axes, 1 - point[1], point[0])
-        axes.legend(loc="lower right")
-        return _svg(figure)
+    _square(axes, "1 - specificity", "sensitivity", "ROC curve, tumor against none")
+    axes.plot([0, 1], [0, 1], ":", color=GRAY, linewidth=1.2, label="chance")
+    axes.plot(curve["fpr"], curve["tpr"], color=BLUE, label=f"area {_number(area)}")
+    if None not in point:
+        _mark(axes, 1 - point[1], point[0])
+    axes.legend(loc="lower right")
 
 
+@_as_svg
 def pr_figure(
-    curve: Mapping[str, Sequence[Any]], area: float | None, point: tuple[Any, Any], share: float
-) -> str:
+    axes: Axes,
+    curve: Mapping[str, Sequence[Any]],
+    area: float | None,
+    point: tuple[Any, Any],
+    share: float,
+) -> None:
     """Precision-recall curve with average precision and operating point (sensitivity, precision).
 
-    Args:
-        curve: `recall` and `precision`.
-        area: average precision.
-        point: sensitivity and precision at the bundle's threshold.
-        share: of positive scans, which is what chance reaches.
+    `share` is that of positive scans: the precision that chance reaches.
     """
-    with mpl.rc_context(_STYLE):
-        figure, axes = _square("sensitivity (recall)", "precision", "Precision and recall, tumor")
-        axes.axhline(share, linestyle=":", color=GRAY, linewidth=1.2, label="chance")
-        recall, precision = curve["recall"], curve["precision"]
-        axes.step(recall, precision, where="post", color=BLUE, label=f"area {_number(area)}")
-        if None not in point:
-            _mark(axes, point[0], point[1])
-        axes.legend(loc="lower left")
-        return _svg(figure)
+    _square(axes, "sensitivity (recall)", "precision", "Precision and recall, tumor")
+    axes.axhline(share, linestyle=":", color=GRAY, linewidth=1.2, label="chance")
+    recall, precision = curve["recall"], curve["precision"]
+    axes.step(recall, precision, where="post", color=BLUE, label=f"area {_number(area)}")
+    if None not in point:
+        _mark(axes, point[0], point[1])
+    axes.legend(loc="lower left")
 
 
-def reliability_figure(bins: Mapping[str, Sequence[Any]], ece: float, share: str) -> str:
+@_as_svg
+def reliability_figure(
+    axes: Axes, bins: Mapping[str, Sequence[Any]], ece: float, share: str
+) -> None:
     """Share that came true against probability per bin, bubbles sized by the number of scans."""
     filled = [i for i, count in enumerate(bins["count"]) if count]
     count = np.array([bins["count"][i] for i in filled], dtype=np.float64)
     confidence = [bins["confidence"][i] for i in filled]
     accuracy = [bins["accuracy"][i] for i in filled]
-    with mpl.rc_context(_STYLE):
-        figure, axes = _square("predicted probability", share, "Reliability")
-        axes.plot([0, 1], [0, 1], ":", color=GRAY, linewidth=1.2, label="perfectly calibrated")
-        axes.plot(confidence, accuracy, color=BLUE, linewidth=1.2)
-        size = 20 + 180 * count / count.max()
-        label = f"bins, ECE {_number(ece)}"
-        axes.scatter(confidence, accuracy, s=size, color=BLUE, edgecolor="white", label=label)
-        axes.legend(loc="upper left")
-        return _svg(figure)
+    _square(axes, "predicted probability", share, "Reliability")
+    axes.plot([0, 1], [0, 1], ":", color=GRAY, linewidth=1.2, label="perfectly calibrated")
+    axes.plot(confidence, accuracy, color=BLUE, linewidth=1.2)
+    size = 20 + 180 * count / count.max()
+    label = f"bins, ECE {_number(ece)}"
+    axes.scatter(confidence, accuracy, s=size, color=BLUE, edgecolor="white", label=label)
+    axes.legend(loc="upper left")
 
 
-def sweep_figure(sweep: Mapping[str, Sequence[float]], points: Sequence[Mapping[str, Any]]) -> str:
+@_as_svg
+def sweep_figure(
+    axes: Axes, sweep: Mapping[str, Sequence[float]], points: Sequence[Mapping[str, Any]]
+) -> None:
     """Sensitivity, specificity, precision and F1 over the threshold, operating points marked."""
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(6.4, 4.8), layout="constrained")
-        axes = figure.subplots()
-        names = ("sensitivity", "specificity", "precision", "f1")
-        for name, (color, line, _) in zip(names, STYLES, strict=True):
-            axes.plot(sweep["threshold"], sweep[name], line, color=color, label=name)
-        for point in points:
-            if point["rule"] == "bundle":
-                axes.axvline(point["threshold"], color="black", linewidth=1, label="bundle")
-            elif point["threshold"] is not None:
-                axes.axvline(point["threshold"], color=GRAY, linewidth=0.8, linestyle=":")
-        axes.set(xlabel="threshold of the tumor probability", xlim=(0, 1), ylim=(0, 1.02))
-        axes.set_title("Threshold sweep", fontsize=10.5)
-        _legend_below(figure)
-        return _svg(figure)
+    names = ("sensitivity", "specificity", "precision", "f1")
+    for name, (color, line, _) in zip(names, STYLES, strict=True):
+        axes.plot(sweep["threshold"], sweep[name], line, color=color, label=name)
+    for point in points:
+        if point["rule"] == "bundle":
+            axes.axvline(point["threshold"], color="black", linewidth=1, label="bundle")
+        elif point["threshold"] is not None:
+            axes.axvline(point["threshold"], color=GRAY, linewidth=0.8, linestyle=":")
+    axes.set(xlabel="threshold of the tumor probability", xlim=(0, 1), ylim=(0, 1.02))
+    axes.set_title("Threshold sweep", fontsize=10.5)
+    _legend_below(axes)
 
 
-def size_figure(sizes: Mapping[str, Sequence[float]]) -> str:
+@_as_svg
+def size_figure(axes: Axes, sizes: Mapping[str, Sequence[float]]) -> None:
     """Histogram of the scans' size (square root of the pixel count) per class, as steps."""
     everything = np.concatenate([np.asarray(values, np.float64) for values in sizes.values()])
     edges = np.histogram_bin_edges(everything, bins=24).tolist()
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(6.4, 4.0), layout="constrained")
-        axes = figure.subplots()
-        for number, (name, values) in enumerate(sizes.items()):
-            color, line, _ = STYLES[number % len(STYLES)]
-            axes.hist(
-                values, bins=edges, histtype="step", color=color, linestyle=line, linewidth=1.6,
-                label=name.replace("_", " "),
-            )  # fmt: skip
-        axes.set(xlabel="size, pixels (square root of height x width)", ylabel="scans")
-        _legend_below(figure)
-        return _svg(figure)
+    _resize(axes, 6.4, 4.0)
+    for number, (name, values) in enumerate(sizes.items()):
+        color, line, _ = STYLES[number % len(STYLES)]
+        axes.hist(
+            values, bins=edges, histtype="step", color=color, linestyle=line, linewidth=1.6,
+            label=name.replace("_", " "),
+        )  # fmt: skip
+    axes.set(xlabel="size, pixels (square root of height x width)", ylabel="scans")
+    _legend_below(axes)
 
 
 def history_figures(history: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -171,25 +184,28 @@ def history_figures(history: Sequence[Mapping[str, Any]]) -> list[str]:
     return figures
 
 
+@_as_svg
 def _history_figure(
-    history: Sequence[Mapping[str, Any]], lines: list[tuple[str, str]], title: str, *, log: bool
-) -> str:
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(4.4, 3.2), layout="constrained")
-        axes = figure.subplots()
-        for (key, label), style in zip(lines, STYLES, strict=False):
-            _curve(axes, history, key, style, label)
-        for index, (before, after) in enumerate(pairwise(history), start=1):
-            if after.get("stage") != before.get("stage"):
-                axes.axvline(index + 0.5, color=GRAY, linewidth=1, linestyle="--")
-        axes.set_title(title, fontsize=10.5)
-        axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if log:
-            axes.set_yscale("log")
-        else:
-            axes.legend()
-        return _svg(figure)
+    axes: Axes,
+    history: Sequence[Mapping[str, Any]],
+    lines: list[tuple[str, str]],
+    title: str,
+    *,
+    log: bool,
+) -> None:
+    _resize(axes, 4.4, 3.2)
+    for (key, label), style in zip(lines, STYLES, strict=False):
+        _curve(axes, history, key, style, label)
+    for index, (before, after) in enumerate(pairwise(history), start=1):
+        if after.get("stage") != before.get("stage"):
+            axes.axvline(index + 0.5, color=GRAY, linewidth=1, linestyle="--")
+    axes.set_title(title, fontsize=10.5)
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if log:
+        axes.set_yscale("log")
+    else:
+        axes.legend()
 
 
 def _curve(
@@ -207,16 +223,20 @@ def _curve(
         )
 
 
-def _square(x: str, y: str, title: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(5.6, 5.0), layout="constrained")
-    axes = figure.subplots()
+def _resize(axes: Axes, width: float, height: float) -> None:
+    """Set the figure's size in inches."""
+    assert isinstance(axes.figure, Figure)
+    axes.figure.set_size_inches(width, height)
+
+
+def _square(axes: Axes, x: str, y: str, title: str) -> None:
+    _resize(axes, 5.6, 5.0)
     axes.set(xlabel=x, ylabel=y, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     axes.set_title(title, fontsize=10.5)
-    return figure, axes
 
 
-def _legend_below(figure: Figure) -> None:
-    figure.legend(loc="outside lower center", ncols=3)
+def _legend_below(axes: Axes) -> None:
+    axes.figure.legend(loc="outside lower center", ncols=3)
 
 
 def _mark(axes: Axes, x: float, y: float) -> None:
@@ -225,9 +245,3 @@ def _mark(axes: Axes, x: float, y: float) -> None:
 
 def _number(value: float | None) -> str:
     return "not defined" if value is None else f"{value:.3f}"
-
-
-def _svg(figure: Figure) -> str:
-    buffer = io.StringIO()
-    FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
-    return buffer.getvalue()

@@ -1,6 +1,6 @@
-"""A new bundle with temperature and threshold from the validation split. Test rows never come in.
+"""A new bundle with temperature and threshold from the validation split.
 
-Nothing of the evaluated split is an argument of any function here.
+No function here takes anything of the evaluated split, so that test rows cannot leak in.
 """
 
 from pathlib import Path
@@ -8,10 +8,7 @@ from typing import Any
 
 from braintumor_ray.errors import UsageError
 from braintumor_ray.evaluation.evaluated import Evaluated
-from braintumor_ray.metrics.calibration import calibration_metrics, fit_temperature, softmax
-from braintumor_ray.metrics.classification import classification_metrics
-from braintumor_ray.metrics.inputs import binary_view
-from braintumor_ray.metrics.thresholds import choose_threshold
+from braintumor_ray.metrics.tuning import tune_decision
 from braintumor_ray.models.bundle import CARD, Bundle, save_bundle
 from braintumor_ray.storage import read_bytes
 
@@ -49,28 +46,17 @@ def recalibrate(
     validation.require_some("val")
     fields, labels = bundle.fields, validation.labels
     rule = fields.recipe.get("threshold_by", "f1")
-    all_right = bool((validation.logits.argmax(axis=1) == labels).all())
-    temperature = 1.0 if all_right else fit_temperature(validation.logits, labels)
-    probs = softmax(validation.logits, temperature)
-    positive = validation.positive
-    threshold = choose_threshold(*binary_view(labels, probs, positive), by=rule).threshold
-    metrics = classification_metrics(labels, probs, fields.class_names, positive, threshold)
-    metrics["calibration"] = calibration_metrics(labels, probs, positive)
+    tuned = tune_decision(validation.logits, labels, fields.class_names, validation.positive, rule)
+    changed = {"temperature": tuned.temperature, "threshold": tuned.threshold}
     changes = {
         "rule": rule,
         "n": len(labels),
-        "temperature": temperature,
-        "threshold": threshold,
+        **changed,
         "old_temperature": fields.temperature,
         "old_threshold": fields.threshold,
     }
-    updated = fields.model_copy(
-        update={
-            "temperature": temperature,
-            "threshold": threshold,
-            "metrics": {**fields.metrics, "validation": metrics, "recalibration": changes},
-        }
-    )
+    metrics = {**fields.metrics, "validation": tuned.metrics, "recalibration": changes}
+    updated = fields.model_copy(update={**changed, "metrics": metrics})
     card = model_card(location).rstrip("\n") + "\n"
     card += _NOTE.format(**changes, fingerprint=bundle.fingerprint)
     saved = save_bundle(output, updated, bundle.build_model(), bundle.gate, card)

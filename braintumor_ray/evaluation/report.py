@@ -1,10 +1,11 @@
 """The report of an evaluation: one self-contained HTML page.
 
-Every figure on the page is looked up in metrics.json by its path, which stands beside it in the
-HTML (`data-metric`), so that page and file cannot disagree.
+Every figure on the page is looked up in metrics.json by its path, which the HTML repeats
+(`data-metric`), so that page and file cannot disagree.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -37,7 +38,7 @@ _PHASE_COLUMNS = (
 
 @dataclass(frozen=True)
 class ReportParts:
-    """What a report is made of, beside metrics.json.
+    """The content of a report.
 
     Attributes:
         metrics: the content of metrics.json.
@@ -89,7 +90,7 @@ def write_report(path: Path, parts: ReportParts) -> None:
 
 
 def warnings(metrics: Mapping[str, Any]) -> list[str]:
-    """What a reader must know before believing the figures, in sentences."""
+    """What limits how far the figures can be trusted, in sentences."""
     counts, leaks = metrics["counts"], metrics["leakage"]
     binary_kinds = metrics["binary"]["sensitivity"], metrics["binary"]["specificity"]
     said = {
@@ -122,18 +123,15 @@ def warnings(metrics: Mapping[str, Any]) -> list[str]:
 def class_counts(catalog: pa.Table, classes: Sequence[str | None]) -> dict[str, dict[str, int]]:
     """Scans per split (rows) and class; scans in no split or class count as 'none'."""
     known = "split" in catalog.column_names
-    splits = catalog["split"].to_pylist() if known else [None] * catalog.num_rows
+    given = catalog["split"].to_pylist() if known else [None] * catalog.num_rows
+    splits: list[str] = [split or "none" for split in given]
     order = {name: index for index, name in enumerate(("train", "val", "test"))}
-    names = sorted({c for c in classes if c is not None})
-    counts: dict[str, dict[str, int]] = {}
-    for split in sorted({s or "none" for s in splits}, key=lambda s: (order.get(s, 9), s)):
-        inside = [c for s, c in zip(splits, classes, strict=True) if (s or "none") == split]
-        counts[split] = {name: inside.count(name) for name in names}
-        counts[split]["none"] = inside.count(None)
-    if not any(row["none"] for row in counts.values()):
-        for row in counts.values():
-            del row["none"]
-    return counts
+    names = [*sorted({c for c in classes if c is not None}), *([None] if None in classes else [])]
+    counts = Counter(zip(splits, classes, strict=True))
+    return {
+        split: {name or "none": counts[split, name] for name in names}
+        for split in sorted(set(splits), key=lambda split: (order.get(split, 9), split))
+    }
 
 
 def phases(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -212,27 +210,19 @@ def _samples(parts: ReportParts) -> dict[str, list[str]]:
 
 
 def _figures(parts: ReportParts) -> dict[str, str]:
-    m, binary = parts.metrics, parts.metrics["binary"]
-    positives = binary["tp"] + binary["fn"]
-    calibration = m["calibration"]
+    m, binary, curves = parts.metrics, parts.metrics["binary"], parts.metrics["curves"]
+    calibration, sensitivity = m["calibration"], binary["sensitivity"]
+    roc_point, pr_point = (sensitivity, binary["specificity"]), (sensitivity, binary["precision"])
+    share = (binary["tp"] + binary["fn"]) / m["n"]
     drawn = {
         "confusion": plots.confusion_figure(m["confusion_matrix"], m["class_names"]),
-        "roc": plots.roc_figure(
-            m["curves"]["roc"], binary["auroc"], (binary["sensitivity"], binary["specificity"])
-        ),
-        "pr": plots.pr_figure(
-            m["curves"]["pr"],
-            binary["average_precision"],
-            (binary["sensitivity"], binary["precision"]),
-            positives / m["n"],
-        ),
+        "roc": plots.roc_figure(curves["roc"], binary["auroc"], roc_point),
+        "pr": plots.pr_figure(curves["pr"], binary["average_precision"], pr_point, share),
         "reliability": plots.reliability_figure(
             calibration["reliability"], calibration["ece"], "share predicted rightly"
         ),
         "binary_reliability": plots.reliability_figure(
-            calibration["binary_reliability"],
-            calibration["binary_ece"],
-            "share with a tumor",
+            calibration["binary_reliability"], calibration["binary_ece"], "share with a tumor"
         ),
     }
     if m["threshold_sweep"]["threshold"]:
@@ -261,7 +251,7 @@ class Table:
     """A table of a summary: a row per key, a column per key below.
 
     Attributes:
-        caption: where in the summary it stands; its own name is left out.
+        caption: its place in the summary, without the summary's name.
         columns: names of the columns.
         rows: per row its name and the path of each cell in the summary; None where there is none.
     """
@@ -278,7 +268,16 @@ def section_tables(summary: Mapping[str, Any], path: Keys = ()) -> list[Table]:
     A leaf is a number, a text, None, or an interval (a mapping with `estimate`). Lists are left
     to the JSON file.
     """
-    return list(_tables(summary, path))
+    branches = {
+        name: value
+        for name, value in summary.items()
+        if isinstance(value, Mapping) and not is_leaf(value) and value
+    }
+    rows = {name: row for name, row in branches.items() if any(map(is_leaf, row.values()))}
+    tables = [_table(rows, path)] if rows else []
+    for name, value in branches.items():
+        tables += section_tables(value, (*path, name))
+    return tables
 
 
 def section_facts(summary: Mapping[str, Any], path: Keys = ()) -> list[tuple[str, Keys]]:
@@ -291,23 +290,6 @@ def is_leaf(value: Any) -> bool:  # noqa: ANN401 - JSON
     if isinstance(value, Mapping):
         return "estimate" in value
     return value is None or isinstance(value, str | int | float)
-
-
-def _tables(summary: Mapping[str, Any], path: Keys) -> Iterator[Table]:
-    branches = {
-        name: value
-        for name, value in summary.items()
-        if isinstance(value, Mapping) and not is_leaf(value) and value
-    }
-    rows = {name: value for name, value in branches.items() if _is_row(value)}
-    if rows:
-        yield _table(rows, path)
-    for name, value in branches.items():
-        yield from _tables(value, (*path, name))
-
-
-def _is_row(value: Mapping[str, Any]) -> bool:
-    return any(is_leaf(item) for item in value.values())
 
 
 def _table(rows: Mapping[str, Mapping[str, Any]], path: Keys) -> Table:

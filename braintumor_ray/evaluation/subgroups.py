@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from braintumor_ray.errors import UsageError
 from braintumor_ray.evaluation.evaluated import Evaluated
-from braintumor_ray.metrics.classification import binary_metrics, classification_metrics
-from braintumor_ray.metrics.inputs import binary_view
+from braintumor_ray.metrics.classification import classification_metrics
 from braintumor_ray.metrics.intervals import bootstrap_table, table_accuracy
 
 MOST_VALUES = 12
@@ -23,7 +22,7 @@ _BINARY = ("sensitivity", "specificity", "auroc")
 
 
 def subgroup_table(
-    evaluated: Evaluated, columns: Sequence[str], *, seed: int, n_boot: int
+    evaluated: Evaluated, columns: Sequence[str], **resampling: int
 ) -> dict[str, list[dict[str, Any]]]:
     """Measure each value of each column.
 
@@ -33,8 +32,7 @@ def subgroup_table(
     Args:
         evaluated: with at least one measured scan.
         columns: names of catalog columns.
-        seed: of the resamples.
-        n_boot: number of resamples.
+        resampling: `seed` and `n_boot` of the intervals.
 
     Returns:
         Per column its values, each with `value`, `n`, `groups`, `accuracy` with its interval's
@@ -53,26 +51,24 @@ def subgroup_table(
             )
         values = _values(evaluated.rows[column].take(pa.array(evaluated.measured)))
         tables[column] = [
-            {"value": value, **_measure(evaluated, values == value, seed, n_boot)}
+            {"value": value, **_measure(evaluated, values == value, resampling)}
             for value in _in_order(values)
         ]
     return tables
 
 
 def _measure(
-    evaluated: Evaluated, inside: NDArray[np.bool_], seed: int, n_boot: int
+    evaluated: Evaluated, inside: NDArray[np.bool_], resampling: dict[str, int]
 ) -> dict[str, Any]:
     labels, probs = evaluated.labels[inside], evaluated.probs[inside]
     groups = evaluated.groups[evaluated.measured][inside]
     names, positive = evaluated.fields.class_names, evaluated.positive
     threshold = float(np.float32(evaluated.fields.threshold))
     whole = classification_metrics(labels, probs, names, positive, threshold)
-    binary = binary_metrics(*binary_view(labels, probs, positive), threshold)
     k = len(names)
     cells = labels * k + probs.argmax(axis=1)
-    accuracy = bootstrap_table(
-        {"accuracy": table_accuracy}, groups, cells, k * k, seed=seed, n_boot=n_boot
-    )["accuracy"]
+    statistics = {"accuracy": table_accuracy}
+    accuracy = bootstrap_table(statistics, groups, cells, k * k, **resampling)["accuracy"]  # type: ignore[arg-type]
     count = len(np.unique(groups))
     return {
         "n": len(labels),
@@ -82,7 +78,7 @@ def _measure(
         "low": accuracy.low,
         "high": accuracy.high,
         "balanced_accuracy": whole["balanced_accuracy"],
-        **{name: binary[name] for name in _BINARY},
+        **{name: whole["binary"][name] for name in _BINARY},
     }
 
 
@@ -93,26 +89,22 @@ def _values(column: pa.ChunkedArray) -> NDArray[np.object_]:
     distinct = {value for value in raw if value is not None}
     numeric = pa.types.is_integer(kind) or pa.types.is_floating(kind)
     if numeric and len(distinct) > MOST_NUMBERS:
-        return _quartiles(raw)
+        return _quartiles(np.array(raw, dtype=np.float64))
     texts = [UNKNOWN if value is None else str(value) for value in raw]
     common = {name for name, _ in Counter(texts).most_common(MOST_VALUES)}
     kept = [text if len(distinct) <= MOST_VALUES or text in common else OTHER for text in texts]
     return np.array(kept, dtype=object)
 
 
-def _quartiles(raw: Sequence[float | None]) -> NDArray[np.object_]:
-    known = np.array([value for value in raw if value is not None], dtype=np.float64)
-    edges = np.unique(np.quantile(known, (0, 0.25, 0.5, 0.75, 1), method="nearest"))
+def _quartiles(values: NDArray[np.float64]) -> NDArray[np.object_]:
+    """The range between quartiles of each value, as text; NaN is unknown."""
+    known = ~np.isnan(values)
+    edges = np.unique(np.quantile(values[known], (0, 0.25, 0.5, 0.75, 1), method="nearest"))
     if len(edges) < 2:
         edges = np.append(edges, edges)
-    names = [f"{low:g} to {high:g}" for low, high in pairwise(edges)]
-    return np.array(
-        [UNKNOWN if value is None else names[_bin(value, edges)] for value in raw], dtype=object
-    )
-
-
-def _bin(value: float, edges: NDArray[np.float64]) -> int:
-    return int(np.clip(np.searchsorted(edges, value, side="left") - 1, 0, len(edges) - 2))
+    names = np.array([f"{low:g} to {high:g}" for low, high in pairwise(edges)], dtype=object)
+    bins = np.searchsorted(edges, values, side="left") - 1
+    return np.where(known, names[bins.clip(0, len(names) - 1)], UNKNOWN)
 
 
 def _in_order(values: NDArray[np.object_]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Pictures of class activation maps: upsampled, stretched and colored when someone looks.
+"""Pictures of class activation maps: upsampled, stretched and colored only when they are drawn.
 
 Stored maps are raw. `heatmap_at` is the only place where one is normalized, after upsampling.
 """
@@ -339,7 +339,7 @@ def contact_sheet(
 
 
 def write_png(path: str | os.PathLike[str], rgb: RGB) -> None:
-    """Write a picture so that a reader finds it whole or not at all (temporary file, rename).
+    """Write a picture whole or not at all (temporary file, rename).
 
     Args:
         path: the .png to write; its folder exists.

@@ -1,6 +1,6 @@
-"""Where the heat lies: background, rim (skull and scalp) or inside of the head.
+"""Where the heat of a map is: background, rim (skull and scalp) or inside of the head.
 
-Everything here lives on the network's input: the S x S picture to which a scan of any aspect
+Everything here refers to the network's input: the S x S picture to which a scan of any aspect
 was squashed. The shares of heat are those of the bilinearly upsampled map, but nothing is
 upsampled: the adjoint of the upsampling is applied to the regions once, and a share is then a
 weighted sum over the raw h x w map.
@@ -82,7 +82,7 @@ def region_weights(
     rows = _upsampling_matrix(regions.shape[0], height)
     columns = _upsampling_matrix(regions.shape[1], width)
     masks = np.hstack([np.minimum(regions, 1), regions == INSIDE])  # head | inside
-    # einsum, not @: BLAS has threads of its own, which take torch's cores.
+    # einsum, not @: the threads that BLAS starts would take torch's cores.
     summed = np.einsum("hs,sw->hw", rows, masks.astype(np.float32)).reshape(height, 2, -1)
     head, inside = np.einsum("hks,ws->khw", summed, columns)
     everywhere = np.outer(rows.sum(axis=1), columns.sum(axis=1))
@@ -188,7 +188,7 @@ def _upsampling_matrix(size: int, raw: int) -> NDArray[np.float32]:
 
 
 def _check_gray(gray: NDArray[np.uint8]) -> None:
-    if gray.ndim != _GRAY_DIMENSIONS or gray.dtype != np.uint8:
+    if gray.ndim != 2 or gray.dtype != np.uint8:
         raise UsageError(
             f"a head is found in a uint8 picture (S, S), not {gray.dtype} {gray.shape}; "
             "pass the gray scan as resized for the network, before normalization"

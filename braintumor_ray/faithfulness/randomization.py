@@ -1,19 +1,18 @@
 """Model parameter randomization (Adebayo et al. 2018, arXiv 1810.03292).
 
-A map that looks the same after the network's weights were thrown away explains the picture's
-edges, not the network.
+A map that looks the same after the network's weights were replaced by random ones shows the
+picture's edges, not what the network uses.
 """
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import rankdata
+from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from braintumor_ray.errors import UsageError
@@ -39,7 +38,7 @@ def randomization_check(
 ) -> dict[str, Any]:
     """Compare the maps of a trained network with those of randomized copies of it.
 
-    Same scans and same classes throughout. Low similarity is what should come out.
+    Scans and classes are the same throughout. A low similarity is the wanted result.
 
     Args:
         model: the trained network, in eval mode; it is not changed.
@@ -62,12 +61,18 @@ def randomization_check(
     """
     if not len(images) or len(images) != len(classes):
         raise UsageError(f"{len(images)} scans and {len(classes)} classes; pass one class per scan")
-    sample = _Sample(prepare, images, classes, batch_size)
-    trained = sample.maps_of(model, methods)
+
+    def maps_of(network: Classifier) -> dict[str, NDArray[np.float32]]:
+        parts = []
+        for start in range(0, len(images), batch_size):
+            rows = slice(start, start + batch_size)
+            parts.append(_maps(network, prepare(images[rows]), classes[rows], methods))
+        return {name: np.concatenate([part[name] for part in parts]) for name in methods}
+
+    trained = maps_of(model)
     result: dict[str, Any] = {name: {} for name in methods}
     for part in PARTS:
-        other = randomized(model, part, seed)
-        random = sample.maps_of(other, methods)
+        random = maps_of(randomized(model, part, seed))
         for name in methods:
             result[name][part] = compare_maps(trained[name], random[name], images.shape[1])
     return {"n": len(images), "seed": seed, "methods": result}
@@ -93,7 +98,7 @@ def randomized(model: Classifier, part: Part, seed: int) -> Classifier:
 
 
 def _reset(layer: nn.Module) -> None:
-    # MultiheadAttention names its own otherwise; its projection out is a layer of its own.
+    # MultiheadAttention's method has another name; its output projection is a separate layer.
     for name in ("reset_parameters", "_reset_parameters"):
         reset = getattr(layer, name, None)
         if callable(reset):
@@ -120,7 +125,7 @@ def compare_maps(
 
 def spearman(first: NDArray[Any], second: NDArray[Any]) -> float:
     """Rank correlation of two maps with a pattern, ties sharing their mean rank."""
-    return float(np.corrcoef(rankdata(first.ravel()), rankdata(second.ravel()))[0, 1])
+    return float(spearmanr(first.ravel(), second.ravel()).statistic)
 
 
 def ssim(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
@@ -143,31 +148,15 @@ def ssim(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
     return float((luminance * structure).mean())
 
 
-@dataclass(frozen=True)
-class _Sample:
-    prepare: Prepare
-    images: NDArray[np.uint8]
-    classes: NDArray[np.int64]
-    batch_size: int
-
-    def maps_of(self, model: Classifier, methods: Sequence[str]) -> dict[str, NDArray[np.float32]]:
-        starts = range(0, len(self.images), self.batch_size)
-        parts = [self._batch(model, methods, start) for start in starts]
-        return {name: np.concatenate([part[name] for part in parts]) for name in methods}
-
-    def _batch(
-        self, model: Classifier, methods: Sequence[str], start: int
-    ) -> dict[str, NDArray[np.float32]]:
-        rows = slice(start, start + self.batch_size)
-        with torch.no_grad():
-            features = model.features(self.prepare(self.images[rows]))
-        wanted = torch.from_numpy(self.classes[rows])
-
-        def choose(logits: Tensor) -> Tensor:
-            return wanted.to(logits.device)
-
-        maps = cams(features, class_gradient(model, features, choose), methods)
-        return {name: maps[name].cpu().numpy() for name in methods}
+def _maps(
+    model: Classifier, batch: Tensor, classes: NDArray[np.int64], methods: Sequence[str]
+) -> dict[str, NDArray[np.float32]]:
+    """Raw maps of one batch for the given classes, by method."""
+    with torch.no_grad():
+        features = model.features(batch)
+    wanted = torch.from_numpy(classes).to(features.device)
+    maps = cams(features, class_gradient(model, features, lambda _: wanted), methods)
+    return {name: maps[name].cpu().numpy() for name in methods}
 
 
 def _has_pattern(cam: NDArray[np.float32]) -> bool:

@@ -1,22 +1,25 @@
-"""Do heatmaps say what the network uses? Tests that change the input, or the network.
+"""Do heatmaps show what the network uses? Tests that change the input, or the network.
 
-All of these work on a stated sample, because each costs many forward passes per scan:
+All of them measure a sample of the scans, because each costs many forward passes per scan:
 
 - deletion and insertion (Petsiuk et al. 2018, "RISE", arXiv 1806.07421);
 - average drop and increase in confidence (Chattopadhay et al. 2018, arXiv 1710.11063);
 - model parameter randomization (Adebayo et al. 2018, arXiv 1810.03292): `randomization.py`.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Any, Literal, Protocol
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from scipy.integrate import trapezoid
 
 from braintumor_ray.errors import UsageError
 from braintumor_ray.explain.overlay import heatmap_at
+from braintumor_ray.metrics.calibration import softmax
 from braintumor_ray.types import Floats, GrayImage
 
 Fill = Literal["mean", "zero", "blur"]
@@ -44,7 +47,7 @@ def sample_rows(count: int, size: int, seed: int) -> NDArray[np.int64]:
         UsageError: `size` is below 1.
     """
     if size < 1:
-        raise UsageError(f"a sample of {size} scans says nothing; draw 1 or more (50 is usual)")
+        raise UsageError(f"a sample of {size} scans is empty; draw 1 or more (50 is usual)")
     chosen = np.random.default_rng(seed).permutation(count)[:size]
     return np.sort(chosen).astype(np.int64)
 
@@ -81,8 +84,8 @@ def faithfulness(
 
     Deletion replaces pixels, hottest first, by the fill; a faithful map makes the class's
     probability fall fast: a small area. Insertion starts from the filled picture and gives pixels
-    back, hottest first: a large area. Beside the methods stands `random`, a seeded noise map of
-    the same raw size, without which neither area says anything.
+    back, hottest first: a large area. The areas are read against those of `random`, a seeded
+    noise map of the same raw size.
 
     Args:
         forward: uint8 (n, S, S) to logits (n, k), as `Predictor.forward`.
@@ -109,9 +112,9 @@ def faithfulness(
         name: _of_method(score, sample, maps, options)
         for name, maps in {**cams, RANDOM: noise}.items()
     }
-    described = asdict(options)
     kept = ("seed", "steps", "deletion_fill", "insertion_start")
-    return {"n": len(images), **{key: described[key] for key in kept}, "methods": methods}
+    how = {key: value for key, value in asdict(options).items() if key in kept}
+    return {"n": len(images), **how, "methods": methods}
 
 
 def curve(
@@ -134,7 +137,7 @@ def curve(
         target: class index.
         kind: 'deletion' or 'insertion'.
         steps: as for `faithfulness`.
-        fill: what stands where the scan's pixels do not.
+        fill: what replaces the scan's pixels.
         temperature: the bundle's.
 
     Returns:
@@ -161,29 +164,19 @@ def filled(image: GrayImage, fill: Fill) -> GrayImage:
     raise UsageError(f"fill '{fill}' is unknown; use mean, zero or blur")
 
 
+@dataclass(frozen=True)
 class _Scorer:
     """Probabilities of given classes for a stream of pictures, in batches."""
 
-    def __init__(self, forward: Forward, temperature: float, batch_size: int) -> None:
-        self._forward = forward
-        self._temperature = temperature
-        self._batch_size = batch_size
+    forward: Forward
+    temperature: float
+    batch_size: int
 
     def __call__(self, pictures: Iterator[GrayImage], targets: NDArray[np.int64]) -> Floats:
-        parts, batch = [], []
-        for picture in pictures:
-            batch.append(picture)
-            if len(batch) == self._batch_size:
-                parts.append(self._probabilities(batch))
-                batch = []
-        if batch:
-            parts.append(self._probabilities(batch))
+        parts = []
+        while batch := list(islice(pictures, self.batch_size)):
+            parts.append(softmax(self.forward(np.stack(batch)).logits, self.temperature))
         return np.concatenate(parts)[np.arange(len(targets)), targets]
-
-    def _probabilities(self, batch: Sequence[GrayImage]) -> Floats:
-        logits = self._forward(np.stack(batch)).logits.astype(np.float64) / self._temperature
-        shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))
 
 
 @dataclass(frozen=True)
@@ -196,21 +189,18 @@ class _Sample:
 def _of_method(
     score: _Scorer, sample: _Sample, maps: NDArray[Any], options: FaithfulnessOptions
 ) -> dict[str, Any]:
-    deletion = _areas(score, sample, maps, "deletion", options)
-    insertion = _areas(score, sample, maps, "insertion", options)
+    areas = {
+        "deletion_auc": _areas(score, sample, maps, "deletion", options),
+        "insertion_auc": _areas(score, sample, maps, "insertion", options),
+    }
     masked = (_masked(image, cam) for image, cam in zip(sample.images, maps, strict=True))
     lost = sample.before - score(masked, sample.classes)
     drop = np.divide(lost, sample.before, out=np.zeros_like(lost), where=sample.before > 0)
     return {
-        "deletion_auc": float(deletion.mean()),
-        "insertion_auc": float(insertion.mean()),
+        **{name: float(values.mean()) for name, values in areas.items()},
         "average_drop": float(np.maximum(drop, 0).mean()),
         "increase_in_confidence": float((drop < 0).mean()),
-        "per_scan": {
-            "deletion_auc": deletion.tolist(),
-            "insertion_auc": insertion.tolist(),
-            "drop": drop.tolist(),
-        },
+        "per_scan": {name: values.tolist() for name, values in {**areas, "drop": drop}.items()},
     }
 
 
@@ -234,9 +224,7 @@ def _areas(
 
 def area(curves: Floats) -> Floats:
     """Area under curves (..., steps + 1) over [0, 1], by the trapezoidal rule."""
-    inner = curves[..., 1:-1].sum(axis=-1)
-    ends = (curves[..., 0] + curves[..., -1]) / 2
-    return np.asarray((inner + ends) / (curves.shape[-1] - 1))
+    return np.asarray(trapezoid(curves, dx=1 / (curves.shape[-1] - 1), axis=-1))
 
 
 def _pictures(

@@ -1,4 +1,4 @@
-"""The formats in which people write down boxes and outlines: CSV, YOLO, VIA."""
+"""File formats of boxes and outlines: CSV, YOLO, VIA."""
 
 import csv
 import io
@@ -30,7 +30,7 @@ def box_outlines(text: str, location: str) -> dict[str, Outlines]:
         location: where it is from, for messages.
 
     Raises:
-        TruthError: a column is missing, there is no row, or a box that cannot be meant.
+        TruthError: a column is missing, there is no row, or a box is not valid.
     """
     rows = csv.DictReader(io.StringIO(text))
     missing = [name for name in ("path", *BOX_COLUMNS) if name not in (rows.fieldnames or ())]
@@ -42,22 +42,17 @@ def box_outlines(text: str, location: str) -> dict[str, Outlines]:
     polygons: dict[str, list[Points]] = defaultdict(list)
     for row in rows:
         where = f"line {rows.line_num} of '{location}'"
-        x_min, y_min, x_max, y_max = _numbers([row[name] for name in BOX_COLUMNS], where)
-        _check_box((x_min, y_min, x_max, y_max), where)
+        x_min, y_min, x_max, y_max = box = _numbers([row[name] for name in BOX_COLUMNS], where)
+        if not (0 <= x_min < x_max <= 1 and 0 <= y_min < y_max <= 1):
+            raise TruthError(
+                f"{where}: box {tuple(box)} is not x_min < x_max, y_min < y_max in fractions from "
+                "0 to 1; divide pixels by the scan's width and height"
+            )
         path = posixpath.normpath((row["path"] or "").strip().replace("\\", "/"))
         polygons[path].append(rectangle(x_min, y_min, x_max, y_max))
     if not polygons:
         raise TruthError(f"'{location}' has no boxes")
     return {path: Outlines(tuple(boxes), in_pixels=False) for path, boxes in polygons.items()}
-
-
-def _check_box(box: tuple[float, float, float, float], where: str) -> None:
-    x_min, y_min, x_max, y_max = box
-    if not (0 <= x_min < x_max <= 1 and 0 <= y_min < y_max <= 1):
-        raise TruthError(
-            f"{where}: box {box} is not x_min < x_max, y_min < y_max in fractions from 0 to 1; "
-            "divide pixels by the scan's width and height"
-        )
 
 
 def yolo_outlines(text: str, location: str) -> Outlines:
@@ -68,7 +63,7 @@ def yolo_outlines(text: str, location: str) -> Outlines:
         location: where it is from, for messages.
 
     Raises:
-        TruthError: a line that cannot be meant.
+        TruthError: a line is not valid.
     """
     polygons = tuple(
         _yolo_polygon(line, f"line {number} of '{location}'")
@@ -104,7 +99,7 @@ def via_outlines(text: str, location: str) -> dict[str, Outlines]:
     """Outlines per file name from VGG Image Annotator's JSON (VIA 1 and 2).
 
     Both a whole project (`_via_img_metadata`) and exported annotations are read. Every region
-    counts as tumor, whatever its attributes say.
+    counts as tumor, whatever its attributes are.
 
     Args:
         text: the JSON.
@@ -158,17 +153,14 @@ def _via_polygon(region: Any, where: str) -> Points:  # noqa: ANN401 - parsed JS
 
 
 def _via_rect(shape: Mapping[str, Any]) -> Points:
-    x, y = float(shape["x"]), float(shape["y"])
-    return rectangle(x, y, x + float(shape["width"]), y + float(shape["height"]))
-
-
-def _via_circle(shape: Mapping[str, Any]) -> Points:
-    radius = float(shape["r"])
-    return ellipse(float(shape["cx"]), float(shape["cy"]), radius, radius)
+    x, y, width, height = (float(shape[name]) for name in ("x", "y", "width", "height"))
+    return rectangle(x, y, x + width, y + height)
 
 
 def _via_ellipse(shape: Mapping[str, Any]) -> Points:
-    cx, cy, rx, ry = (float(shape[name]) for name in ("cx", "cy", "rx", "ry"))
+    """An ellipse, or a circle, which has one radius and no angle."""
+    radii = ("r", "r") if shape["name"] == "circle" else ("rx", "ry")
+    cx, cy, rx, ry = (float(shape[name]) for name in ("cx", "cy", *radii))
     return ellipse(cx, cy, rx, ry, float(shape.get("theta", 0.0)))
 
 
@@ -182,6 +174,6 @@ def _via_points(shape: Mapping[str, Any]) -> Points:
 _VIA_SHAPES = {
     "polygon": _via_points,
     "ellipse": _via_ellipse,
-    "circle": _via_circle,
+    "circle": _via_ellipse,
     "rect": _via_rect,
 }

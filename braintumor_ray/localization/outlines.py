@@ -16,7 +16,7 @@ Points = NDArray[np.float64]
 
 _ELLIPSE_POINTS = 128  # a polygon of so many corners has 99.96% of the ellipse's area
 _SUBPIXEL_BITS = 4
-_FINE_UP_TO = 512  # pixels; above, a pixel is small enough as it is
+_FINE_UP_TO = 512  # pixels; above, a pixel is small enough without
 _FINENESS = 4
 
 

@@ -3,7 +3,7 @@
 Everything is computed on the network's square input (S, S), to which scan and mask are squashed.
 For a map L upsampled to S x S (bilinear) and a mask M:
 
-- pointing: 1 where the highest point of L lies in M (pointing game, Zhang et al. 2016,
+- pointing: 1 where the highest point of L is in M (pointing game, Zhang et al. 2016,
   arXiv 1608.00507, without its tolerance). A flat map points nowhere: 0.
 - mass: sum(L * M) / sum(L) (relevance mass accuracy, Arras et al. 2022, arXiv 2003.07258;
   energy-based pointing game, Wang et al. 2020, arXiv 1910.01279). L is raw, not stretched.
@@ -47,11 +47,11 @@ def localize(
     *,
     seed: int,
 ) -> pa.Table:
-    """Score the maps of many scans against their masks, and baselines beside them.
+    """Score the maps of many scans against their masks, and baselines on the same masks.
 
     Baselines: `center`, a Gaussian in the middle of the picture; `random`, seeded noise of the
     raw map's size; `whole_head`, the head outline as a uniform map, whose `pointing` is the chance
-    that a random point of the head lies in the mask (left out where no head is found).
+    that a random point of the head is in the mask (left out where no head is found).
 
     Args:
         cams: raw maps (n, h, w) >= 0, any float dtype, by method; the first one's size is that
@@ -80,21 +80,13 @@ def localize(
             rows.append({"row": index, "method": name, **target.score(cam)})
         head = None if image is None else head_regions(image)
         if head is not None:
-            rows.append({"row": index, "method": "whole_head", **_head_scores(target, head > 0)})
-    return pa.Table.from_pylist(rows, schema=table_schema())
-
-
-def table_schema() -> pa.Schema:
-    """Columns of what `localize` returns."""
-    return pa.schema(
-        [
-            ("row", pa.int64()),
-            ("method", pa.string()),
-            *((name, pa.float64()) for name in MEASURES),
-            ("flat", pa.bool_()),
-            ("mask_area", pa.float64()),
-        ]
-    )
+            scores = target.score((head > 0).astype(np.float32))
+            # Every point of the head is its highest: what counts is the chance to hit.
+            scores["pointing"] = scores["mass"]
+            rows.append({"row": index, "method": "whole_head", **scores})
+    measures = [(name, pa.float64()) for name in (*MEASURES, "mask_area")]
+    schema = [("row", pa.int64()), ("method", pa.string()), *measures, ("flat", pa.bool_())]
+    return pa.Table.from_pylist(rows, schema=pa.schema(schema))
 
 
 def score_map(cam: NDArray[Any], mask: Mask) -> Scores:
@@ -142,8 +134,9 @@ class _Target:
     def score(self, cam: NDArray[Any]) -> Scores:
         heat = heatmap_at(cam, (self.mask.shape[0], self.mask.shape[1]))
         flat = not heat.any()
-        levels = _levels(heat)
-        shown = np.zeros_like(self.mask) if flat else _above_otsu(levels)
+        levels = np.rint(heat * 255).astype(np.uint8)
+        otsu = cv2.threshold(levels, 0, 1, cv2.THRESH_BINARY | cv2.THRESH_OTSU)[1]
+        shown = np.zeros_like(self.mask) if flat else np.asarray(otsu > 0)
         scores = {
             "pointing": 0.0 if flat else float(self.mask.flat[int(heat.argmax())]),
             "mass": self.mass(cam),
@@ -187,15 +180,6 @@ class _Target:
         return {"iou": common / (both - common), "dice": 2 * common / both, "box_iou": box_iou}
 
 
-def _levels(heat: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """A heatmap in [0, 1] at 256 levels."""
-    return np.rint(heat * 255).astype(np.uint8)
-
-
-def _above_otsu(levels: NDArray[np.uint8]) -> Mask:
-    return np.asarray(cv2.threshold(levels, 0, 1, cv2.THRESH_BINARY | cv2.THRESH_OTSU)[1] > 0)
-
-
 def _nth_highest(heat: NDArray[np.float32], levels: NDArray[np.uint8], n: int) -> float:
     """The n-th highest value; looked for among the pixels of its level, not among all."""
     counts = cv2.calcHist([levels], [0], None, [256], [0, 256]).ravel()[::-1]
@@ -205,12 +189,6 @@ def _nth_highest(heat: NDArray[np.float32], levels: NDArray[np.uint8], n: int) -
     candidates = heat[levels == 255 - level]
     place = candidates.size - (n - before)
     return float(np.partition(candidates, place)[place])
-
-
-def _head_scores(target: _Target, head: Mask) -> Scores:
-    scores = target.score(head.astype(np.float32))
-    # Every point of the head is its highest: what counts is the chance to hit.
-    return scores | {"pointing": scores["mass"]}
 
 
 def _parts(mask: Mask) -> list[NDArray[Any]]:
@@ -235,11 +213,8 @@ def _box_overlap(first: Box, second: Box) -> float:
     width = max(0, min(first[2], second[2]) - max(first[0], second[0]))
     height = max(0, min(first[3], second[3]) - max(first[1], second[1]))
     common = width * height
-    return common / (_area(first) + _area(second) - common)
-
-
-def _area(box: Box) -> int:
-    return (box[2] - box[0]) * (box[3] - box[1])
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (first, second)]
+    return common / (sum(areas) - common)
 
 
 def _check_cams(cams: Mapping[str, NDArray[Any]]) -> int:

@@ -1,7 +1,6 @@
 """Heatmaps of a whole catalog against tumor truth: scores per scan, and means with intervals."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -32,13 +31,13 @@ def score_heatmaps(
     Args:
         scans: n rows with `path`, `frame` and the decoded scan's `height` and `width`.
         cams: raw maps (n, h, w) by method, rows as in `scans`.
-        truth: from `explain.truth.load_truth`.
+        truth: from `localization.truth.load_truth`.
         image_size: side S of the network's input.
         images: uint8 (S, S) per scan; None: no whole-head baseline.
         seed: of the random baseline.
 
     Returns:
-        As `explain.localization.localize`; `row` counts the rows of `scans`.
+        As `localization.scores.localize`; `row` counts the rows of `scans`.
 
     Raises:
         TruthError: no scan has truth, two scans share one, or a mask cannot be read.
@@ -132,6 +131,5 @@ def _summary(
     }
     kept = ("estimate", "low", "high", "n_groups")
     for name, interval in zip(MEASURES, intervals, strict=True):
-        fields = asdict(interval)
-        summary[name] = {key: fields[key] for key in kept}
+        summary[name] = {key: getattr(interval, key) for key in kept}
     return summary

@@ -1,6 +1,6 @@
-"""Where the tumors are, as people drew them: mask images, boxes, YOLO files, VIA outlines.
+"""Where the tumors are, as annotators drew them: mask images, boxes, YOLO files, VIA outlines.
 
-Found by a scan's path in the catalog, given as a mask of any size.
+Truth is looked up by a scan's path in the catalog and given as a mask of any size.
 """
 
 import posixpath
@@ -49,7 +49,7 @@ class TruthIndex:
     def find(self, path: str) -> str | None:
         """The entry that belongs to a scan, None where there is none.
 
-        Names agree where one is the end of the other, whole folders compared:
+        Names agree where one is the end of the other, compared by whole folders:
         `yes/y1.jpg` belongs to `y1.jpg`, `b/1.jpg` does not belong to `a/1.jpg`.
 
         Args:
@@ -107,8 +107,8 @@ class TruthIndex:
             frame: of a multi-frame file; this truth describes frame 0 only.
 
         Returns:
-            bool of the wanted shape, all False where the truth says that there is no tumor;
-            None where it says nothing of this scan.
+            bool of the wanted shape, all False where the truth states that there is no tumor;
+            None where it does not know this scan.
 
         Raises:
             TruthError: the mask image cannot be read, has another aspect than the scan, or
@@ -144,7 +144,7 @@ def load_truth(location: str | Path) -> TruthIndex:
             A local path or a URI.
 
     Raises:
-        TruthError: nothing there, an unknown kind, or a line that cannot be meant.
+        TruthError: nothing there, an unknown kind, or a line that is not valid.
     """
     text = str(location).rstrip("/")
     suffix = posixpath.splitext(text)[1].lower()
@@ -157,7 +157,8 @@ def load_truth(location: str | Path) -> TruthIndex:
 
 def _folder(location: str) -> TruthIndex:
     files = _list(location)
-    labels = [f for f in files if f.lower().endswith(".txt") and _base(f).lower() not in NOT_YOLO]
+    texts = [f for f in files if f.lower().endswith(".txt")]
+    labels = [f for f in texts if posixpath.basename(f).lower() not in NOT_YOLO]
     images = [f for f in files if f.lower().endswith((*IMAGES, MATLAB))]
     if images and labels:
         raise TruthError(
@@ -165,7 +166,9 @@ def _folder(location: str) -> TruthIndex:
             "folder of masks, or the folder of YOLO labels"
         )
     if labels:
-        return TruthIndex(location, "yolo", _yolo(location, labels))
+        where = {posixpath.splitext(file)[0]: f"{location}/{file}" for file in labels}
+        outlines = {key: yolo_outlines(_text(path), path) for key, path in where.items()}
+        return TruthIndex(location, "yolo", outlines)
     if images:
         return TruthIndex(location, "masks", _mask_files(location, images))
     raise TruthError(
@@ -189,20 +192,12 @@ def _list(location: str) -> list[str]:
     return sorted(f for f in files if not any(part.startswith(".") for part in f.split("/")))
 
 
-def _yolo(location: str, files: list[str]) -> dict[str, Outlines]:
-    found = {}
-    for file in files:
-        where = f"{location}/{file}"
-        found[posixpath.splitext(file)[0]] = yolo_outlines(_text(where), where)
-    return found
-
-
 def _mask_files(location: str, files: list[str]) -> dict[str, Outlines | str]:
     found: dict[str, Outlines | str] = {}
     for file in files:
         key = posixpath.splitext(file)[0]
         ending = next((e for e in MASK_ENDINGS if key.lower().endswith(e)), "")
-        key = key.removesuffix(key[len(key) - len(ending) :]) if ending else key
+        key = key[: len(key) - len(ending)]
         if key in found:
             raise TruthError(f"'{location}' holds two masks for '{key}'; keep one")
         found[key] = f"{location}/{file}"
@@ -260,7 +255,3 @@ def _text(location: str) -> str:
 def _same_end(first: str, second: str) -> bool:
     shorter, longer = sorted((first, second), key=len)
     return longer == shorter or longer.endswith(f"/{shorter}")
-
-
-def _base(path: str) -> str:
-    return posixpath.basename(path)

@@ -1,4 +1,4 @@
-"""Temperature scaling and how far probabilities can be believed."""
+"""Temperature scaling, and how well probabilities match frequencies."""
 
 import math
 from collections.abc import Sequence

@@ -33,7 +33,7 @@ def classification_metrics(
     The predicted class is the likeliest one; the decision is positive where the positive classes'
     probabilities add up to ``threshold`` or more.
 
-    None stands for a value that the data do not define, never NaN:
+    None, never NaN, marks a value that the data do not define:
     recall of a class without scans; precision of a class never predicted; specificity of a class
     that every scan has; F1 of a class neither present nor predicted; AUROC and average precision
     of a class that no scan or every scan has; Matthews' coefficient where all labels, or all
@@ -191,7 +191,7 @@ def _per_class(
             "recall": _plain(recall[c]),
             "f1": _plain(f1[c]),
             "support": int(support[c]),
-            "specificity": _specificity(labels == c, predicted == c),
+            "specificity": _ratio(*_negatives(labels == c, predicted == c)),
             "auroc": auroc(labels == c, probs[:, c]),
             "average_precision": average_precision(labels == c, probs[:, c]),
         }
@@ -199,8 +199,8 @@ def _per_class(
     ]
 
 
-def _specificity(truth: Bools, decision: Bools) -> float | None:
-    return _ratio(int((~truth & ~decision).sum()), int((~truth).sum()))
+def _negatives(truth: Bools, decision: Bools) -> tuple[int, int]:
+    return int((~truth & ~decision).sum()), int((~truth).sum())
 
 
 def _confusion(truth: NDArray[Any], predicted: NDArray[Any], n_classes: int) -> Ints:
@@ -262,8 +262,8 @@ def thin_polyline(x: Floats, y: Floats, max_points: int) -> Ints:
         max_points: at most this many, 2 or more.
 
     Returns:
-        Ascending indices of the points kept, int64 (<= max_points,); points that lie on the line
-        between their neighbors may be left out below that number.
+        Ascending indices of the points kept, int64 (<= max_points,); points on the line between
+        their neighbors may be left out below that number.
 
     Raises:
         MetricsError: ``max_points`` is below 2.

@@ -60,8 +60,8 @@ def paired_difference(
 ) -> Interval:
     """Interval of statistic(A) - statistic(B), both on the same resampled groups.
 
-    What both models find hard cancels out, so it is narrower than two intervals held side by
-    side; the models differ at this level where it does not contain 0.
+    What is hard for both models cancels out, so it is narrower than two separate intervals would
+    suggest; the models differ at this level where it does not contain 0.
 
     Args:
         statistic: called once with A's arrays and once with B's; None or NaN where undefined.

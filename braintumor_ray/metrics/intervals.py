@@ -31,8 +31,8 @@ class Interval:
     """An estimate with its percentile bootstrap interval.
 
     ``low`` and ``high`` are None where the estimate is undefined, where no resample defines it,
-    or where there is one group only and nothing can be said about the next. ``n_undefined`` of
-    the ``n_boot`` resamples did not define the statistic and were left out.
+    or where there is only one group, so that the spread between groups is unknown.
+    ``n_undefined`` of the ``n_boot`` resamples did not define the statistic and were left out.
     """
 
     estimate: float | None
@@ -73,11 +73,11 @@ def bootstrap_interval(
     for array in arrays:
         check_same_length(len(array), len(arrays[0]), "one data array", "the first")
     codes, n_groups = check_groups(groups, len(arrays[0]))
-    rows = _GroupedRows.of(codes, n_groups)
+    rows_of = _row_finder(codes, n_groups)
     values = [
         _number(statistic(*(array[index] for array in arrays)))
         for draws in _draws(n_groups, n_boot, seed)
-        for index in map(rows.of_draw, draws)
+        for index in map(rows_of, draws)
     ]
     return _interval(_number(statistic(*arrays)), np.array(values), n_groups, level)
 
@@ -114,9 +114,7 @@ def bootstrap_table(
     codes, n_groups = check_groups(groups, len(cell))
     flat = np.bincount(codes * n_cells + cell, minlength=n_groups * n_cells)
     per_group = flat.reshape(n_groups, n_cells).astype(np.float64)
-    totals = np.concatenate(
-        [_times_drawn(draws) @ per_group for draws in _draws(n_groups, n_boot, seed)]
-    )
+    totals = _resampled_sums(per_group, n_boot, seed)
     whole = per_group.sum(axis=0, keepdims=True)
     return {
         name: _interval(float(statistic(whole)[0]), statistic(totals), n_groups, level)
@@ -206,25 +204,19 @@ def table_specificity(counts: Floats) -> Floats:
     return _divide(counts[:, 0], counts[:, 0] + counts[:, 1])
 
 
-@dataclass(frozen=True)
-class _GroupedRows:
-    """Rows sorted by group, so that a drawn group is one slice."""
+def _row_finder(codes: Ints, n_groups: int) -> Callable[[Ints], Ints]:
+    """A function from a draw of groups to all their rows, as often as each group was drawn."""
+    # Rows sorted by group: a drawn group is one slice of `order`, found without a loop.
+    order, sizes = np.argsort(codes, kind="stable"), np.bincount(codes, minlength=n_groups)
+    starts = np.cumsum(sizes) - sizes
 
-    order: Ints
-    starts: Ints
-    sizes: Ints
+    def rows_of(draw: Ints) -> Ints:
+        drawn = sizes[draw]
+        ends = np.cumsum(drawn)
+        shift = np.repeat(starts[draw] - (ends - drawn), drawn)
+        return order[shift + np.arange(ends[-1])]
 
-    @classmethod
-    def of(cls, codes: Ints, n_groups: int) -> "_GroupedRows":
-        sizes = np.bincount(codes, minlength=n_groups)
-        return cls(np.argsort(codes, kind="stable"), np.cumsum(sizes) - sizes, sizes)
-
-    def of_draw(self, draw: Ints) -> Ints:
-        """Indices of all rows of the drawn groups, as often as each group was drawn."""
-        sizes = self.sizes[draw]
-        ends = np.cumsum(sizes)
-        shift = np.repeat(self.starts[draw] - (ends - sizes), sizes)
-        return self.order[shift + np.arange(ends[-1])]
+    return rows_of
 
 
 def _draws(n_groups: int, n_boot: int, seed: int) -> Iterator[Ints]:
@@ -235,6 +227,12 @@ def _draws(n_groups: int, n_boot: int, seed: int) -> Iterator[Ints]:
     per_block = max(1, BLOCK // n_groups)
     for start in range(0, n_boot, per_block):
         yield rng.integers(n_groups, size=(min(per_block, n_boot - start), n_groups))
+
+
+def _resampled_sums(per_group: Floats, n_boot: int, seed: int) -> Floats:
+    """Sums over the groups of each resample, (n_boot, m), from those of each group (g, m)."""
+    blocks = _draws(len(per_group), n_boot, seed)
+    return np.concatenate([_times_drawn(draws) @ per_group for draws in blocks])
 
 
 def _times_drawn(draws: Ints) -> Floats:
@@ -322,9 +320,7 @@ def bootstrap_means(
     codes, n_groups = check_groups(groups, len(array))
     sums = np.zeros((n_groups, array.shape[1] + 1))
     np.add.at(sums, codes, np.column_stack([array, np.ones(len(array))]))
-    totals = np.concatenate(
-        [_times_drawn(draws) @ sums for draws in _draws(n_groups, n_boot, seed)]
-    )
+    totals = _resampled_sums(sums, n_boot, seed)
     means = totals[:, :-1] / totals[:, -1:]
     estimates = array.mean(axis=0).tolist()
     return [

@@ -1,6 +1,6 @@
 """Choice of the decision threshold; a scan is positive where ``score >= threshold``."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -31,7 +31,7 @@ class OperatingPoint:
 def threshold_sweep(truth: NDArray[Any], score: NDArray[Any]) -> dict[str, NDArray[Any]]:
     """Count the outcomes of every threshold that calls at least one scan positive.
 
-    Each distinct score gives one candidate, from the highest down. Its threshold lies midway to
+    Each distinct score gives one candidate, from the highest down. Its threshold is midway to
     the next lower score, so that rounding cannot move a scan across it; for the lowest score,
     where everything is positive, midway to 0.
 
@@ -81,7 +81,7 @@ def choose_threshold(
     """Choose the threshold that is best by one rule.
 
     Where neighboring candidates tie, the one at the middle of the interval they span is taken;
-    where ties lie apart, in the widest such interval (a value between two peaks would be worse
+    where ties are apart, in the widest such interval (a value between two peaks would be worse
     than either).
 
     Args:
@@ -107,7 +107,8 @@ def choose_threshold(
         wanted, _, guarded = by.partition("_at_")
         allowed = _at_least(sweep[guarded], guarded, floor)
         tied = _best(sweep[guarded], _best(sweep[wanted], allowed))
-    return _operating_point(sweep, _middle_of_ties(sweep, tied))
+    at = _middle_of_ties(sweep, tied)
+    return OperatingPoint(**{f.name: float(sweep[f.name][at]) for f in fields(OperatingPoint)})
 
 
 def _both_kinds(flags: Bools, values: Floats) -> tuple[Bools, Floats]:
@@ -153,8 +154,3 @@ def _middle_of_ties(sweep: dict[str, NDArray[Any]], tied: Bools) -> int:
     middle = low[bottom] + (high[top] - low[bottom]) / 2
     # Scores descend: the candidate that holds the middle is the last one not below it.
     return int(np.clip(np.searchsorted(-high, -middle, side="right") - 1, top, bottom))
-
-
-def _operating_point(sweep: dict[str, NDArray[Any]], at: int) -> OperatingPoint:
-    names = OperatingPoint.__dataclass_fields__
-    return OperatingPoint(**{name: float(sweep[name][at]) for name in names})

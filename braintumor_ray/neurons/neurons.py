@@ -1,10 +1,11 @@
-"""What single neurons of the last feature map respond to, and which class they go with."""
+"""What single neurons of the last feature map respond to, and their correlation with classes."""
 
 import csv
 import io
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from scipy.special import softmax
 
+from braintumor_ray.decode.reading import decode_scans
 from braintumor_ray.errors import UsageError
 from braintumor_ray.neurons.options import NeuronOptions
-from braintumor_ray.neurons.pictures import prepared_batches, write_sheets
+from braintumor_ray.neurons.pictures import write_sheets
 from braintumor_ray.neurons.statistics import NeuronStats, neuron_stats
 from braintumor_ray.predict.predictor import Predictor
 from braintumor_ray.storage import Folder, write_atomically, write_table
@@ -112,18 +114,17 @@ def _labeled(catalog: pa.Table, options: NeuronOptions) -> pa.Table:
 
 
 def _record(predictor: Predictor, scans: pa.Table, progress: Progress | None) -> _Recorded:
-    kept, pooled, hashes = [], [], []
-    for start, prepared in prepared_batches(
-        scans, predictor.bundle.preprocessing, predictor.batch_size
-    ):
-        usable = [i for i, scan in enumerate(prepared) if scan.image is not None]
+    kept, pooled, hashes = list[int](), [], []
+    read = enumerate(decode_scans(scans, predictor.bundle.preprocessing))
+    while batch := list(islice(read, predictor.batch_size)):
+        usable = [(row, scan) for row, scan in batch if scan.image is not None]
         if usable:
-            squares = np.stack([np.asarray(prepared[i].image) for i in usable])
+            squares = np.stack([np.asarray(scan.image) for _, scan in usable])
             pooled.append(predictor.forward(squares, explain=False).pooled)
-        kept += [start + i for i in usable]
-        hashes += [str(prepared[i].pixel_sha256) for i in usable]
+        kept += [row for row, _ in usable]
+        hashes += [str(scan.pixel_sha256) for _, scan in usable]
         if progress:
-            progress(start + len(prepared), scans.num_rows)
+            progress(batch[-1][0] + 1, scans.num_rows)
     if not kept:
         raise UsageError(f"none of {scans.num_rows} labeled scans can be read")
     return _Recorded(scans.take(pa.array(kept)), softmax(np.concatenate(pooled), axis=1), hashes)
@@ -158,23 +159,15 @@ def _csv(stats: NeuronStats) -> bytes:
 def _top_neurons(
     stats: NeuronStats, recorded: _Recorded, options: NeuronOptions
 ) -> dict[str, list[dict[str, Any]]]:
-    paths = recorded.scans["path"].to_pylist()
-    frames, labels = (recorded.scans[name].to_pylist() for name in ("frame", "label"))
+    facts = recorded.scans.select(["path", "frame", "label"]).to_pylist()
     tops: dict[str, list[dict[str, Any]]] = {}
     for index, name in enumerate(stats.classes):
         tops[name] = []
         for neuron in stats.top(index, options.top).tolist():
             activation = recorded.activations[:, neuron]
-            rows = _most_excited(activation, recorded.hashes, options.examples)
             examples = [
-                {
-                    "row": row,
-                    "path": paths[row],
-                    "frame": frames[row],
-                    "label": labels[row],
-                    "activation": float(activation[row]),
-                }
-                for row in rows
+                {"row": row, **facts[row], "activation": float(activation[row])}
+                for row in _most_excited(activation, recorded.hashes, options.examples)
             ]
             found = {"neuron": neuron, **_statistics(stats, index, neuron), "examples": examples}
             tops[name].append(found)
@@ -183,9 +176,6 @@ def _top_neurons(
 
 def _most_excited(activation: NDArray[np.float32], hashes: Sequence[str], count: int) -> list[int]:
     """Rows of the highest activations; of scans with the same pixels one."""
-    rows: dict[str, int] = {}
-    for row in np.argsort(-activation, kind="stable").tolist():
-        if len(rows) == count:
-            break
-        rows.setdefault(hashes[row], row)
-    return list(rows.values())
+    order = np.argsort(-activation, kind="stable")
+    first = np.unique(np.array(hashes)[order], return_index=True)[1]
+    return order[np.sort(first)[:count]].tolist()

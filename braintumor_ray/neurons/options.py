@@ -1,4 +1,4 @@
-"""How neurons are looked at."""
+"""Options of `braintumor-ray neurons`."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -8,7 +8,7 @@ from braintumor_ray.options import Device, Option
 
 @dataclass(frozen=True)
 class NeuronOptions:
-    """How neurons are looked at.
+    """How neurons are recorded and shown.
 
     Attributes:
         device: as for `Predictor`.

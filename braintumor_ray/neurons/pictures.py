@@ -1,7 +1,6 @@
-"""Pictures of what excites a neuron, and the reading of scans for them."""
+"""Pictures of the scans that excite a neuron most."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +9,11 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from braintumor_ray.decode.prepare import PreparedScan
 from braintumor_ray.decode.preprocess import Preprocessing
-from braintumor_ray.decode.reading import decode_scans
 from braintumor_ray.explain.overlay import contact_sheet, heatmap_at, superimpose, write_png
 from braintumor_ray.models.bundle import Bundle
 from braintumor_ray.models.classifier import Classifier, normalize
+from braintumor_ray.pages.pictures import load_squares
 from braintumor_ray.types import GrayImage
 
 _TILE = 160
@@ -52,15 +50,6 @@ def activation_maps(
     return np.concatenate(parts)
 
 
-def prepared_batches(
-    scans: pa.Table, preprocessing: Preprocessing, batch_size: int
-) -> Iterator[tuple[int, list[PreparedScan]]]:
-    """Batches of scans, decoded and resized, each with its first row's number."""
-    source = decode_scans(scans, preprocessing)
-    for start in range(0, scans.num_rows, batch_size):
-        yield start, list(islice(source, batch_size))
-
-
 def write_sheets(
     classes: Mapping[str, Sequence[Mapping[str, Any]]],
     scans: pa.Table,
@@ -82,9 +71,9 @@ def write_sheets(
     for number, (name, neurons) in enumerate(classes.items()):
         picked = [(e, found["neuron"]) for found in neurons for e in found["examples"]]
         if not picked:
-            continue
+            continue  # no neuron goes with this class: constant activations only
         rows = scans.take(pa.array([example["row"] for example, _ in picked]))
-        images = _images(rows, bundle.preprocessing)
+        images = np.stack(list(load_squares(rows, bundle.preprocessing)))
         channels = np.array([neuron for _, neuron in picked], np.int64)
         maps = activation_maps(model, images, channels, bundle.preprocessing)
         tiles = [
@@ -95,13 +84,6 @@ def write_sheets(
         columns = max(len(found["examples"]) for found in neurons)
         sheet = contact_sheet(tiles, columns, captions, _TILE)
         write_png(Path(folder) / f"top_{number}_{_file_name(name)}.png", sheet)
-
-
-def _images(rows: pa.Table, preprocessing: Preprocessing) -> GrayImage:
-    """Scans that were read before, read again; black where one has gone since."""
-    black = np.zeros((preprocessing.image_size,) * 2, np.uint8)
-    scans = decode_scans(rows, preprocessing)
-    return np.stack([black if scan.image is None else scan.image for scan in scans])
 
 
 def _file_name(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Which neurons go with which class: correlation, AUROC, and a correction for asking so often."""
+"""Which neurons correlate with which class: correlation, AUROC, multiple-testing correction."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ class NeuronStats:
     mean_out: Floats
 
     def top(self, index: int, count: int) -> NDArray[np.int64]:
-        """The neurons that go best with a class, highest correlation first."""
+        """The neurons that correlate with a class, highest correlation first."""
         order = np.argsort(-np.nan_to_num(self.r[index], nan=-2.0), kind="stable")
         defined = order[np.isfinite(self.r[index][order])]
         return defined[:count].astype(np.int64)

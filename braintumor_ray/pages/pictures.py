@@ -2,8 +2,9 @@
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,10 +12,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from braintumor_ray.decode.decode import decode_frames
-from braintumor_ray.decode.preprocess import shrunk
-from braintumor_ray.decode.reading import run_on_scans
+from braintumor_ray.decode.preprocess import Preprocessing, shrunk
+from braintumor_ray.decode.reading import decode_scans, run_on_scans
 from braintumor_ray.decode.sandbox import DecodeSandbox
 from braintumor_ray.decode.types import DecodeLimits, DecodeOptions
+from braintumor_ray.types import GrayImage
 
 WORKER = "braintumor_ray.pages.pictures:shrink_file"
 Picture = NDArray[np.uint8]
@@ -61,14 +63,28 @@ def load_pictures(
         return list(run_on_scans(rows, sandbox, options, lambda _: None))
 
 
+def load_squares(
+    rows: pa.Table, preprocessing: Preprocessing, limits: DecodeLimits | None = None
+) -> Iterator[GrayImage]:
+    """Scans that were read before, read again: uint8 (S, S) each, black where one cannot be."""
+    for scan in decode_scans(rows, preprocessing, limits=limits):
+        blank = np.zeros((preprocessing.image_size,) * 2, np.uint8)
+        yield blank if scan.image is None else scan.image
+
+
+def spread(values: NDArray[Any], most: int) -> NDArray[Any]:
+    """At most `most` of some values (n,), at equal distances, the first and the last among them."""
+    places = np.linspace(0, len(values) - 1, min(len(values), most)).round()
+    return values[places.astype(np.int64)]
+
+
 def side_by_side(pictures: Sequence[Picture], gap: int = 4) -> Picture:
     """Gray pictures in a row on black, at the height of the tallest, uint8 (h, w)."""
     height = max(picture.shape[0] for picture in pictures)
     padded = []
     for picture in pictures:
-        above = (height - picture.shape[0]) // 2
-        below = height - picture.shape[0] - above
-        padded.append(np.pad(picture, ((above, below), (0, gap))))
+        room = height - picture.shape[0]
+        padded.append(np.pad(picture, ((room // 2, room - room // 2), (0, gap))))
     return np.concatenate(padded, axis=1)[:, :-gap]
 
 

@@ -1,1 +1,1 @@
-"""Synthetic scans with exact tumor masks; they say nothing about patients."""
+"""Synthetic scans with exact tumor masks; not data of patients."""

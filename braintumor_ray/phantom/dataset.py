@@ -1,16 +1,25 @@
 """Phantom data sets: synthetic scans with masks, patients, a split and planted bad files."""
 
 import csv
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 
 from braintumor_ray.errors import UsageError
 from braintumor_ray.phantom.lesion import CLASS_NAMES
-from braintumor_ray.phantom.planted import Planted, encode, plant_bad_files, plant_duplicates
+from braintumor_ray.phantom.planted import (
+    Planted,
+    encode,
+    plant_bad_files,
+    plant_duplicates,
+    write_file,
+)
 from braintumor_ray.phantom.slices import Slice, draw_patient_slice, sample_patient
 from braintumor_ray.types import Progress
 
@@ -105,7 +114,7 @@ def write_phantoms(
         progress: Called with (patients done, patients) after each patient.
 
     Raises:
-        UsageError: If an argument cannot be meant or the folder holds scans already.
+        UsageError: If an argument is out of range or the folder holds scans already.
     """
     _check(patients, seed, slices)
     root = Path(directory)
@@ -114,51 +123,31 @@ def write_phantoms(
         raise UsageError(f"{root} already holds scans: give another folder or remove it first")
     scans.mkdir(parents=True)
     (root / "README.txt").write_text(_README, encoding="utf-8")
-    tally = _Tally()
-    with (root / "scans.csv").open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow([field.name for field in fields(ScanRow)])
+    counts, originals = Counter[str](), list[str]()
+    with _csv_rows(root / "scans.csv", ScanRow) as write_row:
         for number in range(patients):
             for row in _write_patient(root, number, seed, slices):
-                table.writerow(astuple(row))
-                tally.add(row)
+                write_row(row)
+                counts.update((row.split, row.label))
+                # The first scans of the first two patients, to be copied into Testing.
+                if row.split == "Training" and row.slice == 0 and len(originals) < 2:
+                    originals.append(row.path)
             if progress is not None:
                 progress(number + 1, patients)
     planted = plant_bad_files(scans, seed) if bad_files else []
-    planted += plant_duplicates(scans, tally.originals) if duplicates else []
-    _write_planted(root / "planted.csv", planted)
-    return tally.summary(root, patients, tuple(planted))
-
-
-class _Tally:
-    """Counts of what was written, and the first scans of the first two patients, to be copied."""
-
-    def __init__(self) -> None:
-        self.training = self.testing = 0
-        self.per_class = dict.fromkeys(CLASS_NAMES, 0)
-        self.originals: list[str] = []
-
-    def add(self, row: ScanRow) -> None:
-        if row.split == "Training":
-            self.training += 1
-        else:
-            self.testing += 1
-        self.per_class[row.label] += 1
-        if row.split == "Training" and row.slice == 0 and len(self.originals) < 2:
-            self.originals.append(row.path)
-
-    def summary(
-        self, directory: Path, patients: int, planted: tuple[Planted, ...]
-    ) -> PhantomSummary:
-        return PhantomSummary(
-            directory=directory,
-            patients=patients,
-            scans=self.training + self.testing,
-            training=self.training,
-            testing=self.testing,
-            scans_per_class=self.per_class,
-            planted=planted,
-        )
+    planted += plant_duplicates(scans, originals) if duplicates else []
+    with _csv_rows(root / "planted.csv", Planted) as write_row:
+        for copy in planted:
+            write_row(copy)
+    return PhantomSummary(
+        directory=root,
+        patients=patients,
+        scans=counts["Training"] + counts["Testing"],
+        training=counts["Training"],
+        testing=counts["Testing"],
+        scans_per_class={name: counts[name] for name in CLASS_NAMES},
+        planted=tuple(planted),
+    )
 
 
 def _check(patients: int, seed: int, slices: tuple[int, int]) -> None:
@@ -187,22 +176,19 @@ def _write_patient(
         color = formats.random() < 0.08
         stem = f"{split}/{drawn.class_name}/{drawn.patient}_s{drawn.slice_index}"
         image = cv2.cvtColor(drawn.image, cv2.COLOR_GRAY2RGB) if color else drawn.image
-        _write(root / "scans" / (stem + suffix), encode(suffix, image))
+        write_file(root / "scans" / (stem + suffix), encode(suffix, image))
         for kind, mask in (("tumour", drawn.tumor_mask), ("skull", drawn.skull_mask)):
             pixels = mask.astype(np.uint8) * np.uint8(255)
-            _write(root / "masks" / kind / f"{stem}.png", encode(".png", pixels))
+            write_file(root / "masks" / kind / f"{stem}.png", encode(".png", pixels))
         height, width = drawn.image.shape
         label, patient, index = drawn.class_name, drawn.patient, drawn.slice_index
         yield ScanRow(stem + suffix, label, patient, index, split, width, height)
 
 
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-
-
-def _write_planted(path: Path, planted: list[Planted]) -> None:
+@contextmanager
+def _csv_rows(path: Path, kind: type[ScanRow] | type[Planted]) -> Iterator[Callable[[Any], None]]:
+    """A function that writes one row of a dataclass to a CSV with its fields as columns."""
     with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
-        table.writerow([field.name for field in fields(Planted)])
-        table.writerows(astuple(row) for row in planted)
+        table.writerow([field.name for field in fields(kind)])
+        yield lambda row: table.writerow(astuple(row))

@@ -17,7 +17,7 @@ class Lesion:
 
     class_name: str
     z: float  # level of the middle slice
-    half_extent: float  # the patient's slices lie within z +- half_extent
+    half_extent: float  # the patient's slices are within z +- half_extent
     angle: float  # direction from the head's center, radians, pi/2 is the back of the head
     reach: float  # distance from the center as a share of the brain's radius there
     radius: float  # at the middle slice, head units
@@ -73,7 +73,7 @@ _BASE_SHARE = {
 def _place(rng: np.random.Generator, class_name: str, base: bool) -> tuple[float, float]:
     """Direction and relative distance of a lesion from the head's center.
 
-    Gliomas favor the frontal and temporal lobes; nearly half of the meningiomas lie beside the
+    Gliomas favor the frontal and temporal lobes; nearly half of the meningiomas are next to the
     falx, the others over the convexity.
     """
     side = rng.choice((-1.0, 1.0))
@@ -161,7 +161,7 @@ def _paint_solid(
 
 
 def _paint_dural_tail(scene: Scene, found: LesionCut) -> None:
-    """Thickened dura beside a meningioma's base, between brain and skull."""
+    """Thickened dura next to a meningioma's base, between brain and skull."""
     near = soft(found.distance + np.float32(0.35 * found.radius), 0.2 * found.radius)
     paint(scene.canvas, near * _within_skull(scene) * soft(-scene.depth, 0.01), scene.contrast.dura)
 

@@ -38,8 +38,7 @@ def plant_bad_files(scans: Path, seed: int) -> list[Planted]:
         f"Testing/{CLASS_NAMES[3]}/text.jpg": ("text", b"This file is text, not a picture.\n"),
     }
     for path, (_, content) in files.items():
-        (scans / path).parent.mkdir(parents=True, exist_ok=True)
-        (scans / path).write_bytes(content)
+        write_file(scans / path, content)
     return [Planted(path, kind) for path, (kind, _) in files.items()]
 
 
@@ -53,23 +52,24 @@ def plant_duplicates(scans: Path, originals: list[str]) -> list[Planted]:
     same, changed = originals[:2]
     pixels = cv2.imread(str(scans / changed), cv2.IMREAD_GRAYSCALE)
     assert pixels is not None, f"{changed} was written a moment ago"
+    encoded = encode(".jpg", pixels.astype(np.uint8), _COPY_QUALITY)
     copies = (
         (same, Path(same).suffix, "duplicate-bytes", (scans / same).read_bytes()),
-        (
-            changed,
-            ".jpg",
-            "duplicate-reencoded",
-            encode(".jpg", pixels.astype(np.uint8), _COPY_QUALITY),
-        ),
+        (changed, ".jpg", "duplicate-reencoded", encoded),
     )
     planted = []
     for original, suffix, kind, content in copies:
         source = Path(original)
         path = f"Testing/{source.parent.name}/copy_{source.stem}{suffix}"
-        (scans / path).parent.mkdir(parents=True, exist_ok=True)
-        (scans / path).write_bytes(content)
+        write_file(scans / path, content)
         planted.append(Planted(path, kind, original))
     return planted
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file, its folder too where it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
 
 
 def encode(suffix: str, image: npt.NDArray[np.uint8], quality: int = 90) -> bytes:
@@ -90,8 +90,8 @@ def oversized_png(side: int = OVERSIZED_SIDE) -> bytes:
     """A valid all-black 1-bit PNG of `side` x `side`, built without holding its pixels.
 
     At 60,000 the 450 MB of rows become about 440 KB. One block of rows is compressed once, ended
-    by a full flush (RFC 1950, 1951: the next block then stands on its own) and repeated; of n zero
-    bytes Adler-32 is known without reading them: n mod 65521 in the high half, 1 in the low one.
+    by a full flush (RFC 1950, 1951: the next block does not depend on it) and repeated. Adler-32
+    of n zero bytes has a closed form: n mod 65521 in the high half, 1 in the low half.
     """
     row = 1 + (side + 7) // 8  # filter byte and packed pixels
     blocks, rest = divmod(side, _ROWS_PER_BLOCK)

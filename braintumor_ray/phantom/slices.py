@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -85,14 +86,11 @@ def sample_patient(patient_seed: int | Sequence[int], class_name: str) -> Patien
         raise UsageError(f"no phantom class {class_name!r}: choose from {', '.join(CLASS_NAMES)}")
     entropy = (patient_seed,) if isinstance(patient_seed, int) else tuple(patient_seed)
     rng = np.random.default_rng(np.random.SeedSequence(entropy))
-    shape, pixel, rotation, shift = _sample_geometry(rng)
+    # The order of the draws is part of the data set: the same seed gives the same bytes.
     return Patient(
+        **_sample_geometry(rng),
         head=sample_head(rng),
         contrast=_sample_contrast(rng),
-        shape=shape,
-        pixel=pixel,
-        rotation=rotation,
-        shift=shift,
         bias=rng.normal(0, 0.06, (4, 4)).astype(np.float32),
         noise=rng.uniform(0.012, 0.04),
         gain=rng.uniform(0.88, 1.04),
@@ -101,9 +99,7 @@ def sample_patient(patient_seed: int | Sequence[int], class_name: str) -> Patien
     )
 
 
-def _sample_geometry(
-    rng: np.random.Generator,
-) -> tuple[tuple[int, int], float, float, tuple[float, float]]:
+def _sample_geometry(rng: np.random.Generator) -> dict[str, Any]:
     """Image size, pixel size, rotation and position; the head always fits in the picture."""
     height = int(rng.integers(180, 321))
     width = height if rng.uniform() < 0.7 else int(height * rng.uniform(0.88, 1.10))
@@ -115,7 +111,7 @@ def _sample_geometry(
     pixel = max(2 * half_u / width, 2 * half_v / height) / rng.uniform(0.92, 0.99)
     slack_u, slack_v = width * pixel / 2 - half_u, height * pixel / 2 - half_v
     shift = (rng.uniform(-0.6, 0.6) * slack_u, rng.uniform(-0.6, 0.6) * slack_v)
-    return (height, width), float(pixel), float(rotation), shift
+    return {"shape": (height, width), "pixel": pixel, "rotation": rotation, "shift": shift}
 
 
 def _sample_contrast(rng: np.random.Generator) -> Contrast:

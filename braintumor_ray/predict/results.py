@@ -15,7 +15,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from braintumor_ray.errors import ResultsError
 from braintumor_ray.storage import Folder
@@ -59,28 +62,26 @@ class ResultsFolder(Folder):
 
     def read_parquet(
         self, paths: Sequence[str], columns: list[str] | None = None
-    ) -> list[pa.Table]:
-        """Parquet files inside, by their path below the folder, a table each.
+    ) -> Iterator[pa.Table]:
+        """Parquet files by their path below the folder, a table each, read one at a time.
 
         Raises:
             ResultsError: one is missing or damaged.
         """
-        tables = []
         for path in paths:
             try:
-                tables.append(self.read_table(path, columns=columns))
+                table = self.read_table(path, columns=columns)
             except (OSError, pa.ArrowException) as error:
                 raise ResultsError(
                     f"'{self.at(path)}' is listed in a manifest and cannot be read: {error}; "
                     "'braintumor-ray verify' shows what else is wrong"
                 ) from error
-        return tables
+            yield table
 
     def catalog_of(self, manifest: dict[str, Any], columns: list[str] | None = None) -> pa.Table:
         """The scans of one generation."""
-        return pa.concat_tables(
-            self.read_parquet(manifest["catalogs"], columns), promote_options="default"
-        )
+        tables = self.read_parquet(manifest["catalogs"], columns)
+        return pa.concat_tables(tables, promote_options="default")
 
     def _manifest(self, name: str) -> dict[str, Any]:
         try:
@@ -119,7 +120,7 @@ def committed_runs(folder: ResultsFolder) -> list[dict[str, Any]]:
     """
     manifests = folder.manifests()
     if not manifests:
-        _ = folder.meta  # tells a wrong path from an unfinished first run
+        _ = folder.meta  # raises for a wrong path; an unfinished first run has it
         raise ResultsError(
             f"'{folder.location}' has no committed run yet; run 'braintumor-ray score' to its end"
         )
@@ -146,26 +147,25 @@ def current_files(
     wanted = None if columns is None else list(dict.fromkeys([*columns, "scan_id"]))
     superseded = superseded_rows(manifests)
     for manifest in manifests:
-        gone = superseded.get(int(manifest["generation"]), set())
-        for file in manifest["files"]:
-            (table,) = folder.read_parquet([file["path"]], wanted)
-            kept = _without(table, gone)
-            yield file["path"], kept if columns is None else kept.select(columns)
+        gone = superseded.get(int(manifest["generation"]), np.empty(0, np.int64))
+        for path in row_files(manifest):
+            (table,) = folder.read_parquet([path], wanted)
+            if len(gone):
+                table = table.filter(
+                    pc.invert(pc.is_in(table["scan_id"], value_set=pa.array(gone)))
+                )
+            yield path, table if columns is None else table.select(columns)
 
 
-def superseded_rows(manifests: Sequence[dict[str, Any]]) -> dict[int, set[int]]:
-    """Scan ids whose row is not current, by the generation that holds that row."""
-    gone: dict[int, set[int]] = {}
+def row_files(manifest: dict[str, Any]) -> list[str]:
+    """Paths of a generation's files of rows, below the folder."""
+    return [file["path"] for file in manifest["files"]]
+
+
+def superseded_rows(manifests: Sequence[dict[str, Any]]) -> dict[int, NDArray[np.int64]]:
+    """Sorted ids of the scans whose row is not current, by the generation that holds the row."""
+    gone: dict[int, set[int]] = {int(manifest["generation"]): set() for manifest in manifests}
     for manifest in manifests:
         for generation, ids in manifest["supersedes"].items():
             gone.setdefault(int(generation), set()).update(ids)
-    return gone
-
-
-def _without(table: pa.Table, ids: set[int]) -> pa.Table:
-    import pyarrow.compute as pc
-
-    if not ids:
-        return table
-    gone = pa.array(sorted(ids), pa.int64())
-    return table.filter(pc.invert(pc.is_in(table["scan_id"], value_set=gone)))
+    return {number: np.array(sorted(ids), np.int64) for number, ids in gone.items()}

@@ -1,5 +1,6 @@
-"""From slices to series, studies and patients: what the slices of one say together."""
+"""From slices to series, studies and patients: one row for all slices of a group."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -12,29 +13,15 @@ from braintumor_ray.predict.results import read_results, results_folder
 
 Level = Literal["series", "study", "patient"]
 
-COLUMNS = [
-    "scan_id",
-    "uri",
-    "frame",
-    "patient_key",
-    "study_key",
-    "series_key",
-    "status",
-    "probabilities",
-    "decision",
-    "out_of_domain",
-]
+_KEYS = ("patient_key", "study_key", "series_key")
+_COUNTS = ("slices", "used", "out_of_domain", "quarantined", "skipped")
+_FIGURES = ("status", "probabilities", "decision", "out_of_domain")
+COLUMNS = ["scan_id", "uri", "frame", *_KEYS, *_FIGURES]
 
 STUDY_SCHEMA = pa.schema(
     [
-        pa.field("patient_key", pa.string()),
-        pa.field("study_key", pa.string()),
-        pa.field("series_key", pa.string()),
-        pa.field("slices", pa.int64(), nullable=False),
-        pa.field("used", pa.int64(), nullable=False),
-        pa.field("out_of_domain", pa.int64(), nullable=False),
-        pa.field("quarantined", pa.int64(), nullable=False),
-        pa.field("skipped", pa.int64(), nullable=False),
+        *(pa.field(name, pa.string()) for name in _KEYS),
+        *(pa.field(name, pa.int64(), nullable=False) for name in _COUNTS),
         pa.field("max_probability", pa.float32()),
         pa.field("mean_probability", pa.float32()),
         pa.field("decision", pa.bool_()),
@@ -78,26 +65,22 @@ def roll_up(rows: pa.Table, positive: Sequence[int], level: Level = "series") ->
     Raises:
         ResultsError: `level` is unknown.
     """
-    if level not in _WIDER:
-        raise ResultsError(f"level '{level}' is unknown; use {', '.join(_WIDER)}")
+    if level not in _NARROWER:
+        raise ResultsError(f"level '{level}' is unknown; use {', '.join(_NARROWER)}")
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for row, file in zip(rows.select(COLUMNS).to_pylist(), locations(rows), strict=True):
         groups.setdefault(_group(row, level, file), []).append(row)
     rolled = [_summary(members, positive) for members in groups.values()]
-    rolled.sort(key=_urgency)
+    rolled.sort(key=lambda row: (row["used"] == 0, -row.get("max_probability", 0.0)))
     return pa.Table.from_pylist(rolled, schema=STUDY_SCHEMA)
 
 
-# By which keys a row belongs to a group, the level's own first.
-_WIDER: dict[str, tuple[str, ...]] = {
-    "series": ("series_key",),
-    "study": ("study_key", "series_key"),
-    "patient": ("patient_key", "study_key", "series_key"),
-}
+# By which keys a row belongs to a group, the level's own first, then the narrower ones.
+_NARROWER = {"series": _KEYS[2:], "study": _KEYS[1:], "patient": _KEYS}
 
 
 def _group(row: dict[str, Any], level: Level, file: str) -> tuple[str, ...]:
-    for name in _WIDER[level]:
+    for name in _NARROWER[level]:
         if row[name] is not None:
             # The patient as well: a series key is a hash of a UID that a careless copy may repeat.
             return (name, row[name], row["patient_key"] or "")
@@ -105,15 +88,16 @@ def _group(row: dict[str, Any], level: Level, file: str) -> tuple[str, ...]:
 
 
 def _summary(members: Sequence[dict[str, Any]], positive: Sequence[int]) -> dict[str, Any]:
-    ok = [row for row in members if row["status"] == "ok"]
-    usable = [(_tumor(row, positive), row) for row in ok if not row["out_of_domain"]]
+    status = Counter(row["status"] for row in members)
+    used = [row for row in members if row["status"] == "ok" and not row["out_of_domain"]]
+    usable = [(float(sum(row["probabilities"][i] for i in positive)), row) for row in used]
     summary: dict[str, Any] = {
-        **{key: _common(row[key] for row in members) for key in STUDY_SCHEMA.names[:3]},
+        **{key: _common(row[key] for row in members) for key in _KEYS},
         "slices": len(members),
         "used": len(usable),
-        "out_of_domain": len(ok) - len(usable),
-        "quarantined": sum(row["status"] == "quarantined" for row in members),
-        "skipped": sum(row["status"] == "skipped" for row in members),
+        "out_of_domain": status["ok"] - len(usable),
+        "quarantined": status["quarantined"],
+        "skipped": status["skipped"],
     }
     if not usable:
         return summary
@@ -123,20 +107,10 @@ def _summary(members: Sequence[dict[str, Any]], positive: Sequence[int]) -> dict
         "max_probability": highest,
         "mean_probability": sum(value for value, _ in usable) / len(usable),
         "decision": row["decision"],
-        "top_scan_id": row["scan_id"],
-        "top_uri": row["uri"],
-        "top_frame": row["frame"],
+        **{f"top_{name}": row[name] for name in ("scan_id", "uri", "frame")},
     }
-
-
-def _tumor(row: dict[str, Any], positive: Sequence[int]) -> float:
-    return float(sum(row["probabilities"][index] for index in positive))
 
 
 def _common(values: Iterable[str | None]) -> str | None:
     found = set(values)
     return found.pop() if len(found) == 1 else None
-
-
-def _urgency(row: dict[str, Any]) -> tuple[bool, float]:
-    return row["used"] == 0, -row.get("max_probability", 0.0)

@@ -1,4 +1,4 @@
-"""What a job would ask of a cluster, from a sample measured here: `score --plan`."""
+"""What a job needs of a cluster, from a sample measured here: `score --plan`."""
 
 import time
 from dataclasses import dataclass, replace
@@ -22,7 +22,7 @@ class Costs:
 
     Attributes:
         decode_s, predict_s: seconds per scan.
-        device: what predicted: 'cpu', 'cuda', or 'given' where the user said its speed.
+        device: what predicted: 'cpu', 'cuda', or 'given' where the user gave its speed.
         block_bytes: of a block of decoded scans in Ray's memory.
     """
 
@@ -35,7 +35,7 @@ class Costs:
 def estimate(
     scans: Scans, remaining: int, options: ScoreOptions, gpu_scans_per_s: float | None = None
 ) -> dict[str, Any]:
-    """Measure a sample and work out what one predictor needs beside it.
+    """Measure a sample and compute how many decoders and how much memory one predictor needs.
 
     Args:
         scans: the catalog.
@@ -64,25 +64,25 @@ def sample_of(scans: Scans, count: int = SAMPLE) -> pa.Table:
 
 
 def measure(sample: pa.Table, options: ScoreOptions, gpu_scans_per_s: float | None) -> Costs:
-    """Decode and predict a sample in this process, the second time by the clock."""
+    """Decode and predict a sample in this process; warm-up runs are not timed."""
     bundle = load_bundle(options.predict.bundle)
     decode = DecodeStage(bundle.preprocessing, options.decode, bundle.cam_shape)
     decode(sample.slice(0, 8))  # its child process has started
     decoded, decode_s = _timed(decode, sample)
+    block_bytes = int(decoded.nbytes / max(1, decoded.num_rows) * options.block_size)
     if gpu_scans_per_s:
-        return Costs(decode_s, 1 / gpu_scans_per_s, "given", _block_bytes(decoded, options))
+        return Costs(decode_s, 1 / gpu_scans_per_s, "given", block_bytes)
     predict = PredictStage(options.predict, bundle.fingerprint)
-    predict(decoded)
+    predict(decoded)  # the first batch pays for the choice of kernels
     _, predict_s = _timed(predict, decoded)
-    device = choose_device(options.predict.device).type
-    return Costs(decode_s, predict_s, device, _block_bytes(decoded, options))
+    return Costs(decode_s, predict_s, choose_device(options.predict.device).type, block_bytes)
 
 
 def ask(costs: Costs, remaining: int, options: ScoreOptions) -> dict[str, Any]:
-    """What follows from the costs.
+    """The resources that follow from the costs.
 
-    A GPU (or a node's predictor) is kept busy by decode_s / predict_s decoders. In Ray's memory
-    lie the blocks in flight: one being made and one waiting per decoder, two per predictor.
+    A GPU (or a node's predictor) is kept busy by decode_s / predict_s decoders. Ray's memory holds
+    the blocks in flight: one being made and one waiting per decoder, two per predictor.
     """
     speed = 1 / costs.predict_s
     decoders = costs.decode_s * speed
@@ -131,7 +131,3 @@ def _timed(stage: Any, rows: pa.Table) -> tuple[pa.Table, float]:  # noqa: ANN40
     started = time.perf_counter()
     out = stage(rows)
     return out, (time.perf_counter() - started) / max(1, rows.num_rows)
-
-
-def _block_bytes(decoded: pa.Table, options: ScoreOptions) -> int:
-    return int(decoded.nbytes / max(1, decoded.num_rows) * options.block_size)

@@ -1,4 +1,4 @@
-"""What went wrong, without the frames of the machinery around it."""
+"""The cause of a failed job in one line, and the release of what a failure holds."""
 
 import gc
 from types import FrameType, TracebackType
@@ -8,7 +8,7 @@ def root_cause(error: BaseException) -> str:
     """The innermost cause of an error on one line: its type and the first line of its text."""
     error = innermost(error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # The text of an error that crossed processes is a traceback: its last line says what it was.
+    # The text of an error that crossed processes is a traceback: the error is its last line.
     remote = bool(lines) and "Traceback" in str(error)
     text = (lines[-1] if remote else lines[0]) if lines else ""
     name = type(error).__name__
@@ -19,7 +19,7 @@ def release_frames(error: BaseException) -> None:
     """Empty the frames of an error and of its causes.
 
     They hold the failed execution, and with it actors and tasks whose CPUs the next one needs:
-    whoever kept the error (a test, a notebook) and tried again would wait for ever.
+    a test or a notebook that keeps the error and tries again would wait forever.
     """
     chain: list[object] = [error]
     seen: set[int] = set()
@@ -42,7 +42,7 @@ def _empty_frames(trace: TracebackType | None) -> None:
             try:
                 frame.clear()
             except RuntimeError:
-                break  # it still runs, and so do its callers
+                break  # this frame is still running, and so are its callers
             frame = caller
         trace = trace.tb_next
 
@@ -58,5 +58,5 @@ def innermost(error: BaseException) -> BaseException:
 
 def _inner(error: BaseException) -> BaseException | None:
     cause = getattr(error, "cause", None) or error.__cause__
-    # Ray marks whose fault an error is by a cause without words.
+    # Ray adds causes without text, which only mark where an error came from.
     return cause if isinstance(cause, BaseException) and str(cause) else None

@@ -69,7 +69,9 @@ class Generation:
         with ThreadPoolExecutor(READERS) as pool:
             for start in range(0, len(paths), 4 * READERS):
                 batch = paths[start : start + 4 * READERS]
-                tables = pool.map(lambda p: self.folder.read_parquet([p], list(columns))[0], batch)
+                tables = pool.map(
+                    lambda p: next(self.folder.read_parquet([p], list(columns))), batch
+                )
                 yield from zip(batch, tables, strict=True)
 
     def committed_ids(self) -> Ids:

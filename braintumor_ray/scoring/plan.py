@@ -1,6 +1,6 @@
-"""What there is to score: the catalog less what earlier generations have committed.
+"""What there is to score: the catalog without what earlier generations have committed.
 
-Of each scan the driver keeps its id and two hashes, 24 bytes; rows pass by in parts.
+Of each scan the driver keeps its id and two hashes, 24 bytes; rows are read in parts.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from braintumor_ray.catalog.redaction import UriRedaction, redact_catalog
 from braintumor_ray.catalog.schema import CATALOG_SCHEMA, completed, same_id
 from braintumor_ray.errors import CatalogError
-from braintumor_ray.predict.results import CATALOGS, ResultsFolder, superseded_rows
+from braintumor_ray.predict.results import CATALOGS, ResultsFolder, row_files, superseded_rows
 from braintumor_ray.scoring.generation import Generation
 from braintumor_ray.scoring.scans import (
     ROWS_PER_PART,
@@ -102,8 +102,8 @@ def make_plan(
 def write_work(plan: Plan, attempt: str, redaction: UriRedaction | None = None) -> list[str]:
     """Write the work as the generation's catalog; returns paths below the folder.
 
-    Each attempt has files of its own: those of an interrupted one are still needed until this one
-    is complete. A redacted catalog cannot be scored from: it takes the other's place at the end.
+    Each attempt has its own files: those of an interrupted one are needed until this one is
+    complete. A redacted catalog cannot be scored from: it replaces the other at the end.
     """
     paths: list[str] = []
     for rows in _rechunked(plan.work.parts()):
@@ -192,12 +192,10 @@ def _quarantined_ids(folder: ResultsFolder, manifests: Manifests) -> Ids:
     superseded = superseded_rows(manifests)
     found = []
     for manifest in manifests:
-        gone = np.array(sorted(superseded.get(int(manifest["generation"]), ())), np.int64)
-        for file in manifest["files"]:
-            (table,) = folder.read_parquet([file["path"]], ["scan_id", "status"])
+        for table in folder.read_parquet(row_files(manifest), ["scan_id", "status"]):
             bad = table.filter(pc.equal(table["status"], "quarantined"))["scan_id"].to_numpy()
-            found.append(np.setdiff1d(bad, gone))
-    return joined(iter(found))
+            found.append(np.setdiff1d(bad, superseded[int(manifest["generation"])]))
+    return joined(found)
 
 
 def _carried(generation: Generation, gone: Ids) -> pa.Table:
@@ -205,11 +203,11 @@ def _carried(generation: Generation, gone: Ids) -> pa.Table:
     if not len(gone):
         return CATALOG_SCHEMA.empty_table()
     parent = f"{CATALOGS}/{generation.name}"
-    kept = []
-    for name in generation.folder.names(parent):
-        (table,) = generation.folder.read_parquet([f"{parent}/{name}"])
-        rows = table.filter(pc.is_in(table["scan_id"], value_set=pa.array(gone)))
-        kept.append(completed(rows))
+    paths = [f"{parent}/{name}" for name in generation.folder.names(parent)]
+    kept = [
+        completed(table.filter(pc.is_in(table["scan_id"], value_set=pa.array(gone))))
+        for table in generation.folder.read_parquet(paths)
+    ]
     rows = pa.concat_tables(kept, promote_options="default")
     _, first = np.unique(rows["scan_id"].to_numpy(), return_index=True)
     return rows.take(pa.array(first))
@@ -231,15 +229,14 @@ def _superseded(
         if manifest["catalogs"]
     }
     versions = _versions(work, keys, suspects, redaction)
-    found = {}
-    for number, table in suspects.items():
-        old = [
-            row["scan_id"] for row in table.to_pylist() if (row["uri"], row["frame"]) in versions
+    found = {
+        number: [
+            row["scan_id"] for row in rows.to_pylist() if (row["uri"], row["frame"]) in versions
         ]
-        if old:
-            found[number] = sorted(old)
-    own = sorted(scan for ids in versions.values() for scan in ids[:-1])
-    return found | ({generation.number: own} if own else {})
+        for number, rows in suspects.items()
+    }
+    found[generation.number] = [scan for ids in versions.values() for scan in ids[:-1]]
+    return {number: sorted(ids) for number, ids in found.items() if ids}
 
 
 def _with_keys(part: pa.Table, keys: Ids) -> pa.Table:

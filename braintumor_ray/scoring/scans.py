@@ -1,6 +1,6 @@
 """Catalogs read a part at a time, so that the driver's memory does not grow with the archive."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -138,10 +138,9 @@ def scans_in_files(
     return Scans(count, parts)
 
 
-def joined(parts: Iterator[Any]) -> Ids:
-    """int64 (n,) of several."""
-    arrays = list(parts)
-    return np.concatenate(arrays) if arrays else np.empty(0, np.int64)
+def joined(parts: Iterable[Ids]) -> Ids:
+    """int64 (n,) of several; empty of none."""
+    return np.concatenate([np.empty(0, np.int64), *parts])
 
 
 def are_distinct(ids: Ids) -> bool:

@@ -1,4 +1,4 @@
-"""What a run did, in figures."""
+"""The figures of a run."""
 
 import math
 from collections import Counter
@@ -24,7 +24,6 @@ class Summary:
         seconds, scans_per_s: of this run, start of the pipeline included.
         model_scans_per_s: while predicting, one predictor; what the model alone could do here.
         share_of_model_speed: scans_per_s / model_scans_per_s.
-        bytes: of the generation's Parquet files.
     """
 
     generation: int | None
@@ -63,12 +62,9 @@ class Tally:
         """Count rows with the columns `COLUMNS`."""
         self.scans += rows.num_rows
         self.out_of_domain += pc.sum(rows["out_of_domain"]).as_py() or 0
-        for counter, name in (
-            (self.status, "status"),
-            (self.classes, "predicted_class"),
-            (self.reasons, "reason"),
-        ):
-            counter.update(_counts(rows[name]))
+        self.status.update(_counts(rows["status"]))
+        self.classes.update(_counts(rows["predicted_class"]))
+        self.reasons.update(_counts(rows["reason"]))
         entropy = rows["entropy"].drop_null().to_numpy().astype(float)
         self._scored += len(entropy)
         self._sum += float(entropy.sum())
@@ -113,5 +109,5 @@ def summarize(plan: Plan, tally: Tally, seconds: float, model_scans_per_s: float
 
 def _counts(column: pa.ChunkedArray) -> dict[str, int]:
     """How often each value occurs that is not null."""
-    pairs = [(item["values"], item["counts"]) for item in pc.value_counts(column).to_pylist()]
-    return {value: count for value, count in pairs if value is not None}
+    found = pc.value_counts(column.drop_null()).to_pylist()
+    return {item["values"]: item["counts"] for item in found}

@@ -1,4 +1,4 @@
-"""Does a results folder keep its promise? One current row per scan, and nothing else."""
+"""Check of a results folder: one current row per scan, and nothing else."""
 
 import json
 from collections import Counter
@@ -18,6 +18,7 @@ from braintumor_ray.predict.results import (
     ResultsFolder,
     current_rows,
     results_folder,
+    row_files,
     superseded_rows,
 )
 from braintumor_ray.predict.schema import STATUSES, result_schema
@@ -33,7 +34,7 @@ class Report:
     Attributes:
         scans: current scans that the catalogs demand.
         rows: rows in committed files, superseded ones included.
-        differences: one sentence each; none: the folder keeps its promise.
+        differences: one sentence each; none: the folder is whole.
     """
 
     scans: int
@@ -44,7 +45,7 @@ class Report:
 def verify(results: str, newest: int | None = None) -> Report:
     """Check a results folder against its own catalogs and manifests; reads every row once.
 
-    Of each scan 8 bytes stay in memory.
+    Memory grows by 8 bytes per scan.
 
     Args:
         results: the folder.
@@ -65,49 +66,34 @@ def verify(results: str, newest: int | None = None) -> Report:
     superseded = superseded_rows(manifests)
     keys: list[Ids] = []
     for manifest in manifests if newest is None else manifests[-newest:]:
-        gone = np.array(sorted(superseded.get(int(manifest["generation"]), ())), np.int64)
+        gone = superseded[int(manifest["generation"])]
         try:
-            found = _generation_rows(folder, manifest, meta, gone)
+            ids, current, faults = _generation_rows(folder, manifest, meta, gone)
         except ResultsError as error:
             differences.append(str(error))
             continue
-        rows += len(found.ids)
-        scans += len(np.setdiff1d(found.ids, gone))
-        differences += found.faults
-        differences += _compare(folder, manifest, found.ids)
-        keys.append(found.keys)
-    differences += _repeated(folder, manifests, np.concatenate([np.empty(0, np.int64), *keys]))
+        rows += len(ids)
+        scans += len(np.setdiff1d(ids, gone))
+        differences += [*faults, *_compare(folder, manifest, ids)]
+        keys.append(current)
+    differences += _repeated(folder, manifests, joined(keys))
     return Report(scans, rows, differences)
-
-
-@dataclass(frozen=True)
-class _Found:
-    """What a generation's files hold.
-
-    Attributes:
-        ids: of all rows.
-        keys: of (uri, frame) of the current ones.
-        faults: inside the files.
-    """
-
-    ids: Ids
-    keys: Ids
-    faults: list[str]
 
 
 def _generation_rows(
     folder: ResultsFolder, manifest: dict[str, Any], meta: dict[str, Any], gone: Ids
-) -> _Found:
+) -> tuple[Ids, Ids, list[str]]:
+    """Ids of all rows, keys of (uri, frame) of the current ones, faults inside the files."""
     schema = result_schema(tuple(meta["cam_shape"]), meta["cam_methods"])
     ids, keys, faults = [], [], []
-    for file in manifest["files"]:
-        (table,) = folder.read_parquet([file["path"]])
+    tables = folder.read_parquet(row_files(manifest))
+    for file, table in zip(manifest["files"], tables, strict=True):
         faults += [f"{file['path']}: {fault}" for fault in _file_faults(table, file, schema, meta)]
         if {"scan_id", "uri", "frame"} <= {*table.column_names}:
             found = table["scan_id"].to_numpy()
             ids.append(found)
             keys.append(keys_of(table, "uri")[~are_in(found, gone)])
-    return _Found(joined(iter(ids)), joined(iter(keys)), faults)
+    return joined(ids), joined(keys), faults
 
 
 def _file_faults(
@@ -152,18 +138,14 @@ def _compare(folder: ResultsFolder, manifest: dict[str, Any], found: Ids) -> Ite
     """Catalog of a generation against the ids of its rows, both ways."""
     number = manifest["generation"]
     try:
-        wanted = joined(
-            table["scan_id"].to_numpy()
-            for path in manifest["catalogs"]
-            for table in folder.read_parquet([path], ["scan_id"])
-        )
+        catalogs = folder.read_parquet(manifest["catalogs"], ["scan_id"])
+        wanted = joined(table["scan_id"].to_numpy() for table in catalogs)
     except ResultsError as error:
         yield str(error)
         return
     lost = np.setdiff1d(wanted, found)
     if len(lost):
-        names = _paths(folder, manifest, lost[:SHOWN])
-        shown = ", ".join(repr(name) for name in names)
+        shown = ", ".join(map(repr, _paths(folder, manifest, lost[:SHOWN])))
         yield f"generation {number}: {len(lost)} scans without a row, such as {shown}"
     strange = np.setdiff1d(found, wanted)
     if len(strange):
@@ -176,8 +158,7 @@ def _compare(folder: ResultsFolder, manifest: dict[str, Any], found: Ids) -> Ite
 def _paths(folder: ResultsFolder, manifest: dict[str, Any], ids: Ids) -> list[str]:
     """Paths of a few scans."""
     wanted, names = pa.array(ids), []
-    for path in manifest["catalogs"]:
-        (table,) = folder.read_parquet([path], ["scan_id", "path"])
+    for table in folder.read_parquet(manifest["catalogs"], ["scan_id", "path"]):
         names += table.filter(pc.is_in(table["scan_id"], value_set=wanted))["path"].to_pylist()
     return names
 
@@ -199,18 +180,15 @@ def _repeated(folder: ResultsFolder, manifests: list[dict[str, Any]], keys: Ids)
 
 def _strays(folder: ResultsFolder, manifests: list[dict[str, Any]]) -> Iterator[str]:
     """Files that no manifest lists."""
-    for parent, key in ((ROWS, "files"), (CATALOGS, "catalogs")):
-        listed = {
-            entry["path"] if isinstance(entry, dict) else entry
-            for manifest in manifests
-            for entry in manifest[key]
-        }
+    listed = {path for m in manifests for path in (*row_files(m), *m["catalogs"])}
+    committed = {f"{manifest['generation']:06d}" for manifest in manifests}
+    for parent in (ROWS, CATALOGS):
         for number in folder.names(parent):
             names = folder.names(parent, number)
             strays = [n for n in names if f"{parent}/{number}/{n}" not in listed]
             if not strays:
                 continue
-            if not any(manifest["generation"] == _as_int(number) for manifest in manifests):
+            if number not in committed:
                 yield (
                     f"{parent}/{number} belongs to no committed run: one is in flight or was "
                     "interrupted; run 'braintumor-ray score' again to finish it"
@@ -223,7 +201,3 @@ def _gaps(manifests: list[dict[str, Any]]) -> Iterator[str]:
     numbers = [manifest["generation"] for manifest in manifests]
     if numbers != list(range(1, len(numbers) + 1)):
         yield f"{MANIFESTS} are numbered {json.dumps(numbers)}, not from 1 without a gap"
-
-
-def _as_int(name: str) -> int | None:
-    return int(name) if name.isdigit() else None

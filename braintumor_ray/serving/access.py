@@ -1,8 +1,9 @@
-"""The outermost layer: headers' size, token, and no exception ever reaches a client as such."""
+"""The outermost layer: limits headers, checks the token, hides exceptions from clients."""
 
 import hashlib
 import hmac
 import logging
+import traceback
 from collections.abc import Collection
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -72,7 +73,7 @@ class AccessMiddleware:
         given = dict(scope["headers"]).get(b"authorization", b"")
         scheme, _, token = given.partition(b" ")
         digest = hashlib.sha256(token.strip()).hexdigest()
-        # Both are evaluated: how long an answer takes tells nothing.
+        # Compared in constant time, before the scheme is looked at: timing reveals nothing.
         matches = hmac.compare_digest(digest, self._digest)
         if not (matches and scheme.lower() == b"bearer"):
             cause = "the token is not the right one" if given else "no token came with the request"
@@ -84,9 +85,8 @@ class AccessMiddleware:
 
 
 def _place(error: Exception) -> str:
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    if trace is None:
+    frames = list(traceback.walk_tb(error.__traceback__))
+    if not frames:
         return "nowhere"
-    return f"{trace.tb_frame.f_globals.get('__name__')}:{trace.tb_lineno}"
+    frame, line = frames[-1]
+    return f"{frame.f_globals.get('__name__')}:{line}"

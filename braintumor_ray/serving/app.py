@@ -38,7 +38,7 @@ from braintumor_ray.serving.web import create_app
 from braintumor_ray.types import GrayImage
 
 APP_NAME = "braintumor"
-_TRIES = 3  # a predictor that dies takes its batch with it; predicting again changes nothing
+_TRIES = 3  # a predictor that dies loses its batch; predicting again gives the same result
 _UNBOUNDED = 100_000  # the front refuses by itself, as a problem document, long before this
 
 
@@ -96,7 +96,7 @@ class RemoteModel:
         self._handle = handle
 
     async def predict(self, square: GrayImage, explain: bool) -> Row:
-        """As `Model.predict`; asks another replica when one dies with the request in hand."""
+        """As `Model.predict`; asks another replica when one dies during the request."""
         row: Row = await self._ask(lambda: self._handle.predict.remote(square, explain))
         return row
 

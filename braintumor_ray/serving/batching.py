@@ -1,13 +1,13 @@
 """Dynamic batching: whatever waits when the predictor becomes free is predicted together.
 
-Alone, a request goes at once; under load, requests pile up while the predictor works and so batches
-grow by themselves. (`ray.serve.batch` forms its batches before the predictor is free: without a
-wait they hold one request each, whatever the load.)
+A single request is run at once; under load, requests collect while the predictor works, and so
+batches grow. (`ray.serve.batch` forms its batches before the predictor is free: without a wait
+they hold one request each, whatever the load.)
 
 On CPU, two batches at a time with half of the cores each cost less than one with all of them, whose
 threads wait for each other after every layer; a lone batch still gets all cores, for its latency.
-Beside a running batch a small one waits a moment for company, and none takes more than its share:
-else most requests sit in one large batch, and the others go one by one.
+While another batch runs, a small one waits a moment to grow, and none takes more than its share:
+else most requests are in one large batch, and the others run one by one.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
 
 WORTHWHILE_BATCH = 4
-"""Scans that make a batch worth running beside another: one alone costs twice as much."""
+"""Scans that make a batch worth running at the same time as another: one costs twice as much."""
 PAUSE_S = 0.005
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -43,7 +43,7 @@ class Batcher(Generic[Item, Result]):
         self._run = run
         self._max_size = max_size
         self._observe = observe
-        # The same threads for ever: OpenMP keeps a team for each thread that computes. Only the
+        # The same threads throughout: OpenMP keeps a team for each thread that computes. Only the
         # first lane is ever alone: with more than one team on its cores, OpenMP puts threads to
         # sleep after every layer, and a lone prediction takes twice as long.
         self._threads = [ThreadPoolExecutor(1, "predict") for _ in range(lanes)]

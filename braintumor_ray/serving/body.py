@@ -1,7 +1,7 @@
 """Reading a request's body: streamed, counted, refused before the rest of it is read."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from email.message import Message
@@ -16,52 +16,45 @@ _CHUNK = 1 << 16
 
 
 class Budget:
-    """A number of bytes that all bodies in hand share; used from one event loop."""
+    """The bytes that all bodies in memory may have together; used from one event loop."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._used = 0
 
     @contextmanager
-    def share(self) -> "Iterator[Share]":
-        """A share that grows as a body comes in; given back at the end."""
-        share = Share(self)
-        try:
-            yield share
-        finally:
-            self._used -= share.taken
+    def share(self) -> Iterator[Callable[[int], None]]:
+        """A function that reserves so many bytes in all for one body; given back at the end.
 
-    def _take(self, n_bytes: int) -> None:
-        if self._used + n_bytes > self._limit:
-            raise busy("the bodies in hand fill the memory set aside for them; try again shortly")
-        self._used += n_bytes
-
-
-class Share:
-    """One body's part of a `Budget`."""
-
-    def __init__(self, budget: Budget) -> None:
-        self._budget = budget
-        self.taken = 0
-
-    def reserve(self, n_bytes: int) -> None:
-        """Hold `n_bytes` in all.
-
-        Raises:
-            ProblemError: 'busy', the budget is used up.
+        The function raises ProblemError 'busy' where the budget is used up.
         """
-        if n_bytes > self.taken:
-            self._budget._take(n_bytes - self.taken)
-            self.taken = n_bytes
+        taken = 0
+
+        def reserve(n_bytes: int) -> None:
+            nonlocal taken
+            more = max(0, n_bytes - taken)
+            if self._used + more > self._limit:
+                raise busy(
+                    "the bodies in hand fill the memory set aside for them; try again shortly"
+                )
+            self._used += more
+            taken += more
+
+        try:
+            yield reserve
+        finally:
+            self._used -= taken
 
 
-async def read_body(request: Request, limit: int, share: Share, silence_s: float) -> bytearray:
+async def read_body(
+    request: Request, limit: int, reserve: Callable[[int], None], silence_s: float
+) -> bytearray:
     """The whole body.
 
     Args:
         request: its body not yet read.
         limit: most bytes; one more is refused, by the declared length where there is one.
-        share: grows with the body.
+        reserve: from `Budget.share`, called as the body grows.
         silence_s: longest wait for more of it, seconds.
 
     Raises:
@@ -70,12 +63,13 @@ async def read_body(request: Request, limit: int, share: Share, silence_s: float
     declared = _declared_length(request)
     if declared > limit:
         raise _too_large(f"{declared} bytes are declared", limit)
-    share.reserve(declared)
+    # Before the first byte is read: a body that does not fit is refused at once.
+    reserve(declared)
     body = bytearray()
     async for chunk in _chunks(request, silence_s):
         if len(body) + len(chunk) > limit:
             raise _too_large(f"over {limit} bytes were sent", limit)
-        share.reserve(len(body) + len(chunk))
+        reserve(len(body) + len(chunk))
         body += chunk
     return body
 
@@ -126,7 +120,7 @@ class Part:
 
 
 def is_multipart(content_type: str) -> bool:
-    """Whether a Content-Type says multipart/form-data."""
+    """Whether a Content-Type is multipart/form-data."""
     return content_type.split(";", maxsplit=1)[0].strip().lower() == "multipart/form-data"
 
 

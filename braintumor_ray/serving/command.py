@@ -31,7 +31,7 @@ def serve_command(
 
     Args:
         settings: from `serving_settings`.
-        host: address to listen on; loopback unless the operator says otherwise.
+        host: address to listen on.
         port: TCP port.
         say: prints a line for people.
 

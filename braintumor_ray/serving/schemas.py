@@ -19,7 +19,7 @@ METHODS: dict[Explain, tuple[str, ...]] = {
 
 
 def _plus(value: object) -> object:
-    """A plus in a query is a space once decoded; and the stored columns spell it gradcam_pp."""
+    """Also accept 'gradcam  ' (a plus in a query decodes to a space) and the column's name."""
     if isinstance(value, str) and value.replace(" ", "+") in ("gradcam++", "gradcam_pp"):
         return "gradcam++"
     return value
@@ -98,7 +98,7 @@ class Map(BaseModel):
 
 
 class Prediction(BaseModel):
-    """What the network says of one scan. Research software, not a medical device."""
+    """The network's result for one scan. Research software, not a medical device."""
 
     predicted_class: str
     probabilities: dict[str, float] = Field(description="by class, after temperature")

@@ -1,9 +1,9 @@
-"""What a request costs and goes through: body, decoder, model, answer. Knows no routes, no Ray."""
+"""How a request is answered: body, decoder, model, answer. No routes and no Ray here."""
 
 import asyncio
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 from starlette.requests import Request
@@ -21,7 +21,7 @@ from braintumor_ray.serving.upload import Upload, UploadOptions
 
 
 class Service:
-    """One front: takes uploads in hand, so many at a time, and answers them.
+    """One front: answers uploads, a limited number at a time.
 
     Args:
         settings: limits.
@@ -38,7 +38,7 @@ class Service:
         self._card: ModelCard | None = None
 
     async def card(self) -> ModelCard:
-        """The model's card; the bundle of a service never changes, so it is asked once."""
+        """The model's card; a service never changes its bundle, so the model is asked once."""
         if self._card is None:
             self._card = await self._model.card()
         return self._card
@@ -61,13 +61,10 @@ class Service:
             ProblemError: whatever is wrong with it, or with the service.
         """
         check_query(query)
-        with self._admitted(), self._budget.share() as share:
-            settings = self.settings
-            content_type = request.headers.get("content-type", "")
-            body = await read_body(request, settings.max_bytes, share, settings.body_timeout_s)
-            data: Any = body
-            if is_multipart(content_type):
-                data = parse_files(body, content_type, most=1)[0].data
+        content_type = request.headers.get("content-type", "")
+        async with self._body(request, self.settings.max_bytes) as body:
+            form = is_multipart(content_type)
+            data = parse_files(body, content_type, most=1)[0].data if form else body
             return json_response(await self._predict(data, query))
 
     async def predict_batch(self, request: Request, query: PredictQuery) -> Response:
@@ -82,15 +79,10 @@ class Service:
             raise ProblemError(
                 "not-an-image", "several files come as multipart/form-data, field 'files'"
             )
-        with self._admitted(), self._budget.share() as share:
-            settings = self.settings
-            limit = settings.max_batch_bytes
-            body = await read_body(request, limit, share, settings.body_timeout_s)
-            parts = parse_files(body, content_type, settings.max_batch_files)
-            items = await asyncio.gather(
-                *(self._item(index, part, query) for index, part in enumerate(parts))
-            )
-            return json_response({"results": items})
+        async with self._body(request, self.settings.max_batch_bytes) as body:
+            parts = parse_files(body, content_type, self.settings.max_batch_files)
+            items = (self._item(index, part, query) for index, part in enumerate(parts))
+            return json_response({"results": await asyncio.gather(*items)})
 
     async def _item(self, index: int, part: Part, query: PredictQuery) -> dict[str, Any]:
         entry: dict[str, Any] = {"index": index, "name": part.name}
@@ -120,20 +112,21 @@ class Service:
         if upload.image is None:
             raise _refused(upload)
         row = await self._model.predict(upload.image, explain=bool(query.methods))
-        if upload.box != WHOLE:
+        if upload.box not in (None, WHOLE):
             row = placed(row, upload.box)
         if query.wants_picture:  # drawing takes milliseconds: not on the event loop
             return await asyncio.to_thread(answer, upload, row, card, query)
         return answer(upload, row, card, query)
 
-    @contextmanager
-    def _admitted(self) -> Iterator[None]:
-        """A place among the requests in hand; refused before a byte of the body is read."""
+    @asynccontextmanager
+    async def _body(self, request: Request, limit: int) -> AsyncIterator[bytearray]:
+        """An admitted request's body; refused before a byte of it is read where all are taken."""
         if self._in_hand >= self.settings.queue_per_front:
             raise busy(f"{self._in_hand} requests are in hand, as many as may be; try again")
         self._in_hand += 1
         try:
-            yield
+            with self._budget.share() as reserve:
+                yield await read_body(request, limit, reserve, self.settings.body_timeout_s)
         finally:
             self._in_hand -= 1
 

@@ -77,7 +77,7 @@ def parse_settings(args: dict[str, object]) -> ServingSettings:
     """Check the arguments of a Serve config.
 
     Raises:
-        UsageError: a key is unknown or a value cannot be meant.
+        UsageError: a key is unknown or a value is not valid.
     """
     from pydantic import ConfigDict, ValidationError, create_model
 

@@ -1,10 +1,9 @@
-"""What the decoding process does with an upload: as the archive job, plus what a client is told."""
+"""Decoding of an upload as in the archive job, and what the client is told when it fails."""
 
 from dataclasses import dataclass, replace
 
 from braintumor_ray.decode.decode import decode_frames, probe
-from braintumor_ray.decode.head import WHOLE, Box
-from braintumor_ray.decode.prepare import PrepareOptions, prepare
+from braintumor_ray.decode.prepare import PreparedScan, PrepareOptions, prepare
 from braintumor_ray.decode.preprocess import shrunk
 from braintumor_ray.decode.sniff import sniff
 from braintumor_ray.types import GrayImage
@@ -14,29 +13,18 @@ PICTURE_SIDE = 1024  # longest side of the pictures in a response, pixels
 
 
 @dataclass(frozen=True)
-class Upload:
-    """An upload, decoded, or what to tell the client.
+class Upload(PreparedScan):
+    """An upload prepared as in the archive job, and what a client is told about it.
 
     Attributes:
-        image: uint8 (S, S) for the network; None where there is none.
-        height, width: of the decoded image at full size, pixels.
-        pixel_sha256: of the decoded image at full size, as in the archive job's rows.
-        format: what the content is, see `data.decode.Decoded`.
-        box: the part of the picture that `image` shows.
+        format: what the content is, see `decode.types.Decoded`.
         picture: uint8 (h, w), the scan with its longest side at most 1024, where it was wanted.
         kind: kind of problem (`problems.KINDS`) where there is no image.
-        reason: the decoder's sentence where there is no image.
     """
 
-    image: GrayImage | None = None
-    height: int | None = None
-    width: int | None = None
-    pixel_sha256: str | None = None
     format: str | None = None
     picture: GrayImage | None = None
     kind: str | None = None
-    reason: str | None = None
-    box: Box = WHOLE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,22 +42,13 @@ def decode_upload(data: bytes | None, options: UploadOptions) -> Upload:
         options: which frame, and what is made of it.
     """
     decoded = decode_frames(data, options)[0]
-    prepared = prepare(decoded, options)
-    content = data or b""
+    prepared, content = vars(prepare(decoded, options)), data or b""
     kind = sniff(content)
     if decoded.gray is None:
-        problem = _problem(content, kind, prepared.status, options)
-        return Upload(format=kind, kind=problem, reason=prepared.reason)
+        problem = _problem(content, kind, decoded.status, options)
+        return Upload(**prepared, format=kind, kind=problem)
     picture = shrunk(decoded.gray, PICTURE_SIDE) if options.picture else None
-    return Upload(
-        prepared.image,
-        prepared.height,
-        prepared.width,
-        prepared.pixel_sha256,
-        kind,
-        picture,
-        box=prepared.box or WHOLE,
-    )
+    return Upload(**prepared, format=kind, picture=picture)
 
 
 def _problem(data: bytes, kind: str | None, status: str, options: UploadOptions) -> str:
@@ -84,5 +63,5 @@ def _problem(data: bytes, kind: str | None, status: str, options: UploadOptions)
         return "parameter"
     first = replace(options.volumes, volume=0)
     if options.volumes != first and probe(data, volumes=first).reason is None:
-        return "parameter"  # the file is readable: it is the volume that it does not have
+        return "parameter"  # the file is readable, but has no such volume
     return "unreadable"

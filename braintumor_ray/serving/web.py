@@ -1,4 +1,4 @@
-"""The routes: what is answered where. Made anew for each front; knows no Ray."""
+"""The routes of the service. Each front makes its own; no import of Ray."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -6,7 +6,6 @@ from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp
@@ -47,25 +46,13 @@ _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-_UPLOAD = (
-    "unreadable",
-    "bad-request",
-    "token",
-    "slow-body",
-    "too-large",
-    "not-an-image",
-    "parameter",
-    "too-many-pixels",
-    "not-scored",
-    "large-headers",
-    "internal",
-    "busy",
-    "not-ready",
-)
+# An upload can meet every failure but those of a wrong path or method.
+_UPLOAD = tuple(kind for kind in KINDS if kind not in ("not-found", "method"))
+_LIMITS = ("max_bytes", "max_pixels", "max_batch_files", "max_batch_bytes")
 
 
 def create_app(service: Service, digest: str | None = None) -> ASGIApp:
-    """The whole application, behind its gate.
+    """The whole application, behind `AccessMiddleware`.
 
     Args:
         service: what answers.
@@ -116,17 +103,9 @@ def _add_state(app: FastAPI, service: Service) -> None:
     @app.get("/v1/model", responses={200: {"model": ModelInfo}, **known}, summary="The bundle")
     async def model() -> Response:
         """Classes, threshold, preprocessing, fingerprint and limits of the bundle that answers."""
-        card, settings = await service.card(), service.settings
-        limits = {
-            "max_bytes": settings.max_bytes,
-            "max_pixels": settings.max_pixels,
-            "max_batch_files": settings.max_batch_files,
-            "max_batch_bytes": settings.max_batch_bytes,
-        }
-        return json_response(
-            card.model_dump(mode="json")
-            | {"limits": limits, "version": __version__, "notice": NOTICE}
-        )
+        card = (await service.card()).model_dump(mode="json")
+        limits = {name: getattr(service.settings, name) for name in _LIMITS}
+        return json_response(card | {"limits": limits, "version": __version__, "notice": NOTICE})
 
     @app.get("/healthz", responses={200: {"model": State}, **health}, summary="Is it alive?")
     async def healthz() -> Response:
@@ -161,21 +140,21 @@ def _static_route(content: bytes, media_type: str) -> Any:  # noqa: ANN401 - an 
 
 
 def _add_problems(app: FastAPI) -> None:
-    @app.exception_handler(ProblemError)
-    async def problem(_: Request, error: ProblemError) -> Response:
-        return error.response()
+    async def answer(_: Request, error: Exception) -> Response:
+        return _problem(error).response()
 
-    @app.exception_handler(HTTPException)
-    async def http(_: Request, error: HTTPException) -> Response:
-        return from_status(error.status_code, error.headers).response()
+    # Exception alone would not do: FastAPI has its own answers to its own errors.
+    for kind in (ProblemError, HTTPException, RequestValidationError, Exception):
+        app.add_exception_handler(kind, answer)
 
-    @app.exception_handler(Exception)
-    async def fault(_: Request, __: Exception) -> Response:
-        return internal().response()
 
-    @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> Response:
-        return _parameter_problem(error).response()
+def _problem(error: Exception) -> ProblemError:
+    """The problem that an exception is shown as."""
+    if isinstance(error, ProblemError):
+        return error
+    if isinstance(error, HTTPException):
+        return from_status(error.status_code, error.headers)
+    return _parameter_problem(error) if isinstance(error, RequestValidationError) else internal()
 
 
 def _parameter_problem(error: RequestValidationError) -> ProblemError:
@@ -189,16 +168,12 @@ def _parameter_problem(error: RequestValidationError) -> ProblemError:
 
 
 def _describe(app: FastAPI, secured: bool) -> None:
+    made_by_fastapi = app.openapi
+
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            found = get_openapi(
-                title=app.title,
-                version=app.version,
-                description=app.description,
-                routes=app.routes,
-            )
-            _complete(found, secured)
-            app.openapi_schema = found
+            _complete(made_by_fastapi(), secured)  # in place: FastAPI keeps what it made
+        assert app.openapi_schema is not None
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI documents it

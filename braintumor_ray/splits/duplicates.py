@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from braintumor_ray.decode.hashes import unpack_hashes
 from braintumor_ray.errors import UsageError
 from braintumor_ray.splits.hamming import CROWD, HASH_BITS, HASH_WORDS, BandSearch, bits_set
 
@@ -25,8 +26,8 @@ def near_duplicate_pairs(
 ) -> NDArray[np.int64]:
     """Finds rows whose hashes differ in at most `max_distance` bits, without all pairs.
 
-    The 256 bits are dealt out over `max_distance` + 1 bands (at least 4), so that a pair within
-    the distance agrees exactly in one band (pigeonhole); rows that agree in a band are verified.
+    The 256 bits are divided into `max_distance` + 1 bands (at least 4), so that a pair within the
+    distance agrees exactly in one band (pigeonhole); rows that agree in a band are verified.
     Each band takes bits from all over the image: neighboring bits are alike in most scans, the
     black background above all. Identical hashes are collapsed first. Where more than `crowd`
     distinct hashes agree in a band, those near the bucket's majority hash are tied to one of them,
@@ -107,6 +108,14 @@ def duplicate_groups(
     return connected_rows(n, np.concatenate(edges))
 
 
+def image_groups(
+    pixel_hashes: Sequence[str | None], packed: Sequence[bytes | None]
+) -> NDArray[np.int64]:
+    """`duplicate_groups` of scans with the perceptual hashes of `decode.hashes.pack_hashes`."""
+    dhashes, dct_hashes, flat = unpack_hashes(packed)
+    return duplicate_groups(pixel_hashes, dhashes, flat=flat, dct_hashes=dct_hashes)
+
+
 def first_with_same_value(values: Sequence[Hashable | None]) -> NDArray[np.int64]:
     """For each row the first row with the same value; None equals nothing but itself.
 
@@ -140,7 +149,7 @@ def connected_rows(n: int, pairs: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _informative(hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    """Two hashes with 3 bits set are always within distance 6, whatever they show."""
+    """Enough bits set and unset: two hashes with 3 bits set are always within distance 6."""
     weight = bits_set(hashes)
     return (weight >= MIN_BITS_SET) & (weight <= HASH_BITS - MIN_BITS_SET)
 

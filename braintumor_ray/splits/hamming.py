@@ -15,8 +15,8 @@ CHUNK_ROWS = 65_536
 class BandSearch:
     """Banded search for near hashes.
 
-    The bits are dealt out over `distance` + 1 bands (at least 4), so that a pair within the
-    distance agrees exactly in one band (pigeonhole); rows that agree in a band are verified.
+    The bits are divided into `distance` + 1 bands (at least 4), so that a pair within the distance
+    agrees exactly in one band (pigeonhole); rows that agree in a band are verified.
 
     Args:
         hashes: uint64 (n, 4).

@@ -1,6 +1,7 @@
 """Splits that keep all images of a patient, and all copies of an image, on one side."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,7 +14,7 @@ from braintumor_ray.splits.duplicates import connected_rows, first_with_same_val
 
 @dataclass(frozen=True)
 class LeakReport:
-    """What several splits have in common that only one should hold.
+    """Groups and images that occur in more than one split.
 
     Attributes:
         groups: Groups with scans in more than one split.
@@ -52,7 +53,7 @@ def grouped_split(
     keys: Sequence[str | int] | None = None,
     allow_missing: bool = False,
 ) -> NDArray[np.object_]:
-    """Assigns whole groups to splits, so that each class is shared out as `fractions` say.
+    """Assigns whole groups to splits, so that each class is divided by `fractions`.
 
     Every split first gets one group of every class, the smallest split the smallest group. The
     others follow, largest first and otherwise shuffled, each to the split where it least adds to
@@ -184,21 +185,12 @@ def _straddling(
     split: Sequence[str | None], values: Sequence[str | int | None]
 ) -> tuple[int, dict[str, int]]:
     """Counts values that occur in several splits, and the rows of each split that hold one."""
-    where: dict[str | int, set[str]] = {}
-    for name, value in _both_known(split, values):
-        where.setdefault(value, set()).add(name)
+    pairs = Counter((v, s) for v, s in zip(values, split, strict=True) if None not in (v, s))
+    splits_of = Counter(value for value, _ in pairs)
     rows = dict.fromkeys(sorted({name for name in split if name is not None}), 0)
-    for name, value in _both_known(split, values):
-        rows[name] += len(where[value]) > 1
-    return sum(len(names) > 1 for names in where.values()), rows
-
-
-def _both_known(
-    split: Sequence[str | None], values: Sequence[str | int | None]
-) -> Iterator[tuple[str, str | int]]:
-    for name, value in zip(split, values, strict=True):
-        if name is not None and value is not None:
-            yield name, value
+    for (value, name), count in pairs.items():
+        rows[str(name)] += count if splits_of[value] > 1 else 0
+    return sum(count > 1 for count in splits_of.values()), rows
 
 
 def _assign_groups(
@@ -256,16 +248,14 @@ def _class_counts(
     labels: Sequence[str | None], groups: NDArray[np.int64], rows: NDArray[np.int64]
 ) -> tuple[list[str], NDArray[np.int64], NDArray[np.int64]]:
     """Counts the classes in each group; groups are numbered as they appear in `rows`."""
-    classes = sorted({str(labels[row]) for row in rows})
-    number = {name: i for i, name in enumerate(classes)}
-    class_of_row = np.array([number[str(labels[row])] for row in rows], dtype=np.int64)
+    classes, class_of_row = np.unique([str(labels[row]) for row in rows], return_inverse=True)
     seen: dict[int, int] = {}
     group_of_row = np.array(
-        [seen.setdefault(int(groups[row]), len(seen)) for row in rows], dtype=np.int64
+        [seen.setdefault(int(groups[row]), len(seen)) for row in rows], np.int64
     )
     counts = np.zeros((len(seen), len(classes)), dtype=np.int64)
     np.add.at(counts, (group_of_row, class_of_row), 1)
-    return classes, counts, group_of_row
+    return classes.tolist(), counts, group_of_row
 
 
 def _labeled_rows(

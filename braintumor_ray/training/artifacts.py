@@ -1,6 +1,7 @@
-"""What a run leaves for people: curves, events, the model card."""
+"""Files of a run for people: curves, TensorBoard events, the model card."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,9 +89,7 @@ def draw_curves(history: list[dict[str, Any]], path: Path) -> None:
     axes[-1].plot(epochs, [entry["lr"] for entry in history], marker="o", markersize=3)
     axes[-1].set_yscale("log")
     axes[-1].set_title("learning rate")
-    starts = [
-        a["epoch"] for a, b in zip(history[1:], history, strict=False) if a["stage"] != b["stage"]
-    ]
+    starts = [b["epoch"] for a, b in pairwise(history) if a["stage"] != b["stage"]]
     for axis in axes:
         axis.set_xlabel("epoch")
         axis.grid(alpha=0.3)
@@ -103,11 +102,8 @@ def write_events(history: list[dict[str, Any]], folder: Path) -> None:
     """Every figure of every epoch as a TensorBoard event file."""
     from tensorboardX import SummaryWriter
 
-    writer = SummaryWriter(str(folder))
-    try:
+    with SummaryWriter(str(folder)) as writer:
         for entry in history:
             for name, value in entry.items():
                 if isinstance(value, int | float) and name != "epoch":
                     writer.add_scalar(name.replace("_", "/", 1), value, entry["epoch"])
-    finally:
-        writer.close()

@@ -4,7 +4,6 @@ import importlib.metadata
 import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,10 +12,7 @@ import pyarrow.parquet as pq
 
 from braintumor_ray.catalog.labels import ClassMap
 from braintumor_ray.decode.preprocess import Preprocessing
-from braintumor_ray.metrics.calibration import calibration_metrics, fit_temperature, softmax
-from braintumor_ray.metrics.classification import classification_metrics
-from braintumor_ray.metrics.inputs import binary_view
-from braintumor_ray.metrics.thresholds import choose_threshold
+from braintumor_ray.metrics.tuning import tune_decision
 from braintumor_ray.models.bundle import Bundle, BundleFields
 from braintumor_ray.models.classifier import Architecture
 from braintumor_ray.models.domain import DomainDetector
@@ -36,7 +32,7 @@ DOMAIN_SLACK = 1.1
 
 @dataclass(frozen=True)
 class Outputs:
-    """What the network says of one split: ids (n,), logits (n, k), pooled (n, C), labels (n,)."""
+    """The network's outputs for a split: ids (n,), logits (n, k), pooled (n, C), labels (n,)."""
 
     scan_ids: npt.NDArray[np.int64]
     logits: npt.NDArray[np.float32]
@@ -51,26 +47,21 @@ def tune(bundle: Bundle, training: Outputs, validation: Outputs, recipe: Recipe)
         bundle: with the final weights and provisional values.
         training: for the domain statistics; a sample is enough.
         validation: every validation scan.
-        recipe: says by what the threshold is chosen.
+        recipe: has the rule by which the threshold is chosen.
     """
-    fields, positive = bundle.fields, bundle.positive_indices
-    temperature = _temperature(validation)
-    probs = softmax(validation.logits, temperature)
-    threshold = _threshold(validation.labels, probs, positive, recipe.threshold_by)
+    names, positive = bundle.fields.class_names, bundle.positive_indices
+    tuned = tune_decision(
+        validation.logits, validation.labels, names, positive, recipe.threshold_by,
+        without_choice=0.5,
+    )  # fmt: skip
     gate = DomainDetector.fit(training.pooled)
-    metrics = classification_metrics(
-        validation.labels, probs, fields.class_names, positive, threshold
-    )
-    metrics["calibration"] = calibration_metrics(validation.labels, probs, positive)
-    tuned = fields.model_copy(
-        update={
-            "temperature": temperature,
-            "threshold": threshold,
-            "domain_limit": _domain_limit(gate.distance(validation.pooled)),
-            "metrics": {"validation": metrics},
-        }
-    )
-    return Bundle(tuned, bundle.state, gate)
+    chosen = {
+        "temperature": tuned.temperature,
+        "threshold": tuned.threshold,
+        "domain_limit": _domain_limit(gate.distance(validation.pooled)),
+        "metrics": {"validation": tuned.metrics},
+    }
+    return Bundle(bundle.fields.model_copy(update=chosen), bundle.state, gate)
 
 
 def provisional_bundle(
@@ -128,14 +119,11 @@ def split_outputs(
 
 def versions() -> dict[str, str]:
     """Versions of what computed the bundle."""
-    names = ("braintumor-ray", "ray", "torch", "timm", "numpy", "opencv-python-headless")
-    return {"python": platform.python_version()} | {
-        name: importlib.metadata.version(name) for name in names if _installed(name)
-    }
-
-
-def _installed(name: str) -> bool:
-    return any(True for _ in importlib.metadata.distributions(name=name))
+    found = {"python": platform.python_version()}
+    for name in ("braintumor-ray", "ray", "torch", "timm", "numpy", "opencv-python-headless"):
+        for installed in importlib.metadata.distributions(name=name):
+            found.setdefault(name, installed.version)
+    return found
 
 
 def _read(
@@ -152,24 +140,5 @@ def _read(
 
 
 def _domain_limit(distances: npt.NDArray[np.float32]) -> float:
-    """A limit above which at most 1% of the validation scans lie."""
+    """A limit that at most 1% of the validation scans exceed."""
     return DOMAIN_SLACK * float(np.quantile(distances, IN_DOMAIN, method="higher"))
-
-
-def _temperature(validation: Outputs) -> float:
-    right = validation.logits.argmax(axis=1) == validation.labels
-    if right.all():
-        return 1.0  # nothing wrong: any sharper temperature would seem better, none is known
-    return float(fit_temperature(validation.logits, validation.labels))
-
-
-def _threshold(
-    labels: npt.NDArray[np.int64],
-    probs: npt.NDArray[np.floating[Any]],
-    positive: list[int],
-    by: str,
-) -> float:
-    truth, score = binary_view(labels, probs, positive)
-    if truth.all() or not truth.any():
-        return 0.5  # one kind only: there is nothing to choose by
-    return float(choose_threshold(truth, score, by=by).threshold)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Grouped k-fold cross-validation: a run per fold, and what they say together."""
+"""Grouped k-fold cross-validation: a run per fold, and means over the folds."""
 
 from dataclasses import replace
 from typing import Any
@@ -20,6 +20,8 @@ from braintumor_ray.training.split import (
     learnt_names,
     scan_groups,
     stable_keys,
+    with_columns,
+    without_test,
 )
 
 SUMMARIZED = (*FIGURES, "balanced_accuracy", "macro_auroc")
@@ -31,7 +33,7 @@ def cross_validate(
     """Train a recipe per fold; each scan is tested once, by a network that never saw its group.
 
     Decodes once. Each fold is a whole run in OUTPUT/fold-1, fold-2, ...; a share of its training
-    scans validates, as the recipe's fractions say. An interrupted cross-validation goes on.
+    scans validates, by the recipe's fractions. An interrupted cross-validation is continued.
 
     Returns:
         `folds` (the tested figures of each) and, per figure, `mean`, `low` and `high`: the 95%
@@ -51,13 +53,13 @@ def cross_validate(
         say(f"fold {number} of {folds}")
         fold = run_folder(folder.at(f"fold-{number}"))
         if fold.note().get("status") != "finished":
-            train(_with_split(catalog, split), replace(options, output=fold.location), say)
+            column = {"split": pa.array(split.tolist(), pa.string())}
+            train(with_columns(catalog, column), replace(options, output=fold.location), say)
         tested = fold.read_json("phases.json")[-1]
         figures = {name: tested[name] for name in SUMMARIZED}
         found.append({"fold": number, "bundle": fold.at("bundle"), "n": tested["n"], **figures})
-    summary: dict[str, Any] = {"folds": found}
-    for name in SUMMARIZED:
-        summary[name] = _mean_interval([entry[name] for entry in found])
+    means = {name: _mean_interval([entry[name] for entry in found]) for name in SUMMARIZED}
+    summary = {"folds": found, **means}
     folder.write_json(summary, "folds.json")
     return summary
 
@@ -72,9 +74,7 @@ def _fold_splits(
     groups, keys = scan_groups(catalog, hashes), stable_keys(catalog)
     names = learnt_names(catalog, hashes, ready.classes)
     held = grouped_folds(names, groups, folds, recipe.seed, keys=keys)
-    fractions = recipe.data.fractions
-    share = fractions["val"] / (fractions["train"] + fractions["val"])
-    shares = {"train": 1 - share, "val": share}
+    shares = without_test(recipe.data.fractions)
     splits = []
     for fold in range(folds):
         rest = [None if where == fold else name for where, name in zip(held, names, strict=True)]
@@ -82,12 +82,6 @@ def _fold_splits(
         split[held == fold] = "test"
         splits.append(split)
     return splits
-
-
-def _with_split(catalog: pa.Table, split: npt.NDArray[np.object_]) -> pa.Table:
-    if "split" in catalog.column_names:
-        catalog = catalog.drop_columns(["split"])
-    return catalog.append_column("split", pa.array(split.tolist(), pa.string()))
 
 
 def _mean_interval(values: list[float | None]) -> dict[str, float | None]:

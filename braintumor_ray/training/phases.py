@@ -1,4 +1,4 @@
-"""The test split after each stage, and at the tuned threshold: as the references report it."""
+"""Figures of the test split after each stage and at the tuned threshold, as papers report them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -43,15 +43,12 @@ def phase_table(
         the threshold; with more, accuracy is of the likeliest class and the others are macro
         averages, so that the threshold changes `binary` alone.
     """
-    rows = []
     last = str(bundle.fields.recipe["stages"][-1]["name"])
-    for name, state in stages.items():
-        if name == last:
-            continue
+    rows = []
+    # The bundle's own weights are those at the end of the last stage: they come last.
+    for name, state in {**stages, last: bundle.state}.items():
         outputs = run(Predictor(replace(bundle, state=state), device=device))
         rows.append(_row(f"after {name}", outputs, bundle, UNTUNED))
-    outputs = run(Predictor(bundle, device=device))
-    rows.append(_row(f"after {last}", outputs, bundle, UNTUNED))
     tuned = _row(TUNED, outputs, bundle, bundle.fields.threshold)
     tuned["intervals"] = _intervals(outputs, bundle, groups_of(outputs.scan_ids))
     return [*rows, tuned]
@@ -123,7 +120,7 @@ def _intervals(outputs: Outputs, bundle: Bundle, groups: Ints) -> dict[str, Any]
         seed=0,
     )
     decision = found.pop("decision_accuracy")
-    if len(bundle.fields.class_names) == 2:  # as the figures beside it
+    if len(bundle.fields.class_names) == 2:  # as in the row's figures
         found["accuracy"] = decision
     return {name: asdict(interval) for name, interval in found.items()}
 

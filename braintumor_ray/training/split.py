@@ -1,16 +1,18 @@
-"""Which scan is trained on, which validates, which tests: never both sides of one image."""
+"""Splits of a run: training, validation, test; all copies of an image are in one of them."""
 
 from collections import Counter
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from braintumor_ray.catalog.labels import ClassMap
-from braintumor_ray.decode.hashes import HASHES, unpack_hashes
+from braintumor_ray.decode.hashes import HASHES
 from braintumor_ray.decode.reading import hash_scans
 from braintumor_ray.errors import GateError, UsageError
-from braintumor_ray.splits.duplicates import duplicate_groups
+from braintumor_ray.splits.duplicates import image_groups
 from braintumor_ray.splits.splits import LeakReport, check_leaks, grouped_split, merge_groups
 from braintumor_ray.training.options import SplitOptions
 from braintumor_ray.types import Progress
@@ -55,11 +57,15 @@ def with_splits(
         "duplicate_group": pa.array(groups, pa.int64()),
         "split": pa.array(split, pa.string()),
     }
+    return with_columns(catalog, columns), leaks
+
+
+def with_columns(catalog: pa.Table, columns: Mapping[str, Any]) -> pa.Table:
+    """A catalog with some columns appended; those of the same names are replaced."""
+    catalog = catalog.drop_columns([name for name in columns if name in catalog.column_names])
     for name, values in columns.items():
-        if name in catalog.column_names:
-            catalog = catalog.drop_columns([name])
         catalog = catalog.append_column(name, values)
-    return catalog, leaks
+    return catalog
 
 
 def check_split_choice(catalog: pa.Table, options: SplitOptions) -> None:
@@ -89,7 +95,7 @@ def check_split_choice(catalog: pa.Table, options: SplitOptions) -> None:
 
 
 def has_own_split(catalog: pa.Table) -> bool:
-    """Whether a catalog says itself which split each scan is in; then that is followed."""
+    """Whether a catalog has a column of splits; then it decides."""
     return "split" in catalog.column_names
 
 
@@ -99,7 +105,7 @@ def split_catalog(
     seed: int,
     progress: Progress | None = None,
 ) -> pa.Table:
-    """A catalog with splits of its own, for `train` to follow; every label is a class.
+    """A catalog with a column of splits, for `train` to follow; every label is a class.
 
     Raises:
         UsageError: there are no two classes, or one has too few groups.
@@ -151,10 +157,7 @@ def scan_groups(catalog: pa.Table, hashes: pa.Table) -> npt.NDArray[np.int64]:
         catalog: with `patient_key`.
         hashes: columns `HASH_COLUMNS`, a row per row of the catalog.
     """
-    dhashes, dct_hashes, flat = unpack_hashes(hashes[HASHES].to_pylist())
-    images = duplicate_groups(
-        hashes["pixel_sha256"].to_pylist(), dhashes, flat=flat, dct_hashes=dct_hashes
-    )
+    images = image_groups(hashes["pixel_sha256"].to_pylist(), hashes[HASHES].to_pylist())
     return merge_groups(catalog["patient_key"].to_pylist(), images)
 
 
@@ -165,22 +168,25 @@ def _assign(
     options: SplitOptions,
 ) -> list[str | None]:
     keys = stable_keys(catalog)
-    if has_own_split(catalog):
-        given = catalog["split"].to_pylist()
-        return [s if name else None for s, name in zip(given, names, strict=True)]
-    if options.by == "group":
+    own = has_own_split(catalog)
+    if not own and options.by == "group":
         return list(grouped_split(names, groups, options.fractions, options.seed, keys=keys))
-    official = catalog["official_split"].to_pylist()
-    if "val" in official:
+    official = catalog["split" if own else "official_split"].to_pylist()
+    if own or "val" in official:
         return [s if name else None for s, name in zip(official, names, strict=True)]
     inside = [n if s == "train" else None for n, s in zip(names, official, strict=True)]
-    share = options.fractions["val"] / (options.fractions["train"] + options.fractions["val"])
-    fractions = {"train": 1 - share, "val": share}
+    fractions = without_test(options.fractions)
     carved = grouped_split(inside, groups, fractions, options.seed, keys=keys)
     return [
         (c if s == "train" else s) if n else None
         for c, s, n in zip(carved, official, names, strict=True)
     ]
+
+
+def without_test(fractions: Mapping[Any, float]) -> dict[str, float]:
+    """The shares of train and val among the scans that are not tested."""
+    share = fractions["val"] / (fractions["train"] + fractions["val"])
+    return {"train": 1 - share, "val": share}
 
 
 def learnt_names(catalog: pa.Table, hashes: pa.Table, classes: ClassMap) -> list[str | None]:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -39,22 +40,20 @@ def write_worklist_page(
         How many of the overlays show the scan itself, not its heatmaps alone.
     """
     pictures = draw_pictures(folder, scans.slice(0, summary["overlays"]))
-    shown = _rows(scans)
+    maps = folder.meta["cam_methods"]
+    shown = scans.slice(0, ROWS_ON_PAGE).drop_columns(["probabilities", *maps]).to_pylist()
     drawn = [row | picture for row, picture in zip(shown, pictures, strict=False)]
-    write_page(
-        path,
-        TEMPLATE,
-        {
-            "title": f"Worklist by {summary['by']}",
-            "summary": summary,
-            "meta": folder.meta,
-            "methods": [METHOD_LABELS.get(m, m) for m in folder.meta["cam_methods"]],
-            "drawn": drawn,
-            "scans": shown,
-            "patients": patients.slice(0, ROWS_ON_PAGE).to_pylist(),
-            "has_patients": patients["patient_key"].null_count < patients.num_rows,
-        },
-    )
+    context = {
+        "title": f"Worklist by {summary['by']}",
+        "summary": summary,
+        "meta": folder.meta,
+        "methods": [METHOD_LABELS.get(method, method) for method in maps],
+        "drawn": drawn,
+        "scans": shown,
+        "patients": patients.slice(0, ROWS_ON_PAGE).to_pylist(),
+        "has_patients": patients["patient_key"].null_count < patients.num_rows,
+    }
+    write_page(path, TEMPLATE, context)
     return sum(picture["missing"] is None for picture in pictures)
 
 
@@ -111,28 +110,7 @@ def _fitted(height: int, width: int) -> tuple[int, int]:
 
 
 def _resized(square: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    import cv2
-
     if square.shape == size:
         return square
     resized = cv2.resize(square, (size[1], size[0]), interpolation=cv2.INTER_AREA)
     return np.asarray(resized, dtype=np.uint8)
-
-
-def _rows(scans: pa.Table) -> list[dict[str, Any]]:
-    wanted = (
-        "rank",
-        "path",
-        "frame",
-        "predicted_class",
-        "urgency",
-        "entropy",
-        "margin",
-        "decision",
-        "out_of_domain",
-        "known_label",
-        "cam_class",
-        "patient_key",
-    )
-    rows: list[dict[str, Any]] = scans.slice(0, ROWS_ON_PAGE).select(wanted).to_pylist()
-    return rows

@@ -1,4 +1,4 @@
-"""Which scans to read or to label first: from a results folder alone, never from the model."""
+"""Which scans to read or to label first; needs a results folder, not the model."""
 
 import io
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from pyarrow import csv
 from braintumor_ray.errors import ResultsError, UsageError
 from braintumor_ray.predict.results import ResultsFolder, read_results, results_folder
 from braintumor_ray.storage import write_atomically
+from braintumor_ray.types import Ints
 from braintumor_ray.worklist.page import write_worklist_page
 
 Order = Literal["urgency", "usefulness"]
@@ -48,8 +49,8 @@ def make_worklist(
 
     Urgency is the sum of the positive classes' probabilities. Usefulness, of a label for the next
     training, is the entropy of the probabilities; where it is equal, the smaller margin between
-    the two likeliest classes comes first. A patient stands where its first scan stands and counts
-    its slices; a scan without a patient key is a patient of its own.
+    the two likeliest classes comes first. Patients are in the order of their first scans, with the
+    number of their slices; a scan without a patient key is a patient of its own.
 
     Writes worklist.csv, patients.csv and worklist.html (self-contained). worklist.csv has an empty
     column `label`: filled in, it comes back as labels through
@@ -69,7 +70,7 @@ def make_worklist(
 
     Raises:
         ResultsError: not a results folder, or no scan in it has a prediction.
-        UsageError: an unknown order, or a limit or number of overlays that cannot be meant.
+        UsageError: an unknown order, or a limit or number of overlays that is out of range.
     """
     _check(by, limit, overlays)
     folder = results_folder(results_path)
@@ -127,11 +128,11 @@ def load_rows(folder: ResultsFolder) -> pa.Table:
 def rank_scans(rows: pa.Table, folder: ResultsFolder, by: Order) -> pa.Table:
     """Sort predicted scans; adds `rank` (from 1), `urgency` in [0, 1] and `margin` in [0, 1].
 
-    Six decimals are kept, the rest is float32's rounding; ties stand in order of path and frame.
+    Six decimals are kept, the rest is float32's rounding; ties are in order of path and frame.
 
     Args:
         rows: from `load_rows`, status ok.
-        folder: says which classes are positive.
+        folder: whose description names the positive classes.
         by: the order.
     """
     names = folder.meta["class_names"]
@@ -165,35 +166,31 @@ def rank_patients(ranked: pa.Table) -> pa.Table:
     """
     first, code = _patient_codes(ranked["patient_key"].to_pylist())
     top = ranked.take(pa.array(first))
-    count = len(first)
-    columns: dict[str, Any] = {
-        "rank": pa.array(np.arange(1, count + 1)),
-        "patient_key": top["patient_key"],
-        "slices": pa.array(np.bincount(code, minlength=count)),
-        "positive_slices": pa.array(
-            np.bincount(code, ranked["decision"].to_numpy(), count).astype(np.int64)
-        ),
-    }
-    for name in ("urgency", "entropy"):
-        highest = np.zeros(count)
-        np.maximum.at(highest, code, ranked[name].to_numpy().astype(np.float64))
-        columns[name] = pa.array(highest)
-    for name in ("predicted_class", "path", "frame"):
-        columns[name] = top[name]
-    return pa.table(columns | {"scan_rank": top["rank"]})
+    scans = pa.table({"code": code, **{n: ranked[n] for n in ("decision", "urgency", "entropy")}})
+    of = [("code", "count"), ("decision", "sum"), ("urgency", "max"), ("entropy", "max")]
+    # One thread: the groups keep the order of their first rows.
+    found = scans.group_by("code", use_threads=False).aggregate(of)
+    return pa.table(
+        {
+            "rank": pa.array(np.arange(1, len(first) + 1)),
+            "patient_key": top["patient_key"],
+            "slices": found["code_count"],
+            "positive_slices": found["decision_sum"].cast(pa.int64()),
+            "urgency": found["urgency_max"],
+            "entropy": found["entropy_max"],
+            **{name: top[name] for name in ("predicted_class", "path", "frame")},
+            "scan_rank": top["rank"],
+        }
+    )
 
 
-def _patient_codes(keys: Sequence[str | None]) -> tuple[list[int], Any]:
+def _patient_codes(keys: Sequence[str | None]) -> tuple[Ints, Ints]:
     """Row of each patient's first scan, and each row's patient, counted in that order."""
-    first: list[int] = []
-    number: dict[str, int] = {}
-    codes = np.empty(len(keys), np.int64)
-    for row, key in enumerate(keys):
-        code = len(first) if key is None else number.setdefault(key, len(first))
-        if code == len(first):
-            first.append(row)
-        codes[row] = code
-    return first, codes
+    number: dict[str | int, int] = {}
+    # A scan without a key is a patient of its own: its row number, never equal to a key.
+    patients = (row if key is None else key for row, key in enumerate(keys))
+    codes = np.array([number.setdefault(patient, len(number)) for patient in patients], np.int64)
+    return np.unique(codes, return_index=True)[1], codes
 
 
 def _scan_columns(ranked: pa.Table, folder: ResultsFolder) -> pa.Table:
@@ -201,26 +198,23 @@ def _scan_columns(ranked: pa.Table, folder: ResultsFolder) -> pa.Table:
     names = folder.meta["class_names"]
     flat = pc.list_flatten(ranked["probabilities"]).to_numpy()
     probabilities = flat.reshape(ranked.num_rows, len(names))
-    columns: dict[str, Any] = {
-        "rank": ranked["rank"],
-        "path": ranked["path"],
-        "frame": ranked["frame"],
-        "label": pa.nulls(ranked.num_rows, pa.string()),
-    }
-    for name in ("predicted_class", "urgency", "entropy", "margin", "decision", "out_of_domain"):
-        columns[name] = ranked[name]
-    for index, name in enumerate(names):
-        columns[f"prob_{name}"] = pa.array(probabilities[:, index])
-    for name in ("known_label", "patient_key", "scan_id", "uri"):
-        columns[name] = ranked[name]
-    return pa.table(columns)
+    figures = ("predicted_class", "urgency", "entropy", "margin", "decision", "out_of_domain")
+    return pa.table(
+        {
+            **{name: ranked[name] for name in ("rank", "path", "frame")},
+            "label": pa.nulls(ranked.num_rows, pa.string()),
+            **{name: ranked[name] for name in figures},
+            **{f"prob_{name}": probabilities[:, index] for index, name in enumerate(names)},
+            **{name: ranked[name] for name in ("known_label", "patient_key", "scan_id", "uri")},
+        }
+    )
 
 
 def _csv(table: pa.Table) -> bytes:
-    shares = [f.name for f in table.schema if pa.types.is_floating(f.type)]
-    for name in shares:
-        index = table.column_names.index(name)
-        table = table.set_column(index, name, pc.round(table[name].cast(pa.float64()), _DECIMALS))
+    for index, field in enumerate(table.schema):
+        if pa.types.is_floating(field.type):
+            rounded = pc.round(table[field.name].cast(pa.float64()), _DECIMALS)
+            table = table.set_column(index, field.name, rounded)
     buffer = io.BytesIO()
     csv.write_csv(table, buffer, csv.WriteOptions(quoting_style="needed"))
     return buffer.getvalue()
