@@ -277,7 +277,8 @@ class TestPatients:
 
 
 def labeled(*labels):
-    return pa.table({"label": pa.array(labels, pa.string())})
+    paths = [f"{number}.png" for number in range(len(labels))]
+    return pa.table({"path": paths, "label": pa.array(labels, pa.string())})
 
 
 class TestLabels:
