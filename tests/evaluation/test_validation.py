@@ -126,7 +126,7 @@ class TestFigures:
     def test_best_threshold_is_a_bound_and_changes_nothing(self, result, direct):
         found = result[0]["sets"]["there"]
         transfer = found["threshold_transfer"]
-        assert transfer["best"]["optimistic"] is True
+        assert (transfer["best"]["rule"], transfer["best"]["optimistic"]) == ("youden", True)
         assert transfer["bundle"]["threshold"] == result[0]["bundle"]["threshold"]
         assert transfer["bundle"]["sensitivity"] == found["decision"]["sensitivity"]
         bundle, best = (
