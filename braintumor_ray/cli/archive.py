@@ -1,4 +1,4 @@
-"""Commands on results: verify, explain, worklist."""
+"""Commands on results: verify, explain, worklist, studies."""
 
 import json
 from pathlib import Path
@@ -108,4 +108,35 @@ def worklist(
 
     check_choice("--by", by, ("urgency", "usefulness"))
     found = make_worklist(results, output, by, limit, overlays)  # type: ignore[arg-type]
+    print_result(found, as_json, listed(found))
+
+
+@app.command()
+@short_errors
+def studies(
+    results: Annotated[str, typer.Argument(metavar="RESULTS", help="A results folder or URI.")],
+    output: Annotated[
+        str, typer.Option("--output", "-o", metavar="FILE", help="The table: .csv or .parquet.")
+    ],
+    level: Annotated[
+        str, typer.Option(metavar="series|study|patient", help="What makes a row.")
+    ] = "series",
+    aggregate: Annotated[
+        str,
+        typer.Option(
+            metavar="max|mean", help="Decide by the most probable slice, or by the slices' mean."
+        ),
+    ] = "max",
+    as_json: Json = False,
+) -> None:
+    """Roll scored slices up to series, studies or patients: a row each, the most urgent first.
+
+    Out-of-domain slices are counted and not used. A scan without a key is a row of its own.
+    """
+    from braintumor_ray.predict.study import AGGREGATES, LEVELS, summarize_studies, write_studies
+
+    check_choice("--level", level, LEVELS)
+    check_choice("--aggregate", aggregate, AGGREGATES)
+    table = write_studies(results, output, level, aggregate)  # type: ignore[arg-type]
+    found = {"output": output, "level": level, "aggregate": aggregate, **summarize_studies(table)}
     print_result(found, as_json, listed(found))

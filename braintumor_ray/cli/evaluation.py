@@ -1,9 +1,9 @@
-"""Commands that judge: audit of data, evaluation of a bundle, its neurons."""
+"""Commands that judge: audit of data, evaluation and validation of a bundle, its neurons."""
 
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -20,7 +20,7 @@ from braintumor_ray.cli.options import (
     print_result,
     takes,
 )
-from braintumor_ray.evaluation.options import EvaluateOptions
+from braintumor_ray.evaluation.options import EvaluateOptions, ValidateOptions, named_values
 from braintumor_ray.neurons.options import NeuronOptions
 
 app = typer.Typer()
@@ -93,6 +93,54 @@ def evaluate(
     with progress_bar("evaluating") as advance:
         found = measure(table, bundle, output, options, advance)
     print_result(found, as_json, _evaluation_lines(found, output))
+
+
+@app.command()
+@short_errors
+@takes(options=ValidateOptions, catalog_options=CatalogOptions)
+def validate(
+    bundle: Annotated[
+        str, typer.Argument(metavar="BUNDLE", help="Folder or URI: RUN/bundle of a run.")
+    ],
+    on: Annotated[
+        list[str],
+        typer.Option("--on", metavar="NAME=SOURCE", help="A data set; may be repeated."),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Of the table and the page.")
+    ],
+    options: ValidateOptions,
+    catalog_options: CatalogOptions,
+    trained_on: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            metavar="SOURCE",
+            help="What the bundle was trained on, in place of its run's catalog; may be repeated.",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure a bundle on data of other origins: one table, validation.json, validation.html.
+
+    Copies of training scans are left out and counted; nothing is chosen on these data.
+    """
+    from braintumor_ray.evaluation.validation import PAGE
+    from braintumor_ray.evaluation.validation import validate as measure
+    from braintumor_ray.evaluation.validation_page import terminal_lines
+
+    catalog_options = _able_to_group(catalog_options)
+    sources = named_values("--on", on, "SOURCE")
+    catalogs = {name: load_source(source, catalog_options) for name, source in sources.items()}
+    trained = {source: load_source(source, catalog_options) for source in trained_on or []}
+    with progress_bar("validating") as advance:
+        found = measure(catalogs, bundle, output, options, trained_on=trained, progress=advance)
+    print_result(found, as_json, f"{terminal_lines(found)}\npage: {output / PAGE}")
+
+
+def _able_to_group(options: CatalogOptions) -> CatalogOptions:
+    """Ids only group scans here: without a key of the user's, one of the moment will do."""
+    given = options.identity.secret is not None or options.identity.clear
+    return options if given else replace(options, identity=anonymous_options().identity)
 
 
 @app.command()

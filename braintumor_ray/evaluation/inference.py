@@ -48,6 +48,7 @@ class ScanOutputs:
         heat: float64 (n, 3), shares of the first method's heat inside, on the rim and in the
             background; NaN where unknown.
         area: float64 (n, 3), the same shares of the picture's area.
+        out_of_domain: bool (n,), as `Predictor.out_of_domain`; False where not ok.
     """
 
     status: list[str]
@@ -60,6 +61,7 @@ class ScanOutputs:
     maps: dict[str, NDArray[np.float16]] = field(default_factory=dict)
     heat: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 3)))
     area: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 3)))
+    out_of_domain: NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, bool))
 
     @property
     def ok(self) -> NDArray[np.bool_]:
@@ -75,6 +77,7 @@ class _Batch:
     maps: dict[str, NDArray[np.float16]]
     heat: NDArray[np.float64]
     area: NDArray[np.float64]
+    out_of_domain: NDArray[np.bool_]
 
 
 def predict_catalog(
@@ -115,6 +118,7 @@ def predict_catalog(
         {n: np.concatenate([batch.maps[n] for batch in batches]) for n in batches[0].maps},
         np.concatenate([batch.heat for batch in batches]),
         np.concatenate([batch.area for batch in batches]),
+        np.concatenate([batch.out_of_domain for batch in batches]),
     )
 
 
@@ -147,6 +151,7 @@ def _empty(predictor: Predictor, explain: bool, count: int = 0) -> _Batch:
         {name: blank.copy() for name in predictor.methods} if explain else {},
         np.full((count, 3), np.nan),
         np.full((count, 3), np.nan),
+        np.zeros(count, bool),
     )
 
 
@@ -167,20 +172,14 @@ def _predict(
     result.logits[rows] = np.mean(logits, axis=0)
     for name, maps in plain.maps.items():
         result.maps[name][rows] = as_stored(picture_maps(maps, boxes))
-    if explain:
-        result.heat[rows], result.area[rows] = _regions(squares, plain.maps[predictor.methods[0]])
-    return result
-
-
-def _regions(
-    squares: Images, maps: NDArray[np.float32]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Shares (n, 3) of heat and of area inside, on the rim and in the background."""
     heads = [head_regions(square) for square in squares]
-    size = (maps.shape[1], maps.shape[2])
-    heat = heat_shares_batch(maps, np.stack([region_weights(head, size) for head in heads]))
-    area = np.array([area_shares(head) for head in heads], dtype=np.float64)
-    return heat, area
+    weights = np.stack([region_weights(head, predictor.cam_shape) for head in heads])
+    result.out_of_domain[rows] = predictor.out_of_domain(plain, weights)
+    if explain:
+        # Shares (n, 3) of heat and of area inside, on the rim and in the background.
+        result.heat[rows] = heat_shares_batch(plain.maps[predictor.methods[0]], weights)
+        result.area[rows] = [area_shares(head) for head in heads]
+    return result
 
 
 def _turned(images: Images, degrees: float) -> Images:

@@ -1,7 +1,7 @@
 """Were the evaluated scans trained on? A figure on scans the network has seen means nothing."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -54,26 +54,33 @@ def run_catalog(bundle: str) -> pa.Table | None:
 
 def training_scans(catalog: pa.Table, bundle: str) -> TrainingScans:
     """What the evaluated catalog and the run beside the bundle say was trained on."""
+    own = training_rows(catalog)
+    groups = frozenset() if own is None else frozenset(_known(own, "duplicate_group"))
+    known = known_scans({"the evaluated catalog": own, "the bundle's run": run_scans(bundle)})
+    return replace(known, groups=groups)
+
+
+def run_scans(bundle: str) -> pa.Table | None:
+    """The training scans of the run beside a bundle, or None where that is not known."""
     beside = run_catalog(bundle)
-    known = {
-        "the evaluated catalog": _training_rows(catalog),
-        "the bundle's run": None if beside is None else _training_rows(beside),
-    }
-    tables = {source: table for source, table in known.items() if table is not None}
-    own = known["the evaluated catalog"]
+    return None if beside is None else training_rows(beside)
+
+
+def known_scans(trained: Mapping[str, pa.Table | None]) -> TrainingScans:
+    """What tables of training scans, by where they are from, tell; None: that one is not known."""
+    tables = {source: table for source, table in trained.items() if table is not None}
     return TrainingScans(
         tuple(tables),
         _union(_known(table, "pixel_sha256") for table in tables.values()),
         _union({h for h in known_hashes(table) if h} for table in tables.values()),
-        bool(tables) and all(_keeps_hashes(table) for table in tables.values()),
+        bool(tables) and all(keeps_hashes(table) for table in tables.values()),
         _union(_known(table, "patient_key") for table in tables.values()),
-        frozenset() if own is None else frozenset(_known(own, "duplicate_group")),
     )
 
 
 def known_hashes(rows: pa.Table) -> list[bytes | None]:
     """Perceptual hashes of a catalog's rows; None where it keeps none."""
-    if not _keeps_hashes(rows):
+    if not keeps_hashes(rows):
         return [None] * rows.num_rows
     found: list[bytes | None] = rows[HASHES].to_pylist()
     return [h if h is not None and len(h) == PACKED_BYTES else None for h in found]
@@ -101,7 +108,7 @@ def leakage(
         `same_patient`; `examples` of paths.
     """
     seen = np.array([value in trained.pixels for value in pixel_sha256], bool)
-    copies = _near_copies(hashes, trained) & ~seen
+    copies = near_copies(hashes, trained) & ~seen
     near = copies
     if not trained.hashed:
         groups = [value in trained.groups for value in _values(rows, "duplicate_group")]
@@ -154,7 +161,7 @@ def describe_check(found: Mapping[str, Any]) -> str | None:
     )
 
 
-def _near_copies(hashes: Sequence[bytes | None], trained: TrainingScans) -> NDArray[np.bool_]:
+def near_copies(hashes: Sequence[bytes | None], trained: TrainingScans) -> NDArray[np.bool_]:
     """Which evaluated scans belong to a group of copies with a training scan, bool (n,)."""
     count, known = len(hashes), sorted(trained.hashes)
     if not known:
@@ -166,15 +173,15 @@ def _near_copies(hashes: Sequence[bytes | None], trained: TrainingScans) -> NDAr
     return np.isin(groups[:count], groups[count:])
 
 
-def _training_rows(catalog: pa.Table) -> pa.Table | None:
+def training_rows(catalog: pa.Table) -> pa.Table | None:
     """Rows of the training split, where the catalog says which those are and their pixels."""
     if not {"split", "pixel_sha256"} <= set(catalog.column_names):
         return None
     return catalog.filter(pc.fill_null(pc.equal(catalog["split"], "train"), False))
 
 
-def _keeps_hashes(table: pa.Table) -> bool:
-    """A column of that name may be a CSV's own."""
+def keeps_hashes(table: pa.Table) -> bool:
+    """Whether a catalog keeps perceptual hashes; a column of that name may be a CSV's own."""
     return HASHES in table.column_names and pa.types.is_binary(table.schema.field(HASHES).type)
 
 

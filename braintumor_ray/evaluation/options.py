@@ -1,13 +1,21 @@
 """How a bundle is evaluated."""
 
 import json
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeAlias
 
 from braintumor_ray.errors import UsageError
-from braintumor_ray.options import FIRST, Device, MadeOf, Option, PrecisionOption
+from braintumor_ray.options import (
+    FIRST,
+    CamClassOption,
+    Device,
+    MadeOf,
+    Option,
+    PrecisionOption,
+)
 
 if TYPE_CHECKING:
     from braintumor_ray.decode.types import DecodeLimits
@@ -161,3 +169,109 @@ class EvaluateOptions:
     def resampling(self) -> dict[str, int]:
         """Seed and number of resamples, as the functions that make intervals take them."""
         return {"seed": self.seed, "n_boot": self.n_boot}
+
+
+@dataclass(frozen=True)
+class ValidateOptions:
+    """How a bundle is validated on data sets of other origins.
+
+    Attributes:
+        classes: mappings of labels, as text: one for every data set, or `NAME=` and one.
+        truth: `NAME=` and where the tumors of that data set are drawn.
+        device, precision, batch_size: as for `Predictor`.
+        cam_class: whose map is scored where there is truth.
+        n_boot: resamples for the intervals.
+        seed: of the resamples.
+        limits: what a file may cost.
+    """
+
+    PANEL: ClassVar = MEASURE
+
+    classes: Annotated[
+        tuple[str, ...],
+        Option(
+            "Labels to classes, such as tumor=yes,no_tumor=no (tumor: any positive class); for all "
+            "data sets, or for one as NAME=MAPPING. May be repeated.",
+            "MAPPING",
+        ),
+    ] = ()
+    truth: Annotated[
+        tuple[str, ...],
+        Option(
+            "Tumor masks, boxes or outlines of a data set: its maps are scored. May be repeated.",
+            "NAME=FILE",
+        ),
+    ] = ()
+    device: Device = "auto"
+    precision: PrecisionOption = "auto"
+    batch_size: int | None = None
+    cam_class: CamClassOption = "predicted"
+    n_boot: Annotated[int, Option("Resamples for the intervals.", least=1)] = 1000
+    seed: Annotated[int, Option("Of the resamples.", "N")] = 0
+    limits: "DecodeLimits | None" = None
+
+    def mapping_of(self, data_set: str, names: Collection[str]) -> str | None:
+        """The label mapping of one data set: its own, else that of all, else None.
+
+        Args:
+            data_set: its name.
+            names: of all data sets.
+
+        Raises:
+            UsageError: two mappings for the same.
+        """
+        own, general = [], []
+        for text in self.classes:
+            name, separator, mapping = text.partition("=")
+            if separator and name.strip() in names:
+                own += [mapping] if name.strip() == data_set else []
+            else:
+                general.append(text)
+        for found in (own, general):
+            if len(found) > 1:
+                raise UsageError(
+                    f"--classes: data set '{data_set}' has two mappings, '{found[0]}' and "
+                    f"'{found[1]}'; give one, or NAME=MAPPING for each data set"
+                )
+        return next(iter(own or general), None)
+
+    def load_truth_of(self, names: Collection[str]) -> "dict[str, TruthIndex]":
+        """Where the tumors are, by data set.
+
+        Args:
+            names: of all data sets.
+
+        Raises:
+            UsageError: not NAME=FILE, or no such data set.
+            TruthError: it cannot be read.
+        """
+        files = named_values("--truth", self.truth, "FILE")
+        for name in files:
+            if name not in names:
+                raise UsageError(
+                    f"--truth '{name}={files[name]}': there is no --on {name}; the data sets are "
+                    f"{', '.join(names)}"
+                )
+        return {name: _load_truth(file) for name, file in files.items()}
+
+
+def named_values(option: str, texts: Sequence[str], kind: str) -> dict[str, str]:
+    """`NAME=VALUE` texts of a repeated option as a mapping.
+
+    Raises:
+        UsageError: not such a text, or a name that is given twice.
+    """
+    found: dict[str, str] = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        if not value or not re.fullmatch(r"[\w.-]+", name):
+            raise UsageError(
+                f"{option} '{text}' is not NAME={kind}; name it, such as other={value or name}"
+            )
+        if name in found:
+            raise UsageError(
+                f"{option}: '{name}' is given twice, as '{found[name]}' and '{value}'; "
+                "give each a name of its own"
+            )
+        found[name] = value
+    return found

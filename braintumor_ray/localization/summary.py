@@ -42,15 +42,23 @@ def score_heatmaps(
     Raises:
         TruthError: no scan has truth, two scans share one, or a mask cannot be read.
     """
-    paths = scans["path"].to_pylist()
+    require_match(truth, scans["path"].to_pylist())
+    masks = _masks(scans, truth, (image_size, image_size))
+    return localize(cams, masks, images, seed=seed)
+
+
+def require_match(truth: TruthIndex, paths: Sequence[str]) -> None:
+    """Refuse truth that belongs to no scan.
+
+    Raises:
+        TruthError: no scan has truth, or two scans share one.
+    """
     if not truth.match(paths):
         raise TruthError(
             f"none of {len(truth)} entries of '{truth.location}' belongs to one of "
-            f"{len(paths)} scans (e.g. '{next(iter(truth.entries))}' and '{paths[0]}'); "
+            f"{len(paths)} scans (e.g. '{next(iter(truth.entries), None)}' and '{paths[0]}'); "
             "paths are compared below the catalog's root"
         )
-    masks = _masks(scans, truth, (image_size, image_size))
-    return localize(cams, masks, images, seed=seed)
 
 
 def summarize_localization(

@@ -159,7 +159,7 @@ class Predictor:
         images = np.stack(squares) if len(squares) else self._no_images()
         raw = self.forward(images, explain=explain)
         columns = self._decisions(raw)
-        columns["out_of_domain"] = self._out_of_domain(raw, heads)
+        columns["out_of_domain"] = self.out_of_domain(raw, heads)
         if explain:
             columns |= self._explanations(raw, heads, boxes)
         return columns
@@ -252,9 +252,15 @@ class Predictor:
             "cam_class": [names[i] for i in raw.cam_classes],
         }
 
-    def _out_of_domain(
+    def out_of_domain(
         self, raw: RawOutput, heads: npt.NDArray[np.float32]
     ) -> npt.NDArray[np.bool_]:
+        """Which of the scans of an output look like none that was trained on, bool (n,).
+
+        Args:
+            raw: from `forward`.
+            heads: as for `predict`.
+        """
         foreign = np.asarray(~heads.any(axis=(1, 2, 3)))  # no head
         gate, limit = self.bundle.gate, self.bundle.fields.domain_limit
         if gate is not None and limit is not None:

@@ -1,17 +1,23 @@
 """From slices to series, studies and patients: one row for all slices of a group."""
 
+import io
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 
 from braintumor_ray.decode.files import locations
-from braintumor_ray.errors import ResultsError
+from braintumor_ray.errors import ResultsError, UsageError
 from braintumor_ray.predict.results import read_results, results_folder
+from braintumor_ray.storage import write_atomically, write_table
 
 Level = Literal["series", "study", "patient"]
+Aggregate = Literal["max", "mean"]
+LEVELS: tuple[Level, ...] = ("series", "study", "patient")
+AGGREGATES: tuple[Aggregate, ...] = ("max", "mean")
 
 _KEYS = ("patient_key", "study_key", "series_key")
 _COUNTS = ("slices", "used", "out_of_domain", "quarantined", "skipped")
@@ -32,16 +38,82 @@ STUDY_SCHEMA = pa.schema(
 )
 
 
-def read_studies(path: str | Path, level: Level = "series") -> pa.Table:
+def read_studies(
+    path: str | Path, level: Level = "series", aggregate: Aggregate = "max"
+) -> pa.Table:
     """The current rows of a results folder, rolled up; see `roll_up`.
 
     Raises:
-        ResultsError: as `read_results`.
+        ResultsError: as `read_results` and `roll_up`.
     """
     meta = results_folder(path).meta
     names = meta["class_names"]
     positive = [names.index(name) for name in meta["positive_classes"]]
-    return roll_up(read_results(path, COLUMNS), positive, level)
+    rolled = roll_up(read_results(path, COLUMNS), positive, level)
+    return rolled if aggregate == "max" else decided_by_mean(rolled, meta["threshold"])
+
+
+def write_studies(
+    path: str | Path, location: str | Path, level: Level, aggregate: Aggregate
+) -> pa.Table:
+    """Roll up a results folder and write it, whole or not at all.
+
+    Args:
+        path: the results.
+        location: of the file to write: .csv, or .parquet.
+        level: what makes a row.
+        aggregate: what decides, as for `read_studies`.
+
+    Returns:
+        What was written.
+
+    Raises:
+        UsageError: another kind of file.
+        ResultsError: as `read_studies`.
+    """
+    suffix = Path(location).suffix.lower()
+    if suffix not in (".csv", ".parquet"):
+        raise UsageError(
+            f"--output '{location}' is neither .csv nor .parquet; end it in one of them"
+        )
+    studies = read_studies(path, level, aggregate)
+    if suffix == ".parquet":
+        write_table(location, studies)
+        return studies
+    from pyarrow import csv
+
+    buffer = io.BytesIO()
+    csv.write_csv(studies, buffer)
+    write_atomically(location, buffer.getvalue())
+    return studies
+
+
+def summarize_studies(studies: pa.Table) -> dict[str, int]:
+    """How many rows there are, how many of them are positive, negative, and without an answer."""
+    decisions = studies["decision"].to_pylist()
+    return {
+        "rows": len(decisions),
+        "positive": decisions.count(True),
+        "negative": decisions.count(False),
+        "undecided": decisions.count(None),
+        "slices": sum(studies["slices"].to_pylist()),
+        "slices_used": sum(studies["used"].to_pylist()),
+    }
+
+
+def decided_by_mean(rolled: pa.Table, threshold: float) -> pa.Table:
+    """The rows of `roll_up` decided and sorted by the mean probability of their slices.
+
+    Args:
+        rolled: `STUDY_SCHEMA`.
+        threshold: of the bundle; a mean that reaches it is positive.
+    """
+    rows = rolled.to_pylist()
+    for row in rows:
+        if row["used"]:
+            row["decision"] = row["mean_probability"] >= np.float32(threshold)
+    rows.sort(key=lambda row: (row["used"] == 0, -(row["mean_probability"] or 0.0)))
+    return pa.Table.from_pylist(rows, schema=STUDY_SCHEMA)
 
 
 def roll_up(rows: pa.Table, positive: Sequence[int], level: Level = "series") -> pa.Table:
