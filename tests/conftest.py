@@ -2,6 +2,7 @@
 
 import os
 import re
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -97,15 +98,6 @@ def fingerprinted(phantoms):
 
 
 @pytest.fixture(scope="session")
-def cluster():
-    """One small local Ray for the whole session."""
-    from braintumor_ray.local_ray import ray_session
-
-    with ray_session():
-        yield
-
-
-@pytest.fixture(scope="session")
 def s3_url_and_faults():
     """An S3 API on loopback: (url, its faults)."""
     from tests.s3 import s3_server
@@ -114,15 +106,29 @@ def s3_url_and_faults():
         yield served
 
 
+@pytest.fixture(scope="session")
+def cluster(s3_url_and_faults):
+    """One small local Ray for the whole session; its workers know where the S3 API is."""
+    from braintumor_ray.local_ray import ray_session
+    from tests.s3 import environment_of
+
+    with ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in environment_of(s3_url_and_faults[0]).items():
+                patch.setenv(name, value)
+            stack.enter_context(ray_session())
+        yield
+
+
 @pytest.fixture
 def s3(s3_url_and_faults, monkeypatch, request):
     """A bucket of the test's own: (bucket, faults); the environment points to its server."""
     import boto3
 
-    from tests.s3 import ENVIRONMENT
+    from tests.s3 import environment_of
 
     url, faults = s3_url_and_faults
-    for name, value in {**ENVIRONMENT, "AWS_ENDPOINT_URL": url}.items():
+    for name, value in environment_of(url).items():
         monkeypatch.setenv(name, value)
     bucket = f"b{abs(hash(request.node.nodeid)):x}"[:40]
     boto3.client("s3").create_bucket(Bucket=bucket)
