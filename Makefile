@@ -1,11 +1,12 @@
 # Two commands matter: `make demo` and `make test`. Each sets itself up; the second time is quick.
+# `make test-all` runs what `make test` leaves out: tests that kill processes and clusters of nodes.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
 
-.PHONY: demo test lint types tests bench bench-full bench-gpu clean
+.PHONY: demo test test-all lint types tests bench bench-full bench-gpu clean
 
 demo: $(STAMP)
 	$(BIN)/braintumor-ray demo --output demo-output
@@ -19,8 +20,15 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
+# In two processes; which tests share one, and why, is in tests/conftest.py.
+SIDE_BY_SIDE := -n 2 --dist loadgroup --no-loadscope-reorder
+COVERAGE := --cov --cov-report=term:skip-covered
+
 tests: $(STAMP)
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+	$(BIN)/python -m pytest -m "not chaos" $(SIDE_BY_SIDE) $(COVERAGE)
+
+test-all: $(STAMP)
+	$(BIN)/python -m pytest -m chaos $(COVERAGE) --cov-append
 
 # Peers come by the extra `bench`; figures go to bench-output/. A quiet machine, please.
 bench: $(BENCH_STAMP)

@@ -46,7 +46,7 @@ def main() -> None:
             "ours: explain one file": explain,
             "import torch": lambda: run([sys.executable, "-c", "import torch"]),
         }
-        times = common.interleaved(calls, 3 if options.tiny else options.rounds)
+        times = common.interleaved(calls, 1 if options.tiny else options.rounds)
     seconds = {name: common.spread(values) for name, values in times.items()}
     checks = [
         ("--help, s", seconds["ours: --help"]["median"], "<=", 0.5),

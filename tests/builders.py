@@ -1,5 +1,7 @@
 """Small bundles, scans and folders that several tests need; everything is synthetic."""
 
+import copy
+import functools
 from pathlib import Path
 
 import cv2
@@ -59,8 +61,16 @@ def make_fields(architecture, classes=CLASSES, **changes):
 
 
 def make_model(backbone="small-cnn", head="linear", size=64, classes=4, seed=0, **options):
+    """A random network; every call returns one of its own."""
+    made = _network(backbone, head, size, classes, seed, tuple(options.items()))
     torch.manual_seed(seed)
-    model = Classifier(Architecture(backbone, head, classes, size, **options)).eval()
+    return copy.deepcopy(made)
+
+
+@functools.lru_cache(maxsize=8)  # large ones take a second to build
+def _network(backbone, head, size, classes, seed, options):
+    torch.manual_seed(seed)
+    model = Classifier(Architecture(backbone, head, classes, size, **dict(options))).eval()
     return model.requires_grad_(False)
 
 

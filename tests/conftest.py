@@ -2,6 +2,7 @@
 
 import os
 import re
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,18 @@ import pytest
 PROJECT = Path(__file__).resolve().parent.parent
 
 
-def pytest_collection_modifyitems(items):
+# Files whose tests share the session's Ray run one after the other, in these groups.
+ON_RAY = ("training", "scoring")
+
+
+def pytest_configure(config):
+    """Processes that run side by side share the cores fairly."""
+    if hasattr(config, "workerinput"):  # one of several processes of pytest-xdist
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # idle threads spin, at the others' cost
+        os.environ.setdefault("RAY_worker_niceness", "0")  # with Ray's own, 15, others go first
+
+
+def pytest_collection_modifyitems(config, items):
     """Tests that start clusters and kill processes get a second try: a busy machine is no fault.
 
     The summary names every test that needed it.
@@ -17,6 +29,28 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("ray") or item.get_closest_marker("chaos"):
             item.add_marker(pytest.mark.flaky(reruns=1))
+    if hasattr(config, "workerinput"):
+        _group(items)
+
+
+def _group(items):
+    """Put every test into a group that one process runs; the longest groups come first."""
+    on_ray = {item.path for item in items if "cluster" in getattr(item, "fixturenames", ())}
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    rank = {}
+    for item in items:
+        group = _group_of(item, on_ray)
+        item.add_marker(pytest.mark.xdist_group(group))
+        rank[item] = (*(group != name for name in ON_RAY), item.path not in slow)
+    items.sort(key=rank.__getitem__)
+
+
+def _group_of(item, on_ray):
+    """Tests of one file stay together, for its fixtures; those of the benchmarks have none."""
+    folder = item.path.relative_to(PROJECT / "tests").parts[0]
+    if item.path in on_ray:
+        return ON_RAY[folder != "training"]
+    return item.name if folder == "benchmarks" else str(item.path.relative_to(PROJECT))
 
 
 @pytest.fixture(scope="session")
@@ -64,15 +98,6 @@ def fingerprinted(phantoms):
 
 
 @pytest.fixture(scope="session")
-def cluster():
-    """One small local Ray for the whole session."""
-    from braintumor_ray.local_ray import ray_session
-
-    with ray_session():
-        yield
-
-
-@pytest.fixture(scope="session")
 def s3_url_and_faults():
     """An S3 API on loopback: (url, its faults)."""
     from tests.s3 import s3_server
@@ -81,15 +106,29 @@ def s3_url_and_faults():
         yield served
 
 
+@pytest.fixture(scope="session")
+def cluster(s3_url_and_faults):
+    """One small local Ray for the whole session; its workers know where the S3 API is."""
+    from braintumor_ray.local_ray import ray_session
+    from tests.s3 import environment_of
+
+    with ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in environment_of(s3_url_and_faults[0]).items():
+                patch.setenv(name, value)
+            stack.enter_context(ray_session())
+        yield
+
+
 @pytest.fixture
 def s3(s3_url_and_faults, monkeypatch, request):
     """A bucket of the test's own: (bucket, faults); the environment points to its server."""
     import boto3
 
-    from tests.s3 import ENVIRONMENT
+    from tests.s3 import environment_of
 
     url, faults = s3_url_and_faults
-    for name, value in {**ENVIRONMENT, "AWS_ENDPOINT_URL": url}.items():
+    for name, value in environment_of(url).items():
         monkeypatch.setenv(name, value)
     bucket = f"b{abs(hash(request.node.nodeid)):x}"[:40]
     boto3.client("s3").create_bucket(Bucket=bucket)

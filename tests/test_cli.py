@@ -325,7 +325,7 @@ def test_score_verify_and_explain_from_the_command_line(tmp_path, bundle_path):
     paths[0].write_bytes(b"")
     paths[1].write_bytes(b"not an image")
     results = tmp_path / "results"
-    dry = run_command("score", archive, "-b", bundle_path, "-o", results, "--dry-run", "--json")
+    dry = call("score", archive, "-b", bundle_path, "-o", results, "--dry-run", "--json")
     assert json.loads(dry.stdout)["would_score"] == 10
     assert not results.exists()
     gate = run_command("score", archive, "-b", bundle_path, "-o", results, "--json")
@@ -335,8 +335,6 @@ def test_score_verify_and_explain_from_the_command_line(tmp_path, bundle_path):
     again = run_command("score", archive, "-b", bundle_path, "-o", results)
     assert again.returncode == 0
     assert "nothing new" in again.stdout
-    assert run_command("verify", results).returncode == 0
-    drawn = run_command(
-        "explain", "--results", results, "-o", tmp_path / "drawn", "--limit", 4, "--json"
-    )
+    assert call("verify", results).exit_code == 0
+    drawn = call("explain", "--results", results, "-o", tmp_path / "drawn", "--limit", 4, "--json")
     assert len(json.loads(drawn.stdout)["pictures"]) == 5

@@ -20,16 +20,16 @@ from braintumor_ray.explain.library import library_cams
 from braintumor_ray.models.vision_libraries import import_grad_cam
 from tests.builders import make_model
 
-NETWORKS = [
+NETWORKS = [  # maps of 7 x 7 or 4 x 4: the formulas do not depend on their size
     pytest.param("mobilenetv2_100", "mlp", 224, id="mobilenetv2-mlp"),
-    pytest.param("mobilenetv2_100", "linear", 224, id="mobilenetv2"),
-    pytest.param("efficientnet_b0", "linear", 224, id="efficientnet"),
-    pytest.param("densenet121", "linear", 224, id="densenet"),
-    pytest.param("densenet121", "attention", 224, id="densenet-attention"),
-    pytest.param("resnet50", "linear", 224, id="resnet50"),
-    pytest.param("inception_v3", "linear", 224, id="inception"),
+    pytest.param("mobilenetv2_100", "linear", 128, id="mobilenetv2"),
+    pytest.param("efficientnet_b0", "linear", 128, id="efficientnet"),
+    pytest.param("densenet121", "linear", 128, id="densenet"),
+    pytest.param("densenet121", "attention", 128, id="densenet-attention"),
+    pytest.param("resnet50", "linear", 128, id="resnet50"),
+    pytest.param("inception_v3", "linear", 192, id="inception"),
     pytest.param("cnn-3conv", "flatten", 128, id="flatten-dense"),
-    pytest.param("convnext_atto", "linear", 224, id="norm-after-pooling"),
+    pytest.param("convnext_atto", "linear", 128, id="norm-after-pooling"),
 ]
 
 

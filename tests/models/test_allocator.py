@@ -45,7 +45,7 @@ def probe(run: str, **environment: str) -> tuple[str, int]:
         capture_output=True,
         text=True,
         check=True,
-        env={"PATH": "/usr/bin:/bin", **environment},
+        env={"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", **environment},
     )
     kept, faults = done.stdout.split()
     return kept, int(faults)

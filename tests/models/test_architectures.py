@@ -1,5 +1,7 @@
 """The networks of the recipes against figures worked out by hand from the published tables."""
 
+import functools
+
 import pytest
 import torch
 
@@ -37,6 +39,7 @@ PUBLISHED = [
 ]
 
 
+@functools.cache
 def build(name, classes):
     recipe = load_recipe(name)
     section = recipe.model

@@ -1,6 +1,7 @@
 """The archive job on a local Ray cluster: exactly once, whatever happens."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from braintumor_ray.scoring.options import DecodeSettings, PredictSettings
 from braintumor_ray.scoring.verify import verify
 from tests.builders import make_bundle, write_archive
 from tests.decode.mutations import intact_images, mutated_images
-from tests.scoring.workers import POISON
+from tests.scoring.workers import POISON, SLEEPING_POISON
 
 pytestmark = pytest.mark.ray
 PROJECT = Path(__file__).resolve().parents[2]
@@ -53,74 +54,68 @@ def count_by_duckdb(results):
 
 
 @pytest.fixture(scope="module")
-def scored(tmp_path_factory, bundle_path, cluster):
-    """An archive of 40 scans, scored once in blocks of 16."""
-    folder = tmp_path_factory.mktemp("scored")
+def nights(tmp_path_factory, bundle_path, cluster):
+    """An archive of 40 scans, scored once in blocks of 16; `scored` looks at a copy of that."""
+    folder = tmp_path_factory.mktemp("nights")
     write_archive(folder / "archive", 40)
-    summary = run(folder / "archive", folder / "results", bundle_path)
-    return folder, summary
+    return folder, run(folder / "archive", folder / "results", bundle_path)
+
+
+@pytest.fixture(scope="module")
+def scored(nights):
+    """The results as they were after the first night."""
+    folder, summary = nights
+    shutil.copytree(folder / "results", folder / "first" / "results")
+    return folder, folder / "first" / "results", summary
 
 
 class TestNights:
     def test_the_first_scores_everything(self, scored):
-        folder, summary = scored
+        _, results, summary = scored
         assert summary.status == {"ok": 40}
-        table = read_results(folder / "results")
+        table = read_results(results)
         assert len(set(table["scan_id"].to_pylist())) == table.num_rows == 40
-        assert count_by_duckdb(folder / "results") == (40, 40)
-        assert verify(str(folder / "results")).differences == []
+        assert count_by_duckdb(results) == (40, 40)
+        assert verify(str(results)).differences == []
 
     def test_block_size_bounds_what_a_crash_costs(self, scored):
-        folder, _ = scored
-        (manifest,) = results_folder(folder / "results").manifests()
+        (manifest,) = results_folder(scored[1]).manifests()
         assert sorted(file["rows"] for file in manifest["files"]) == [8, 16, 16]
 
-    def test_the_second_scores_nothing_and_the_third_what_is_new(
-        self, tmp_path, bundle_path, cluster
+    def test_the_second_scores_nothing_and_the_third_what_is_new_or_changed(
+        self, scored, bundle_path
     ):
-        write_archive(tmp_path / "archive", 24)
-        run(tmp_path / "archive", tmp_path / "results", bundle_path)
-        again = run(tmp_path / "archive", tmp_path / "results", bundle_path)
-        assert (again.generation, again.known) == (None, 24)
-        write_archive(tmp_path / "archive", 20, seed=1)
-        third = run(tmp_path / "archive", tmp_path / "results", bundle_path)
-        assert third.scans == 20
-        assert read_results(tmp_path / "results").num_rows == 44
-        assert count_by_duckdb(tmp_path / "results") == (44, 44)
-        assert verify(str(tmp_path / "results")).differences == []
-
-    def test_a_changed_file_gets_a_newer_row(self, tmp_path, bundle_path, cluster):
-        first, *_ = write_archive(tmp_path / "archive", 8)
-        run(tmp_path / "archive", tmp_path / "results", bundle_path)
-        before = read_results(tmp_path / "results", ["uri", "pixel_sha256"]).to_pylist()
-        first.write_bytes(intact_images(5, 1)[0][1])
-        assert run(tmp_path / "archive", tmp_path / "results", bundle_path).scans == 1
-        after = read_results(tmp_path / "results", ["uri", "pixel_sha256"]).to_pylist()
-        changed = {row["uri"] for row in after if row not in before}
-        assert changed == {str(first)}
-        assert len(after) == 8
-        assert verify(str(tmp_path / "results")).differences == []
+        folder, _, _ = scored
+        archive, results = folder / "archive", folder / "results"
+        again = run(archive, results, bundle_path)
+        assert (again.generation, again.known) == (None, 40)
+        before = read_results(results, ["uri", "pixel_sha256"]).to_pylist()
+        new = write_archive(archive, 20, seed=1)
+        changed = next(archive.rglob("scan0_*.png"))
+        changed.write_bytes(intact_images(5, 1)[0][1])
+        third = run(archive, results, bundle_path)
+        assert third.scans == 20 + 1
+        after = read_results(results, ["uri", "pixel_sha256"]).to_pylist()
+        assert {row["uri"] for row in after if row not in before} == {str(changed), *map(str, new)}
+        assert len(after) == 60, "the changed file's older row is no longer current"
+        assert count_by_duckdb(results) == (61, 61)
+        assert verify(str(results)).differences == []
 
     def test_results_belong_to_one_bundle(self, scored, tmp_path):
-        folder, _ = scored
+        folder, results, _ = scored
         make_bundle(tmp_path / "other", threshold=0.7)
         with pytest.raises(ResultsError, match="bundle_fingerprint"):
-            run(folder / "archive", folder / "results", tmp_path / "other")
+            run(folder / "archive", results, tmp_path / "other")
 
     def test_settings_that_change_the_maps_are_refused_too(self, scored, bundle_path):
-        folder, _ = scored
+        folder, results, _ = scored
         with pytest.raises(ResultsError, match="cam_class"):
-            run(
-                folder / "archive",
-                folder / "results",
-                bundle_path,
-                predict={"cam_class": "positive"},
-            )
+            run(folder / "archive", results, bundle_path, predict={"cam_class": "positive"})
 
     def test_maps_keep_their_shape_for_plain_readers(self, scored):
-        folder, _ = scored
-        (manifest,) = results_folder(folder / "results").manifests()
-        path = f"{folder}/results/{manifest['files'][0]['path']}"
+        _, results, _ = scored
+        (manifest,) = results_folder(results).manifests()
+        path = f"{results}/{manifest['files'][0]['path']}"
         lengths = duckdb.sql(f"SELECT DISTINCT len(gradcam), len(gradcam_pp) FROM '{path}'")
         assert lengths.fetchall() == [(64, 64)]
         assert pq.read_schema(path).field("gradcam").metadata[b"shape"] == b"[8, 8]"
@@ -128,52 +123,42 @@ class TestNights:
 
 
 class TestBadInput:
-    def test_a_deadly_file_is_quarantined_and_the_rest_is_scored(
+    def test_deadly_and_stalling_files_are_quarantined_and_the_rest_is_scored(
         self, tmp_path, bundle_path, cluster
     ):
-        paths = write_archive(tmp_path / "archive", 12)
+        paths = write_archive(tmp_path / "archive", 18)
         paths[5].write_bytes(POISON)
-        decode = {"worker": "tests.scoring.workers:deadly"}
+        paths[14].write_bytes(SLEEPING_POISON)
+        decode = {"worker": "tests.scoring.workers:deadly_or_stalling", "timeout_s": 1.0}
         summary = run(tmp_path / "archive", tmp_path / "results", bundle_path, decode=decode)
-        assert summary.status == {"ok": 11, "quarantined": 1}
-        assert list(summary.reasons) == ["decoder died twice (exit code 7)"]
+        assert summary.status == {"ok": 16, "quarantined": 2}
+        assert set(summary.reasons) == {
+            "decoder died twice (exit code 7)",
+            "decoder took longer than 1 s, twice",
+        }
 
-    def test_a_stalling_file_is_quarantined(self, tmp_path, bundle_path, cluster):
-        paths = write_archive(tmp_path / "archive", 6)
-        paths[2].write_bytes(POISON)
-        decode = {"worker": "tests.scoring.workers:stalling", "timeout_s": 1.0}
-        summary = run(tmp_path / "archive", tmp_path / "results", bundle_path, decode=decode)
-        assert summary.status == {"ok": 5, "quarantined": 1}
-        assert "longer than 1 s" in next(iter(summary.reasons))
-
-    def test_a_quarantined_row_is_kept_and_not_tried_for_ever(self, tmp_path, bundle_path, cluster):
+    def test_quarantined_rows_are_kept_and_tried_again_on_request_only(
+        self, tmp_path, bundle_path, cluster
+    ):
         paths = write_archive(tmp_path / "archive", 6)
         paths[0].write_bytes(b"")
         catalog = load_catalog(tmp_path / "archive")
+        data, state = paths[1].read_bytes(), paths[1].stat()
         paths[1].unlink()  # between listing and reading
-        summary = score(catalog, str(tmp_path / "results"), options(bundle_path))
-        assert summary.status == {"ok": 4, "quarantined": 2}
-        assert set(summary.reasons) == {
-            "empty file (0 bytes)",
-            "file not found (deleted or moved since it was catalogued)",
-        }
-        again = score(catalog, str(tmp_path / "results"), options(bundle_path))
-        assert again.generation is None
-
-    def test_quarantined_scans_can_be_tried_again(self, tmp_path, bundle_path, cluster):
-        paths = write_archive(tmp_path / "archive", 6)
-        catalog = load_catalog(tmp_path / "archive")
-        data, state = paths[0].read_bytes(), paths[0].stat()
-        paths[0].unlink()
         results = str(tmp_path / "results")
-        assert score(catalog, results, options(bundle_path)).status["quarantined"] == 1
-        paths[0].write_bytes(data)  # the share is mounted again, with the file as it was
-        os.utime(paths[0], ns=(state.st_atime_ns, state.st_mtime_ns))
-        again = score(catalog, results, options(bundle_path, retry_quarantined=True))
-        assert (again.scans, again.status) == (1, {"ok": 1})
+        summary = score(catalog, results, options(bundle_path))
+        assert summary.status == {"ok": 4, "quarantined": 2}
+        gone = "file not found (deleted or moved since it was catalogued)"
+        assert set(summary.reasons) == {"empty file (0 bytes)", gone}
+        again = score(catalog, results, options(bundle_path))
+        assert again.generation is None
+        paths[1].write_bytes(data)  # the share is mounted again, with the file as it was
+        os.utime(paths[1], ns=(state.st_atime_ns, state.st_mtime_ns))
+        retried = score(catalog, results, options(bundle_path, retry_quarantined=True))
+        assert (retried.scans, retried.status) == (2, {"ok": 1, "quarantined": 1})
         rows = read_results(results)
         assert rows.num_rows == 6
-        assert set(rows["status"].to_pylist()) == {"ok"}
+        assert rows["status"].to_pylist().count("ok") == 5
         assert verify(results).differences == []
 
     def test_a_redacted_folder_tells_no_path_and_is_still_exactly_once(

@@ -8,10 +8,12 @@ import boto3
 import numpy as np
 import pyarrow as pa
 import pytest
+from typer.testing import CliRunner
 
 from braintumor_ray.catalog.build import load_catalog
 from braintumor_ray.catalog.listing import list_files
 from braintumor_ray.catalog.schema import write_catalog
+from braintumor_ray.cli import app
 from braintumor_ray.decode.files import read_file
 from braintumor_ray.decode.types import DecodeLimits
 from braintumor_ray.errors import ResultsError
@@ -25,7 +27,6 @@ from braintumor_ray.scoring.options import DecodeSettings, PredictSettings
 from braintumor_ray.scoring.verify import verify
 from braintumor_ray.storage import open_filesystem, read_bytes, write_atomically
 from tests.builders import write_archive
-from tests.command import run_command
 from tests.s3 import upload
 
 
@@ -271,8 +272,9 @@ PARTS = ("archive", "bundle", "results")
 
 
 def score_by_command(source, bundle, output):
-    done = run_command("score", source, "-b", bundle, "-o", output, "--json", "--block-size", "20")
-    assert done.returncode == 0, done.stderr[-3000:]
+    words = ["score", source, "-b", bundle, "-o", output, "--json", "--block-size", "20"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output[-3000:]
     return done.stdout
 
 

@@ -6,6 +6,7 @@ import time
 from braintumor_ray.decode.prepare import prepare_file
 
 POISON = b"\x89PNG poison"
+SLEEPING_POISON = b"\x89PNG sleeping poison"
 
 
 def deadly(data, options):
@@ -15,11 +16,11 @@ def deadly(data, options):
     return prepare_file(data, options)
 
 
-def stalling(data, options):
-    """Never comes back from one kind of file."""
-    if data is not None and data.startswith(POISON):
+def deadly_or_stalling(data, options):
+    """Never comes back from another kind either."""
+    if data is not None and data.startswith(SLEEPING_POISON):
         time.sleep(3600)
-    return prepare_file(data, options)
+    return deadly(data, options)
 
 
 def slow(data, options):

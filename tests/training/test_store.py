@@ -2,11 +2,13 @@
 
 import pytest
 from pyarrow.fs import FileSelector
+from typer.testing import CliRunner
 
+from braintumor_ray.cli import app
 from braintumor_ray.predict.predictor import Predictor
 from braintumor_ray.storage import open_filesystem, read_bytes
 from tests.builders import disc_scan, write_archive
-from tests.command import PROJECT, run_command
+from tests.command import PROJECT
 from tests.s3 import upload
 from tests.training.test_run import QUICK
 
@@ -14,19 +16,20 @@ from tests.training.test_run import QUICK
 def train_by_command(source, output, *more):
     settings = [part for setting in QUICK for part in ("--set", setting)]
     where = ("--recipe", "demo", "--weights", "none", "--output", output)
-    return run_command("train", source, *where, *settings, *more)
+    return CliRunner().invoke(app, ["train", source, *where, *settings, *more])
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_run_on_a_store_ends_in_a_bundle_there(s3, tmp_path):
+def test_a_run_on_a_store_ends_in_a_bundle_there(cluster, s3, tmp_path, monkeypatch):
     bucket, faults = s3
+    monkeypatch.chdir(tmp_path)
     write_archive(tmp_path / "archive", 40)
     upload(tmp_path / "archive", bucket, "archive")
     source, output = f"s3://{bucket}/archive", f"s3://{bucket}/runs/first"
     with faults.busy_at_first(4, "runs/"):
         done = train_by_command(source, output, "--cache", f"s3://{bucket}/cache")
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.exit_code == 0, done.output[-3000:]
     assert faults.refused == 4
 
     columns = Predictor.from_bundle(f"{output}/bundle")([disc_scan(1)])
@@ -38,6 +41,6 @@ def test_a_run_on_a_store_ends_in_a_bundle_there(s3, tmp_path):
     assert any(name.endswith(".parquet") for name in names)
 
     again = train_by_command(source, output, "--cache", f"s3://{bucket}/cache")
-    assert again.returncode != 0
+    assert again.exit_code == 1
     assert "finished run" in again.stderr
-    assert not (PROJECT / "s3:").exists()
+    assert not any((folder / "s3:").exists() for folder in (tmp_path, PROJECT))
