@@ -51,10 +51,11 @@ class PredictorReplica:
         cv2.setNumThreads(1)  # finding a head in a team of threads costs twice the CPU
         self._predictor = make_predictor(chosen)
         self._card = describe_model(self._predictor)
+        # Ray exports each value as the middle of its bucket: one bucket for each size, around it.
         sizes = Histogram(
             "braintumor_batch_size",
             description="scans per forward pass",
-            boundaries=[1, 2, 4, 8, 12, 16, 24, 32, 64, 128, 256],
+            boundaries=[size + 0.5 for size in range(chosen.max_batch_size + 1)],
         )
         self._threads = _torch_threads(chosen)
         self._lanes = 2 if self._card.device == "cpu" and self._threads > 1 else 1
