@@ -12,7 +12,7 @@ from braintumor_ray.scoring.predict_stage import PredictStage
 from tests.builders import disc_scan
 
 HEAD = np.ones((3, 8, 8), np.float32).tobytes()
-HEADLESS = np.zeros((80, 80), np.uint8)
+HEADLESS = np.random.default_rng(0).integers(0, 256, (80, 80)).astype(np.uint8)
 
 
 def block(images):
@@ -66,7 +66,7 @@ def test_what_the_decoder_prepares_is_what_the_predictor_would(bundle_path, tmp_
     assert rows["status"].to_pylist() == ["ok"] * 5 + ["quarantined"]
     wanted = predictor(scans)
     assert rows["out_of_domain"].to_pylist() == [*wanted["out_of_domain"].tolist(), None]
-    assert rows["out_of_domain"].to_pylist()[4] is True  # a black picture holds no head
+    assert rows["out_of_domain"].to_pylist()[4] is True  # noise holds no head
     for name in ("heat_inside", "heat_rim", "heat_background"):
         found = np.array(rows[name].to_pylist()[:5], dtype=float)
         np.testing.assert_allclose(found, wanted[name], atol=1e-5)
