@@ -94,8 +94,9 @@ def nightly(
     """Score what is new, verify it, and compare it with the last 7 runs; exit 3 on drift.
 
     Safe to start twice: one of two gives up. Exit 1: something failed, run it again. Exit 3: it
-    is committed, and too many scans are quarantined, 'verify' found a difference, or class
-    shares, entropy or quarantine share differ from the last runs by more than chance.
+    is committed, and too many scans are quarantined, 'verify' found a difference, class shares,
+    entropy or quarantine share differ from the last runs by more than chance, or the scans as a
+    whole differ from those that the bundle was validated on.
     """
     from braintumor_ray.errors import GateError
     from braintumor_ray.scoring.nightly import judge
@@ -168,6 +169,8 @@ def _open(source: str, run: ScoreRun) -> tuple["Scans", ScoreOptions]:
 
 
 def _score_lines(found: dict[str, Any], output: str) -> str:
+    from braintumor_ray.predict.shift import Shift
+
     if found["generation"] is None:
         return f"nothing new: all {found['known']} scans are scored in {output}"
     counts = ", ".join(f"{name} {n}" for name, n in found["status"].items())
@@ -179,6 +182,9 @@ def _score_lines(found: dict[str, Any], output: str) -> str:
     ]
     if found["share_of_model_speed"] is not None:
         lines[-1] += f" ({found['share_of_model_speed']:.0%} of the model's own speed)"
+    shift = Shift.of_run(found)
+    if shift is not None:
+        lines.append(("warning: " if shift.differs else "") + shift.sentence())
     lines += [f"quarantined: {reason} ({n})" for reason, n in list(found["reasons"].items())[:5]]
     return "\n".join(lines)
 

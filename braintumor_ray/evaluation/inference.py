@@ -49,6 +49,7 @@ class ScanOutputs:
             background; NaN where unknown.
         area: float64 (n, 3), the same shares of the picture's area.
         out_of_domain: bool (n,), as `Predictor.out_of_domain`; False where not ok.
+        pooled: float32 (n, C), global average of the target map; NaN where not ok.
     """
 
     status: list[str]
@@ -62,6 +63,7 @@ class ScanOutputs:
     heat: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 3)))
     area: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 3)))
     out_of_domain: NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, bool))
+    pooled: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
 
     @property
     def ok(self) -> NDArray[np.bool_]:
@@ -78,6 +80,7 @@ class _Batch:
     heat: NDArray[np.float64]
     area: NDArray[np.float64]
     out_of_domain: NDArray[np.bool_]
+    pooled: NDArray[np.float32]
 
 
 def predict_catalog(
@@ -119,6 +122,7 @@ def predict_catalog(
         np.concatenate([batch.heat for batch in batches]),
         np.concatenate([batch.area for batch in batches]),
         np.concatenate([batch.out_of_domain for batch in batches]),
+        np.concatenate([batch.pooled for batch in batches]),
     )
 
 
@@ -152,6 +156,7 @@ def _empty(predictor: Predictor, explain: bool, count: int = 0) -> _Batch:
         np.full((count, 3), np.nan),
         np.full((count, 3), np.nan),
         np.zeros(count, bool),
+        np.full((count, predictor.bundle.map_shape[0]), np.nan, np.float32),
     )
 
 
@@ -170,6 +175,7 @@ def _predict(
     for view in list(test_time_views(squares))[1:] if tta else []:
         logits.append(predictor.forward(view, explain=False).logits)
     result.logits[rows] = np.mean(logits, axis=0)
+    result.pooled[rows] = plain.pooled
     for name, maps in plain.maps.items():
         result.maps[name][rows] = as_stored(picture_maps(maps, boxes))
     heads = [head_regions(square) for square in squares]

@@ -59,7 +59,7 @@ def recalibrate(
     updated = fields.model_copy(update={**changed, "metrics": metrics})
     card = model_card(location).rstrip("\n") + "\n"
     card += _NOTE.format(**changes, fingerprint=bundle.fingerprint)
-    saved = save_bundle(output, updated, bundle.build_model(), bundle.gate, card)
+    saved = save_bundle(output, updated, bundle.build_model(), bundle.gate, card, bundle.archive)
     return {"path": str(output), "fingerprint": saved.fingerprint, **changes}
 
 

@@ -7,7 +7,7 @@ copies of training scans are left out and counted.
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,9 @@ from braintumor_ray.localization.summary import require_match
 from braintumor_ray.localization.truth import TruthIndex
 from braintumor_ray.metrics.inputs import binary_view
 from braintumor_ray.models.bundle import BundleFields, load_bundle
+from braintumor_ray.models.domain import ArchiveReference
 from braintumor_ray.predict.predictor import Predictor
+from braintumor_ray.predict.shift import shift_of
 from braintumor_ray.storage import write_atomically
 from braintumor_ray.types import Bools, Progress
 
@@ -257,6 +259,7 @@ def _measure_set(
         "calibration": _calibration(evaluated, measured),
         "threshold_transfer": _transfer(evaluated, data.name),
         "out_of_domain": _out_of_domain(evaluated),
+        "shift": _shift(evaluated, predictor.bundle.archive),
         "by_class": None if data.labels.decision_only else _by_class(measured),
         "localization": _localization(predictor, evaluated, data, options),
         "studies": rolled_up(evaluated, "study", seed=options.seed, n_boot=options.n_boot),
@@ -346,6 +349,19 @@ def _balanced(point: Mapping[str, Any]) -> float:
 def _out_of_domain(evaluated: Evaluated) -> dict[str, Any]:
     flags = evaluated.outputs.out_of_domain[evaluated.measured]
     return {"scans": int(flags.sum()), "of": len(flags), "share": float(flags.mean())}
+
+
+def _shift(evaluated: Evaluated, reference: ArchiveReference | None) -> dict[str, Any] | None:
+    """Of the measured scans as a whole; slices of one patient count as one."""
+    if reference is None:
+        return None
+    rows = evaluated.measured
+    _, score = binary_view(evaluated.labels, evaluated.probs, evaluated.positive)
+    decided = score >= evaluated.fields.threshold
+    coordinates = reference.coordinates(evaluated.outputs.pooled[rows], decided)
+    patients = evaluated.rows["patient_key"].take(pa.array(rows)).to_pylist()
+    found = shift_of(reference, coordinates, decided, patients)
+    return None if found is None else asdict(found)
 
 
 def _by_class(measured: Mapping[str, Any]) -> dict[str, Any]:

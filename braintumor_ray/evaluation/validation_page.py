@@ -76,6 +76,7 @@ def _cells(found: Mapping[str, Any]) -> Iterable[tuple[str, Callable[[Figures], 
     yield "ECE, tumor", lambda one: number(one["calibration"]["ece"])
     yield "Brier score, tumor", lambda one: number(one["calibration"]["brier"])
     yield "called out of domain", lambda one: percent(one["out_of_domain"]["share"])
+    yield "the set as a whole", _shift
     for measure, title in (("pointing", "pointing game"), ("mass", "heat in the tumor")):
         for method in _methods(found):
             yield f"{title}, {method_name(method)}", _map_score(method, measure)
@@ -84,6 +85,14 @@ def _cells(found: Mapping[str, Any]) -> Iterable[tuple[str, Callable[[Figures], 
         for how in ("max", "mean"):
             for name in ("auroc", "sensitivity", "specificity"):
                 yield f"  {name}, {how} of the slices", _rolled(level, how, name)
+
+
+def _shift(one: Figures) -> str:
+    shift = one["shift"]
+    if shift is None:
+        return "not known"
+    word = "differs from validation scans" if shift["differs"] else "as validation scans"
+    return f"{word}: {number(shift['distance'])}, limit {number(shift['limit'])}"
 
 
 def method_name(method: str) -> str:

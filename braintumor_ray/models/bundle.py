@@ -10,11 +10,13 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from dataclasses import fields as dataclass_fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
@@ -22,10 +24,11 @@ from torch import Tensor
 from braintumor_ray.decode.preprocess import Crop, Intensity, Preprocessing
 from braintumor_ray.errors import BundleError, describe_validation
 from braintumor_ray.models.classifier import Architecture, Classifier
-from braintumor_ray.models.domain import DomainDetector
+from braintumor_ray.models.domain import ArchiveReference, DomainDetector
 from braintumor_ray.recipes.schema import Head, Neck, Pooling
 
 WEIGHTS, DESCRIPTION, CARD = "model.safetensors", "bundle.json", "model_card.md"
+DOMAIN_COORDINATES = "domain_coordinates"
 LARGEST_MAP = 16  # larger maps are area-averaged: they would cost more than they show
 LARGEST_REFINED_MAP = 32  # of a neck, which is there for finer maps
 # Fields that came later count in a fingerprint only where they are used: bundles keep theirs.
@@ -111,6 +114,7 @@ class Bundle:
     fields: BundleFields
     state: Mapping[str, Tensor]
     gate: DomainDetector | None
+    archive: ArchiveReference | None = None
 
     @cached_property
     def fingerprint(self) -> str:
@@ -141,6 +145,11 @@ class Bundle:
     def preprocessing(self) -> Preprocessing:
         """How pixels reach the network."""
         return Preprocessing.from_dict(self.fields.preprocessing.model_dump())
+
+    @property
+    def optional_columns(self) -> tuple[str, ...]:
+        """Columns of results that bundles of earlier versions cannot fill."""
+        return () if self.archive is None else (DOMAIN_COORDINATES,)
 
     @property
     def positive_indices(self) -> list[int]:
@@ -188,6 +197,7 @@ def save_bundle(
     model: Classifier,
     gate: DomainDetector | None,
     card: str,
+    archive: ArchiveReference | None = None,
 ) -> Bundle:
     """Write a bundle directory; it appears whole or not at all.
 
@@ -200,7 +210,7 @@ def save_bundle(
     target.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
-        weights = _pack(model, gate)
+        weights = _pack(model, gate, archive)
         (work / WEIGHTS).write_bytes(weights)
         digest = hashlib.sha256(weights).hexdigest()
         known = {"weights_sha256": digest, "map_shape": model.map_shape}
@@ -273,18 +283,26 @@ def _read(directory: str | Path, name: str) -> bytes:
         ) from error
 
 
-def _pack(model: Classifier, gate: DomainDetector | None) -> bytes:
+def _pack(
+    model: Classifier, gate: DomainDetector | None, archive: ArchiveReference | None
+) -> bytes:
     from safetensors.torch import save
 
     tensors = {f"model.{k}": v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     if gate is not None:
         tensors |= {
             "domain.mean": torch.from_numpy(gate.mean),
-            "domain.basis": torch.from_numpy(np.ascontiguousarray(gate.basis)),
+            "domain.basis": _contiguous(gate.basis),
             "domain.scale": torch.from_numpy(gate.scale),
             "domain.residual": torch.tensor([gate.residual], dtype=torch.float64),
         }
+    if archive is not None:
+        tensors |= {f"archive.{k}": _contiguous(v) for k, v in vars(archive).items()}
     return save(tensors)
+
+
+def _contiguous(values: npt.NDArray[Any]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values))
 
 
 def _unpack(fields: BundleFields, blob: bytes) -> Bundle:
@@ -304,4 +322,8 @@ def _unpack(fields: BundleFields, blob: bytes) -> Bundle:
             tensors["domain.scale"].numpy(),
             float(tensors["domain.residual"][0]),
         )
-    return Bundle(fields, state, gate)
+    archive = None
+    if "archive.centers" in tensors:
+        names = [field.name for field in dataclass_fields(ArchiveReference)]
+        archive = ArchiveReference(**{name: tensors[f"archive.{name}"].numpy() for name in names})
+    return Bundle(fields, state, gate, archive)

@@ -63,3 +63,64 @@ class DomainDetector:
 def _unit_length(features: FloatArray) -> FloatArray:
     lengths = np.linalg.norm(features, axis=1, keepdims=True)
     return np.asarray(features / np.maximum(lengths, 1e-12))
+
+
+COORDINATES = 16  # a batch's mean in more directions drowns in noise: measured at 8 to 64
+_FLOOR = 1e-3  # features below this are as good as none
+_FEW = 8  # scans of a group whose own mean says more than that of all
+
+
+@dataclass(frozen=True)
+class ArchiveReference:
+    """How validation scans lie, so that an archive as a whole can be compared with them.
+
+    One scan in twenty of another hospital looks strange by itself; a hundred of them differ
+    plainly in their mean. Coordinates are taken from the mean of the scans that are decided alike,
+    as an archive with more tumors is no stranger than one with fewer.
+
+    Attributes:
+        centers: (2, C) mean log features of scans decided negative, and positive.
+        basis: (C, r) orthonormal principal directions of what is left.
+        scale: (r,) standard deviation along each.
+        scans: (2,) validation scans behind each center.
+    """
+
+    centers: npt.NDArray[np.float32]
+    basis: npt.NDArray[np.float32]
+    scale: npt.NDArray[np.float32]
+    scans: npt.NDArray[np.int64]
+
+    @classmethod
+    def fit(cls, features: FloatArray, positive: npt.NDArray[np.bool_]) -> "ArchiveReference":
+        """Fit to pooled features (n, C), n >= 2, and to what was decided, bool (n,)."""
+        x = _log(features)
+        groups = [x[positive == decided] for decided in (False, True)]
+        groups = [group if len(group) >= _FEW else x for group in groups]
+        centers = np.stack([group.mean(axis=0) for group in groups])
+        rest = x - centers[positive.astype(int)]
+        _, singular, directions = np.linalg.svd(rest, full_matrices=False)
+        rank = max(1, min(COORDINATES, len(x) // 4, x.shape[1]))
+        scale = np.maximum(singular[:rank] / np.sqrt(len(x) - 1), 1e-6)
+        return cls(
+            centers.astype(np.float32),
+            directions[:rank].T.astype(np.float32),
+            scale.astype(np.float32),
+            np.array([len(group) for group in groups]),
+        )
+
+    def coordinates(
+        self, features: FloatArray, positive: npt.NDArray[np.bool_]
+    ) -> npt.NDArray[np.float32]:
+        """Where scans lie, float32 (n, r) in standard deviations of validation scans.
+
+        Args:
+            features: pooled, (n, C).
+            positive: what was decided, bool (n,).
+        """
+        rest = _log(features) - self.centers[positive.astype(int)]
+        return np.asarray(rest @ self.basis / self.scale, dtype=np.float32)
+
+
+def _log(features: FloatArray) -> FloatArray:
+    """Log features, with their sign: what differs between scanners multiplies them."""
+    return np.arcsinh(np.asarray(features, dtype=np.float64) / _FLOOR)

@@ -19,7 +19,7 @@ from braintumor_ray.explain.library import library_cams
 from braintumor_ray.explain.placement import picture_maps
 from braintumor_ray.explain.regions import head_weights, heat_shares_batch
 from braintumor_ray.models.allocator import keep_freed_memory
-from braintumor_ray.models.bundle import Bundle, load_bundle
+from braintumor_ray.models.bundle import DOMAIN_COORDINATES, Bundle, load_bundle
 from braintumor_ray.models.classifier import Classifier, normalize
 from braintumor_ray.models.device import choose_device, use_bf16
 from braintumor_ray.models.folding import fold_batch_norms
@@ -130,7 +130,8 @@ class Predictor:
             `probabilities` float32 (n, k) in bundle order after temperature, `decision` bool (n,),
             `entropy` float32 (n,) divided by ln k, `out_of_domain` bool (n,), each method's raw
             maps float16 (n, h, w), `heat_inside`, `heat_rim`, `heat_background` float32 (n,), NaN
-            where map or head mask is empty.
+            where map or head mask is empty, and `domain_coordinates` float32 (n, r) where the
+            bundle has a reference for archives.
 
         Raises:
             ValueError: an image that is not uint8 (H, W).
@@ -160,6 +161,9 @@ class Predictor:
         raw = self.forward(images, explain=explain)
         columns = self._decisions(raw)
         columns["out_of_domain"] = self.out_of_domain(raw, heads)
+        if self.bundle.archive is not None:
+            decided = columns["decision"]
+            columns[DOMAIN_COORDINATES] = self.bundle.archive.coordinates(raw.pooled, decided)
         if explain:
             columns |= self._explanations(raw, heads, boxes)
         return columns

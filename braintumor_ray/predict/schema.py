@@ -10,6 +10,9 @@ SCHEMA_VERSION = 1
 STATUSES = ("ok", "quarantined", "skipped")
 KEYS = ("patient_key", "study_key", "series_key", "sop_key")
 
+# Columns that came later, by name: bundles and folders of before have none of them.
+OPTIONAL_FIELDS = {"domain_coordinates": pa.list_(pa.float32())}
+
 
 def prediction_fields(cam_shape: tuple[int, int], methods: Sequence[str]) -> list[pa.Field]:
     """Fields that the predictor fills; null where the scan could not be predicted.
@@ -34,8 +37,17 @@ def prediction_fields(cam_shape: tuple[int, int], methods: Sequence[str]) -> lis
     ]
 
 
-def result_schema(cam_shape: tuple[int, int], methods: Sequence[str]) -> pa.Schema:
-    """Schema of every Parquet file of predictions."""
+def result_schema(
+    cam_shape: tuple[int, int], methods: Sequence[str], optional: Sequence[str] = ()
+) -> pa.Schema:
+    """Schema of every Parquet file of predictions.
+
+    Args:
+        cam_shape: height and width of the maps.
+        methods: CAM methods, a column each.
+        optional: those of `OPTIONAL_FIELDS` that the bundle fills (`Bundle.optional_columns`); a
+            folder has the same ones for good.
+    """
     return pa.schema(
         [
             pa.field("scan_id", pa.int64(), nullable=False),
@@ -48,6 +60,7 @@ def result_schema(cam_shape: tuple[int, int], methods: Sequence[str]) -> pa.Sche
             pa.field("width", pa.int32()),
             pa.field("pixel_sha256", pa.string()),
             *prediction_fields(cam_shape, methods),
+            *(pa.field(name, OPTIONAL_FIELDS[name]) for name in optional),
             pa.field("bundle_fingerprint", pa.string()),
             pa.field("scored_at", pa.timestamp("us", tz="UTC")),
         ]

@@ -33,7 +33,7 @@ from braintumor_ray.scoring.options import ScoreOptions
 from braintumor_ray.scoring.pipeline import Stages, counter_beside_us, execute, watched
 from braintumor_ray.scoring.plan import Plan, make_plan, write_work
 from braintumor_ray.scoring.scans import Scans, are_in
-from braintumor_ray.scoring.summary import COLUMNS, Summary, Tally, nothing_new, summarize
+from braintumor_ray.scoring.summary import Summary, Tally, nothing_new, summarize
 from braintumor_ray.types import Progress
 
 ATTEMPTS = 5  # executions of one run: nodes and workers die, and orphans of theirs are tidied up
@@ -105,7 +105,7 @@ def _plan(
 def describe_settings(bundle: Bundle, options: ScoreOptions) -> dict[str, Any]:
     """What makes rows comparable; results with other settings are another folder's."""
     predict, redaction = options.predict, options.decode.redaction
-    return {
+    settings = {
         "schema_version": SCHEMA_VERSION,
         "bundle_fingerprint": bundle.fingerprint,
         "class_names": list(bundle.fields.class_names),
@@ -117,6 +117,8 @@ def describe_settings(bundle: Bundle, options: ScoreOptions) -> dict[str, Any]:
         "cam_shape": list(bundle.cam_shape),
         "uri_redaction": redaction.check if redaction else None,
     }
+    optional = {"optional_columns": list(bundle.optional_columns)}
+    return settings | (optional if bundle.optional_columns else {})
 
 
 def open_results(folder: ResultsFolder, bundle: Bundle, options: ScoreOptions) -> str:
@@ -170,7 +172,8 @@ def _run(
     if progress:
         progress(plan.work.num_rows, plan.work.num_rows)
     predicted, seconds = ray.get(counter.read.remote())
-    return _commit(plan, catalogs, lease, started, predicted / seconds if seconds else 0.0, options)
+    speed = predicted / seconds if seconds else 0.0
+    return _commit(plan, catalogs, lease, started, speed, options, Tally(bundle))
 
 
 def _commit(
@@ -180,12 +183,12 @@ def _commit(
     started: float,
     model_scans_per_s: float,
     options: ScoreOptions,
+    tally: Tally,
 ) -> Summary:
     """Write the manifest, after which the generation counts, and tidy up."""
     generation, redaction = plan.generation, options.decode.redaction
     if redaction:  # from here on nothing in the folder tells where a scan is
         catalogs = write_work(plan, f"{_attempt_of(catalogs)}-redacted", redaction)
-    tally = Tally()
     manifest = _manifest(plan, catalogs, started, tally)
     summary = summarize(plan, tally, time.time() - started, model_scans_per_s)
     lease.check()
@@ -222,7 +225,7 @@ def _manifest(plan: Plan, catalogs: list[str], started: float, tally: Tally) -> 
     generation = plan.generation
     sizes = generation.folder.sizes(generation.rows)
     files = []
-    for path, rows in generation.read_files(sorted(generation.committed_files()), COLUMNS):
+    for path, rows in generation.read_files(sorted(generation.committed_files()), tally.columns):
         tally.add(rows)
         size = sizes[path.rsplit("/", 1)[-1]]
         files.append({"path": path, "rows": rows.num_rows, "bytes": size})

@@ -7,6 +7,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from braintumor_ray.predict.results import JUDGED, MANIFESTS, ResultsFolder, results_folder
+from braintumor_ray.predict.shift import Shift
 from braintumor_ray.scoring.verify import verify
 
 RUNS = 7
@@ -236,6 +237,9 @@ def _verdict(
         )
     comparison = compare(run, last_summaries(folder, int(run["generation"])))
     gates += [f"drift: {_drift(figure)}" for figure in comparison.drifts]
+    shift = Shift.of_run(run)
+    if shift is not None and shift.differs:
+        gates.append(f"shift: {shift.sentence()}")
     return comparison, gates
 
 

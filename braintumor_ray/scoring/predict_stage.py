@@ -41,7 +41,9 @@ class PredictStage:
         self._predict = parallel.predict
         self._fingerprint = fingerprint
         self._report = report
-        self._schema = result_schema(self._predictor.cam_shape, settings.methods)
+        self._schema = result_schema(
+            self._predictor.cam_shape, settings.methods, self._predictor.bundle.optional_columns
+        )
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """Predict the ok rows; the others keep their status and reason."""

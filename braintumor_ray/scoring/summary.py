@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from braintumor_ray.models.bundle import DOMAIN_COORDINATES, Bundle
+from braintumor_ray.predict.shift import Shift, ShiftTally
 from braintumor_ray.scoring.plan import Plan
 
 
@@ -21,6 +23,8 @@ class Summary:
         status, classes, reasons: counts; classes of ok rows, reasons of the others.
         mean_entropy, entropy_deviation: over ok rows, 0 to 1; None where there are none.
         out_of_domain: ok rows flagged.
+        shift: how far the ok rows as a whole are from validation scans, see `predict.shift.Shift`;
+            None: a bundle of an earlier version, or too few scans.
         seconds, scans_per_s: of this run, start of the pipeline included.
         model_scans_per_s: while predicting, one predictor; what the model alone could do here.
         share_of_model_speed: scans_per_s / model_scans_per_s.
@@ -36,6 +40,7 @@ class Summary:
     mean_entropy: float | None = None
     entropy_deviation: float | None = None
     out_of_domain: int = 0
+    shift: Shift | None = None
     seconds: float = 0.0
     scans_per_s: float = 0.0
     model_scans_per_s: float = 0.0
@@ -47,19 +52,31 @@ class Summary:
         return self.status.get("quarantined", 0) / self.scans if self.scans else 0.0
 
 
-COLUMNS = ["status", "reason", "predicted_class", "entropy", "out_of_domain"]
+_COLUMNS = ["status", "reason", "predicted_class", "entropy", "out_of_domain"]
+_SHIFT_COLUMNS = [DOMAIN_COORDINATES, "decision", "patient_key"]
 
 
 class Tally:
-    """Counts the rows of a generation, a table at a time."""
+    """Counts the rows of a generation, a table at a time.
 
-    def __init__(self) -> None:
+    Args:
+        bundle: that scored them.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._archive = bundle.archive
+        self._shift = ShiftTally()
         self.scans = self.out_of_domain = 0
         self.status, self.classes, self.reasons = Counter[str](), Counter[str](), Counter[str]()
         self._scored, self._sum, self._squares = 0, 0.0, 0.0
 
+    @property
+    def columns(self) -> list[str]:
+        """What `add` must be given."""
+        return _COLUMNS + (_SHIFT_COLUMNS if self._archive is not None else [])
+
     def add(self, rows: pa.Table) -> None:
-        """Count rows with the columns `COLUMNS`."""
+        """Count rows."""
         self.scans += rows.num_rows
         self.out_of_domain += pc.sum(rows["out_of_domain"]).as_py() or 0
         self.status.update(_counts(rows["status"]))
@@ -69,6 +86,19 @@ class Tally:
         self._scored += len(entropy)
         self._sum += float(entropy.sum())
         self._squares += float((entropy**2).sum())
+        if self._archive is not None:
+            ok = rows.filter(rows[DOMAIN_COORDINATES].is_valid())
+            flat = pc.list_flatten(ok[DOMAIN_COORDINATES]).to_numpy()
+            self._shift.add(
+                flat.reshape(ok.num_rows, len(self._archive.scale)),
+                ok["decision"].to_numpy(),
+                ok["patient_key"].to_pylist(),
+            )
+
+    @property
+    def shift(self) -> Shift | None:
+        """Of the ok rows as a whole."""
+        return self._shift.shift(self._archive.scans) if self._archive is not None else None
 
     @property
     def entropy(self) -> tuple[float | None, float | None]:
@@ -100,6 +130,7 @@ def summarize(plan: Plan, tally: Tally, seconds: float, model_scans_per_s: float
         mean_entropy=mean,
         entropy_deviation=deviation,
         out_of_domain=tally.out_of_domain,
+        shift=tally.shift,
         seconds=seconds,
         scans_per_s=speed,
         model_scans_per_s=model_scans_per_s,

@@ -84,7 +84,8 @@ def _generation_rows(
     folder: ResultsFolder, manifest: dict[str, Any], meta: dict[str, Any], gone: Ids
 ) -> tuple[Ids, Ids, list[str]]:
     """Ids of all rows, keys of (uri, frame) of the current ones, faults inside the files."""
-    schema = result_schema(tuple(meta["cam_shape"]), meta["cam_methods"])
+    optional = meta.get("optional_columns", ())
+    schema = result_schema(tuple(meta["cam_shape"]), meta["cam_methods"], optional)
     ids, keys, faults = [], [], []
     tables = folder.read_parquet(row_files(manifest))
     for file, table in zip(manifest["files"], tables, strict=True):

@@ -9,13 +9,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+from scipy.special import softmax
 
 from braintumor_ray.catalog.labels import ClassMap
 from braintumor_ray.decode.preprocess import Preprocessing
 from braintumor_ray.metrics.tuning import tune_decision
 from braintumor_ray.models.bundle import Bundle, BundleFields
 from braintumor_ray.models.classifier import Architecture
-from braintumor_ray.models.domain import DomainDetector
+from braintumor_ray.models.domain import ArchiveReference, DomainDetector
 from braintumor_ray.predict.predictor import Predictor, RawOutput
 from braintumor_ray.recipes.schema import Recipe
 from braintumor_ray.storage import open_filesystem
@@ -61,7 +62,9 @@ def tune(bundle: Bundle, training: Outputs, validation: Outputs, recipe: Recipe)
         "domain_limit": _domain_limit(gate.distance(validation.pooled)),
         "metrics": {"validation": tuned.metrics},
     }
-    return Bundle(bundle.fields.model_copy(update=chosen), bundle.state, gate)
+    scores = softmax(validation.logits / tuned.temperature, axis=1)[:, positive].sum(axis=1)
+    archive = ArchiveReference.fit(validation.pooled, scores >= tuned.threshold)
+    return Bundle(bundle.fields.model_copy(update=chosen), bundle.state, gate, archive)
 
 
 def provisional_bundle(

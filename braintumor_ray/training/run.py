@@ -287,7 +287,9 @@ def _finish(
         write_history(fitted.history, box)
         (box / "phases.json").write_text(json.dumps(phases, indent=1) + "\n", encoding="utf-8")
         card = model_card(bundle, data, phases, options, weights)
-        saved = save_bundle(box / "bundle", bundle.fields, bundle.build_model(), bundle.gate, card)
+        saved = save_bundle(
+            box / "bundle", bundle.fields, bundle.build_model(), bundle.gate, card, bundle.archive
+        )
     folder.write_note(status="finished")
     return TrainingResult(saved, folder.location, fitted.history, phases)
 

@@ -12,6 +12,7 @@ from pyarrow import csv
 
 from braintumor_ray.errors import ResultsError, UsageError
 from braintumor_ray.predict.results import ResultsFolder, read_results, results_folder
+from braintumor_ray.predict.shift import Shift
 from braintumor_ray.storage import write_atomically
 from braintumor_ray.types import Ints
 from braintumor_ray.worklist.page import write_worklist_page
@@ -65,7 +66,8 @@ def make_worklist(
             has the pixels that were scored, the scan's file.
 
     Returns:
-        `by`, `scans` and `patients` listed, `ranked` (scans with a prediction), `positive` (of
+        `by`, `shifts` (a sentence for each run that differs from validation scans), `scans` and
+        `patients` listed, `ranked` (scans with a prediction), `positive` (of
         them), `not_ranked` (counts by status), `overlays`, `scans_drawn`, `files`.
 
     Raises:
@@ -85,6 +87,7 @@ def make_worklist(
     write_atomically(f"{target}/{PATIENTS}", _csv(listed_patients))
     summary = {
         "by": by,
+        "shifts": _shifts(folder),
         "scans": listed.num_rows,
         "patients": listed_patients.num_rows,
         "ranked": ranked.num_rows,
@@ -96,6 +99,12 @@ def make_worklist(
     page = Path(f"{target}/{PAGE}")
     drawn = write_worklist_page(page, folder, summary, listed, listed_patients)
     return summary | {"scans_drawn": drawn}
+
+
+def _shifts(folder: ResultsFolder) -> list[str]:
+    runs = [manifest.get("summary", {}) for manifest in folder.manifests()]
+    shifts = [(run.get("generation"), Shift.of_run(run)) for run in runs]
+    return [f"Run {n}: {s.sentence()}." for n, s in shifts if s is not None and s.differs]
 
 
 def load_rows(folder: ResultsFolder) -> pa.Table:

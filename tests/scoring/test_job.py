@@ -1,5 +1,6 @@
 """The archive job on a local Ray cluster: exactly once, whatever happens."""
 
+import html
 import os
 import shutil
 import signal
@@ -9,17 +10,21 @@ import time
 from pathlib import Path
 
 import duckdb
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from braintumor_ray.catalog.build import load_catalog
 from braintumor_ray.catalog.redaction import UriRedaction
 from braintumor_ray.errors import ResultsError
+from braintumor_ray.models.domain import ArchiveReference
 from braintumor_ray.predict.results import read_results, results_folder
+from braintumor_ray.predict.shift import shift_of
 from braintumor_ray.scoring.job import ScoreOptions, score
 from braintumor_ray.scoring.options import DecodeSettings, PredictSettings
 from braintumor_ray.scoring.verify import verify
-from tests.builders import make_bundle, write_archive
+from braintumor_ray.worklist.worklist import make_worklist
+from tests.builders import make_bundle, make_model, write_archive
 from tests.decode.mutations import intact_images, mutated_images
 from tests.scoring.workers import POISON, SLEEPING_POISON
 
@@ -67,6 +72,26 @@ def scored(nights):
     folder, summary = nights
     shutil.copytree(folder / "results", folder / "first" / "results")
     return folder, folder / "first" / "results", summary
+
+
+def test_an_archive_that_differs_from_validation_is_said_to(tmp_path, cluster):
+    features = np.random.default_rng(0).random((60, make_model().map_shape[0]))
+    reference = ArchiveReference.fit(features, np.arange(60) % 2 == 0)
+    bundle = make_bundle(tmp_path / "bundle", archive=reference)
+    write_archive(tmp_path / "archive", 24)
+    summary = run(tmp_path / "archive", tmp_path / "results", tmp_path / "bundle")
+    assert summary.shift.differs
+    assert summary.shift.scans == 24
+    rows = read_results(tmp_path / "results")
+    places = np.array(rows["domain_coordinates"].to_pylist())
+    assert places.shape == (24, len(bundle.archive.scale))
+    again = shift_of(reference, places, rows["decision"].to_numpy(), [None] * 24)
+    assert again.distance == pytest.approx(summary.shift.distance, rel=1e-5)
+    assert verify(str(tmp_path / "results")).differences == []
+    found = make_worklist(tmp_path / "results", tmp_path / "worklist", overlays=0)
+    assert "Run 1: these 24 scans differ" in found["shifts"][0]
+    page = (tmp_path / "worklist" / "worklist.html").read_text()
+    assert found["shifts"][0] in html.unescape(page)
 
 
 class TestNights:

@@ -1,11 +1,13 @@
 """Tonight against the last nights: what is drift, and what is chance."""
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 
 from braintumor_ray.predict.results import results_folder
+from braintumor_ray.predict.shift import Shift
 from braintumor_ray.scoring.nightly import compare, judge, last_summaries, total_variation
 
 CLASSES = ("glioma", "meningioma", "none", "pituitary")
@@ -127,6 +129,13 @@ class TestVerdict:
         assert "verify: a row too many" in gates
         assert "20.0% of the scans are quarantined" in gates
         assert "drift: class shares" in gates
+
+    @pytest.mark.parametrize("differs", [True, False])
+    def test_scans_that_differ_from_validation_do_not_pass(self, tmp_path, whole, differs):
+        self.write(tmp_path)
+        shift = asdict(Shift(495, 495, 0.5, 0.2, differs))
+        found = judge(str(tmp_path), night(8) | {"shift": shift}, 0.1, 1)
+        assert [gate.split(":")[0] for gate in found.gates] == ["shift"] * differs
 
     def test_a_night_with_nothing_new_is_only_verified(self, tmp_path, whole):
         found = judge(str(tmp_path), {"generation": None, "known": 5}, 0.1, 1)

@@ -1,0 +1,114 @@
+"""Does an archive as a whole differ from what a bundle was validated on?"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import chi2
+
+from braintumor_ray.models.domain import ArchiveReference
+
+LEAST_SCANS = 20
+CHANCE = 1e-3  # of an alarm where nothing but chance is at work
+# What other scans of the same hospitals differ by, in standard deviations: measured on the test
+# splits of a public set, whose scans come from several sources.
+USUAL = 0.1
+
+
+@dataclass(frozen=True)
+class Shift:
+    """The distance of an archive.
+
+    Attributes:
+        scans: that were compared.
+        independent: of them; slices of one patient are alike and count as one.
+        distance: of the mean scan, in standard deviations of validation scans (root mean square
+            over the coordinates).
+        limit: what chance and usual differences explain.
+        differs: the distance is above the limit.
+    """
+
+    scans: int
+    independent: int
+    distance: float
+    limit: float
+    differs: bool
+
+    @classmethod
+    def of_run(cls, summary: Mapping[str, Any]) -> "Shift | None":
+        """As a run's summary holds it; None in those of earlier versions, or of too few scans."""
+        found = summary.get("shift")
+        return cls(**found) if found else None
+
+    def sentence(self) -> str:
+        """What to tell people, without a full stop."""
+        if not self.differs:
+            return f"scans look as in validation (distance {self.distance:.2f} of {self.limit:.2f})"
+        return (
+            f"these {self.scans} scans differ from those that the bundle was validated on "
+            f"(distance {self.distance:.2f}, limit {self.limit:.2f}): its sensitivity, specificity "
+            "and probabilities may not hold here; check with 'validate' on labeled scans"
+        )
+
+
+@dataclass
+class ShiftTally:
+    """Adds up coordinates, a batch at a time; memory does not grow.
+
+    Attributes:
+        counts: scans decided negative, and positive.
+        total: sum of their coordinates (r,); None before the first scan.
+        independent: runs of scans of one patient; a scan without a patient is one of its own.
+    """
+
+    counts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(2, np.int64))
+    total: npt.NDArray[np.float64] | None = None
+    independent: int = 0
+    _last: str | None = None
+
+    def add(
+        self,
+        coordinates: npt.NDArray[np.floating],
+        positive: npt.NDArray[np.bool_],
+        patients: Sequence[str | None],
+    ) -> None:
+        """Count scans: coordinates (n, r), decisions (n,), and keys of their patients."""
+        if not len(coordinates):
+            return
+        added = np.asarray(coordinates, np.float64).sum(axis=0)
+        self.total = added if self.total is None else self.total + added
+        self.counts += np.bincount(positive.astype(int), minlength=2)
+        for patient in patients:
+            self.independent += patient is None or patient != self._last
+            self._last = patient
+
+    def shift(self, reference_scans: npt.NDArray[np.int64]) -> Shift | None:
+        """The distance; None for fewer than `LEAST_SCANS` independent scans.
+
+        Args:
+            reference_scans: `ArchiveReference.scans`; few of them leave its centers uncertain.
+        """
+        if self.total is None or self.independent < LEAST_SCANS:
+            return None
+        scans = int(self.counts.sum())
+        mean = self.total / scans
+        shares = self.counts / scans
+        variance = 1 / self.independent + float((shares**2 / reference_scans).sum())
+        # The mean square of r standard normal coordinates is a chi square over r.
+        chance = variance * float(chi2.isf(CHANCE, len(mean))) / len(mean)
+        distance, limit = float(np.sqrt((mean**2).mean())), float(np.sqrt(USUAL**2 + chance))
+        return Shift(scans, self.independent, distance, limit, distance > limit)
+
+
+def shift_of(
+    reference: ArchiveReference,
+    coordinates: npt.NDArray[np.floating],
+    positive: npt.NDArray[np.bool_],
+    patients: Sequence[Any],
+) -> Shift | None:
+    """The shift of scans that are all at hand; arguments as for `ShiftTally`."""
+    tally = ShiftTally()
+    tally.add(coordinates, positive, patients)
+    return tally.shift(reference.scans)
