@@ -96,7 +96,7 @@ def nightly(
     Safe to start twice: one of two gives up. Exit 1: something failed, run it again. Exit 3: it
     is committed, and too many scans are quarantined, 'verify' found a difference, class shares,
     entropy or quarantine share differ from the last runs by more than chance, or the scans as a
-    whole differ from those that the bundle was validated on.
+    whole differ from those that the bundle was trained on.
     """
     from braintumor_ray.errors import GateError
     from braintumor_ray.scoring.nightly import judge

@@ -91,7 +91,7 @@ def _shift(one: Figures) -> str:
     shift = one["shift"]
     if shift is None:
         return "not known"
-    word = "differs from validation scans" if shift["differs"] else "as validation scans"
+    word = "differs from training" if shift["differs"] else "as in training"
     return f"{word}: {number(shift['distance'])}, limit {number(shift['limit'])}"
 
 

@@ -72,7 +72,7 @@ _FEW = 8  # scans of a group whose own mean says more than that of all
 
 @dataclass(frozen=True)
 class ArchiveReference:
-    """How validation scans lie, so that an archive as a whole can be compared with them.
+    """How known scans lie, so that an archive as a whole can be compared with them.
 
     One scan in twenty of another hospital looks strange by itself; a hundred of them differ
     plainly in their mean. Coordinates are taken from the mean of the scans that are decided alike,
@@ -82,7 +82,7 @@ class ArchiveReference:
         centers: (2, C) mean log features of scans decided negative, and positive.
         basis: (C, r) orthonormal principal directions of what is left.
         scale: (r,) standard deviation along each.
-        scans: (2,) validation scans behind each center.
+        scans: (2,) scans behind each center.
     """
 
     centers: npt.NDArray[np.float32]
@@ -111,7 +111,7 @@ class ArchiveReference:
     def coordinates(
         self, features: FloatArray, positive: npt.NDArray[np.bool_]
     ) -> npt.NDArray[np.float32]:
-        """Where scans lie, float32 (n, r) in standard deviations of validation scans.
+        """Where scans lie, float32 (n, r) in standard deviations of the known scans.
 
         Args:
             features: pooled, (n, C).

@@ -1,4 +1,4 @@
-"""Does an archive as a whole differ from what a bundle was validated on?"""
+"""Does an archive as a whole differ from what a bundle was trained and validated on?"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ class Shift:
     Attributes:
         scans: that were compared.
         independent: of them; slices of one patient are alike and count as one.
-        distance: of the mean scan, in standard deviations of validation scans (root mean square
+        distance: of the mean scan, in standard deviations of the known scans (root mean square
             over the coordinates).
         limit: what chance and usual differences explain.
         differs: the distance is above the limit.
@@ -45,9 +45,9 @@ class Shift:
     def sentence(self) -> str:
         """What to tell people, without a full stop."""
         if not self.differs:
-            return f"scans look as in validation (distance {self.distance:.2f} of {self.limit:.2f})"
+            return f"scans look as in training (distance {self.distance:.2f} of {self.limit:.2f})"
         return (
-            f"these {self.scans} scans differ from those that the bundle was validated on "
+            f"these {self.scans} scans differ from those that the bundle was trained on "
             f"(distance {self.distance:.2f}, limit {self.limit:.2f}): its sensitivity, specificity "
             "and probabilities may not hold here; check with 'validate' on labeled scans"
         )

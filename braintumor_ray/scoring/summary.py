@@ -23,8 +23,8 @@ class Summary:
         status, classes, reasons: counts; classes of ok rows, reasons of the others.
         mean_entropy, entropy_deviation: over ok rows, 0 to 1; None where there are none.
         out_of_domain: ok rows flagged.
-        shift: how far the ok rows as a whole are from validation scans, see `predict.shift.Shift`;
-            None: a bundle of an earlier version, or too few scans.
+        shift: how far the ok rows as a whole are from the training scans, see
+            `predict.shift.Shift`; None: a bundle of an earlier version, or too few scans.
         seconds, scans_per_s: of this run, start of the pipeline included.
         model_scans_per_s: while predicting, one predictor; what the model alone could do here.
         share_of_model_speed: scans_per_s / model_scans_per_s.

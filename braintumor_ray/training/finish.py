@@ -62,8 +62,13 @@ def tune(bundle: Bundle, training: Outputs, validation: Outputs, recipe: Recipe)
         "domain_limit": _domain_limit(gate.distance(validation.pooled)),
         "metrics": {"validation": tuned.metrics},
     }
-    scores = softmax(validation.logits / tuned.temperature, axis=1)[:, positive].sum(axis=1)
-    archive = ArchiveReference.fit(validation.pooled, scores >= tuned.threshold)
+    # Training scans, too: validation alone has too few healthy ones to know where they lie.
+    logits, pooled = (
+        np.concatenate([getattr(part, name) for part in (training, validation)])
+        for name in ("logits", "pooled")
+    )
+    scores = softmax(logits / tuned.temperature, axis=1)[:, positive].sum(axis=1)
+    archive = ArchiveReference.fit(pooled, scores >= tuned.threshold)
     return Bundle(bundle.fields.model_copy(update=chosen), bundle.state, gate, archive)
 
 

@@ -66,7 +66,7 @@ def make_worklist(
             has the pixels that were scored, the scan's file.
 
     Returns:
-        `by`, `shifts` (a sentence for each run that differs from validation scans), `scans` and
+        `by`, `shifts` (a sentence for each run that differs from the training scans), `scans` and
         `patients` listed, `ranked` (scans with a prediction), `positive` (of
         them), `not_ranked` (counts by status), `overlays`, `scans_drawn`, `files`.
 
