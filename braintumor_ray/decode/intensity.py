@@ -1,5 +1,6 @@
 """From intensities without a unit to 0..255: one range for all that must look alike."""
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -89,7 +90,19 @@ def _shows_enough(gray: Gray) -> bool:
     the bright pixels of these rows, and each of them are enough for the whole.
     """
     height = gray.shape[0]
+    if len(set(gray[height // 2].tobytes()[::4])) <= _HANDFUL:
+        return False
     rows = gray[height // (2 * _ROWS) :: max(1, height // _ROWS)]
+    enough = math.ceil(_BLANK_SHARE * gray.size)
     bright = np.count_nonzero(rows > _DARK + 2 * _VISIBLE)
-    enough = min(bright, np.count_nonzero(rows <= _DARK)) >= _BLANK_SHARE * gray.size
-    return bool(enough and len(set(gray[height // 2].tobytes()[::4])) > _HANDFUL)
+    if bright >= enough and np.count_nonzero(rows <= _DARK) >= enough:
+        return True
+    return _has_two_sides(rows, enough)
+
+
+def _has_two_sides(rows: Gray, enough: int) -> bool:
+    """The same proof where the air is brighter: the darkest and the brightest pixels are apart."""
+    levels = np.sort(rows, axis=None)
+    if levels.size < enough:
+        return False
+    return int(levels[-enough]) - int(levels[enough - 1]) > 2 * _VISIBLE

@@ -299,17 +299,16 @@ def _jpeg_end(data: bytes) -> int:
     """
     at = 2
     while found := _MARKER.search(data, at):
-        at = found.start()
-        marker = data[at + 1]
+        at = found.end()
+        marker = data[at - 1]
         if marker == _EOI:
-            return at
+            return at - 2
         if marker == _SOI:
             raise Unreadable("truncated JPEG: another picture begins before its end")
         if marker == _FILL:
-            at += 1
-        else:
-            at += 2
-            at += 0 if marker == _TEM else int.from_bytes(data[at : at + 2], "big")
+            at -= 1
+        elif marker != _TEM:
+            at += data[at] << 8 | data[at + 1] if at + 1 < len(data) else 0
     raise Unreadable("truncated JPEG: no end marker after the last scan")
 
 

@@ -56,10 +56,13 @@ def run_on_scans(
             yield from [failed(reason)] * len(waiting.popleft()[0].frames)
 
     def items() -> Iterator[Item]:
+        wanted = options
         for file, content in read_ahead(rows, options.limits):
             waiting.append((file, content.reason))
             if content.reason is None:
-                yield content.data, replace(options, frames=file.frames, volumes=file.volumes)
+                if (wanted.frames, wanted.volumes) != (file.frames, file.volumes):
+                    wanted = replace(options, frames=file.frames, volumes=file.volumes)
+                yield content.data, wanted  # the same object where it can be: it is sent once
 
     for outcome in sandbox.map(items()):
         yield from unreadable()

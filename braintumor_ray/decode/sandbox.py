@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from braintumor_ray.decode.sandbox_child import COUNTER, FRAME
+from braintumor_ray.decode.sandbox_child import COUNTER, FRAME, MISSING
 from braintumor_ray.errors import BrainTumorError
 
 Item = tuple[bytes | None, Any]
@@ -81,17 +81,20 @@ class Child:
         self._poll = select.poll()
         self._poll.register(self._stdout, select.POLLIN)
         self._unsent: deque[memoryview] = deque()
+        self._options: Any = self  # of the last item; at first none that can come
         self._n_read = 0
         self._ready = False
 
     def queue(self, item: Item) -> None:
         """Line up one request; sends what the pipe takes at once."""
         data, options = item
-        head = pickle.dumps((options, data is None), protocol=5)
-        body = data or b""
-        self._unsent.append(memoryview(FRAME.pack(len(head), len(body)) + head))
-        if body:
-            self._unsent.append(memoryview(body))
+        head = b""  # options that are the last item's are not sent again
+        if options is not self._options:
+            self._options, head = options, pickle.dumps(options, protocol=5)
+        n_body = MISSING if data is None else len(data)
+        self._unsent.append(memoryview(FRAME.pack(len(head), n_body) + head))
+        if data:
+            self._unsent.append(memoryview(data))
         self._send_some()
 
     def wait_ready(self) -> None:

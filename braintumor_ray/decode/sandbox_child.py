@@ -4,8 +4,9 @@ Started by `decode.sandbox` as ``python -m braintumor_ray.decode.sandbox_child``
 (it imports the worker's module and no more), so that a fresh one costs little.
 
 Wire format, both ways: ``<QQ`` lengths of head and body, head (pickle), body (raw bytes). Both ends
-are ours and run the same code, which is what makes pickle safe here. A shared counter of items
-done tells the parent which one was at work when the process died, as finished replies may wait.
+are ours and run the same code, which is what makes pickle safe here. A request's head is empty
+where its options are those of the request before. A shared counter of items done tells the parent
+which one was at work when the process died, as finished replies may wait.
 """
 
 import importlib
@@ -25,6 +26,7 @@ from typing import Any
 
 FRAME = struct.Struct("<QQ")
 COUNTER = struct.Struct("<Q")
+MISSING = 2**64 - 1  # length of the body of a request without data
 _BATCH = 8
 _BATCH_BYTES = 2**19
 Worker = Callable[[bytes | None, Any], Any]
@@ -127,14 +129,14 @@ def _limit_memory(n_bytes: int) -> None:
 
 
 def _serve(worker: Worker, requests: int, out: _Replies, fuse_s: float, counter: mmap.mmap) -> None:
-    n_done = 0
+    n_done, options = 0, None
     while (lengths := _read(requests, FRAME.size)) is not None:
         n_head, n_body = FRAME.unpack(lengths)
-        request = _read(requests, n_head + n_body)
-        if request is None:
+        head = _read(requests, n_head)
+        data = None if n_body == MISSING else _read(requests, n_body)
+        if head is None or (data is None and n_body != MISSING):
             return
-        options, missing = pickle.loads(memoryview(request)[:n_head])
-        data = None if missing else request[n_head:]
+        options = pickle.loads(head) if head else options
         # SIGALRM's default action ends the process even inside a C loop: no orphan runs forever.
         signal.setitimer(signal.ITIMER_REAL, fuse_s)
         out.add(*_answer(worker, data, options))
