@@ -215,6 +215,15 @@ def _evaluation_lines(found: dict[str, Any], output: Path) -> str:
     for name in ("sensitivity", "specificity"):
         if binary[name] is not None:
             lines.append(f"{name} at the bundle's threshold: {binary[name]:.3f}")
+    for level in ("studies", "patients"):
+        if (part := found.get(level)) and (chosen := part["chosen"]):
+            figures = (
+                f"{n} {chosen[n]:.3f}"
+                for n in ("sensitivity", "specificity")
+                if chosen[n] is not None
+            )
+            by = f"{chosen['aggregate']} of the slices, chosen on validation"
+            lines.append(f"{part['rows']} {level} by the {by}: {', '.join(figures)}")
     if unseen := describe_check(found["leakage"]):
         lines.append(unseen)
     return "\n".join([*lines, f"{found['n']} scans; report: {output / 'report.html'}"])
