@@ -23,12 +23,15 @@ from braintumor_ray.audit.copies import (
     within,
 )
 from braintumor_ray.audit.fingerprints import FINGERPRINT_SCHEMA, fingerprint_catalog, hash_words
+from braintumor_ray.audit.labels import draw_suspects, labels_csv, suspect_labels
+from braintumor_ray.audit.options import LabelOptions
 from braintumor_ray.audit.pairs import draw_pairs, find_pairs
 from braintumor_ray.audit.shortcuts import shortcut_scores
 from braintumor_ray.decode.files import SCAN_COLUMNS, with_volumes
 from braintumor_ray.decode.types import DecodeLimits
 from braintumor_ray.errors import UsageError
 from braintumor_ray.explain.overlay import write_png
+from braintumor_ray.pages.pictures import Picture
 from braintumor_ray.splits.duplicates import DCT_DISTANCE, DHASH_DISTANCE, duplicate_groups
 from braintumor_ray.splits.splits import merge_groups
 from braintumor_ray.storage import write_atomically
@@ -49,6 +52,7 @@ def run_audit(
     seed: int = 0,
     shortcuts: bool = True,
     max_pairs: int = 36,
+    labels: LabelOptions | None = None,
     limits: DecodeLimits | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -63,6 +67,7 @@ def run_audit(
         seed: of the shortcut classifier's folds.
         shortcuts: train the shortcut classifier.
         max_pairs: most pairs of pictures in the contact sheet.
+        labels: how suspect labels are found; None: as by default, not at all.
         limits: what a file may cost.
         progress: called with (scans read, scans).
 
@@ -71,7 +76,7 @@ def run_audit(
 
     Raises:
         CatalogError: a catalog without rows.
-        UsageError: no catalogs, or two of one name.
+        UsageError: no catalogs, or two of one name, or suspect labels cannot be looked for.
     """
     from braintumor_ray.pages.pages import write_page
 
@@ -82,12 +87,15 @@ def run_audit(
     folder, keys = Path(output), copy_keys(scans)
     audit = audit_scans(scans, keys, seed=seed, shortcuts=shortcuts)
     tiles, sheet = draw_pairs(scans, find_pairs(scans, keys, max_pairs), limits)
-    if sheet is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_png(folder / "pairs.png", sheet)
+    _write_sheet(folder / "pairs.png", sheet)
+    suspects: list[dict[str, Any]] = []
+    if labels is not None and labels.labels:
+        audit["labels"], suspects = _suspects(
+            scans, keys, labels, folder, seed=seed, limits=limits, progress=progress
+        )
     text = json.dumps(audit, indent=2, ensure_ascii=False, allow_nan=False)
     write_atomically(folder / "audit.json", (text + "\n").encode())
-    context = {"title": "Data audit", "audit": audit, "pairs": tiles}
+    context = {"title": "Data audit", "audit": audit, "pairs": tiles, "suspects": suspects}
     write_page(folder / "audit.html", "audit.html.j2", context)
     return audit
 
@@ -160,9 +168,34 @@ def audit_scans(
         "patients": _patients(patients, splits),
     }
     if shortcuts:
-        joined = merge_groups(scans["patient_key"].to_pylist(), _own_groups(keys.near_identical))
-        audit["shortcuts"] = shortcut_scores(scans, joined, seed=seed)
+        audit["shortcuts"] = shortcut_scores(scans, _independent(scans, keys), seed=seed)
     return audit
+
+
+def _suspects(
+    scans: pa.Table, keys: Keys, options: LabelOptions, folder: Path, *, seed: int,
+    limits: DecodeLimits | None, progress: Progress | None,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:  # fmt: skip
+    """Rank labels and write labels.csv and labels.png; the summary, and tiles for the page."""
+    found, ranked = suspect_labels(
+        scans, _independent(scans, keys), options, seed=seed, limits=limits, progress=progress
+    )
+    tiles, sheet = draw_suspects(scans, ranked, limits)
+    _write_sheet(folder / "labels.png", sheet)
+    if ranked.num_rows:
+        write_atomically(folder / "labels.csv", labels_csv(ranked))
+    return found, tiles
+
+
+def _independent(scans: pa.Table, keys: Keys) -> Ints:
+    """Groups of copies and of scans of one patient."""
+    return merge_groups(scans["patient_key"].to_pylist(), _own_groups(keys.near_identical))
+
+
+def _write_sheet(path: Path, sheet: Picture | None) -> None:
+    if sheet is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_png(path, sheet)
 
 
 def _groups(keys: Keys, splits: Ints, labels: Ints, datasets: Ints) -> dict[str, int]:

@@ -72,7 +72,7 @@ def shortcut_scores(
         end is more than 0.05 above chance). `features` is empty where fewer than two classes are
         left; then `note` explains it.
     """
-    rows = _usable_rows(scans, groups, seed, max_rows)
+    rows = usable_rows(scans, groups, seed, max_rows)
     labels = scans["label"].take(pa.array(rows)).to_pylist()
     names, truth = codes(labels)
     result: dict[str, Any] = {"n": len(rows), "classes": names, "folds": FOLDS, "features": {}}
@@ -142,7 +142,7 @@ def _held_out_probs(matrix: Floats, truth: Ints, folds: Ints, seed: int) -> Floa
     return probs
 
 
-def _usable_rows(scans: pa.Table, groups: Ints, seed: int, max_rows: int) -> Ints:
+def usable_rows(scans: pa.Table, groups: Ints, seed: int, max_rows: int) -> Ints:
     """Readable, labeled rows of classes with enough groups; whole groups, ascending."""
     names, label = codes(scans["label"].to_pylist())
     usable = readable_rows(scans) & (label >= 0)

@@ -98,16 +98,24 @@ def worklist(
     overlays: Annotated[
         int, typer.Option(min=0, metavar="N", help="Scans with a picture on the page.")
     ] = 50,
+    sets: Annotated[
+        str,
+        typer.Option(
+            metavar="all|single|several|empty|unsure",
+            help="Only scans whose prediction set is so; unsure: not one class.",
+        ),
+    ] = "all",
     as_json: Json = False,
 ) -> None:
     """Sort scored scans and patients for a reviewer: CSV and a page, from Parquet alone.
 
     The CSV has an empty label column: fill it in and give it to 'catalog' to train on.
     """
-    from braintumor_ray.worklist.worklist import make_worklist
+    from braintumor_ray.worklist.worklist import SETS, make_worklist
 
     check_choice("--by", by, ("urgency", "usefulness"))
-    found = make_worklist(results, output, by, limit, overlays)  # type: ignore[arg-type]
+    check_choice("--sets", sets, SETS)
+    found = make_worklist(results, output, by, limit, overlays, sets)  # type: ignore[arg-type]
     print_result(found, as_json, listed(found))
 
 

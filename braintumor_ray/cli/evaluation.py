@@ -7,6 +7,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from braintumor_ray.audit.options import LabelOptions
 from braintumor_ray.catalog.options import CatalogOptions
 from braintumor_ray.cli.console import progress_bar, short_errors
 from braintumor_ray.cli.options import (
@@ -28,7 +29,9 @@ app = typer.Typer()
 
 @app.command()
 @short_errors
+@takes(label_options=LabelOptions)
 def audit(
+    label_options: LabelOptions,
     sources: Annotated[list[str], typer.Argument(metavar="SOURCE...", help="Data sets.")],
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FOLDER", help="Of the audit.")
@@ -56,7 +59,10 @@ def audit(
         with ray_session(workers):
             tables = [(name, fingerprint_on_cluster(table)) for name, table in tables]
     with progress_bar("auditing") as advance:
-        found = run_audit(tables, output, workers=workers, shortcuts=shortcuts, progress=advance)
+        found = run_audit(
+            tables, output, workers=workers, shortcuts=shortcuts, labels=label_options,
+            progress=advance,
+        )  # fmt: skip
     cross, surplus = found["cross_split"], found["surplus"]
     text = (
         f"across splits: {cross['pixel_identical']} scans pixel-identical to one in another split "
@@ -64,7 +70,8 @@ def audit(
         f"surplus copies: {surplus['pixel_identical']} pixel-identical "
         f"({surplus['byte_identical']} byte-identical)\n"
         f"groups with conflicting labels: {found['groups']['conflicting_labels']}\n"
-        f"report: {output / 'audit.html'}"
+        + "".join(f"{line}\n" for line in _suspect_lines(found))
+        + f"report: {output / 'audit.html'}"
     )
     print_result(found, as_json, text)
 
@@ -164,6 +171,21 @@ def neurons(
     print_result(found, as_json, listed(found))
 
 
+def _suspect_lines(found: dict[str, Any]) -> list[str]:
+    """Suspect labels of each data set, and the split and class that has the largest share."""
+    lines = []
+    for name, part in found.get("labels", {}).items():
+        if "note" in part:
+            lines.append(f"suspect labels, {name}: not ranked, {part['note']}")
+            continue
+        worst = max(part["by_class"], key=lambda row: row["share"])
+        lines.append(
+            f"suspect labels, {name}: {part['suspects']} of {part['scans']}; most in "
+            f"{worst['split']} / {worst['label']}, {worst['suspects']} of {worst['scans']}"
+        )
+    return lines
+
+
 def _phases(bundle: str) -> dict[str, Any]:
     """The run's phase table, where the bundle still lies in its run."""
     path = Path(bundle).parent / "phases.json"
@@ -193,6 +215,15 @@ def _evaluation_lines(found: dict[str, Any], output: Path) -> str:
     for name in ("sensitivity", "specificity"):
         if binary[name] is not None:
             lines.append(f"{name} at the bundle's threshold: {binary[name]:.3f}")
+    for level in ("studies", "patients"):
+        if (part := found.get(level)) and (chosen := part["chosen"]):
+            figures = (
+                f"{n} {chosen[n]:.3f}"
+                for n in ("sensitivity", "specificity")
+                if chosen[n] is not None
+            )
+            by = f"{chosen['aggregate']} of the slices, chosen on validation"
+            lines.append(f"{part['rows']} {level} by the {by}: {', '.join(figures)}")
     if unseen := describe_check(found["leakage"]):
         lines.append(unseen)
     return "\n".join([*lines, f"{found['n']} scans; report: {output / 'report.html'}"])

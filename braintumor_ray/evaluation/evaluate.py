@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from braintumor_ray.errors import BundleError, UsageError
+from braintumor_ray.evaluation.by_patient import per_study_and_patient
 from braintumor_ray.evaluation.comparison import check_comparable, compare
 from braintumor_ray.evaluation.evaluated import Evaluated, evaluate_rows
 from braintumor_ray.evaluation.galleries import Gallery, draw_galleries, write_galleries
@@ -91,6 +92,7 @@ def evaluate(
         **run.header(evaluated),
         **measure(evaluated, **options.resampling),
         "operating_points": operating_points(evaluated, options.split, chooser),
+        **per_study_and_patient(evaluated, chooser, **options.resampling),
         "subgroups": subgroup_table(evaluated, options.subgroups, **options.resampling),
         "leakage": leaks,
         "validation": None if validation is None else validation.counts(),

@@ -13,6 +13,7 @@ from braintumor_ray.decode.types import DecodeLimits
 from braintumor_ray.errors import UsageError
 from braintumor_ray.evaluation.inference import ScanOutputs, predict_catalog, probabilities
 from braintumor_ray.evaluation.selection import Truth, clusters, true_classes
+from braintumor_ray.metrics.conformal import named_sets
 from braintumor_ray.models.bundle import BundleFields
 from braintumor_ray.predict.predictor import Predictor, normalized_entropy
 from braintumor_ray.types import Ints, Progress
@@ -114,8 +115,12 @@ class Evaluated:
     def table(self) -> pa.Table:
         """All rows with what was predicted; null where a scan could not be read."""
         ok = self.outputs.ok
-        names = self.fields.class_names
+        names, sets = self.fields.class_names, self.fields.prediction_sets
         scan = {name: self.rows[name] for name in ("scan_id", "path", "frame", "label")}
+        further = {}
+        if sets is not None:
+            named = named_sets(self.all_probs, sets.thresholds, names)
+            further["prediction_set"] = pa.array(named, pa.list_(pa.string()), mask=~ok)
         return pa.table(
             {
                 **scan,
@@ -134,6 +139,7 @@ class Evaluated:
                 "tumour_probability": pa.array(self.scores, mask=~ok),
                 "decision": pa.array(self.decisions, mask=~ok),
                 "entropy": pa.array(normalized_entropy(self.all_probs), mask=~ok),
+                **further,
             }
         )
 

@@ -15,6 +15,7 @@ from braintumor_ray.metrics.classification import (
     pr_curve_points,
     roc_curve_points,
 )
+from braintumor_ray.metrics.conformal import set_metrics, set_rule
 from braintumor_ray.metrics.inputs import binary_view
 from braintumor_ray.metrics.intervals import metric_intervals
 from braintumor_ray.metrics.thresholds import choose_threshold, threshold_sweep
@@ -35,7 +36,8 @@ def measure(evaluated: Evaluated, **resampling: int) -> dict[str, Any]:
 
     Returns:
         The keys of `classification_metrics` (accuracy, balanced_accuracy, ..., per_class, binary)
-        and `intervals`, `calibration`, `curves` (roc, pr), `threshold_sweep`.
+        and `intervals`, `calibration`, `curves` (roc, pr), `threshold_sweep`,
+        `prediction_sets` (`conformal.set_metrics`; None where the bundle makes none).
     """
     labels, probs, positive = evaluated.labels, evaluated.probs, evaluated.positive
     threshold = _float32(evaluated.fields.threshold)
@@ -51,7 +53,20 @@ def measure(evaluated: Evaluated, **resampling: int) -> dict[str, Any]:
         "calibration": calibration_metrics(labels, probs, positive),
         "curves": {"roc": roc_curve_points(truth, score), "pr": pr_curve_points(truth, score)},
         "threshold_sweep": _sweep(truth, score),
+        "prediction_sets": set_coverage(evaluated, **resampling),
     }
+
+
+def set_coverage(evaluated: Evaluated, **resampling: int) -> dict[str, Any] | None:
+    """What the bundle's prediction sets achieve; arguments as for `measure`."""
+    fields, groups = evaluated.fields, evaluated.groups[evaluated.measured]
+    if fields.prediction_sets is None:
+        return None
+    rule = set_rule(fields.prediction_sets)
+    found = set_metrics(
+        evaluated.labels, evaluated.probs, rule, fields.class_names, groups, **resampling
+    )
+    return {**found, "warnings": rule.warnings(fields.class_names)}
 
 
 def operating_points(

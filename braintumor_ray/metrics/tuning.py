@@ -1,4 +1,4 @@
-"""Temperature and threshold from validation scans, and what they achieve there."""
+"""Temperature, threshold and prediction sets from validation scans, and what they achieve there."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,16 +9,18 @@ from numpy.typing import NDArray
 
 from braintumor_ray.metrics.calibration import calibration_metrics, fit_temperature, softmax
 from braintumor_ray.metrics.classification import classification_metrics
+from braintumor_ray.metrics.conformal import COVERAGE, SetRule, fit_sets
 from braintumor_ray.metrics.inputs import binary_view
 from braintumor_ray.metrics.thresholds import ThresholdRule, choose_threshold
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """A temperature, a threshold, and the metrics of the scans they were chosen on."""
+    """A temperature, a threshold, a rule of sets, and the metrics of the scans they come from."""
 
     temperature: float
     threshold: float
+    sets: SetRule
     metrics: dict[str, Any]
 
 
@@ -30,8 +32,10 @@ def tune_decision(
     by: ThresholdRule,
     *,
     without_choice: float | None = None,
+    coverage: float = COVERAGE,
+    groups: NDArray[Any] | None = None,
 ) -> Tuned:
-    """Choose temperature and threshold of a bundle.
+    """Choose temperature, threshold and prediction sets of a bundle.
 
     Args:
         logits: before softmax, float (n, k).
@@ -40,6 +44,8 @@ def tune_decision(
         positive: indices of the positive (tumor) classes.
         by: the rule of `choose_threshold`.
         without_choice: the threshold where all scans are positive, or none is; None: refuse.
+        coverage: of the prediction sets, as for `fit_sets`.
+        groups: scans that are not independent share one; for the prediction sets.
 
     Raises:
         MetricsError: the inputs do not fit, or all scans are of one kind and that is refused.
@@ -55,4 +61,5 @@ def tune_decision(
         threshold = choose_threshold(truth, score, by=by).threshold
     metrics = classification_metrics(labels, probs, class_names, positive, threshold)
     metrics["calibration"] = calibration_metrics(labels, probs, positive)
-    return Tuned(temperature, threshold, metrics)
+    sets = fit_sets(labels, probs, coverage, groups)
+    return Tuned(temperature, threshold, sets, metrics)

@@ -28,6 +28,7 @@ from braintumor_ray.models.domain import ArchiveReference, DomainDetector
 from braintumor_ray.recipes.schema import Head, Neck, Pooling
 
 WEIGHTS, DESCRIPTION, CARD = "model.safetensors", "bundle.json", "model_card.md"
+PREDICTION_SET = "prediction_set"
 DOMAIN_COORDINATES = "domain_coordinates"
 LARGEST_MAP = 16  # larger maps are area-averaged: they would cost more than they show
 LARGEST_REFINED_MAP = 32  # of a neck, which is there for finer maps
@@ -70,6 +71,14 @@ class PreprocessingFields(_Strict):
     intensity: Intensity = "none"
 
 
+class SetFields(_Strict):
+    """How prediction sets are made; see `metrics.conformal.SetRule`."""
+
+    coverage: float = Field(gt=0, lt=1)
+    thresholds: tuple[float, ...]
+    groups: tuple[int, ...]
+
+
 class BundleFields(_Strict):
     """The content of bundle.json."""
 
@@ -86,6 +95,9 @@ class BundleFields(_Strict):
     temperature: float = Field(gt=0)
     domain_limit: float | None = Field(
         None, gt=0, description="feature distance above which an input is out of domain"
+    )
+    prediction_sets: SetFields | None = Field(
+        None, description="conformal prediction sets; none: an earlier bundle"
     )
     recipe: dict[str, Any]
     data_fingerprint: str
@@ -104,6 +116,9 @@ class BundleFields(_Strict):
             raise ValueError("positive_classes must be some, not all, of class_names")
         if self.architecture.image_size != self.preprocessing.image_size:
             raise ValueError("architecture and preprocessing disagree on image_size")
+        sets = self.prediction_sets
+        if sets is not None and not len(sets.thresholds) == len(sets.groups) == len(names):
+            raise ValueError(f"prediction_sets needs a threshold for each of {len(names)} classes")
         return self
 
 
@@ -131,9 +146,12 @@ class Bundle:
                 "threshold",
                 "temperature",
                 "domain_limit",
+                "prediction_sets",
                 "weights_sha256",
             },
         )
+        if relevant["prediction_sets"] is None:
+            del relevant["prediction_sets"]
         for section, names in _LATER.items():
             defaults = type(getattr(self.fields, section)).model_fields
             for name in names:
@@ -149,7 +167,8 @@ class Bundle:
     @property
     def optional_columns(self) -> tuple[str, ...]:
         """Columns of results that bundles of earlier versions cannot fill."""
-        return () if self.archive is None else (DOMAIN_COORDINATES,)
+        sets = () if self.fields.prediction_sets is None else (PREDICTION_SET,)
+        return sets if self.archive is None else (*sets, DOMAIN_COORDINATES)
 
     @property
     def positive_indices(self) -> list[int]:

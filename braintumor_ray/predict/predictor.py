@@ -18,8 +18,9 @@ from braintumor_ray.explain.cam import METHODS, SCORED_METHODS, cams, class_grad
 from braintumor_ray.explain.library import library_cams
 from braintumor_ray.explain.placement import picture_maps
 from braintumor_ray.explain.regions import head_weights, heat_shares_batch
+from braintumor_ray.metrics.conformal import named_sets
 from braintumor_ray.models.allocator import keep_freed_memory
-from braintumor_ray.models.bundle import DOMAIN_COORDINATES, Bundle, load_bundle
+from braintumor_ray.models.bundle import DOMAIN_COORDINATES, PREDICTION_SET, Bundle, load_bundle
 from braintumor_ray.models.classifier import Classifier, normalize
 from braintumor_ray.models.device import choose_device, use_bf16
 from braintumor_ray.models.folding import fold_batch_norms
@@ -131,7 +132,8 @@ class Predictor:
             `entropy` float32 (n,) divided by ln k, `out_of_domain` bool (n,), each method's raw
             maps float16 (n, h, w), `heat_inside`, `heat_rim`, `heat_background` float32 (n,), NaN
             where map or head mask is empty, and `domain_coordinates` float32 (n, r) where the
-            bundle has a reference for archives.
+            bundle has a reference for archives, `prediction_set` list[list[str]] where it makes
+            prediction sets.
 
         Raises:
             ValueError: an image that is not uint8 (H, W).
@@ -248,13 +250,16 @@ class Predictor:
         names = fields.class_names
         probabilities = softmax(raw.logits / fields.temperature, axis=1)
         positive = probabilities[:, self.bundle.positive_indices].sum(axis=1)
-        return {
+        columns: Columns = {
             "predicted_class": [names[i] for i in probabilities.argmax(axis=1)],
             "probabilities": probabilities,
             "decision": positive >= np.float32(fields.threshold),
             "entropy": normalized_entropy(probabilities),
             "cam_class": [names[i] for i in raw.cam_classes],
         }
+        if (sets := fields.prediction_sets) is not None:
+            columns[PREDICTION_SET] = named_sets(probabilities, sets.thresholds, names)
+        return columns
 
     def out_of_domain(
         self, raw: RawOutput, heads: npt.NDArray[np.float32]

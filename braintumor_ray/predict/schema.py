@@ -11,7 +11,10 @@ STATUSES = ("ok", "quarantined", "skipped")
 KEYS = ("patient_key", "study_key", "series_key", "sop_key")
 
 # Columns that came later, by name: bundles and folders of before have none of them.
-OPTIONAL_FIELDS = {"domain_coordinates": pa.list_(pa.float32())}
+OPTIONAL_FIELDS = {
+    "prediction_set": pa.list_(pa.string()),
+    "domain_coordinates": pa.list_(pa.float32()),
+}
 
 
 def prediction_fields(cam_shape: tuple[int, int], methods: Sequence[str]) -> list[pa.Field]:

@@ -248,6 +248,9 @@ class Recipe(Section):
         "val_loss", description="what chooses the weights that are kept; epoch: the last ones"
     )
     threshold_by: Literal["f1", "youden"] = "f1"
+    set_coverage: float = Field(
+        0.9, gt=0.5, lt=1, description="coverage of the prediction sets, in each class"
+    )
     sync_batchnorm: bool = Field(False, description="statistics over all workers; GPUs only")
     keep_checkpoints: int = Field(
         2, ge=1, description="best checkpoints by 'monitor' that are kept, beside the latest"

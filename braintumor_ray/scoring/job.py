@@ -105,6 +105,7 @@ def _plan(
 def describe_settings(bundle: Bundle, options: ScoreOptions) -> dict[str, Any]:
     """What makes rows comparable; results with other settings are another folder's."""
     predict, redaction = options.predict, options.decode.redaction
+    sets = bundle.fields.prediction_sets
     settings = {
         "schema_version": SCHEMA_VERSION,
         "bundle_fingerprint": bundle.fingerprint,
@@ -116,6 +117,8 @@ def describe_settings(bundle: Bundle, options: ScoreOptions) -> dict[str, Any]:
         "cam_methods": list(predict.methods),
         "cam_shape": list(bundle.cam_shape),
         "uri_redaction": redaction.check if redaction else None,
+        # Absent where the bundle makes none, as in folders of before.
+        **({} if sets is None else {"set_coverage": sets.coverage}),
     }
     optional = {"optional_columns": list(bundle.optional_columns)}
     return settings | (optional if bundle.optional_columns else {})

@@ -36,6 +36,7 @@ def answer(upload: Upload, row: Row, card: ModelCard, query: PredictQuery) -> di
         "decision": _decision(row, card),
         "entropy": _number(float(row["entropy"])),
         "out_of_domain": bool(row["out_of_domain"]),
+        "prediction_set": row.get("prediction_set"),
         "cam_class": row["cam_class"] if explained else None,
         "heat": _heat(row) if explained else None,
         "maps": {name: _map(row[name], upload, query) for name in query.methods},

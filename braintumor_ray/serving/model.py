@@ -132,5 +132,5 @@ def _row(columns: Columns, index: int, explain: bool) -> Row:
     return {
         name: values[index]
         for name, values in columns.items()
-        if explain or not (name.startswith("heat_") or np.ndim(values) > 2)
+        if explain or not (name.startswith("heat_") or getattr(values, "ndim", 1) > 2)
     }

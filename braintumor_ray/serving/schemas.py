@@ -105,6 +105,9 @@ class Prediction(BaseModel):
     decision: Decision
     entropy: float = Field(description="divided by ln k: 0 certain, 1 uniform")
     out_of_domain: bool = Field(description="no plausible head, or unlike the training scans")
+    prediction_set: list[str] | None = Field(
+        None, description="classes that the scan may have; null where the bundle has no sets"
+    )
     cam_class: str | None = Field(description="class of the maps; null with explain=none")
     heat: Heat | None = Field(description="null with explain=none")
     maps: dict[str, Map] = Field(description="by method, gradcam and gradcam_pp")

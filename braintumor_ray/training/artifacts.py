@@ -5,7 +5,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from braintumor_ray.metrics.conformal import set_rule
 from braintumor_ray.models.bundle import Bundle
+from braintumor_ray.training.finish import set_warnings
 from braintumor_ray.training.phases import phase_lines
 from braintumor_ray.training.run_data import RunData
 
@@ -49,6 +51,10 @@ def model_card(
         weights=weights,
         phases=phase_lines(phases, options.recipe.published) if phases else [],
         tested=phases[-1] if phases else None,
+        sets=set_rule(fields.prediction_sets).describe(fields.class_names)
+        if fields.prediction_sets
+        else [],
+        set_warnings=set_warnings(bundle),
         recipe=json.dumps(fields.recipe, indent=1),
     )
 

@@ -1,9 +1,9 @@
-"""The last step of training: temperature, threshold and domain limit, all from validation."""
+"""The last step of training: all that validation decides (temperature, threshold, ...)."""
 
 import importlib.metadata
 import platform
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +13,9 @@ from scipy.special import softmax
 
 from braintumor_ray.catalog.labels import ClassMap
 from braintumor_ray.decode.preprocess import Preprocessing
+from braintumor_ray.metrics.conformal import set_rule
 from braintumor_ray.metrics.tuning import tune_decision
-from braintumor_ray.models.bundle import Bundle, BundleFields
+from braintumor_ray.models.bundle import Bundle, BundleFields, SetFields
 from braintumor_ray.models.classifier import Architecture
 from braintumor_ray.models.domain import ArchiveReference, DomainDetector
 from braintumor_ray.predict.predictor import Predictor, RawOutput
@@ -41,25 +42,33 @@ class Outputs:
     labels: npt.NDArray[np.int64]
 
 
-def tune(bundle: Bundle, training: Outputs, validation: Outputs, recipe: Recipe) -> Bundle:
-    """Choose temperature, threshold and domain limit; only validation labels are looked at.
+def tune(
+    bundle: Bundle,
+    training: Outputs,
+    validation: Outputs,
+    recipe: Recipe,
+    groups: npt.NDArray[np.int64] | None = None,
+) -> Bundle:
+    """Choose temperature, threshold, prediction sets and domain limit, by validation labels only.
 
     Args:
         bundle: with the final weights and provisional values.
         training: for the domain statistics; a sample is enough.
         validation: every validation scan.
-        recipe: has the rule by which the threshold is chosen.
+        recipe: has the rule by which the threshold is chosen, and the coverage of the sets.
+        groups: of the validation scans; those that are not independent share one.
     """
     names, positive = bundle.fields.class_names, bundle.positive_indices
     tuned = tune_decision(
         validation.logits, validation.labels, names, positive, recipe.threshold_by,
-        without_choice=0.5,
+        without_choice=0.5, coverage=recipe.set_coverage, groups=groups,
     )  # fmt: skip
     gate = DomainDetector.fit(training.pooled)
     chosen = {
         "temperature": tuned.temperature,
         "threshold": tuned.threshold,
         "domain_limit": _domain_limit(gate.distance(validation.pooled)),
+        "prediction_sets": SetFields(**asdict(tuned.sets)),
         "metrics": {"validation": tuned.metrics},
     }
     # Training scans, too: validation alone has too few healthy ones to know where they lie.
@@ -123,6 +132,12 @@ def split_outputs(
         np.concatenate([raw.pooled for raw in raws]),
         classes[np.searchsorted(ids, in_order)],
     )
+
+
+def set_warnings(bundle: Bundle) -> list[str]:
+    """A sentence for each class with too few validation scans for its prediction sets."""
+    sets = bundle.fields.prediction_sets
+    return [] if sets is None else set_rule(sets).warnings(bundle.fields.class_names)
 
 
 def versions() -> dict[str, str]:

@@ -8,6 +8,7 @@ import numpy as np
 
 from braintumor_ray.metrics.calibration import softmax
 from braintumor_ray.metrics.classification import classification_metrics
+from braintumor_ray.metrics.conformal import set_metrics, set_rule
 from braintumor_ray.metrics.intervals import metric_intervals
 from braintumor_ray.models.bundle import Bundle
 from braintumor_ray.predict.predictor import Predictor
@@ -39,9 +40,10 @@ def phase_table(
 
     Returns:
         Rows with `phase`, `threshold`, the `FIGURES` and the keys of `classification_metrics`; the
-        last one has `intervals`, too. With two classes the figures are of the tumor decision at
-        the threshold; with more, accuracy is of the likeliest class and the others are macro
-        averages, so that the threshold changes `binary` alone.
+        last one has `intervals` and `prediction_sets` (None where the bundle makes none), too. With
+        two classes the figures are of the tumor decision at the threshold; with more, accuracy is
+        of the likeliest class and the others are macro averages, so that the threshold changes
+        `binary` alone.
     """
     last = str(bundle.fields.recipe["stages"][-1]["name"])
     rows = []
@@ -50,7 +52,9 @@ def phase_table(
         outputs = run(Predictor(replace(bundle, state=state), device=device))
         rows.append(_row(f"after {name}", outputs, bundle, UNTUNED))
     tuned = _row(TUNED, outputs, bundle, bundle.fields.threshold)
-    tuned["intervals"] = _intervals(outputs, bundle, groups_of(outputs.scan_ids))
+    groups = groups_of(outputs.scan_ids)
+    tuned["intervals"] = _intervals(outputs, bundle, groups)
+    tuned["prediction_sets"] = _sets(outputs, bundle, groups)
     return [*rows, tuned]
 
 
@@ -123,6 +127,14 @@ def _intervals(outputs: Outputs, bundle: Bundle, groups: Ints) -> dict[str, Any]
     if len(bundle.fields.class_names) == 2:  # as in the row's figures
         found["accuracy"] = decision
     return {name: asdict(interval) for name, interval in found.items()}
+
+
+def _sets(outputs: Outputs, bundle: Bundle, groups: Ints) -> dict[str, Any] | None:
+    sets, names = bundle.fields.prediction_sets, bundle.fields.class_names
+    if sets is None:
+        return None
+    probs = _probs(outputs, bundle)
+    return set_metrics(outputs.labels, probs, set_rule(sets), names, groups, seed=0)
 
 
 def _probs(outputs: Outputs, bundle: Bundle) -> Any:  # noqa: ANN401 - an array

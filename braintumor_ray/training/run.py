@@ -25,6 +25,7 @@ from braintumor_ray.training.finish import (
     DOMAIN_SCANS,
     Outputs,
     provisional_bundle,
+    set_warnings,
     split_outputs,
     tune,
 )
@@ -102,7 +103,7 @@ def train(catalog: pa.Table, options: TrainOptions, say: Say = print) -> Trainin
     provisional = provisional_bundle(
         recipe, model.architecture, ready.preprocessing, classes, fitted.best, data.fingerprint()
     )
-    return _finish(provisional, fitted, data, options, folder, weights)
+    return _finish(provisional, fitted, data, options, folder, weights, say)
 
 
 @dataclass(frozen=True)
@@ -256,6 +257,7 @@ def _finish(
     options: TrainOptions,
     folder: RunFolder,
     weights: str,
+    say: Say,
 ) -> TrainingResult:
     """Tune on validation, look at the test split once, and write what the run ends in."""
 
@@ -267,12 +269,16 @@ def _finish(
         )
 
     predictor = Predictor(provisional, device=options.device)
+    validation = outputs(predictor, "val")
     bundle = tune(
         provisional,
         outputs(predictor, "train", DOMAIN_SCANS),
-        outputs(predictor, "val"),
+        validation,
         options.recipe,
+        data.groups_of(validation.scan_ids),
     )
+    for line in set_warnings(bundle):
+        say(line)
     phases = []
     if data.counts.get("test"):
         phases = phase_table(

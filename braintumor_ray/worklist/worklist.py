@@ -19,6 +19,9 @@ from braintumor_ray.worklist.page import write_worklist_page
 
 Order = Literal["urgency", "usefulness"]
 ORDERS = ("urgency", "usefulness")
+PREDICTION_SET = "prediction_set"
+Sets = Literal["all", "single", "several", "empty", "unsure"]
+SETS: tuple[Sets, ...] = ("all", "single", "several", "empty", "unsure")
 SCANS, PATIENTS, PAGE = "worklist.csv", "patients.csv", "worklist.html"
 _DECIMALS = 6
 _READ = (
@@ -45,6 +48,7 @@ def make_worklist(
     by: Order = "urgency",
     limit: int | None = None,
     overlays: int = 50,
+    sets: Sets = "all",
 ) -> dict[str, Any]:
     """Sort the scans and patients of a results folder and write them as CSV and as a page.
 
@@ -64,22 +68,36 @@ def make_worklist(
         limit: at most so many scans, and so many patients; None: all.
         overlays: scans drawn on the page, from stored maps and, where it can still be read and
             has the pixels that were scored, the scan's file.
+        sets: which scans by their prediction sets: of one class, of several, of none, or not of
+            one ('unsure').
 
     Returns:
-        `by`, `shifts` (a sentence for each run that differs from the training scans), `scans` and
-        `patients` listed, `ranked` (scans with a prediction), `positive` (of
+        `by`, `sets`, `shifts` (a sentence for each run that differs from the training scans), `scans`
+        and `patients` listed, `ranked` (scans with a prediction and such a set), `positive` (of
         them), `not_ranked` (counts by status), `overlays`, `scans_drawn`, `files`.
 
     Raises:
-        ResultsError: not a results folder, or no scan in it has a prediction.
-        UsageError: an unknown order, or a limit or number of overlays that is out of range.
+        ResultsError: not a results folder, or no scan in it has a prediction, or such a set.
+        UsageError: an unknown order or choice of sets, or a limit or number of overlays that is
+            out of range.
     """
-    _check(by, limit, overlays)
+    _check(by, limit, overlays, sets)
     folder = results_folder(results_path)
+    if sets != "all" and not has_sets(folder):
+        raise ResultsError(
+            f"'{folder.location}' has no prediction sets to choose by (--sets {sets}): its bundle "
+            "was made before they existed; 'evaluate --recalibrate BUNDLE' makes one with sets, "
+            "to score with into another folder"
+        )
     rows = load_rows(folder)
     status = rows["status"].to_pylist()
     not_ranked = {name: status.count(name) for name in sorted({*status} - {"ok"})}
-    ranked = rank_scans(rows.filter(pc.equal(rows["status"], "ok")), folder, by)
+    scored = with_sets(rows.filter(pc.equal(rows["status"], "ok")), sets)
+    if not scored.num_rows:
+        raise ResultsError(
+            f"'{folder.location}' has no scan whose prediction set is '{sets}'; leave out --sets"
+        )
+    ranked = rank_scans(scored, folder, by)
     patients = rank_patients(ranked)
     listed, listed_patients = ranked.slice(0, limit), patients.slice(0, limit)
     target = str(output).rstrip("/")
@@ -87,6 +105,7 @@ def make_worklist(
     write_atomically(f"{target}/{PATIENTS}", _csv(listed_patients))
     summary = {
         "by": by,
+        "sets": sets,
         "shifts": _shifts(folder),
         "scans": listed.num_rows,
         "patients": listed_patients.num_rows,
@@ -113,7 +132,8 @@ def load_rows(folder: ResultsFolder) -> pa.Table:
     Raises:
         ResultsError: nothing committed, or no row has a prediction.
     """
-    rows = read_results(folder.location, [*_READ, *folder.meta["cam_methods"]])
+    further = [PREDICTION_SET] if has_sets(folder) else []
+    rows = read_results(folder.location, [*_READ, *further, *folder.meta["cam_methods"]])
     if "ok" not in rows["status"].to_pylist():
         raise ResultsError(
             f"'{folder.location}' has {rows.num_rows} scans and no prediction among them; "
@@ -132,6 +152,25 @@ def load_rows(folder: ResultsFolder) -> pa.Table:
         )
     rows = rows.append_column("path", found["path"])
     return rows.append_column("known_label", found["label"])
+
+
+def has_sets(folder: ResultsFolder) -> bool:
+    """Whether the rows of a results folder have prediction sets."""
+    return PREDICTION_SET in folder.meta.get("optional_columns", ())
+
+
+def with_sets(rows: pa.Table, sets: Sets) -> pa.Table:
+    """The rows whose prediction sets are of a kind; see `make_worklist`."""
+    if sets == "all":
+        return rows
+    size = pc.list_value_length(rows[PREDICTION_SET])
+    kept = {
+        "single": pc.equal(size, 1),
+        "several": pc.greater(size, 1),
+        "empty": pc.equal(size, 0),
+        "unsure": pc.not_equal(size, 1),
+    }
+    return rows.filter(kept[sets])
 
 
 def rank_scans(rows: pa.Table, folder: ResultsFolder, by: Order) -> pa.Table:
@@ -208,11 +247,15 @@ def _scan_columns(ranked: pa.Table, folder: ResultsFolder) -> pa.Table:
     flat = pc.list_flatten(ranked["probabilities"]).to_numpy()
     probabilities = flat.reshape(ranked.num_rows, len(names))
     figures = ("predicted_class", "urgency", "entropy", "margin", "decision", "out_of_domain")
+    further = {}
+    if PREDICTION_SET in ranked.column_names:  # joined as labels are in --classes
+        further[PREDICTION_SET] = pc.binary_join(ranked[PREDICTION_SET], "+")
     return pa.table(
         {
             **{name: ranked[name] for name in ("rank", "path", "frame")},
             "label": pa.nulls(ranked.num_rows, pa.string()),
             **{name: ranked[name] for name in figures},
+            **further,
             **{f"prob_{name}": probabilities[:, index] for index, name in enumerate(names)},
             **{name: ranked[name] for name in ("known_label", "patient_key", "scan_id", "uri")},
         }
@@ -229,7 +272,9 @@ def _csv(table: pa.Table) -> bytes:
     return buffer.getvalue()
 
 
-def _check(by: str, limit: int | None, overlays: int) -> None:
+def _check(by: str, limit: int | None, overlays: int, sets: str) -> None:
+    if sets not in SETS:
+        raise UsageError(f"sets '{sets}' is unknown; use {', '.join(SETS)}")
     if by not in ORDERS:
         raise UsageError(f"order '{by}' is unknown; sort by {' or '.join(ORDERS)}")
     if limit is not None and limit < 1:

@@ -25,6 +25,7 @@ def make_results(
     seed=0,
     unreadable=(),
     generations=1,
+    sets=None,
 ) -> Path:
     """Write RESULTS for every row of a catalog.
 
@@ -32,6 +33,7 @@ def make_results(
         probabilities: (n, 4) in the order of CLASSES; None: random.
         unreadable: rows that get status quarantined.
         generations: into how many runs the rows are spread.
+        sets: prediction sets, lists of names; None: rows of before there were any.
     """
     rng = np.random.default_rng(seed)
     if probabilities is None:
@@ -41,12 +43,17 @@ def make_results(
         _row(scan, probabilities[i], {m: maps[m][i] for m in METHODS}, i in set(unreadable))
         for i, scan in enumerate(catalog.to_pylist())
     ]
+    for row, named in zip(rows, sets or [], strict=sets is not None):
+        row["prediction_set"] = named
     folder.mkdir(parents=True)
-    _write_json(folder / "results.json", _meta(cam_shape))
+    optional = () if sets is None else ("prediction_set",)
+    meta = _meta(cam_shape) | ({"optional_columns": list(optional)} if optional else {})
+    _write_json(folder / "results.json", meta)
     for number, part in enumerate(np.array_split(np.arange(catalog.num_rows), generations), 1):
         _write_generation(
-            folder, number, catalog.take(pa.array(part)), [rows[i] for i in part], cam_shape
-        )
+            folder, number, catalog.take(pa.array(part)), [rows[i] for i in part], cam_shape,
+            optional,
+        )  # fmt: skip
     return folder
 
 
@@ -85,12 +92,12 @@ def _row(scan, p, maps, unreadable):
     }
 
 
-def _write_generation(folder, number, catalog, rows, cam_shape):
+def _write_generation(folder, number, catalog, rows, cam_shape, optional):
     name = f"{number:06d}"
     for kind in ("catalogs", "rows"):
         (folder / kind / name).mkdir(parents=True)
     pq.write_table(catalog, folder / "catalogs" / name / "a-00000.parquet")
-    schema = result_schema(cam_shape, METHODS)
+    schema = result_schema(cam_shape, METHODS, optional)
     table = pa.Table.from_pylist([{k: r.get(k) for k in schema.names} for r in rows], schema)
     pq.write_table(table, folder / "rows" / name / "part.parquet")
     manifest = {

@@ -300,6 +300,32 @@ def test_recalibration_lowers_the_validation_loss_and_keeps_the_weights(run, tmp
     assert "Recalibrated" in files["model_card.md"].decode()
 
 
+def test_recalibration_adds_prediction_sets_and_evaluation_measures_them(run, result, tmp_path):
+    recalibrated(run.catalog, run, tmp_path)
+    assert result[0]["prediction_sets"] is None  # a bundle of before
+    assert "prediction_set" not in pq.read_table(result[1] / "predictions.parquet").column_names
+    sets = load_bundle(tmp_path / "bundle").fields.prediction_sets
+    assert (sets.coverage, len(sets.thresholds)) == (0.9, 4)
+    options = replace(QUICK, report=True, per_gallery=0, allow_leakage=True)
+    found = evaluate(run.catalog, tmp_path / "bundle", tmp_path / "out", options)
+    table = pq.read_table(tmp_path / "out" / "predictions.parquet")
+    scans = [row for row in table.to_pylist() if row["status"] == "ok"]
+    share = np.mean([row["true_class"] in row["prediction_set"] for row in scans])
+    measured = found["prediction_sets"]
+    assert measured["coverage"]["estimate"] == pytest.approx(share)
+    assert measured["coverage"]["low"] is not None
+    # Few phantoms per class in validation: no class can be left out, and that is said.
+    few = [name for name, n in zip(found["class_names"], sets.groups, strict=True) if n < 12]
+    assert few
+    assert all(row["prediction_set"].count(few[0]) == 1 for row in scans)
+    assert any(few[0] in line for line in measured["warnings"])
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert measured["warnings"][0].split(":")[0] in page
+    assert 'data-metric="prediction_sets/coverage"' in page
+    card = (tmp_path / "bundle" / "model_card.md").read_text()
+    assert few[0] in card.split("Prediction sets were calibrated")[1]
+
+
 def test_evaluation_never_changes_the_bundle(run, tmp_path):
     def digests():
         return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in run.bundle.iterdir()}

@@ -153,7 +153,12 @@ class TestBundle:
     def test_the_fingerprint_follows_what_changes_predictions_and_nothing_else(self, tmp_path):
         base = make_bundle(tmp_path / "0").fingerprint
         assert make_bundle(tmp_path / "1", metrics={"note": 1}).fingerprint == base
-        changes = [{"threshold": 0.6}, {"temperature": 2.0}, {"seed": 1}, {"domain_limit": 3.0}]
+        k = len(load_bundle(tmp_path / "0").fields.class_names)
+        sets = {"coverage": 0.9, "thresholds": (0.5,) * k, "groups": (9,) * k}
+        changes = [
+            *({"threshold": 0.6}, {"temperature": 2.0}, {"seed": 1}, {"domain_limit": 3.0}),
+            *({"prediction_sets": sets}, {"prediction_sets": sets | {"coverage": 0.95}}),
+        ]
         found = {make_bundle(tmp_path / f"c{i}", **c).fingerprint for i, c in enumerate(changes)}
         assert len(found | {base}) == len(changes) + 1
 

@@ -6,7 +6,9 @@ import pyarrow as pa
 
 from braintumor_ray import Predictor
 from braintumor_ray.catalog.build import load_catalog
+from braintumor_ray.models.bundle import SetFields, load_bundle, save_bundle
 from braintumor_ray.scoring.decode_stage import DecodeStage
+from braintumor_ray.scoring.job import ScoreOptions, describe_settings
 from braintumor_ray.scoring.options import DecodeSettings, PredictSettings
 from braintumor_ray.scoring.predict_stage import PredictStage
 from tests.builders import disc_scan
@@ -42,6 +44,26 @@ def test_a_block_without_a_readable_scan_is_rows_of_reasons(bundle_path):
     rows = stage(block([None, None, None]))
     assert rows["status"].to_pylist() == ["quarantined"] * 3
     assert rows["gradcam"].null_count == rows["probabilities"].null_count == 3
+
+
+def test_rows_have_prediction_sets_where_the_bundle_makes_them(bundle_path, tmp_path):
+    bundle = load_bundle(bundle_path)
+    names = list(bundle.fields.class_names)
+    thresholds = (0.0, *(1.5 for _ in names[1:]))  # the first class always, the others never
+    sets = SetFields(coverage=0.9, thresholds=thresholds, groups=(30,) * len(names))
+    fields = bundle.fields.model_copy(update={"prediction_sets": sets})
+    made = save_bundle(tmp_path / "sets", fields, bundle.build_model(), bundle.gate, "card")
+    scan = disc_scan(1, (64, 64)).tobytes()
+    for location, loaded, wanted in ((bundle_path, bundle, None), (tmp_path / "sets", made, 1)):
+        settings = PredictSettings(str(location))
+        rows = PredictStage(settings, "fingerprint")(block([None, scan]))
+        meta = describe_settings(loaded, ScoreOptions(settings))
+        if wanted is None:  # as rows and folders were before
+            assert "prediction_set" not in rows.column_names
+            assert "set_coverage" not in meta
+        else:
+            assert rows["prediction_set"].to_pylist() == [None, names[:1]]
+            assert meta["set_coverage"] == 0.9
 
 
 def test_maps_stand_beside_the_scan_they_explain(bundle_path):

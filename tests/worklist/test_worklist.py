@@ -191,6 +191,39 @@ def test_no_model_is_loaded(results, tmp_path):
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+SETS = [["glioma_tumor"], ["no_tumor"], [], ["glioma_tumor", "pituitary_tumor"], [], ["no_tumor"]]
+
+
+@pytest.mark.parametrize(
+    ("sets", "kept"),
+    [("all", "adcefb"), ("single", "afb"), ("several", "d"), ("empty", "ce"), ("unsure", "dce")],
+)
+def test_scans_are_chosen_by_the_size_of_their_prediction_set(tmp_path, catalog, sets, kept):
+    results = make_results(tmp_path / "r", catalog, PROBABILITIES, sets=SETS)
+    summary = make_worklist(results, tmp_path / "w", sets=sets)
+    rows = read(tmp_path / "w" / "worklist.csv")
+    assert names(rows) == kept
+    assert summary["ranked"] == len(kept)
+    found = {row["path"].split("/")[1][0]: row["prediction_set"] for row in rows}
+    assert found.get("d", "glioma_tumor+pituitary_tumor") == "glioma_tumor+pituitary_tumor"
+    assert found.get("c", "") == ""
+    page = (tmp_path / "w" / "worklist.html").read_text()
+    assert ("glioma_tumor or pituitary_tumor" in page) == ("d" in kept)
+
+
+def test_results_of_before_have_no_sets_to_choose_by(results, catalog, tmp_path):
+    make_worklist(results, tmp_path / "w")
+    assert "prediction_set" not in read(tmp_path / "w" / "worklist.csv")[0]
+    with pytest.raises(ResultsError, match="evaluate --recalibrate"):
+        make_worklist(results, tmp_path / "v", sets="unsure")
+    with pytest.raises(UsageError, match="sets 'many' is unknown"):
+        make_worklist(results, tmp_path / "v", sets="many")
+    certain = make_results(tmp_path / "c", catalog, PROBABILITIES, sets=[["no_tumor"]] * 6)
+    with pytest.raises(ResultsError, match="no scan whose prediction set is 'unsure'"):
+        make_worklist(certain, tmp_path / "v", sets="unsure")
+    assert not (tmp_path / "v").exists()
+
+
 def test_what_cannot_be_listed_is_refused(results, catalog, tmp_path):
     with pytest.raises(UsageError, match="order 'name'"):
         make_worklist(results, tmp_path / "w", by="name")
