@@ -100,7 +100,13 @@ def train(catalog: pa.Table, options: TrainOptions, say: Say = print) -> Trainin
         say(line)
     fitted = _fit(options, folder, name, ready, data, guided, say)
     provisional = provisional_bundle(
-        recipe, model.architecture, ready.preprocessing, classes, fitted.best, data.fingerprint()
+        recipe,
+        model.architecture,
+        ready.preprocessing,
+        classes,
+        fitted.best,
+        data.fingerprint(),
+        guided=guided is not None,
     )
     return _finish(provisional, fitted, data, options, folder, weights)
 
