@@ -43,7 +43,7 @@ class ModelCard(BaseModel):
     device: str
     crop: Crop = "none"
     intensity: Intensity = "none"
-    map_frame: tuple[float, float, float, float] = WHOLE
+    map_frame: tuple[float, ...] = WHOLE
 
     @property
     def preprocessing(self) -> Preprocessing:
