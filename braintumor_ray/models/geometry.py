@@ -125,7 +125,8 @@ def _trace(model: Classifier, layer: str | None) -> tuple[Tensor, Geometry | Non
     finally:
         if hook is not None:
             hook.remove()
-    return outputs[0], tracer.known.get(outputs[0])
+    found = outputs[0]
+    return found, tracer.known.get(found) if isinstance(found, Tensor) else None
 
 
 class _Tracer(TorchDispatchMode):

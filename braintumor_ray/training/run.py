@@ -346,7 +346,12 @@ def _preprocessing(model: Classifier, recipe: Recipe) -> Preprocessing:
 
 def _load_weights(model: Classifier, options: TrainOptions, say: Say) -> str:
     try:
-        line = load_pretrained(model.backbone, options.recipe.model.backbone, options.weights)
+        line = load_pretrained(
+            model.backbone,
+            options.recipe.model.backbone,
+            options.weights,
+            options.recipe.data.image_size,
+        )
     except WeightsError as error:
         if not (options.synthetic and options.weights == "imagenet"):
             raise
