@@ -13,6 +13,7 @@ from braintumor_ray.decode.files import SCAN_COLUMNS
 from braintumor_ray.decode.reading import decode_scans
 from braintumor_ray.decode.types import DecodeLimits
 from braintumor_ray.evaluation.evaluated import Evaluated
+from braintumor_ray.explain.placement import square_maps
 from braintumor_ray.explain.regions import Shares, looks_at_border
 from braintumor_ray.faithfulness.randomization import randomization_check
 from braintumor_ray.faithfulness.scores import FaithfulnessOptions, faithfulness, sample_rows
@@ -147,7 +148,7 @@ def faithfulness_section(
         found = faithfulness(
             lambda pictures: predictor.forward(pictures, explain=False),
             images,
-            raw.maps,
+            {m: square_maps(maps, predictor.bundle.map_frame) for m, maps in raw.maps.items()},
             raw.cam_classes,
             options,
         )

@@ -20,7 +20,6 @@ from braintumor_ray.explain.placement import picture_maps
 from braintumor_ray.explain.regions import (
     area_shares,
     head_regions,
-    heat_shares_batch,
     region_weights,
 )
 from braintumor_ray.predict.predictor import Predictor, as_stored
@@ -176,14 +175,15 @@ def _predict(
         logits.append(predictor.forward(view, explain=False).logits)
     result.logits[rows] = np.mean(logits, axis=0)
     result.pooled[rows] = plain.pooled
+    frame = predictor.bundle.map_frame
     for name, maps in plain.maps.items():
-        result.maps[name][rows] = as_stored(picture_maps(maps, boxes))
+        result.maps[name][rows] = as_stored(picture_maps(maps, boxes, frame))
     heads = [head_regions(square) for square in squares]
     weights = np.stack([region_weights(head, predictor.cam_shape) for head in heads])
     result.out_of_domain[rows] = predictor.out_of_domain(plain, weights)
     if explain:
         # Shares (n, 3) of heat and of area inside, on the rim and in the background.
-        result.heat[rows] = heat_shares_batch(plain.maps[predictor.methods[0]], weights)
+        result.heat[rows] = predictor.heat_shares(plain, weights)
         result.area[rows] = [area_shares(head) for head in heads]
     return result
 

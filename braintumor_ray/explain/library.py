@@ -1,6 +1,7 @@
 """Every other method, and every other layer, through the grad-cam library: slower, by name."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from braintumor_ray.errors import UsageError
 from braintumor_ray.models.classifier import Classifier
+from braintumor_ray.models.tokens import as_map
 from braintumor_ray.models.vision_libraries import import_grad_cam
 
 METHODS = {
@@ -75,8 +77,12 @@ def library_cams(
     target = tapped.tap if layer is None else _module(model, layer)
     targets = [library.utils.model_targets.ClassifierOutputTarget(int(c)) for c in classes]
     method_class = getattr(library, METHODS[method])
+    reshape = None  # the target map is a map already
+    if layer is not None:
+        reshape = partial(as_map, prefix=model.layout.prefix)
     # The weights are frozen, so only a gradient asked of the input reaches the target map.
-    with method_class(model=tapped, target_layers=[target]) as cam, torch.enable_grad():
+    taps = {"target_layers": [target], "reshape_transform": reshape}
+    with method_class(model=tapped, **taps) as cam, torch.enable_grad():
         maps = cam(input_tensor=images.clone().requires_grad_(), targets=targets)
     return np.asarray(maps, dtype=np.float32)
 

@@ -1,10 +1,12 @@
 """From maps of what the network saw to maps of the whole picture.
 
-A network that is shown a square around the head explains that square. What is stored and drawn is a
-map of the picture, of the same number of cells, so that no reader has to know how a scan was cut.
+A network that is shown a square around the head explains that square, and its cells need not divide
+the square evenly (`models.geometry`). What is stored and drawn is a map of the picture, of the same
+number of cells, so that no reader has to know how a scan was cut or where a network's cells lie.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,39 +14,55 @@ from numpy.typing import NDArray
 from braintumor_ray.decode.head import WHOLE, Box
 
 
-def picture_maps(maps: NDArray[np.float32], boxes: Sequence[Box]) -> NDArray[np.float32]:
+def picture_maps(
+    maps: NDArray[np.float32], boxes: Sequence[Box], frame: Box = WHOLE
+) -> NDArray[np.float32]:
     """Resample maps of parts of pictures to maps of the pictures.
 
     Args:
         maps: (n, h, w), each of the part of its picture in `boxes`.
         boxes: what each part is, in fractions of the picture.
+        frame: what a map's cells cover of its part, in fractions of the part: `Bundle.map_frame`.
 
     Returns:
-        float32 (n, h, w), bilinear, 0 beyond the part; a map of a whole picture stays as it is.
+        float32 (n, h, w), bilinear; 0 beyond the part, the nearest cell's value in the part but
+        beyond the frame. A map that covers a whole picture stays as it is.
     """
-    if all(box == WHOLE for box in boxes):
+    if frame == WHOLE and all(box == WHOLE for box in boxes):
         return maps
-    return np.stack([_placed(cam, box) for cam, box in zip(maps, boxes, strict=True)])
+    return np.stack([_placed(cam, box, frame) for cam, box in zip(maps, boxes, strict=True)])
 
 
-def _placed(cam: NDArray[np.float32], box: Box) -> NDArray[np.float32]:
-    if box == WHOLE:
+def square_maps(maps: NDArray[np.float32], frame: Box) -> NDArray[np.float32]:
+    """Resample maps (n, h, w) to maps of the squares that the network saw; see `picture_maps`."""
+    return picture_maps(maps, [WHOLE] * len(maps), frame) if len(maps) else maps
+
+
+def _placed(cam: NDArray[np.float32], box: Box, frame: Box) -> NDArray[np.float32]:
+    if box == frame == WHOLE:
         return cam
-    rows = _resampling(box.top, box.bottom, cam.shape[0])
-    columns = _resampling(box.left, box.right, cam.shape[1])
+    height, width = cam.shape
+    rows = _resampling((box.top, box.bottom), (frame.top, frame.bottom), height)
+    columns = _resampling((box.left, box.right), (frame.left, frame.right), width)
     # einsum, not @: BLAS has threads of its own, which take torch's cores.
     return np.asarray(np.einsum("yi,ij,xj->yx", rows, cam, columns, optimize=True), np.float32)
 
 
-def _resampling(start: float, end: float, cells: int) -> NDArray[np.float32]:
-    """Weight of each of the part's cells in each of the picture's along an axis: (cells, cells).
+@lru_cache(maxsize=64)
+def _resampling(
+    part: tuple[float, float], frame: tuple[float, float], cells: int
+) -> NDArray[np.float32]:
+    """Weight of each of the map's cells in each of the picture's along an axis: (cells, cells).
 
-    Where the part is small, a cell of the picture spans several of it and is their mean.
+    Where the part is small, a cell of the picture spans several of the map and is their mean.
+    Shared by every caller of the cache: not to be changed.
     """
+    start, end = part
     samples = max(1, round(1 / (end - start)))
     at = (np.arange(cells * samples) + 0.5) / (cells * samples)  # in the picture
     inside = (at - start) / (end - start)  # in the part
-    position = (inside * cells - 0.5).clip(0, cells - 1)
+    covered = (inside - frame[0]) / (frame[1] - frame[0])  # in what the map covers of it
+    position = (covered * cells - 0.5).clip(0, cells - 1)
     left = np.minimum(np.floor(position).astype(int), max(cells - 2, 0))
     right = np.minimum(left + 1, cells - 1)
     share = position - left

@@ -18,13 +18,22 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    ValidationError,
+    model_validator,
+)
 from torch import Tensor
 
+from braintumor_ray.decode.head import WHOLE, Box
 from braintumor_ray.decode.preprocess import Crop, Intensity, Preprocessing
 from braintumor_ray.errors import BundleError, describe_validation
 from braintumor_ray.models.classifier import Architecture, Classifier
 from braintumor_ray.models.domain import ArchiveReference, DomainDetector
+from braintumor_ray.models.geometry import Axis, Geometry
 from braintumor_ray.recipes.schema import Head, Neck, Pooling
 
 WEIGHTS, DESCRIPTION, CARD = "model.safetensors", "bundle.json", "model_card.md"
@@ -79,6 +88,13 @@ class SetFields(_Strict):
     groups: tuple[int, ...]
 
 
+class GeometryFields(_Strict):
+    """As `models.geometry.Geometry`: pairs of rows, columns, in pixels of the network's input."""
+
+    offset: tuple[float, float] = Field(description="center of the first cell; first pixel: 0")
+    stride: tuple[PositiveFloat, PositiveFloat] = Field(description="from cell to cell")
+
+
 class BundleFields(_Strict):
     """The content of bundle.json."""
 
@@ -90,6 +106,9 @@ class BundleFields(_Strict):
     cam_layer: str
     map_shape: tuple[int, int, int] | None = Field(
         None, description="channels, height, width of the map layer; none: an earlier bundle"
+    )
+    map_geometry: GeometryFields | None = Field(
+        None, description="where cells lie; none: they divide the input evenly"
     )
     threshold: float = Field(ge=0, le=1)
     temperature: float = Field(gt=0)
@@ -143,6 +162,7 @@ class Bundle:
                 "class_names",
                 "positive_classes",
                 "cam_layer",
+                "map_geometry",
                 "threshold",
                 "temperature",
                 "domain_limit",
@@ -157,6 +177,8 @@ class Bundle:
             for name in names:
                 if relevant[section][name] == defaults[name].default:
                     del relevant[section][name]
+        if relevant["map_geometry"] is None:  # it came later, too
+            del relevant["map_geometry"]
         return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:32]
 
     @property
@@ -188,6 +210,15 @@ class Bundle:
         largest = LARGEST_REFINED_MAP if refined else LARGEST_MAP
         _, height, width = self.map_shape
         return min(height, largest), min(width, largest)
+
+    @property
+    def map_frame(self) -> Box:
+        """What the cells of a map cover of the network's square, in fractions of it."""
+        geometry = self.fields.map_geometry
+        if geometry is None:
+            return WHOLE
+        axes = (Axis(*pair) for pair in zip(geometry.offset, geometry.stride, strict=True))
+        return Geometry(*axes).covered(self.fields.architecture.image_size, self.map_shape[1:])
 
     def build_model(self) -> Classifier:
         """The network in eval mode, with its weights, learning nothing.

@@ -13,6 +13,7 @@ from braintumor_ray.errors import UsageError
 from braintumor_ray.models.heads import build_head
 from braintumor_ray.models.neck import TopDownNeck, neck_levels
 from braintumor_ray.models.small_cnn import Cnn3Conv, SmallCnn
+from braintumor_ray.models.tokens import find_layout, pools_prefix
 from braintumor_ray.models.vision_libraries import import_timm
 from braintumor_ray.recipes.schema import Head, Neck, Pooling
 
@@ -81,11 +82,19 @@ class Classifier(nn.Module):
             )
         self.architecture = architecture
         name, size = architecture.backbone, architecture.image_size
-        self.backbone = build_backbone(name)
-        self.map_shape = _map_shape(self.backbone, size, name)
+        self.backbone = build_backbone(name, size)
+        features = _last_features(self.backbone, size, name)
+        self.layout = find_layout(self.backbone, features, name)
+        self.map_shape = _shape_of(self.layout.to_map(features))
         self.neck: TopDownNeck | None = None
         self.levels: list[int] = []
         if architecture.neck != "none":
+            if self.layout.kind != "map":
+                raise UsageError(
+                    f"model.neck '{architecture.neck}': backbone '{name}' ends in "
+                    f"{self.layout.kind}; neck and gate need convolutional stages, so set "
+                    "model.neck = 'none' and model.gate = false, or use one such as mobilenetv2_100"
+                )
             levels = neck_levels(self.backbone, name, architecture.neck_stride)
             self.levels = [level.stage for level in levels]
             self.neck = TopDownNeck(
@@ -94,13 +103,11 @@ class Classifier(nn.Module):
             self.map_shape = _refined_shape(self, size)
         units = 1 if architecture.sigmoid else architecture.classes
         self.averages = architecture.pooling == "mean"
-        self.pools = (
-            self.averages
-            and architecture.head != "flatten"
-            and (self.neck is not None or _pools_plainly(self.backbone, self.map_shape))
-        )
+        own = self._own_pooling() if self.averages and architecture.head != "flatten" else None
+        self.pools = self.averages and architecture.head != "flatten" and own is None
+        shape = self.map_shape if own is None else (own, *self.map_shape[1:])
         self.head = build_head(
-            architecture.head, self.map_shape, units, architecture.hidden, architecture.dropout
+            architecture.head, shape, units, architecture.hidden, architecture.dropout
         )
 
     def features(self, images: Tensor) -> Tensor:
@@ -111,7 +118,7 @@ class Classifier(nn.Module):
         """As `features`, and the gate's logits (B, 1, h, w) where the neck has a gate."""
         if self.neck is None:
             features: Tensor = self.backbone.forward_features(images)  # type: ignore[operator]
-            return features, None
+            return self.layout.to_map(features), None
         last, stages = self.backbone.forward_intermediates(images, self.levels)  # type: ignore[operator]
         refined: tuple[Tensor, Tensor | None] = self.neck(last, stages[::-1])  # coarsest first
         return refined
@@ -137,7 +144,7 @@ class Classifier(nn.Module):
             return self.logits_from_pooled(features.mean(dim=(2, 3)))
         if self.architecture.head == "flatten":
             return self._as_logits(self.head(features))
-        return self.logits_from_pooled(_forward_head(self.backbone, features))
+        return self.logits_from_pooled(self._forward_head(features))
 
     def logits_and_evidence(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
         """As `logits` and `evidence`; in training with the same channels left out."""
@@ -184,21 +191,64 @@ class Classifier(nn.Module):
         weight = linear.weight.detach().float()
         return torch.cat((-weight, weight)) / 2 if self.architecture.sigmoid else weight
 
+    def _forward_head(self, features: Tensor) -> Tensor:
+        """Timm's own pooling, with what follows it, such as a norm."""
+        native = self.layout.from_map(features)
+        pooled: Tensor = self.backbone.forward_head(native, pre_logits=True)  # type: ignore[operator]
+        return pooled
+
+    @torch.no_grad()
+    def _own_pooling(self) -> int | None:
+        """Width of what the backbone pools to, where that is not the plain average of the map.
+
+        A class token sees the map only through the last block, whose attention CAM does not
+        explain: the average of the picture's tokens takes its place.
+        """
+        backbone, shape = self.backbone, self.map_shape
+        if self.neck is not None or isinstance(backbone, tuple(SMALL.values())):
+            return None
+        training = backbone.training
+        backbone.eval()
+        features = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+        pooled = self._forward_head(features)
+        by_class_token = pools_prefix(backbone, self.layout, shape)
+        backbone.train(training)
+        mean = features.mean(dim=(2, 3))
+        plain = pooled.shape == mean.shape and torch.allclose(pooled, mean, atol=1e-5)
+        return None if plain or by_class_token else pooled.shape[1]
+
     def _as_logits(self, units: Tensor) -> Tensor:
         return torch.cat((-units, units), dim=1) / 2 if self.architecture.sigmoid else units
 
 
-def build_backbone(name: str) -> nn.Module:
+def build_backbone(name: str, size: int | None = None) -> nn.Module:
     """A backbone without classifier and with random weights.
 
+    Args:
+        name: 'cnn-3conv', 'small-cnn' or a timm name.
+        size: side of the input, pixels, for those that are built for one; None: their own.
+
     Raises:
-        UsageError: timm knows no such name (the nearest names are in the message).
+        UsageError: timm knows no such name (the nearest names are in the message), or has it for
+            other sizes only.
     """
     if name in SMALL:
         return SMALL[name]()
     timm = _timm_that_knows(name)
-    backbone: nn.Module = timm.create_model(name, pretrained=False, num_classes=0)
+    chosen = size_argument(name, size)
+    try:
+        backbone: nn.Module = timm.create_model(name, pretrained=False, num_classes=0, **chosen)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise _wrong_size(name, size, error) from error
     return backbone
+
+
+def size_argument(name: str, size: int | None) -> dict[str, int]:
+    """What timm must be told of the input's side: nothing where a backbone takes any."""
+    config = _timm_that_knows(name).get_pretrained_cfg(name)
+    if size is None or config is None or not config.fixed_input_size:
+        return {}
+    return {} if config.input_size[-1] == size else {"img_size": size}
 
 
 def input_size_of(name: str) -> int | None:
@@ -230,47 +280,37 @@ def normalization_of(backbone: nn.Module) -> tuple[tuple[float, ...], tuple[floa
     return tuple(config["mean"]), tuple(config["std"])
 
 
-def _forward_head(backbone: nn.Module, features: Tensor) -> Tensor:
-    """Timm's own pooling, and norms where they stand behind it."""
-    pooled: Tensor = backbone.forward_head(features, pre_logits=True)  # type: ignore[operator]
-    return pooled
-
-
 @torch.no_grad()
-def _map_shape(backbone: nn.Module, size: int, name: str) -> tuple[int, int, int]:
+def _last_features(backbone: nn.Module, size: int, name: str) -> Tensor:
+    """What the backbone ends in, for one black picture."""
     training = backbone.training
     backbone.eval()
-    features = backbone.forward_features(torch.zeros(1, 3, size, size))  # type: ignore[operator]
+    try:
+        features: Tensor = backbone.forward_features(torch.zeros(1, 3, size, size))  # type: ignore[operator]
+    except (RuntimeError, AssertionError) as error:
+        raise _wrong_size(name, size, error) from error
     backbone.train(training)
-    if features.ndim != 4 or features.shape[1] != backbone.num_features:
-        raise UsageError(
-            f"backbone '{name}' ends in features of shape {tuple(features.shape)}, not in a map "
-            "(B, C, h, w) that CAM can explain; use a convolutional one such as resnet50"
-        )
-    _, channels, height, width = features.shape
+    return features
+
+
+def _wrong_size(name: str, size: int | None, error: Exception) -> UsageError:
+    return UsageError(
+        f"data.image_size {size}: backbone '{name}' does not take it ({error}); use "
+        f"{input_size_of(name) or 'a larger one'}"
+    )
+
+
+def _shape_of(maps: Tensor) -> tuple[int, int, int]:
+    _, channels, height, width = maps.shape
     return channels, height, width
 
 
 @torch.no_grad()
 def _refined_shape(model: Classifier, size: int) -> tuple[int, int, int]:
     model.eval()
-    _, channels, height, width = model.features(torch.zeros(1, 3, size, size)).shape
+    shape = _shape_of(model.features(torch.zeros(1, 3, size, size)))
     model.train()
-    return channels, height, width
-
-
-@torch.no_grad()
-def _pools_plainly(backbone: nn.Module, shape: tuple[int, int, int]) -> bool:
-    """Whether the backbone's own pooling is the plain average (ConvNeXt norms after it)."""
-    if isinstance(backbone, tuple(SMALL.values())):
-        return True
-    training = backbone.training
-    backbone.eval()
-    features = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
-    pooled = _forward_head(backbone, features)
-    backbone.train(training)
-    mean = features.mean(dim=(2, 3))
-    return pooled.shape == mean.shape and bool(torch.allclose(pooled, mean, atol=1e-5))
+    return shape
 
 
 def normalize(images: Tensor, preprocessing: Any) -> Tensor:  # noqa: ANN401

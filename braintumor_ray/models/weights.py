@@ -9,20 +9,22 @@ from urllib.parse import urlsplit
 from torch import Tensor, nn
 
 from braintumor_ray.errors import WeightsError
+from braintumor_ray.models.classifier import size_argument
 from braintumor_ray.models.small_cnn import Cnn3Conv, SmallCnn
 from braintumor_ray.models.vision_libraries import import_timm
 
 _CLASSIFIERS = ("classifier.", "fc.", "head.fc.", "head.", "last_linear.", "AuxLogits.")
 
 
-def load_pretrained(backbone: nn.Module, name: str, source: str) -> str:
+def load_pretrained(backbone: nn.Module, name: str, source: str, size: int | None = None) -> str:
     """Load weights into a backbone in place; returns a line that says what was loaded.
 
     Args:
-        backbone: as `build_backbone(name)` gives it.
+        backbone: as `build_backbone(name, size)` gives it.
         name: the backbone's name.
         source: 'imagenet' (timm's pretrained weights, from the hub or its cache), 'none', or the
             path of a .safetensors file with timm's keys.
+        size: as of `build_backbone`: positions of the hub's weights are resampled to it.
 
     Raises:
         WeightsError: the file does not fit or the hub cannot be reached; names the way out.
@@ -33,7 +35,7 @@ def load_pretrained(backbone: nn.Module, name: str, source: str) -> str:
         if source == "imagenet":
             return f"weights: random ('{name}' has no pretrained weights)"
     elif source == "imagenet":
-        backbone.load_state_dict(_from_hub(name), strict=False)
+        backbone.load_state_dict(_from_hub(name, size), strict=False)
         return f"weights: timm's pretrained {name}"
     path = Path(source)
     _check_fit(backbone, _read(path), path)
@@ -70,7 +72,7 @@ def _check_fit(backbone: nn.Module, state: dict[str, Tensor], path: Path) -> Non
     backbone.load_state_dict({k: state[k] for k in ours})
 
 
-def _from_hub(name: str) -> dict[str, Tensor]:
+def _from_hub(name: str, size: int | None) -> dict[str, Tensor]:
     timm = import_timm()
     config = timm.get_pretrained_cfg(name)
     if config is None or not (config.hf_hub_id or config.url):
@@ -84,7 +86,7 @@ def _from_hub(name: str) -> dict[str, Tensor]:
     if not _cached(config.hf_hub_id) and not _hub_reachable():
         raise WeightsError(f"pretrained weights for '{name}': the hub cannot be reached; {way_out}")
     try:
-        model = timm.create_model(name, pretrained=True, num_classes=0)
+        model = timm.create_model(name, pretrained=True, num_classes=0, **size_argument(name, size))
     except (OSError, RuntimeError) as error:
         raise WeightsError(f"pretrained weights for '{name}': {error}; {way_out}") from error
     state: dict[str, Tensor] = model.state_dict()

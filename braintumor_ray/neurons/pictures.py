@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from braintumor_ray.decode.preprocess import Preprocessing
 from braintumor_ray.explain.overlay import contact_sheet, heatmap_at, superimpose, write_png
+from braintumor_ray.explain.placement import square_maps
 from braintumor_ray.models.bundle import Bundle
 from braintumor_ray.models.classifier import Classifier, normalize
 from braintumor_ray.pages.pictures import load_squares
@@ -76,6 +77,7 @@ def write_sheets(
         images = np.stack(list(load_squares(rows, bundle.preprocessing)))
         channels = np.array([neuron for _, neuron in picked], np.int64)
         maps = activation_maps(model, images, channels, bundle.preprocessing)
+        maps = square_maps(maps, bundle.map_frame)
         tiles = [
             superimpose(image, heatmap_at(np.maximum(cam, 0), (image.shape[0], image.shape[1])))
             for image, cam in zip(images, maps, strict=True)

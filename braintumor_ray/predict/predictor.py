@@ -12,11 +12,11 @@ from scipy.special import softmax
 from torch import Tensor, nn
 from torch.nn import functional
 
-from braintumor_ray.decode.head import Box
+from braintumor_ray.decode.head import WHOLE, Box
 from braintumor_ray.errors import UsageError
 from braintumor_ray.explain.cam import METHODS, SCORED_METHODS, cams, class_gradient
 from braintumor_ray.explain.library import library_cams
-from braintumor_ray.explain.placement import picture_maps
+from braintumor_ray.explain.placement import picture_maps, square_maps
 from braintumor_ray.explain.regions import head_weights, heat_shares_batch
 from braintumor_ray.metrics.conformal import named_sets
 from braintumor_ray.models.allocator import keep_freed_memory
@@ -24,6 +24,7 @@ from braintumor_ray.models.bundle import DOMAIN_COORDINATES, PREDICTION_SET, Bun
 from braintumor_ray.models.classifier import Classifier, normalize
 from braintumor_ray.models.device import choose_device, use_bf16
 from braintumor_ray.models.folding import fold_batch_norms
+from braintumor_ray.models.geometry import layer_frame
 from braintumor_ray.recipes.schema import CamClass, Precision
 from braintumor_ray.types import GrayImage
 
@@ -38,7 +39,8 @@ class RawOutput:
         logits: float32 (B, k), before temperature.
         pooled: float32 (B, C), global average of the target map.
         cam_classes: int64 (B,).
-        maps: raw maps (B, h, w) float32 by method; empty where none were asked for.
+        maps: the network's own maps (B, h, w) float32 by method, see `explain.placement`; empty
+            where none were asked for.
     """
 
     logits: npt.NDArray[np.float32]
@@ -89,7 +91,7 @@ class Predictor:
         self.methods = tuple(methods)
         self.batch_size = batch_size or (256 if self.device.type == "cuda" else 16)
         self._model = for_inference(bundle.build_model(), self.device, bf16=self.bf16)
-        self.cam_shape = bundle.cam_shape
+        self.cam_shape, self._frame = bundle.cam_shape, bundle.map_frame
         self._preprocessing = bundle.preprocessing
         self._positive = torch.tensor(bundle.positive_indices, device=self.device)
 
@@ -150,6 +152,7 @@ class Predictor:
         boxes: Sequence[Box] | None = None,
         *,
         explain: bool = True,
+        placed: bool = True,
     ) -> Columns:
         """As a call, of scans that were prepared elsewhere, as decoders do beside a GPU.
 
@@ -158,6 +161,8 @@ class Predictor:
             heads: float32 (n, 3, h, w), from `explain.regions.head_weights` with `cam_shape`.
             boxes: what part of its picture each square shows; None: all of it.
             explain: as for a call.
+            placed: whether maps become maps of the pictures; else they are the network's own, for a
+                caller that places them by the bundle's `map_frame`.
         """
         images = np.stack(squares) if len(squares) else self._no_images()
         raw = self.forward(images, explain=explain)
@@ -167,7 +172,7 @@ class Predictor:
             decided = columns["decision"]
             columns[DOMAIN_COORDINATES] = self.bundle.archive.coordinates(raw.pooled, decided)
         if explain:
-            columns |= self._explanations(raw, heads, boxes)
+            columns |= self._explanations(raw, heads, boxes, placed)
         return columns
 
     def forward(self, images: GrayImage, *, explain: bool = True) -> RawOutput:
@@ -199,7 +204,14 @@ class Predictor:
         model = self.bundle.build_model().to(self.device)  # hooks touch a copy, never ours
         target = self.bundle.fields.class_names.index(class_name)
         images = normalize(square, self._preprocessing)
-        return picture_maps(library_cams(model, images, [target], method, layer), [box])[0]
+        maps = library_cams(model, images, [target], method, layer)
+        return picture_maps(maps, [box], self._frame_of(layer))[0]
+
+    def _frame_of(self, layer: str | None) -> Box:
+        """As the bundle's `map_frame`, for another layer of the backbone."""
+        if layer is None or self._frame == WHOLE:
+            return self._frame
+        return layer_frame(self.bundle.build_model(), layer)
 
     def _no_images(self) -> GrayImage:
         size = self._preprocessing.image_size
@@ -276,12 +288,28 @@ class Predictor:
             foreign |= gate.distance(raw.pooled) > limit
         return foreign
 
+    def heat_shares(
+        self, raw: RawOutput, heads: npt.NDArray[np.float32]
+    ) -> npt.NDArray[np.float64]:
+        """Shares (n, 3) of the first method's heat inside, on the rim and in the background.
+
+        Args:
+            raw: from `forward`, with maps.
+            heads: as for `predict`.
+        """
+        return heat_shares_batch(square_maps(raw.maps[self.methods[0]], self._frame), heads)
+
     def _explanations(
-        self, raw: RawOutput, heads: npt.NDArray[np.float32], boxes: Sequence[Box] | None
+        self,
+        raw: RawOutput,
+        heads: npt.NDArray[np.float32],
+        boxes: Sequence[Box] | None,
+        placed: bool,
     ) -> Columns:
-        shares = heat_shares_batch(raw.maps[self.methods[0]], heads).astype(np.float32)
+        shares = self.heat_shares(raw, heads).astype(np.float32)
+        shown = boxes or [WHOLE] * len(heads)
         columns: Columns = {
-            name: as_stored(maps if boxes is None else picture_maps(maps, boxes))
+            name: as_stored(picture_maps(maps, shown, self._frame) if placed else maps)
             for name, maps in raw.maps.items()
         }
         for index, region in enumerate(("inside", "rim", "background")):

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from braintumor_ray.decode.head import Box
+from braintumor_ray.decode.head import WHOLE, Box
 from braintumor_ray.decode.preprocess import Crop, Intensity, Preprocessing
 from braintumor_ray.explain.placement import picture_maps
 from braintumor_ray.explain.regions import head_weights
@@ -43,6 +43,7 @@ class ModelCard(BaseModel):
     device: str
     crop: Crop = "none"
     intensity: Intensity = "none"
+    map_frame: tuple[float, ...] = WHOLE
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -97,6 +98,7 @@ def describe_model(predictor: Predictor) -> ModelCard:
     own: dict[str, Any] = {
         "fingerprint": predictor.bundle.fingerprint,
         "cam_shape": predictor.cam_shape,
+        "map_frame": predictor.bundle.map_frame,
         "cam_class": predictor.cam_class,
         "detects_out_of_domain": predictor.bundle.gate is not None,
         "recipe": str(fields.recipe.get("name", "unnamed")),
@@ -111,16 +113,19 @@ def describe_model(predictor: Predictor) -> ModelCard:
 def predict_rows(
     predictor: Predictor, squares: Sequence[GrayImage], explain: Sequence[bool]
 ) -> list[Row]:
-    """Predict a batch of which each member may want maps or not; one row each, in order."""
+    """Predict a batch of which each member may want maps or not; one row each, in order.
+
+    Maps are the network's own, for `placed`.
+    """
     heads = head_weights(squares, predictor.cam_shape)
-    columns = predictor.predict(squares, heads, explain=any(explain))
+    columns = predictor.predict(squares, heads, explain=any(explain), placed=False)
     return [_row(columns, index, wanted) for index, wanted in enumerate(explain)]
 
 
-def placed(row: Row, box: Box) -> Row:
-    """A row whose maps are of the whole picture, where the square showed a part of it."""
+def placed(row: Row, box: Box, frame: Box) -> Row:
+    """A row of `predict_rows` whose maps are of the whole picture, see `explain.placement`."""
     return {
-        name: as_stored(picture_maps(value[np.newaxis].astype(np.float32), [box])[0])
+        name: as_stored(picture_maps(value[np.newaxis].astype(np.float32), [box], frame)[0])
         if np.ndim(value) == 2
         else value
         for name, value in row.items()

@@ -9,7 +9,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from braintumor_ray.decode.head import WHOLE
+from braintumor_ray.decode.head import WHOLE, Box
 from braintumor_ray.serving.answers import answer
 from braintumor_ray.serving.body import Budget, Part, is_multipart, parse_files, read_body
 from braintumor_ray.serving.decoders import DecoderPool
@@ -112,8 +112,7 @@ class Service:
         if upload.image is None:
             raise _refused(upload)
         row = await self._model.predict(upload.image, explain=bool(query.methods))
-        if upload.box not in (None, WHOLE):
-            row = placed(row, upload.box)
+        row = placed(row, upload.box or WHOLE, Box(*card.map_frame))
         if query.wants_picture:  # drawing takes milliseconds: not on the event loop
             return await asyncio.to_thread(answer, upload, row, card, query)
         return answer(upload, row, card, query)

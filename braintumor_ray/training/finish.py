@@ -15,9 +15,10 @@ from braintumor_ray.catalog.labels import ClassMap
 from braintumor_ray.decode.preprocess import Preprocessing
 from braintumor_ray.metrics.conformal import set_rule
 from braintumor_ray.metrics.tuning import tune_decision
-from braintumor_ray.models.bundle import Bundle, BundleFields, SetFields
+from braintumor_ray.models.bundle import Bundle, BundleFields, GeometryFields, SetFields
 from braintumor_ray.models.classifier import Architecture
 from braintumor_ray.models.domain import ArchiveReference, DomainDetector
+from braintumor_ray.models.geometry import find_geometry
 from braintumor_ray.predict.predictor import Predictor, RawOutput
 from braintumor_ray.recipes.schema import Recipe
 from braintumor_ray.storage import open_filesystem
@@ -88,8 +89,14 @@ def provisional_bundle(
     classes: ClassMap,
     state: State,
     data_fingerprint: str,
+    *,
+    guided: bool = False,
 ) -> Bundle:
-    """A bundle in memory with the final weights, before anything is tuned."""
+    """A bundle in memory with the final weights, before anything is tuned.
+
+    A guided network has learned to answer in the cell that evenly divided pictures put a tumor in;
+    for others it is found out where their cells lie.
+    """
     recorded = recipe.model_dump(mode="json")
     recorded["data"]["classes"] = classes.to_spec()
     fields = BundleFields(
@@ -106,7 +113,13 @@ def provisional_bundle(
         metrics={},
         versions=versions(),
     )
-    return Bundle(fields, state, None)
+    bundle = Bundle(fields, state, None)
+    geometry = None if guided else find_geometry(bundle.build_model())
+    if geometry is None:
+        return bundle
+    offset, stride = zip(*geometry, strict=True)
+    known = {"map_geometry": GeometryFields(offset=offset, stride=stride)}
+    return Bundle(fields.model_copy(update=known), state, None)
 
 
 def split_outputs(

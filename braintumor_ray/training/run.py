@@ -101,7 +101,13 @@ def train(catalog: pa.Table, options: TrainOptions, say: Say = print) -> Trainin
         say(line)
     fitted = _fit(options, folder, name, ready, data, guided, say)
     provisional = provisional_bundle(
-        recipe, model.architecture, ready.preprocessing, classes, fitted.best, data.fingerprint()
+        recipe,
+        model.architecture,
+        ready.preprocessing,
+        classes,
+        fitted.best,
+        data.fingerprint(),
+        guided=guided is not None,
     )
     return _finish(provisional, fitted, data, options, folder, weights, say)
 
@@ -348,7 +354,12 @@ def _preprocessing(model: Classifier, recipe: Recipe) -> Preprocessing:
 
 def _load_weights(model: Classifier, options: TrainOptions, say: Say) -> str:
     try:
-        line = load_pretrained(model.backbone, options.recipe.model.backbone, options.weights)
+        line = load_pretrained(
+            model.backbone,
+            options.recipe.model.backbone,
+            options.weights,
+            options.recipe.data.image_size,
+        )
     except WeightsError as error:
         if not (options.synthetic and options.weights == "imagenet"):
             raise

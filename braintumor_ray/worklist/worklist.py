@@ -72,7 +72,7 @@ def make_worklist(
             one ('unsure').
 
     Returns:
-        `by`, `sets`, `shifts` (a sentence for each run that differs from the training scans), `scans`
+        `by`, `sets`, `shifts` (a sentence for each run that differs from training), `scans`
         and `patients` listed, `ranked` (scans with a prediction and such a set), `positive` (of
         them), `not_ranked` (counts by status), `overlays`, `scans_drawn`, `files`.
 

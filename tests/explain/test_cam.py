@@ -30,6 +30,13 @@ NETWORKS = [  # maps of 7 x 7 or 4 x 4: the formulas do not depend on their size
     pytest.param("inception_v3", "linear", 192, id="inception"),
     pytest.param("cnn-3conv", "flatten", 128, id="flatten-dense"),
     pytest.param("convnext_atto", "linear", 128, id="norm-after-pooling"),
+    pytest.param("mobilenetv3_small_100", "linear", 128, id="convolution-after-pooling"),
+]
+TRANSFORMERS = [
+    pytest.param("vit_small_patch16_224", "linear", 64, id="vit-small"),
+    pytest.param("swin_tiny_patch4_window7_224", "linear", 128, id="swin-tiny"),
+    pytest.param("vit_small_patch14_reg4_dinov2", "mlp", 56, id="dinov2-registers"),
+    pytest.param("eva02_tiny_patch14_224", "linear", 56, id="tokens-norm-after-pooling"),
 ]
 
 
@@ -104,7 +111,7 @@ def test_refined_networks_agree_with_the_grad_cam_library(options):
     assert np.abs(stretched(ours).numpy() - theirs).max() < 1e-4
 
 
-@pytest.mark.parametrize(("backbone", "head", "size"), NETWORKS)
+@pytest.mark.parametrize(("backbone", "head", "size"), NETWORKS + TRANSFORMERS)
 def test_every_method_equals_its_formula_in_float64(backbone, head, size):
     check_formulas(network(backbone, head, size), size)
 
@@ -117,7 +124,7 @@ def check_formulas(model, size):
         assert difference < 1e-4, name
 
 
-@pytest.mark.parametrize(("backbone", "head", "size"), NETWORKS)
+@pytest.mark.parametrize(("backbone", "head", "size"), NETWORKS + TRANSFORMERS)
 def test_grad_cam_equals_the_library(backbone, head, size):
     model = network(backbone, head, size)
     x = images(size)
@@ -129,7 +136,9 @@ def test_grad_cam_equals_the_library(backbone, head, size):
     assert np.abs(stretched(ours).numpy() - theirs).max() < 1e-5
 
 
-@pytest.mark.parametrize(("backbone", "head", "size"), NETWORKS[:1] + NETWORKS[-2:])
+@pytest.mark.parametrize(
+    ("backbone", "head", "size"), NETWORKS[:1] + NETWORKS[-3:-1] + TRANSFORMERS
+)
 def test_a_batch_gives_what_single_images_give(backbone, head, size):
     model = network(backbone, head, size)
     x = images(size, count=3)

@@ -5,7 +5,7 @@ import pytest
 
 from braintumor_ray.decode.head import WHOLE, Box, head_view
 from braintumor_ray.decode.preprocess import Preprocessing
-from braintumor_ray.explain.placement import picture_maps
+from braintumor_ray.explain.placement import picture_maps, square_maps
 from tests.builders import disc_scan
 
 TOLERANCE = 0.3 / 28  # of a cell: a small part takes few cells of the picture
@@ -50,6 +50,28 @@ def test_each_map_of_a_batch_has_its_own_part():
     placed = picture_maps(both, boxes)
     assert np.allclose(placed[0], both[0])
     assert center(placed[1])[0] == pytest.approx(20.5 / 56, abs=TOLERANCE)
+
+
+class TestCellsThatDoNotDividePictures:
+    FRAME = Box(-0.06, -0.06, 0.94, 0.94)  # as of symmetric padding, 8 cells
+
+    def test_a_spot_is_drawn_where_its_cell_looks(self):
+        x, y = center(square_maps(spot(10, 20), self.FRAME)[0])
+        assert x == pytest.approx(20.5 / 28 - 0.06, abs=TOLERANCE)
+        assert y == pytest.approx(10.5 / 28 - 0.06, abs=TOLERANCE)
+
+    def test_the_parts_of_a_picture_and_the_frame_are_joined_in_one_step(self):
+        box = Box(0.2, 0.1, 0.9, 0.8)
+        x, y = center(picture_maps(spot(10, 20), [box], self.FRAME)[0])
+        assert x == pytest.approx(0.2 + (20.5 / 28 - 0.06) * 0.7, abs=TOLERANCE)
+        assert y == pytest.approx(0.1 + (10.5 / 28 - 0.06) * 0.7, abs=TOLERANCE)
+
+    def test_beyond_the_frame_the_nearest_cell_counts(self):
+        placed = square_maps(np.ones((1, 8, 8), np.float32), self.FRAME)
+        assert np.allclose(placed, 1)
+
+    def test_no_maps_stay_no_maps(self):
+        assert square_maps(np.empty((0, 8, 8), np.float32), self.FRAME).shape == (0, 8, 8)
 
 
 class TestTheHeadsSquare:

@@ -43,7 +43,7 @@ class TestClassifier:
 
     def test_a_backbone_without_a_map_is_refused(self):
         with pytest.raises(UsageError, match="CAM"):
-            Classifier(Architecture("vit_tiny_patch16_224", "linear", 2, 224))
+            Classifier(Architecture("pit_ti_224", "linear", 2, 224))
 
 
 class TestFreezing:

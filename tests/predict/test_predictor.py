@@ -5,9 +5,14 @@ import pytest
 import torch
 
 from braintumor_ray import Predictor
+from braintumor_ray.decode.head import WHOLE, Box
 from braintumor_ray.errors import UsageError
-from braintumor_ray.models.bundle import save_bundle
+from braintumor_ray.explain.placement import square_maps
+from braintumor_ray.explain.regions import head_weights, heat_shares_batch
+from braintumor_ray.models.bundle import GeometryFields, save_bundle
 from braintumor_ray.models.domain import DomainDetector
+from braintumor_ray.serving.model import describe_model, predict_rows
+from braintumor_ray.serving.model import placed as placed_row
 from tests.builders import CLASSES, disc_scan, make_bundle, make_fields, make_model
 
 SCANS = [disc_scan(seed, (60 + 7 * seed, 110 - 5 * seed)) for seed in range(7)]
@@ -152,3 +157,48 @@ def test_options_that_cannot_be_met_are_refused(bundle_path):
     if not torch.cuda.is_available():
         with pytest.raises(UsageError, match="CUDA"):
             Predictor.from_bundle(bundle_path, device="cuda")
+
+
+class TestCellsThatDoNotDivideThePicture:
+    GEOMETRY = GeometryFields(offset=(0.0, 0.0), stride=(8.0, 8.0))
+
+    @pytest.fixture
+    def pair(self, tmp_path):
+        """The same network: drawn as usual, and by its geometry."""
+        make_bundle(tmp_path / "a")
+        make_bundle(tmp_path / "b", map_geometry=self.GEOMETRY)
+        return [Predictor.from_bundle(tmp_path / name, precision="fp32") for name in "ab"]
+
+    def test_maps_move_and_predictions_do_not(self, pair):
+        usual, placed = (predictor(SCANS) for predictor in pair)
+        np.testing.assert_array_equal(usual["probabilities"], placed["probabilities"])
+        frame = pair[1].bundle.map_frame
+        expected = square_maps(usual["gradcam"].astype(np.float32), frame)
+        np.testing.assert_allclose(placed["gradcam"], expected, rtol=1e-2, atol=1e-3)
+        assert not np.array_equal(placed["gradcam"], usual["gradcam"])
+
+    def test_heat_is_counted_where_it_is_drawn(self, pair):
+        found = pair[1](SCANS)
+        views = [pair[1].bundle.preprocessing.resize(scan) for scan in SCANS]
+        heads = head_weights(views, pair[1].cam_shape)
+        shares = heat_shares_batch(found["gradcam"].astype(np.float32), heads)
+        np.testing.assert_allclose(found["heat_inside"], shares[:, 0], atol=1e-3)
+        np.testing.assert_allclose(found["heat_background"], shares[:, 2], atol=1e-3)
+
+    def test_the_service_places_as_the_archive_job_does(self, pair):
+        predictor = pair[1]
+        card = describe_model(predictor)
+        squares = [predictor.bundle.preprocessing.resize(scan) for scan in SCANS]
+        rows = predict_rows(predictor, squares, [True] * len(squares))
+        expected = predictor(SCANS)["gradcam_pp"]
+        for row, cam in zip(rows, expected, strict=True):
+            served = placed_row(row, WHOLE, Box(*card.map_frame))["gradcam_pp"]
+            np.testing.assert_allclose(served, cam, rtol=1e-2, atol=1e-3)
+
+    def test_library_maps_move_too(self, pair):
+        usual, placed = (p.library_map(SCANS[0], CLASSES[0], "gradcam") for p in pair)
+        expected = square_maps(usual[None], pair[1].bundle.map_frame)[0]
+        np.testing.assert_allclose(placed, expected, atol=1e-6)
+        early = [p.library_map(SCANS[0], CLASSES[0], "gradcam", "layers.2") for p in pair]
+        moved = square_maps(early[0][None], Box(-0.5 / 64, -0.5 / 64, 63.5 / 64, 63.5 / 64))[0]
+        np.testing.assert_allclose(early[1], moved, atol=1e-6)

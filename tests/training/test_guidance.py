@@ -5,10 +5,14 @@ import pyarrow as pa
 import pytest
 import torch
 
+from braintumor_ray.catalog.labels import ClassMap
+from braintumor_ray.decode.head import WHOLE
 from braintumor_ray.errors import UsageError
 from braintumor_ray.localization.truth import load_truth
+from braintumor_ray.recipes.loader import load_recipe
 from braintumor_ray.recipes.schema import AugmentSection, GuidanceSection
 from braintumor_ray.training.augment import Augmenter
+from braintumor_ray.training.finish import provisional_bundle
 from braintumor_ray.training.guidance import (
     GuidanceLoss,
     coverage,
@@ -17,7 +21,7 @@ from braintumor_ray.training.guidance import (
     unpack_mask,
 )
 from braintumor_ray.training.loop import StepSettings, TrainableNetwork, train_epoch
-from tests.builders import make_model
+from tests.builders import CLASSES, make_model
 from tests.training.test_loop import PREPROCESSING
 
 POSITIVE = (0, 1, 3)
@@ -32,6 +36,17 @@ def box_mask(size=64, box=(8, 16, 24, 40)):
 
 def batch_of(*coverages):
     return torch.tensor(np.stack(coverages), dtype=torch.float32)
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_a_guided_network_keeps_the_cells_of_its_targets(guided):
+    model = make_model()
+    classes = ClassMap(CLASSES, {name: name for name in CLASSES}, tuple(CLASSES[:2]))
+    bundle = provisional_bundle(
+        load_recipe("demo"), model.architecture, PREPROCESSING, classes, model.state_dict(), "x",
+        guided=guided,
+    )  # fmt: skip
+    assert (bundle.map_frame == WHOLE) == guided
 
 
 def test_packing_keeps_every_pixel_and_takes_little():
