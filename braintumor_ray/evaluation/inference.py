@@ -11,7 +11,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from scipy.special import softmax
 
-from braintumor_ray.decode.hashes import unpack_hashes
 from braintumor_ray.decode.head import WHOLE
 from braintumor_ray.decode.prepare import PreparedScan
 from braintumor_ray.decode.reading import decode_scans
@@ -23,7 +22,7 @@ from braintumor_ray.explain.regions import (
     region_weights,
 )
 from braintumor_ray.predict.predictor import Predictor, as_stored
-from braintumor_ray.splits.duplicates import duplicate_groups
+from braintumor_ray.splits.duplicates import image_groups
 from braintumor_ray.types import Progress
 
 TTA_DEGREES = 7.0  # well inside what patients turn their heads
@@ -115,7 +114,7 @@ def predict_catalog(
         [scan.pixel_sha256 for scan in scans],
         [scan.hashes for scan in scans],
         [None if scan.height is None else (scan.height, scan.width or 0) for scan in scans],
-        _image_groups(scans),
+        image_groups([scan.pixel_sha256 for scan in scans], [scan.hashes for scan in scans]),
         np.concatenate([batch.logits for batch in batches]),
         {n: np.concatenate([batch.maps[n] for batch in batches]) for n in batches[0].maps},
         np.concatenate([batch.heat for batch in batches]),
@@ -197,9 +196,3 @@ def _turned(images: Images, degrees: float) -> Images:
         for image in images
     ]
     return np.stack(turned)
-
-
-def _image_groups(scans: list[PreparedScan]) -> NDArray[np.int64]:
-    dhashes, dct_hashes, flat = unpack_hashes([scan.hashes for scan in scans])
-    digests = [scan.pixel_sha256 for scan in scans]
-    return duplicate_groups(digests, dhashes, flat=flat, dct_hashes=dct_hashes)

@@ -10,9 +10,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from braintumor_ray.catalog.schema import read_catalog
-from braintumor_ray.decode.hashes import HASHES, PACKED_BYTES, unpack_hashes
+from braintumor_ray.decode.hashes import HASHES, PACKED_BYTES
 from braintumor_ray.errors import GateError
-from braintumor_ray.splits.duplicates import duplicate_groups
+from braintumor_ray.splits.duplicates import image_groups
 from braintumor_ray.storage import open_filesystem
 
 RUN_CATALOG = "catalog.parquet"
@@ -166,10 +166,9 @@ def near_copies(hashes: Sequence[bytes | None], trained: TrainingScans) -> NDArr
     count, known = len(hashes), sorted(trained.hashes)
     if not known:
         return np.zeros(count, bool)
-    dhashes, dct_hashes, flat = unpack_hashes([*hashes, *known])
-    # Pixels are compared elsewhere, so each scan has a digest of its own; None: it has no hash.
+    # Pixels are compared elsewhere, so each scan has its own digest; None: it has no hash.
     digests = [None if h is None else f"{row}" for row, h in enumerate([*hashes, *known])]
-    groups = duplicate_groups(digests, dhashes, flat=flat, dct_hashes=dct_hashes)
+    groups = image_groups(digests, [*hashes, *known])
     return np.isin(groups[:count], groups[count:])
 
 
