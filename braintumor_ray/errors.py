@@ -13,7 +13,7 @@ class BrainTumorError(ValueError):
 
 
 class UsageError(BrainTumorError):
-    """An argument, option or recipe field that cannot be meant; exits 2."""
+    """An argument, option or recipe field that is not valid; exits 2."""
 
     exit_code = 2
 

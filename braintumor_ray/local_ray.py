@@ -8,7 +8,7 @@ from contextlib import contextmanager, redirect_stdout
 
 from braintumor_ray.errors import UsageError
 
-SPARE_CPUS = 2  # logical, for reading and data beside the workers
+SPARE_CPUS = 2  # logical, for reading and data, next to the workers
 LEAST_CPUS = 4  # with fewer the archive job's stages wait for each other for ever
 
 _ENVIRONMENT = {

@@ -281,4 +281,4 @@ def _audited_columns(name: str, table: pa.Table) -> pa.Table:
 def _check_names(catalogs: Catalogs) -> None:
     names = [name for name, _ in catalogs]
     if not names or len(set(names)) < len(names):
-        raise UsageError(f"data sets {names}: give one or more, each under a name of its own")
+        raise UsageError(f"data sets {names}: give one or more, each with its own name")

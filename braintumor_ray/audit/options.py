@@ -1,4 +1,4 @@
-"""What an audit looks for besides copies."""
+"""What an audit looks for in addition to copies."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar

@@ -9,7 +9,7 @@ from braintumor_ray.catalog.identity import KEY_VARIABLE, IdentityHash
 from braintumor_ray.catalog.schema import CATALOG_SCHEMA
 from braintumor_ray.errors import UsageError
 
-REDACTED = "redacted:"  # begins what stands in for a path or URI
+REDACTED = "redacted:"  # begins what replaces a path or URI
 
 
 @dataclass(frozen=True)

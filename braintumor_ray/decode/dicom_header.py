@@ -213,15 +213,15 @@ def _modality(tags: Tags) -> str | None:
 
 def _sequence(tags: Tags) -> str | None:
     keywords = ("SeriesDescription", "ProtocolName", "PulseSequenceName", "SequenceName")
-    words = next((words for key in keywords if (words := tags.text(key))), "")
-    return _unless_personal(tags, "".join(c for c in words if c.isprintable())[:64])
+    text = next((text for key in keywords if (text := tags.text(key))), "")
+    return _unless_personal(tags, "".join(c for c in text if c.isprintable())[:64])
 
 
 def _unless_personal(tags: Tags, text: str) -> str | None:
     """The text, unless it repeats a word of a name or id: people type them anywhere."""
     personal = " ".join(tags.text(keyword) for keyword in _PERSONAL).lower()
-    said = re.findall(r"[^\W_]{3,}", personal)
-    return None if any(word in text.lower() for word in said) else text or None
+    words = re.findall(r"[^\W_]{3,}", personal)
+    return None if any(word in text.lower() for word in words) else text or None
 
 
 def _private_count(tags: Tags) -> int | None:

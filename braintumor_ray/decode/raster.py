@@ -269,7 +269,7 @@ def _orientation(image: ImageFile.ImageFile) -> int:
     try:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
     except (SyntaxError, struct.error, TypeError, ValueError, OSError, KeyError):
-        return 1  # a damaged note beside intact pixels; upright is what every viewer assumes
+        return 1  # a damaged note, with intact pixels; upright is what every viewer assumes
 
 
 def _check_jpeg_end(data: bytes, stored: Gray) -> None:

@@ -41,7 +41,7 @@ class TrainingScans:
 
 
 def run_catalog(bundle: str) -> pa.Table | None:
-    """The catalog that training left beside a bundle, or None."""
+    """The catalog that training left next to a bundle, or None."""
     parent = str(bundle).rstrip("/").rpartition("/")[0] or "."
     location = f"{parent}/{RUN_CATALOG}"
     from pyarrow.fs import FileType
@@ -53,7 +53,7 @@ def run_catalog(bundle: str) -> pa.Table | None:
 
 
 def training_scans(catalog: pa.Table, bundle: str) -> TrainingScans:
-    """What the evaluated catalog and the run beside the bundle say was trained on."""
+    """What the evaluated catalog and the run of the bundle say was trained on."""
     own = training_rows(catalog)
     groups = frozenset() if own is None else frozenset(_known(own, "duplicate_group"))
     known = known_scans({"the evaluated catalog": own, "the bundle's run": run_scans(bundle)})
@@ -61,9 +61,9 @@ def training_scans(catalog: pa.Table, bundle: str) -> TrainingScans:
 
 
 def run_scans(bundle: str) -> pa.Table | None:
-    """The training scans of the run beside a bundle, or None where that is not known."""
-    beside = run_catalog(bundle)
-    return None if beside is None else training_rows(beside)
+    """The training scans of the run of a bundle, or None where that is not known."""
+    catalog = run_catalog(bundle)
+    return None if catalog is None else training_rows(catalog)
 
 
 def known_scans(trained: Mapping[str, pa.Table | None]) -> TrainingScans:
@@ -133,20 +133,20 @@ def require_unseen(found: dict[str, Any], split: str, count: int, allow: bool) -
     Raises:
         GateError: names how many, and an example.
     """
-    said = []
+    problems = []
     if found["pixel_identical"]:
-        said.append(
+        problems.append(
             f"{found['pixel_identical']} of {count} scans of split '{split}' have pixels that the "
             "bundle was trained on"
         )
     if found["near_copies"]:
-        said.append(
+        problems.append(
             f"{found['near_copies']} of {count} scans of split '{split}' are near copies of scans "
             "that it was trained on (re-encoded, resized or brightened)"
         )
-    if said and not allow:
+    if problems and not allow:
         raise GateError(
-            f"{' and '.join(said)}, such as '{found['examples'][0]}', so the figures would "
+            f"{' and '.join(problems)}, such as '{found['examples'][0]}', so the figures would "
             "flatter it; evaluate unseen scans, or compare all the same with --allow-leakage"
         )
 

@@ -271,7 +271,7 @@ def named_values(option: str, texts: Sequence[str], kind: str) -> dict[str, str]
         if name in found:
             raise UsageError(
                 f"{option}: '{name}' is given twice, as '{found[name]}' and '{value}'; "
-                "give each a name of its own"
+                "give each its own name"
             )
         found[name] = value
     return found

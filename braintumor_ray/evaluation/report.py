@@ -93,7 +93,7 @@ def warnings(metrics: Mapping[str, Any]) -> list[str]:
     """What limits how far the figures can be trusted, in sentences."""
     counts, leaks = metrics["counts"], metrics["leakage"]
     binary_kinds = metrics["binary"]["sensitivity"], metrics["binary"]["specificity"]
-    said = {
+    sentences = {
         f"{leaks['pixel_identical']} of {counts['rows']} scans were trained on, pixel for pixel: "
         "the figures are too good.": leaks["pixel_identical"],
         f"{leaks['near_identical']} scans are near copies of training scans: the figures are "
@@ -116,8 +116,8 @@ def warnings(metrics: Mapping[str, Any]) -> list[str]:
         "On average the skull's rim or the background holds more of the heatmaps' heat than of "
         "the picture's area: the network may judge by the head's outline."
     )
-    said[sentence] = heat.get("on_average")
-    return [sentence for sentence, applies in said.items() if applies]
+    sentences[sentence] = heat.get("on_average")
+    return [sentence for sentence, applies in sentences.items() if applies]
 
 
 def class_counts(catalog: pa.Table, classes: Sequence[str | None]) -> dict[str, dict[str, int]]:

@@ -92,7 +92,7 @@ def validate(
         bundle: the bundle's location.
         output: folder to write to.
         options: see `ValidateOptions`.
-        trained_on: catalogs that the bundle was trained on, by source, in place of the run beside
+        trained_on: catalogs that the bundle was trained on, by source, in place of the run of
             the bundle; scans without hashes are read.
         progress: called with (scans done, scans) over all data sets.
 
@@ -306,9 +306,9 @@ def _require_some(data_set: str, counts: Mapping[str, Any]) -> None:
         "unlabeled": counts["unlabeled"],
         "of labels that --classes leaves out": counts["unmapped"],
     }
-    said = ", ".join(f"{count} {kind}" for kind, count in words.items() if count)
+    reasons = ", ".join(f"{count} {kind}" for kind, count in words.items() if count)
     raise UsageError(
-        f"data set '{data_set}': none of {counts['scans']} scans is left to measure ({said}); "
+        f"data set '{data_set}': none of {counts['scans']} scans is left to measure ({reasons}); "
         "validate on scans that the bundle was not trained on"
     )
 
@@ -403,10 +403,10 @@ def _notes(
     tumors = np.isin(evaluated.labels, evaluated.positive)
     one_kind = tumors.all() or not tumors.any()
     labels = ", ".join(counts["unmapped_labels"])
-    said = [
+    notes = [
         (same, f"{same} measured scans are of patients who were trained on: figures are too good."),
         (n_groups < _FEW_GROUPS, f"Only {n_groups} independent groups: the intervals are rough."),
         (one_kind, "All scans are of one kind (tumor or none): some figures are not defined."),
         (counts["unmapped"], f"{counts['unmapped']} scans have labels not mapped: {labels}."),
     ]
-    return [sentence for applies, sentence in said if applies]
+    return [sentence for applies, sentence in notes if applies]

@@ -157,13 +157,13 @@ def _copies(one: Figures) -> str:
 
 def _left_out(one: Figures) -> str:
     counts = one["counts"]
-    said = {
+    kinds = {
         "unreadable": counts["quarantined"],
         "skipped": counts["skipped"],
         "unlabeled": counts["unlabeled"],
         "not mapped": counts["unmapped"],
     }
-    return ", ".join(f"{number(n)} {kind}" for kind, n in said.items() if n) or "0"
+    return ", ".join(f"{number(n)} {kind}" for kind, n in kinds.items() if n) or "0"
 
 
 def _by_class(one: Figures, name: str) -> str:

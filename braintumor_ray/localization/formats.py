@@ -148,7 +148,7 @@ def _via_polygon(region: Any, where: str) -> Points:  # noqa: ANN401 - parsed JS
     except KeyError as error:
         raise TruthError(f"{where} lacks {error}; draw it again in VIA") from error
     except (TypeError, ValueError) as error:
-        raise TruthError(f"{where} cannot be meant: {error}; draw it again in VIA") from error
+        raise TruthError(f"{where} is not a valid region: {error}; draw it again in VIA") from error
     return checked_polygon(polygon, where)
 
 

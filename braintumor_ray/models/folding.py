@@ -82,7 +82,7 @@ def _fold(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
 
 
 def _rest(norm: nn.BatchNorm2d) -> nn.Module:
-    """What timm's BatchNorm does besides: its activation (dropout does nothing in eval mode)."""
+    """What else timm's BatchNorm does: its activation (dropout does nothing in eval mode)."""
     activation = getattr(norm, "act", None)
     return activation if isinstance(activation, nn.Module) else nn.Identity()
 

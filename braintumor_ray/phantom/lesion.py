@@ -81,9 +81,9 @@ def _place(rng: np.random.Generator, class_name: str, base: bool) -> tuple[float
     if class_name == "pituitary_tumor":
         return front + rng.normal(0, 0.05), 0.0
     if class_name == "meningioma_tumor":
-        beside_falx = 0.2 if rng.uniform() < 0.7 else np.pi - 0.2
+        along_falx = 0.2 if rng.uniform() < 0.7 else np.pi - 0.2
         convexity = rng.uniform(0.4, np.pi - 0.4)
-        return front + side * (beside_falx if rng.uniform() < 0.45 else convexity), 1.0
+        return front + side * (along_falx if rng.uniform() < 0.45 else convexity), 1.0
     lobe = float(np.clip(rng.normal(1.25, 0.4), 0.5, 1.5 if base else np.pi - 0.5))
     return front + side * lobe, rng.uniform(0.45, 0.62)
 

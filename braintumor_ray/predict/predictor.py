@@ -154,7 +154,7 @@ class Predictor:
         explain: bool = True,
         placed: bool = True,
     ) -> Columns:
-        """As a call, of scans that were prepared elsewhere, as decoders do beside a GPU.
+        """As a call, of scans that were prepared elsewhere, as decoders do that feed a GPU.
 
         Args:
             squares: uint8 (S, S) each, from the bundle's `preprocessing.square`.

@@ -64,7 +64,7 @@ class AugmentSection(Section):
     horizontal_flip: bool = Field(False, description="mirrored left-right with probability 1/2")
     vertical_flip: bool = Field(False, description="mirrored up-down with probability 1/2")
     fill: Literal["nearest", "constant", "reflect"] = Field(
-        "nearest", description="what stands where the picture was moved away"
+        "nearest", description="what fills the place that the picture was moved away from"
     )
     contrast: float = Field(0.0, ge=0, lt=1, description="factor uniform in [1-c, 1+c]")
     brightness: float = Field(0.0, ge=0, lt=1, description="offset uniform in [-b, b] of 255")
@@ -135,7 +135,7 @@ class ModelSection(Section):
     """Backbone and head."""
 
     backbone: str = Field("mobilenetv2_100", description="a timm name, 'cnn-3conv' or 'small-cnn'")
-    head: Head = Field("linear", description="what stands behind the last feature map")
+    head: Head = Field("linear", description="what follows the last feature map")
     hidden: int = Field(128, ge=1, description="units of the dense layer of mlp and flatten")
     dropout: float = Field(0.0, ge=0, lt=1, description="before the last layer")
     output: Output = Field("auto", description="sigmoid has one unit for two classes")
@@ -167,7 +167,7 @@ class StageSection(Section):
     lr_scale: float = Field(1.0, gt=0, description="factor on optimizer.lr")
     train: Layers = Field(
         "all",
-        description="what learns beside the head: 'all', 'head' (nothing), the last N layers of "
+        description="what learns besides the head: 'all', 'head' (nothing), the last N layers of "
         "the backbone, or names of its modules (blocks.6) and patterns (blocks.[56].*, *.bn3)",
     )
     image_size: int | None = Field(
@@ -253,7 +253,7 @@ class Recipe(Section):
     )
     sync_batchnorm: bool = Field(False, description="statistics over all workers; GPUs only")
     keep_checkpoints: int = Field(
-        2, ge=1, description="best checkpoints by 'monitor' that are kept, beside the latest"
+        2, ge=1, description="best checkpoints by 'monitor' that are kept, and the latest"
     )
     data: DataSection = DataSection()
     augment: AugmentSection = AugmentSection()

@@ -31,7 +31,7 @@ class Generation:
 
     @property
     def name(self) -> str:
-        """The number as it stands in file names."""
+        """The number as in file names."""
         return f"{self.number:06d}"
 
     @property

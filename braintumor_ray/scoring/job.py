@@ -30,7 +30,7 @@ from braintumor_ray.scoring.generation import Generation, drop_other_attempts
 from braintumor_ray.scoring.layout import Cluster, lay_out
 from braintumor_ray.scoring.lease import Lease, lease_on
 from braintumor_ray.scoring.options import ScoreOptions
-from braintumor_ray.scoring.pipeline import Stages, counter_beside_us, execute, watched
+from braintumor_ray.scoring.pipeline import Stages, counter_on_this_node, execute, watched
 from braintumor_ray.scoring.plan import Plan, make_plan, write_work
 from braintumor_ray.scoring.scans import Scans, are_in
 from braintumor_ray.scoring.summary import Summary, Tally, nothing_new, summarize
@@ -157,7 +157,7 @@ def _run(
     layout = lay_out(options.request_for(cluster.gpus), cluster)
     attempt = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S%fZ")
     catalogs = write_work(plan, attempt)
-    counter = counter_beside_us()
+    counter = counter_on_this_node()
     for number in range(1, ATTEMPTS + 1):
         if not _missing(plan):
             break

@@ -17,7 +17,7 @@ ERRORS = 3.0  # standard errors: a false alarm in some 100 to 300 nights, for ea
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure of a night beside its usual range.
+    """One figure of a night and its usual range.
 
     Attributes:
         name: what it is.
@@ -252,7 +252,7 @@ def _keep(folder: ResultsFolder, run: Mapping[str, Any], gates: list[str]) -> No
 def _lines(comparison: Comparison) -> list[str]:
     if not comparison.figures:
         return [f"too few earlier runs to compare with ({len(comparison.runs)} of at least 3)"]
-    lines = [f"beside the last {len(comparison.runs)} runs:"]
+    lines = [f"compared with the last {len(comparison.runs)} runs:"]
     for figure in comparison.figures:
         mark = "DRIFTS" if figure.drifts else "as usual"
         value = "none" if figure.value is None else f"{figure.value:.4f}"

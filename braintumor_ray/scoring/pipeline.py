@@ -49,7 +49,7 @@ class Counter:
         return self._rows, self._seconds
 
 
-def counter_beside_us() -> Any:  # noqa: ANN401 - an actor handle
+def counter_on_this_node() -> Any:  # noqa: ANN401 - an actor handle
     """A counter on the driver's node, so that it does not end with any other."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     made = Counter.options(scheduling_strategy=here, max_restarts=-1)  # type: ignore[attr-defined]

@@ -86,7 +86,9 @@ async def _chunks(request: Request, silence_s: float) -> AsyncIterator[bytes]:
                 "slow-body", f"nothing came for {silence_s:g} s; send the body without pauses"
             ) from error
         except ClientDisconnect as error:
-            raise ProblemError("bad-request", "the client hung up inside the body") from error
+            raise ProblemError(
+                "bad-request", "the client closed the connection inside the body"
+            ) from error
         yield chunk
 
 

@@ -101,7 +101,7 @@ def _dice_loss(cells: Tensor, target: Tensor) -> Tensor:
 def _mass_loss(cells: Tensor, target: Tensor) -> Tensor:
     """-log of the share of the evidence that lies inside, over scans with a tumor.
 
-    Softplus stands in for the ReLU of the map, as it has a gradient everywhere.
+    Softplus replaces the ReLU of the map, as it has a gradient everywhere.
     """
     scan, channel = (target.sum(dim=(2, 3)) > 0).nonzero(as_tuple=True)
     if not len(scan):

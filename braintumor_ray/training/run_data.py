@@ -1,4 +1,4 @@
-"""The data of a run: decoded once, split without leaks, and kept beside the run."""
+"""The data of a run: decoded once, split without leaks, and kept with the run."""
 
 from dataclasses import dataclass
 from hashlib import sha256
@@ -116,7 +116,7 @@ def split_run(
     workers: int,
     say: Say,
 ) -> RunData:
-    """Find duplicates, split, check, and keep the catalog beside the run.
+    """Find duplicates, split, check, and keep the catalog with the run.
 
     Raises:
         GateError: the split leaks and that was not allowed.

@@ -132,7 +132,7 @@ def test_a_deleted_file_is_counted_not_fatal(phantoms, tmp_path):
 def test_an_empty_catalog_and_two_of_one_name_are_refused(phantoms, tmp_path):
     with pytest.raises(CatalogError, match="no rows"):
         run_audit([("a", phantoms.slice(0, 0))], tmp_path)
-    with pytest.raises(UsageError, match="name of its own"):
+    with pytest.raises(UsageError, match="its own name"):
         run_audit([("a", phantoms), ("a", phantoms)], tmp_path)
 
 

@@ -102,7 +102,7 @@ def test_a_client_that_hangs_up_inside_its_body_is_no_fault_of_ours():
     async def gone():
         return {"type": "http.disconnect"}
 
-    with pytest.raises(ProblemError, match="hung up"):
+    with pytest.raises(ProblemError, match="closed the connection"):
         body_of(gone)
 
 
