@@ -48,8 +48,9 @@ def audit(
 ) -> None:
     """Find duplicates, leakage, conflicting labels and shortcuts: audit.json and audit.html."""
     from braintumor_ray.audit.audit import run_audit
+    from braintumor_ray.catalog.sources import source_names
 
-    names = _distinct_names(sources)
+    names = source_names(sources)
     options = anonymous_options()
     tables = [(n, load_source(s, options)) for n, s in zip(names, sources, strict=True)]
     if on_ray:
@@ -194,12 +195,6 @@ def _phases(bundle: str) -> dict[str, Any]:
     rows = json.loads(path.read_text(encoding="utf-8"))
     kept = ("threshold", "accuracy", "balanced_accuracy", "macro_f1")
     return {"phases": {row["phase"]: {key: row[key] for key in kept} for row in rows}}
-
-
-def _distinct_names(sources: list[str]) -> list[str]:
-    """Each source by its last part, by its whole path where two have the same."""
-    short = [Path(source.rstrip("/")).name for source in sources]
-    return [s if short.count(n) > 1 else n for n, s in zip(short, sources, strict=True)]
 
 
 def _evaluation_lines(found: dict[str, Any], output: Path) -> str:

@@ -55,11 +55,11 @@ def recipes_show(
 def train(
     options: TrainOptions,
     catalog_options: CatalogOptions,
-    source: Annotated[
-        Optional[str],  # noqa: UP045
+    sources: Annotated[
+        Optional[list[str]],  # noqa: UP045
         typer.Argument(
-            metavar="FOLDER|CSV|CATALOG|URI",
-            help="As for 'catalog'; else $BRAINTUMOR_DATA, else phantoms.",
+            metavar="[FOLDER|CSV|CATALOG|URI]...",
+            help="As for 'catalog', one or several; else $BRAINTUMOR_DATA, else phantoms.",
         ),
     ] = None,
     folds: Annotated[
@@ -81,7 +81,7 @@ def train(
 
     if not preview_augmentation:
         check_run(options.output)
-    table, options = _with_data(source, options, catalog_options)
+    table, options = _with_data(sources or [], options, catalog_options)
     left_out = left_out_of(table.schema)
     for line in (left_out.describe(), *([] if options.recipe.data.classes else remarks(table))):
         if line:
@@ -96,21 +96,35 @@ def train(
 
 
 def _with_data(
-    source: str | None, options: TrainOptions, catalog_options: CatalogOptions
+    sources: list[str], options: TrainOptions, catalog_options: CatalogOptions
 ) -> tuple["pa.Table", TrainOptions]:
     """The catalog, and the options with what the model card says of it."""
-    if source is None and os.environ.get("BRAINTUMOR_DATA"):
-        source = os.environ["BRAINTUMOR_DATA"]
-        say(f"training on $BRAINTUMOR_DATA: {source}")
-    if source is not None:
-        described = replace(options, source=f"Scans from '{Path(source).name}'")
-        return load_source(source, catalog_options), described
+    if not sources and os.environ.get("BRAINTUMOR_DATA"):
+        sources = [os.environ["BRAINTUMOR_DATA"]]
+        say(f"training on $BRAINTUMOR_DATA: {sources[0]}")
+    if sources:
+        named = ", ".join(f"'{Path(source).name}'" for source in sources)
+        described = replace(options, source=f"Scans from {named}")
+        return _load_sources(sources, catalog_options), described
     # Training reads files where they are: on a store's run the phantoms stay on this machine.
     run = str(options.output)
     directory = local_path(run) / "phantoms" if is_local(run) else Path("phantoms")
     say(f"no SOURCE and no $BRAINTUMOR_DATA: training on synthetic phantoms in {directory}")
     synthetic = replace(options, source="Synthetic phantoms", synthetic=True)
     return phantom_catalog(directory), synthetic
+
+
+def _load_sources(sources: list[str], options: CatalogOptions) -> "pa.Table":
+    """The catalog of a source, or that of several, which a column `source` tells apart."""
+    from braintumor_ray.catalog.sources import combined, source_names
+
+    if len(sources) == 1:
+        return load_source(sources[0], options)
+    names = source_names(sources)
+    if len(set(names)) < len(names):
+        raise UsageError(f"sources {', '.join(names)}: one is given twice; give each once")
+    say(f"sources: {', '.join(names)}")
+    return combined({n: load_source(s, options) for n, s in zip(names, sources, strict=True)})
 
 
 def _preview(table: "pa.Table", options: TrainOptions) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from braintumor_ray.catalog.sources import SOURCE, has_sources
 from braintumor_ray.errors import BundleError, UsageError
 from braintumor_ray.evaluation.by_patient import per_study_and_patient
 from braintumor_ray.evaluation.comparison import check_comparable, compare
@@ -93,7 +94,7 @@ def evaluate(
         **measure(evaluated, **options.resampling),
         "operating_points": operating_points(evaluated, options.split, chooser),
         **per_study_and_patient(evaluated, chooser, **options.resampling),
-        "subgroups": subgroup_table(evaluated, options.subgroups, **options.resampling),
+        "subgroups": subgroup_table(evaluated, subgroups(rows, options), **options.resampling),
         "leakage": leaks,
         "validation": None if validation is None else validation.counts(),
         "comparison": None if other is None else run.comparison(evaluated, other),
@@ -250,6 +251,12 @@ class _Run:
         except UsageError:
             labels: list[str | None] = self.catalog["label"].to_pylist()
             return labels
+
+
+def subgroups(rows: pa.Table, options: EvaluateOptions) -> list[str]:
+    """The columns that were asked for, and the source of scans that come from several."""
+    further = [SOURCE] if has_sources(rows) else []
+    return list(dict.fromkeys([*options.subgroups, *further]))
 
 
 def run_history(bundle: str) -> list[dict[str, Any]]:

@@ -62,6 +62,8 @@ def model_card(
 def _split_line(data: RunData, options: "TrainOptions") -> str:
     if data.own_split:
         return "taken from the catalog"
+    if options.leave_out is not None:
+        return f"source '{options.leave_out}' is tested, the others train and validate by group"
     if options.split_by == "official":
         return "the source's own"
     return f"by group, stratified by class, seed {options.recipe.seed}"

@@ -45,6 +45,8 @@ def cross_validate(
     """
     if options.split_by != "group":
         raise UsageError("--folds makes its own splits; leave out --split-by official")
+    if options.leave_out is not None:
+        raise UsageError("--folds tests every source; leave out --leave-out, or --folds")
     catalog = named_catalog(catalog, options.recipe)
     folder = run_folder(options.output)
     options = replace(options, cache=options.cache or folder.at("cache"))

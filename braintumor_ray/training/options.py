@@ -24,12 +24,15 @@ class SplitOptions:
             validation is taken from its training part, by group).
         seed: of the shuffle.
         allow_leakage: train although the official split leaks.
+        leave_out: the source that is tested; the others train and validate, without their scans
+            that have a copy or a patient in it.
     """
 
     fractions: dict[str, float]
     by: str = "group"
     seed: int = 0
     allow_leakage: bool = False
+    leave_out: str | None = None
 
 
 Say = Callable[[str], None]
@@ -133,6 +136,7 @@ class TrainOptions:
         workers: who trains.
         split_by: 'group' or 'official'.
         allow_leakage: train although the official split leaks.
+        leave_out: name of the source that is tested and neither trains nor validates.
         cache: folder of decoded shards; None: inside the run's folder.
         truth: where tumors are (masks, boxes or outlines), for guidance; None: not guided.
         source: how the data is named in the model card.
@@ -169,6 +173,10 @@ class TrainOptions:
         ),
     ] = "group"
     allow_leakage: Annotated[bool, Option("Train on a split that leaks.")] = False
+    leave_out: Annotated[
+        str | None,
+        Option("Of several sources: test on this one, train on the others.", "NAME"),
+    ] = None
     cache: Annotated[
         str | None, Option("Decoded scans, shared by runs; else inside the run.", "FOLDER")
     ] = None
@@ -185,4 +193,6 @@ class TrainOptions:
     def split(self) -> SplitOptions:
         """How scans are shared out."""
         fractions = {str(name): share for name, share in self.recipe.data.fractions.items()}
-        return SplitOptions(fractions, self.split_by, self.recipe.seed, self.allow_leakage)
+        return SplitOptions(
+            fractions, self.split_by, self.recipe.seed, self.allow_leakage, self.leave_out
+        )

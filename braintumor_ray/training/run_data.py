@@ -130,6 +130,13 @@ def split_run(
     check_counts(counts, classes, workers)
     path = folder.at("catalog.parquet")
     write_catalog(catalog, path)
+    if options.leave_out is not None:
+        pairs = zip(catalog["split"].to_pylist(), catalog["class_name"].to_pylist(), strict=True)
+        unused = sum(split is None and name is not None for split, name in pairs)
+        say(
+            f"'{options.leave_out}' is the test split; {unused} scans of the other sources have a "
+            "copy or a patient in it and are left out"
+        )
     bad = sum(status != "ok" for status in catalog["status"].to_pylist())
     if bad:
         say(f"{bad} scans could not be read and are left out; their reasons are in {path}")

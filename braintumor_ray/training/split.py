@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from braintumor_ray.catalog.labels import ClassMap
+from braintumor_ray.catalog.sources import SOURCE, require_source
 from braintumor_ray.decode.hashes import HASHES
 from braintumor_ray.decode.reading import hash_scans
 from braintumor_ray.errors import GateError, UsageError
@@ -72,8 +73,11 @@ def check_split_choice(catalog: pa.Table, options: SplitOptions) -> None:
     """Refuse an official split that is not there, or that the catalog's own split contradicts.
 
     Raises:
-        UsageError: names the first scan on which the two differ.
+        UsageError: names the first scan on which the two differ, or a source that cannot be
+            left out.
     """
+    if options.leave_out is not None:
+        _check_leave_out(catalog, options)
     if options.by != "official":
         return
     official = catalog["official_split"].to_pylist()
@@ -92,6 +96,16 @@ def check_split_choice(catalog: pa.Table, options: SplitOptions) -> None:
                 f"source's folders in {theirs}; leave out the option to follow the column, or "
                 "drop the column to follow the folders"
             )
+
+
+def _check_leave_out(catalog: pa.Table, options: SplitOptions) -> None:
+    require_source(catalog, str(options.leave_out))
+    if options.by == "official" or has_own_split(catalog):
+        given = "--split-by official" if options.by == "official" else "the catalog's 'split'"
+        raise UsageError(
+            f"--leave-out '{options.leave_out}' makes the test split, and {given} another one; "
+            "choose one of them"
+        )
 
 
 def has_own_split(catalog: pa.Table) -> bool:
@@ -168,6 +182,8 @@ def _assign(
     options: SplitOptions,
 ) -> list[str | None]:
     keys = stable_keys(catalog)
+    if options.leave_out is not None:
+        return _left_out(catalog, names, groups, options, keys)
     own = has_own_split(catalog)
     if not own and options.by == "group":
         return list(grouped_split(names, groups, options.fractions, options.seed, keys=keys))
@@ -180,6 +196,25 @@ def _assign(
     return [
         (c if s == "train" else s) if n else None
         for c, s, n in zip(carved, official, names, strict=True)
+    ]
+
+
+def _left_out(
+    catalog: pa.Table,
+    names: list[str | None],
+    groups: npt.NDArray[np.int64],
+    options: SplitOptions,
+    keys: list[str],
+) -> list[str | None]:
+    """One source tests; what has a copy or a patient there is in no split."""
+    tested = np.array(catalog[SOURCE].to_pylist(), object) == options.leave_out
+    known = ~tested & np.isin(groups, groups[tested])
+    rest = [None if out else name for out, name in zip(tested | known, names, strict=True)]
+    shares = without_test(options.fractions)
+    split = list(grouped_split(rest, groups, shares, options.seed, keys=keys))
+    return [
+        "test" if test and name else own
+        for test, name, own in zip(tested, names, split, strict=True)
     ]
 
 
