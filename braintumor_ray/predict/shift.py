@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy.stats import chi2
 
-from braintumor_ray.models.domain import ArchiveReference
+if TYPE_CHECKING:  # it imports torch, which readers of results do without
+    from braintumor_ray.models.domain import ArchiveReference
 
 LEAST_SCANS = 20
 CHANCE = 1e-3  # of an alarm where nothing but chance is at work
@@ -103,7 +104,7 @@ class ShiftTally:
 
 
 def shift_of(
-    reference: ArchiveReference,
+    reference: "ArchiveReference",
     coordinates: npt.NDArray[np.floating],
     positive: npt.NDArray[np.bool_],
     patients: Sequence[Any],
