@@ -36,7 +36,7 @@ class Seen:
         names = sorted(set(kinds))
         own = np.array([names.index(kind) for kind in kinds])
         signal = np.tile(np.eye(len(names))[own], 40)  # as many weak features as a network has
-        return signal + rng.normal(0, 0.8, signal.shape)
+        return signal + rng.normal(0, 0.4, signal.shape)
 
 
 @pytest.fixture
@@ -57,9 +57,10 @@ def test_planted_errors_come_first_and_are_shown(mislabeled, tmp_path, monkeypat
     monkeypatch.setattr(module, "_Extractor", Seen)
     found = run_audit([("phantoms", table)], tmp_path, shortcuts=False, labels=ON)
     part = found["labels"]["phantoms"]
-    assert {row["path"] for row in part["first"][:3]} == wrong
-    assert all(row["likely"] == "glioma_tumor" for row in part["first"][:3])
-    assert part["suspects"] < 12
+    # How many are suspects is an estimate; that the wrong ones are first is not.
+    assert {row["path"] for row in part["first"]} <= wrong
+    assert all(row["likely"] == "glioma_tumor" for row in part["first"])
+    assert 2 <= part["suspects"] <= 3
     assert part["accuracy"] > 0.9
     with (tmp_path / "labels.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
