@@ -58,7 +58,7 @@ def train(
     sources: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Argument(
-            metavar="[FOLDER|CSV|CATALOG|URI]...",
+            metavar="FOLDER|CSV|CATALOG|URI",
             help="As for 'catalog', one or several; else $BRAINTUMOR_DATA, else phantoms.",
         ),
     ] = None,
