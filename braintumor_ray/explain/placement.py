@@ -28,24 +28,36 @@ def picture_maps(
         float32 (n, h, w), bilinear; 0 beyond the part, the nearest cell's value in the part but
         beyond the frame. A map that covers a whole picture stays as it is.
     """
-    if frame == WHOLE and all(box == WHOLE for box in boxes):
-        return maps
+    if all(box == WHOLE for box in boxes):
+        return square_maps(maps, frame)
     return np.stack([_placed(cam, box, frame) for cam, box in zip(maps, boxes, strict=True)])
 
 
 def square_maps(maps: NDArray[np.float32], frame: Box) -> NDArray[np.float32]:
     """Resample maps (n, h, w) to maps of the squares that the network saw; see `picture_maps`."""
-    return picture_maps(maps, [WHOLE] * len(maps), frame) if len(maps) else maps
+    if frame == WHOLE:
+        return maps
+    rows, columns = _weights(WHOLE, frame, maps.shape[1:])
+    across = np.einsum("xj,nij->nix", columns, maps)  # in two steps, each without BLAS
+    return np.asarray(np.einsum("yi,nix->nyx", rows, across), np.float32)
 
 
 def _placed(cam: NDArray[np.float32], box: Box, frame: Box) -> NDArray[np.float32]:
     if box == frame == WHOLE:
         return cam
-    height, width = cam.shape
-    rows = _resampling((box.top, box.bottom), (frame.top, frame.bottom), height)
-    columns = _resampling((box.left, box.right), (frame.left, frame.right), width)
+    rows, columns = _weights(box, frame, cam.shape)
     # einsum, not @: BLAS has threads of its own, which take torch's cores.
     return np.asarray(np.einsum("yi,ij,xj->yx", rows, cam, columns, optimize=True), np.float32)
+
+
+def _weights(
+    box: Box, frame: Box, shape: tuple[int, ...]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Of rows and columns of maps (h, w), see `_resampling`."""
+    return (
+        _resampling((box.top, box.bottom), (frame.top, frame.bottom), shape[0]),
+        _resampling((box.left, box.right), (frame.left, frame.right), shape[1]),
+    )
 
 
 @lru_cache(maxsize=64)

@@ -100,7 +100,9 @@ class RecipeChoice:
     ] = None
     backbone: Annotated[
         str | None,
-        Option("Any convolutional timm name, at its own input size and normalization.", "NAME"),
+        Option(
+            "A timm name (see docs/recipes.md), at its own input size and normalization.", "NAME"
+        ),
     ] = None
 
     def load(self) -> "Recipe":

@@ -70,6 +70,12 @@ class TestCellsThatDoNotDividePictures:
         placed = square_maps(np.ones((1, 8, 8), np.float32), self.FRAME)
         assert np.allclose(placed, 1)
 
+    def test_parts_and_whole_pictures_agree(self):
+        maps = np.random.default_rng(0).random((3, 8, 8), np.float32)
+        nearly = Box(0.0, 0.0, 1.0, 1.0 + 1e-9)  # takes the way of parts
+        parts = picture_maps(maps, [nearly] * 3, self.FRAME)
+        np.testing.assert_allclose(square_maps(maps, self.FRAME), parts, atol=1e-5)
+
     def test_no_maps_stay_no_maps(self):
         assert square_maps(np.empty((0, 8, 8), np.float32), self.FRAME).shape == (0, 8, 8)
 

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import cv2
 import duckdb
 import numpy as np
 import pyarrow.parquet as pq
@@ -17,14 +18,16 @@ import pytest
 from braintumor_ray.catalog.build import load_catalog
 from braintumor_ray.catalog.redaction import UriRedaction
 from braintumor_ray.errors import ResultsError
+from braintumor_ray.models.bundle import save_bundle
 from braintumor_ray.models.domain import ArchiveReference
+from braintumor_ray.predict.predictor import Predictor
 from braintumor_ray.predict.results import read_results, results_folder
 from braintumor_ray.predict.shift import shift_of
 from braintumor_ray.scoring.job import ScoreOptions, score
 from braintumor_ray.scoring.options import DecodeSettings, PredictSettings
 from braintumor_ray.scoring.verify import verify
 from braintumor_ray.worklist.worklist import make_worklist
-from tests.builders import make_bundle, make_model, write_archive
+from tests.builders import make_bundle, make_fields, make_model, write_archive
 from tests.decode.mutations import intact_images, mutated_images
 from tests.scoring.workers import POISON, SLEEPING_POISON
 
@@ -333,3 +336,23 @@ def test_a_worker_killed_in_the_middle_costs_nothing(tmp_path, bundle_path):
     assert output == b"", "stdout is for results, whatever Ray has to say"
     assert count_by_duckdb(results) == (total, total)
     assert verify(str(results)).differences == []
+
+
+@pytest.mark.parametrize("backbone", ["vit_small_patch16_224", "swin_tiny_patch4_window7_224"])
+@pytest.mark.usefixtures("cluster")
+def test_transformers_are_scored_and_explained(backbone, tmp_path):
+    write_archive(tmp_path / "archive", 8)
+    model = make_model(backbone, "linear", 96)
+    save_bundle(tmp_path / "bundle", make_fields(model.architecture), model, None, "# card\n")
+    summary = run(tmp_path / "archive", tmp_path / "results", tmp_path / "bundle")
+    assert summary.status == {"ok": 8}
+    assert verify(str(tmp_path / "results")).differences == []
+    predictor = Predictor.from_bundle(tmp_path / "bundle")
+    rows = read_results(tmp_path / "results", ["uri", "gradcam", "probabilities"]).to_pylist()[:4]
+    expected = predictor([cv2.imread(row["uri"], cv2.IMREAD_GRAYSCALE) for row in rows])
+    for row, probabilities, cam in zip(
+        rows, expected["probabilities"], expected["gradcam"], strict=True
+    ):
+        np.testing.assert_allclose(row["probabilities"], probabilities, atol=0.01)
+        stored = np.reshape(row["gradcam"], cam.shape)
+        np.testing.assert_allclose(stored, cam, atol=0.05 * max(float(cam.max()), 1e-3))
