@@ -37,6 +37,7 @@ SHORT = 60
 ALONE = {
     "audit/job.py": "Ray at the edges only: an audit runs without it",
     "cli/serving.py": "one file per group of commands",
+    "cli/network.py": "one file per group of commands",
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -49,7 +49,7 @@ def explain(
     options: ExplainOptions,
     files: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Argument(metavar="[FILE]...", help="Images to explain."),
+        typer.Argument(metavar="[FILE|FOLDER]...", help="Images, or folders of them."),
     ] = None,
     bundle: Annotated[
         Optional[str],  # noqa: UP045
@@ -73,7 +73,8 @@ def explain(
         with progress_bar("drawing") as advance:
             found = explain_results(results, output, options, advance)
     elif files and bundle:
-        found = explain_files(files, bundle, output, options)
+        with progress_bar("explaining") as advance:
+            found = explain_files(files, bundle, output, options, advance)
     else:
         raise UsageError("give image files and --bundle, or --results")
     print_result(found, as_json, "\n".join(found["pictures"]))

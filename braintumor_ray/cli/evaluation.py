@@ -96,7 +96,7 @@ def evaluate(
     """
     from braintumor_ray.evaluation.evaluate import evaluate as measure
 
-    table = load_source(source, catalog_options)
+    table = load_source(source, catalog_options.with_own_key(output))
     options = replace(options, sections={**_phases(bundle), **options.sections})
     with progress_bar("evaluating") as advance:
         found = measure(table, bundle, output, options, advance)

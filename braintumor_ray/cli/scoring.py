@@ -113,10 +113,12 @@ def nightly(
 
 def score_source(source: str, output: str, run: ScoreRun) -> dict[str, Any]:
     """Score a source into a results folder, with progress; the summary as a dictionary."""
+    from braintumor_ray.catalog.local_key import check_results
     from braintumor_ray.local_ray import ray_session
     from braintumor_ray.scoring.job import score as score_scans
 
-    scans, options = _open(source, run)
+    scans, options = _open(source, output, run)
+    check_results(output, scans.key_check)
     least = (options.request.predictors or (1, 1))[0]
     with ray_session(least + 1), progress_bar("scoring") as advance:
         summary = score_scans(scans, output, options, advance)
@@ -130,7 +132,7 @@ def _dry_run(source: str, output: str, run: ScoreRun) -> dict[str, Any]:
     """What would be scored; writes nothing and needs no Ray."""
     from braintumor_ray.scoring.job import plan_only
 
-    scans, options = _open(source, run)
+    scans, options = _open(source, output, run)
     plan = plan_only(scans, output, options)
     return {
         "would_score": plan.remaining,
@@ -145,24 +147,24 @@ def _plan(source: str, output: str, run: ScoreRun, gpu_scans_per_s: float | None
     from braintumor_ray.scoring.estimate import estimate
     from braintumor_ray.scoring.job import plan_only
 
-    scans, options = _open(source, run)
+    scans, options = _open(source, output, run)
     remaining = plan_only(scans, output, options).remaining
     return estimate(scans, remaining, options, gpu_scans_per_s)
 
 
-def _open(source: str, run: ScoreRun) -> tuple["Scans", ScoreOptions]:
+def _open(source: str, output: str, run: ScoreRun) -> tuple["Scans", ScoreOptions]:
     from braintumor_ray.catalog.redaction import uri_redaction
     from braintumor_ray.models.bundle import read_bundle_fields
     from braintumor_ray.scoring.scans import open_scans
 
-    options = run.options
+    options, catalog = run.options, run.catalog.with_own_key(output)
     if run.redact_uri:
-        hidden = uri_redaction(run.catalog.identity)
+        hidden = uri_redaction(catalog.identity)
         options = replace(options, decode=replace(options.decode, redaction=hidden))
     # A wrong path is found before the archive is listed; the job reads the weights, once.
     read_bundle_fields(options.predict.bundle)
     with progress_bar("cataloguing") as advance:
-        scans = open_scans(source, run.catalog, advance)
+        scans = open_scans(source, catalog, advance)
     if scans.left_out.left_out:
         say(scans.left_out.describe())
     return scans, options

@@ -103,9 +103,10 @@ def _with_data(
         sources = [os.environ["BRAINTUMOR_DATA"]]
         say(f"training on $BRAINTUMOR_DATA: {sources[0]}")
     if sources:
+        run = str(options.output)
         named = ", ".join(f"'{Path(source).name}'" for source in sources)
         described = replace(options, source=f"Scans from {named}")
-        return _load_sources(sources, catalog_options), described
+        return _load_sources(sources, catalog_options.with_own_key(run)), described
     # Training reads files where they are: on a store's run the phantoms stay on this machine.
     run = str(options.output)
     directory = local_path(run) / "phantoms" if is_local(run) else Path("phantoms")

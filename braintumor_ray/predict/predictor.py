@@ -1,5 +1,6 @@
 """The one predictor: the archive job, evaluation and serving all use it."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +88,7 @@ class Predictor:
         self.bf16 = use_bf16(self.device, precision)
         if self.device.type == "cuda" and not self.bf16:
             torch.backends.cudnn.allow_tf32 = False
-        self.cam_class = cam_class
+        self.cam_class: str = cam_class
         self.methods = tuple(methods)
         self.batch_size = batch_size or (256 if self.device.type == "cuda" else 16)
         self._model = for_inference(bundle.build_model(), self.device, bf16=self.bf16)
@@ -247,7 +248,23 @@ class Predictor:
         """uint8 (B, S, S) to normalized float32 (B, 3, S, S), channels last."""
         return normalize(torch.from_numpy(images).to(self.device), self._preprocessing)
 
+    def explaining(self, class_name: str) -> "Predictor":
+        """A predictor of the same network whose maps are of one class, whatever is predicted.
+
+        Raises:
+            UsageError: no class of the bundle.
+        """
+        names = self.bundle.fields.class_names
+        if class_name not in names:
+            raise UsageError(f"class '{class_name}' is unknown; the bundle has {', '.join(names)}")
+        other = copy.copy(self)
+        other.cam_class = class_name
+        return other
+
     def _choose(self, logits: Tensor) -> Tensor:
+        names = self.bundle.fields.class_names
+        if self.cam_class in names:
+            return torch.full_like(logits[:, 0], names.index(self.cam_class), dtype=torch.int64)
         if self.cam_class == "predicted":
             return logits.argmax(dim=1)
         return self._positive[logits[:, self._positive].argmax(dim=1)]

@@ -42,6 +42,9 @@ class PredictQuery(BaseModel):
         "axial", description="how a NIfTI volume is cut into frames"
     )
     volume: int = Field(0, ge=0, le=1_000_000, description="of a 4-D NIfTI")
+    cam_class: str | None = Field(
+        None, max_length=200, description="maps of this class; without: the bundle's choice"
+    )
     scan: Literal["none", "png"] = Field("none", description="png: send the decoded scan back")
 
     @property
@@ -65,6 +68,7 @@ class Scan(BaseModel):
 
     format: str = Field(description="jpeg, png, tiff, bmp, dicom, nifti or matlab, by content")
     frame: int
+    frames: int | None = Field(None, description="in the file, cut as asked; null: not known")
     height: int = Field(description="pixels, at full size")
     width: int
     pixel_sha256: str = Field(description="of the decoded gray image, as in the archive's rows")
