@@ -85,7 +85,8 @@ function show(answer) {
     decision.positive ? "Positive" : "Negative");
   byId("decision").replaceChildren(verdict,
     ": probability of a positive class " + percent(decision.probability) +
-    (decision.positive ? " reaches" : " is below") + " the threshold " + percent(decision.threshold));
+    (decision.positive ? " reaches" : " is below") + " the threshold " + percent(decision.threshold) +
+    ". " + differs(answer));
   byId("foreign").hidden = !answer.out_of_domain;
   showBars(answer);
   showFacts(answer);
@@ -96,6 +97,14 @@ function show(answer) {
   byId("bundle").textContent = "bundle " + answer.bundle_fingerprint.slice(0, 12);
   byId("result").hidden = false;
   showMap();
+}
+
+// The likeliest class and the decision are two rules, which may differ.
+function differs(answer) {
+  const { decision } = answer;
+  if (decision.positive_classes.includes(answer.predicted_class) === decision.positive) return "";
+  return "The likeliest class is " + readable(answer.predicted_class) + " all the same" +
+    (decision.positive ? "." : ", too unsure for the threshold.");
 }
 
 function showBars(answer) {
