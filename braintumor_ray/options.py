@@ -70,6 +70,14 @@ PrecisionOption = Annotated[
         panel="Model",
     ),
 ]
+TtaOption = Annotated[
+    bool,
+    Option(
+        "Average over mirrored and turned views: six times the work.",
+        flags=("--tta",),
+        panel="Model",
+    ),
+]
 CamClassOption = Annotated[
     "CamClass",
     Option(

@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "braintumor_ray"
 LAYERS = [  # each imports from those above it only
-    {"errors", "types", "recipes"},
+    {"errors", "types", "progress", "recipes"},
     {"options"},
     {"storage"},
     {"decode", "phantom", "parquet_dataset"},

@@ -29,6 +29,26 @@ TITLE, LABEL, NOTE = 24, 15, 13
 INK, GRAY, LINE, PAPER = (24, 24, 27), (98, 98, 105), (190, 190, 195), (255, 255, 255)
 
 
+class Verdict(NamedTuple):
+    """The tumor decision of a scan, for its panel.
+
+    Attributes:
+        positive: as decided.
+        probability: summed over the positive classes.
+        threshold: that the decision compares it with.
+        right: whether the truth is the same; None: not known.
+    """
+
+    positive: bool
+    probability: float
+    threshold: float
+    right: bool | None = None
+
+    def __str__(self) -> str:
+        word, relation = ("positive", "reaches") if self.positive else ("negative", "is below")
+        return f"{word}: tumor {self.probability:.1%} {relation} {self.threshold:.1%}"
+
+
 class Page(NamedTuple):
     """A white page with room for a title, rows of labeled tiles, a color bar and a footer."""
 
@@ -39,11 +59,18 @@ class Page(NamedTuple):
     tile_height: int
 
     @classmethod
-    def blank(cls, rows: int, columns: int, tile: tuple[int, ...], has_truth: bool) -> "Page":
-        """Make the page for `rows` x `columns` tiles of shape `tile` (height, width)."""
+    def blank(cls, rows: int, columns: int, tile: tuple[int, ...], lines: int) -> "Page":
+        """Make the page for `rows` x `columns` tiles of shape `tile` (height, width).
+
+        Args:
+            rows: of tiles.
+            columns: of tiles.
+            tile: shape of one.
+            lines: of small text below the title.
+        """
         height, width = tile[:2]
         cell = max(width, CELL_MIN)
-        top = MARGIN + TITLE + 14 + (LABEL + 10 if has_truth else 0)
+        top = MARGIN + TITLE + 14 + lines * (LABEL + 10)
         size = (
             2 * MARGIN + columns * (cell + GAP) + BAR + 34,
             top + rows * (LABEL + 10 + height + GAP) + NOTE + MARGIN,
@@ -285,15 +312,16 @@ def panel(
     mask: NDArray[Any] | None = None,
     box: Box | None = None,
     mask_head: bool = False,
+    verdict: Verdict | None = None,
 ) -> RGB:
     """Draw one scan's explanation as a captioned picture on white.
 
     Args:
         gray: the scan, uint8 (H, W), any size; tiles keep its aspect.
         cams: raw map (h, w) per method, drawn in this order.
-        predicted: predicted class.
+        predicted: the likeliest class.
         probability: its probability, 0 to 1.
-        true_class: the label where it is known; marked right or wrong.
+        true_class: the label where it is known; the likeliest class is marked right or wrong.
         layout: "full" = a row per method: scan, heatmap, overlay; "compact" = one row: the scan
             and one overlay per method.
         alpha: share of the color in the overlays.
@@ -301,6 +329,7 @@ def panel(
         mask: tumor mask (H, W), outlined where it is not zero.
         box: tumor box (x_min, y_min, x_max, y_max) as fractions of width and height.
         mask_head: draw heat inside the head only, and write so; where no head is found, all of it.
+        verdict: the tumor decision, on a line of its own.
 
     Returns:
         uint8 (rows, columns, 3), RGB.
@@ -325,10 +354,9 @@ def panel(
     marks = outlines_on(tile.shape, mask, box)
     head = head_mask(tile) if mask_head else None
     rows = _tile_rows(tile, cams, layout, alpha, colormap, head)
-    page = Page.blank(
-        len(rows), len(rows[0]), (TILE_SIZE, TILE_SIZE), has_truth=true_class is not None
-    )
-    _draw_title(page, predicted, probability, true_class)
+    lines = (true_class is not None) + (verdict is not None)
+    page = Page.blank(len(rows), len(rows[0]), (TILE_SIZE, TILE_SIZE), lines)
+    _draw_title(page, predicted, probability, true_class, verdict)
     for row, cells in enumerate(rows):
         for column, (label, rgb) in enumerate(cells):
             _draw_cell(page, row, column, label, outlined(rgb, marks))
@@ -429,21 +457,33 @@ def inside_only(rgb: RGB, head: NDArray[Any] | None, outside: RGB | None = None)
     return np.where(head[:, :, np.newaxis] != 0, rgb, around)
 
 
-def _draw_title(page: Page, predicted: str, probability: float, truth: str | None) -> None:
+def _draw_title(
+    page: Page, predicted: str, probability: float, truth: str | None, verdict: Verdict | None
+) -> None:
     room = page.image.width - 2 * MARGIN
     base = MARGIN + TITLE - 4
     percent = ">99.9%" if 0.9995 <= probability < 1 else f"{probability:.1%}"
-    x = page.text((MARGIN, base), "predicted", LABEL, GRAY)
-    x = page.text((x + 8, base), shortened(predicted, TITLE, room - 190), TITLE, INK)
+    x = page.text((MARGIN, base), "likeliest class", LABEL, GRAY)
+    x = page.text((x + 8, base), shortened(predicted, TITLE, room - 220), TITLE, INK)
     page.text((x + 16, base), percent, TITLE, GRAY)
-    if truth is None:
+    if truth is not None:
+        base += LABEL + 12
+        _draw_line(page, base, "true class", truth, truth == predicted)
+    if verdict is not None:
+        base += LABEL + 12
+        _draw_line(page, base, "decision", str(verdict), verdict.right)
+
+
+def _draw_line(page: Page, base: int, name: str, text: str, right: bool | None) -> None:
+    """A name, a text, and whether it is right, where that is known."""
+    room = page.image.width - 2 * MARGIN - 160
+    x = page.text((MARGIN, base), name, LABEL, GRAY)
+    x = page.text((x + 8, base), shortened(text, LABEL, room), LABEL, INK)
+    if right is None:
         return
-    verdict, ink = ("right", _RIGHT) if truth == predicted else ("wrong", _WRONG)
-    base += LABEL + 12
-    x = page.text((MARGIN, base), "true class", LABEL, GRAY)
-    x = page.text((x + 8, base), shortened(truth, LABEL, room - 160), LABEL, INK)
+    word, ink = ("right", _RIGHT) if right else ("wrong", _WRONG)
     page.draw.ellipse((x + 16, base - 10, x + 25, base - 1), fill=ink)
-    page.text((x + 31, base), verdict, LABEL, ink)
+    page.text((x + 31, base), word, LABEL, ink)
 
 
 def _draw_cell(page: Page, row: int, column: int, label: str, rgb: RGB) -> None:

@@ -1,8 +1,9 @@
 """The one predictor: the archive job, evaluation and serving all use it."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from braintumor_ray.models.classifier import Classifier, normalize
 from braintumor_ray.models.device import choose_device, use_bf16
 from braintumor_ray.models.folding import fold_batch_norms
 from braintumor_ray.models.geometry import layer_frame
+from braintumor_ray.predict.views import test_time_views
 from braintumor_ray.recipes.schema import CamClass, Precision
 from braintumor_ray.types import GrayImage
 
@@ -106,15 +108,20 @@ class Predictor:
         cam_class: CamClass = "predicted",
         methods: Sequence[str] = SCORED_METHODS,
         batch_size: int | None = None,
+        tta: bool = False,
     ) -> "Predictor":
         """Load a bundle directory and make its predictor; options as for the class.
 
+        With `tta` logits are averaged over `predict.views.test_time_views`, and threshold and
+        temperature are those that were chosen so; maps are of the scan as it is.
+
         Raises:
-            BundleError: the directory is not a whole, valid bundle.
+            BundleError: the directory is not a whole, valid bundle, or has none for `tta`.
             UsageError: an option that cannot be met on this machine.
         """
+        bundle = load_bundle(path)
         return cls(
-            load_bundle(path),
+            bundle.averaging() if tta else bundle,
             device=device,
             precision=precision,
             cam_class=cam_class,
@@ -225,14 +232,26 @@ class Predictor:
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
                 features = self._model.features(self._normalize(images))
             features = features.float()
-            gradient = class_gradient(self._model, features, self._choose)
+            average = self._averages(images)
+            gradient = class_gradient(self._model, features, lambda x: self._choose(average(x)))
             maps = cams(features, gradient, self.methods) if explain else {}
         return RawOutput(
-            gradient.logits.cpu().numpy(),
+            average(gradient.logits).cpu().numpy(),
             gradient.mean.cpu().numpy(),
             gradient.classes.cpu().numpy(),
             {name: self._stored(maps[name]).cpu().numpy() for name in maps},
         )
+
+    def _averages(self, images: GrayImage) -> Callable[[Tensor], Tensor]:
+        """What makes of the logits (B, k) of the scans as they are those that are returned."""
+        if not self.bundle.averaged:
+            return lambda logits: logits
+        others = []
+        for view in islice(test_time_views(images), 1, None):
+            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+                features = self._model.features(self._normalize(view))
+            others.append(self._model.logits(features.float()))
+        return lambda logits: torch.stack([logits, *others]).mean(dim=0)
 
     def _empty(self, explain: bool) -> RawOutput:
         k, channels = len(self.bundle.fields.class_names), self._model.map_shape[0]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +10,7 @@ import pyarrow as pa
 
 from braintumor_ray.predict.results import CATALOGS, CHECKPOINTS, ROWS, ResultsFolder
 from braintumor_ray.scoring.scans import Ids, are_distinct, are_in, joined
-from braintumor_ray.storage import open_filesystem
+from braintumor_ray.storage import is_local, local_path, open_filesystem
 
 PENDING = ".pending.parquet"
 READERS = 16  # files read at a time: an object store's latency, not its bandwidth, is the limit
@@ -120,6 +121,10 @@ class Generation:
         if self.folder.names(self.checkpoints):
             filesystem, path = open_filesystem(self.folder.at(self.checkpoints))
             filesystem.delete_dir(path)
+        if is_local(self.folder.location):  # a store has no empty folders
+            for parent in (self.checkpoints, f"{CHECKPOINTS}/{self.fingerprint}", CHECKPOINTS):
+                with suppress(OSError):  # not there, or of the next generation, in flight
+                    local_path(self.folder.at(parent)).rmdir()
 
 
 def drop_other_attempts(generation: Generation, kept: Sequence[str]) -> None:

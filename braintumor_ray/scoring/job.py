@@ -63,7 +63,7 @@ def score(
             written, or the rows could not be made to agree with the catalog.
         UsageError: the cluster lacks CPUs or GPUs that the job must have.
     """
-    bundle = load_bundle(options.predict.bundle)
+    bundle = _bundle(options)
     folder = results_folder(results)
     with _as_results_errors(results):
         if META in folder.names():
@@ -81,7 +81,7 @@ def score(
 
 def plan_only(catalog: pa.Table | Scans, results: str, options: ScoreOptions) -> Plan:
     """What `score` would do; writes nothing and needs no Ray."""
-    bundle = load_bundle(options.predict.bundle)
+    bundle = _bundle(options)
     folder = results_folder(results)
     new = META not in folder.names()
     fingerprint = "none" if new else open_results(folder, bundle, options)
@@ -100,6 +100,12 @@ def _plan(
         retry_quarantined=options.retry_quarantined,
         redaction=options.decode.redaction,
     )
+
+
+def _bundle(options: ScoreOptions) -> Bundle:
+    """As it predicts: with test-time augmentation it has another fingerprint and threshold."""
+    bundle = load_bundle(options.predict.bundle)
+    return bundle.averaging() if options.predict.tta else bundle
 
 
 def describe_settings(bundle: Bundle, options: ScoreOptions) -> dict[str, Any]:
@@ -121,7 +127,8 @@ def describe_settings(bundle: Bundle, options: ScoreOptions) -> dict[str, Any]:
         **({} if sets is None else {"set_coverage": sets.coverage}),
     }
     optional = {"optional_columns": list(bundle.optional_columns)}
-    return settings | (optional if bundle.optional_columns else {})
+    views = {"tta": True} if bundle.averaged else {}
+    return settings | views | (optional if bundle.optional_columns else {})
 
 
 def open_results(folder: ResultsFolder, bundle: Bundle, options: ScoreOptions) -> str:

@@ -9,6 +9,7 @@ from braintumor_ray.options import (
     Device,
     Option,
     PrecisionOption,
+    TtaOption,
     parse_range,
 )
 
@@ -74,6 +75,7 @@ class PredictSettings:
     cam_class: CamClassOption = "predicted"
     methods: tuple[str, ...] = ("gradcam", "gradcam_pp")
     batch_size: Annotated[int | None, Option("Scans per forward pass.", least=1)] = None
+    tta: TtaOption = False
     torch_threads: int | None = None
 
 

@@ -35,6 +35,7 @@ class PredictStage:
             cam_class=settings.cam_class,
             methods=settings.methods,
             batch_size=settings.batch_size,
+            tta=settings.tta,
         )
         threads = settings.torch_threads
         parallel = ParallelPredictor(self._predictor, threads) if threads else self._predictor

@@ -94,6 +94,7 @@ def make_predictor(settings: ServingSettings) -> Predictor:
         settings.device,
         precision=settings.precision,
         cam_class=settings.cam_class,
+        tta=settings.tta,
     )
 
 

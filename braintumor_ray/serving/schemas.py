@@ -76,7 +76,7 @@ class Scan(BaseModel):
 
 
 class Decision(BaseModel):
-    """Positive or not, at the bundle's threshold."""
+    """Positive or not, at the bundle's threshold; may differ from the likeliest class."""
 
     positive: bool
     probability: float = Field(description="sum over the positive classes")
@@ -104,7 +104,7 @@ class Map(BaseModel):
 class Prediction(BaseModel):
     """The network's result for one scan. Research software, not a medical device."""
 
-    predicted_class: str
+    predicted_class: str = Field(description="the likeliest class; `decision` has another rule")
     probabilities: dict[str, float] = Field(description="by class, after temperature")
     decision: Decision
     entropy: float = Field(description="divided by ln k: 0 certain, 1 uniform")

@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,13 @@ from braintumor_ray.decode.reading import run_on_scans
 from braintumor_ray.decode.sandbox import DecodeSandbox
 from braintumor_ray.decode.types import Decoded, DecodeOptions
 from braintumor_ray.errors import ResultsError, UsageError
-from braintumor_ray.explain.overlay import METHOD_LABELS, contact_sheet, panel, write_png
+from braintumor_ray.explain.overlay import (
+    METHOD_LABELS,
+    Verdict,
+    contact_sheet,
+    panel,
+    write_png,
+)
 from braintumor_ray.explain.sheets import ROWS, Compared, compare_sheet
 from braintumor_ray.predict.predictor import Predictor
 from braintumor_ray.predict.results import (
@@ -56,6 +62,7 @@ def explain_files(
         cam_class=options.cam_class,
         methods=ours or ("gradcam",),  # type: ignore[arg-type]
     )
+    fields = predictor.bundle.fields
     scans, unreadable = _read_files(files)
     if not scans:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in unreadable.items())
@@ -74,9 +81,17 @@ def explain_files(
             for name_of in explained or [columns["cam_class"][index]]:
                 key = label_of(method, name_of) if explained else method
                 maps[key] = predictor.library_map(gray, name_of, method, options.layer)
-        record = _record(name, columns, index, predictor.bundle.fields.class_names)
+        record = _record(name, columns, index, fields.class_names)
         panels.append(
-            _panel(options, gray, maps, record["predicted_class"], record["probability"], None)
+            _panel(
+                options,
+                gray,
+                maps,
+                record["predicted_class"],
+                record["probability"],
+                None,
+                _verdict(record["decision"], columns["probabilities"][index], dict(fields)),
+            )
         )
         path = _new_name(output / f"{stems[index]}.png", [*files, *pictures])
         write_png(path, panels[-1])
@@ -133,7 +148,15 @@ def explain_results(
         probability = row["probabilities"][meta["class_names"].index(row["predicted_class"])]
         truth = labels.get(row["scan_id"])
         panels.append(
-            _panel(options, decoded.gray, maps, row["predicted_class"], probability, truth)
+            _panel(
+                options,
+                decoded.gray,
+                maps,
+                row["predicted_class"],
+                probability,
+                truth,
+                _verdict(row["decision"], row["probabilities"], meta),
+            )
         )
         path = output / f"{index:03d}_{_stem(row['uri'])}.png"
         write_png(path, panels[-1])
@@ -153,6 +176,7 @@ def _panel(
     predicted: str,
     probability: float,
     true_class: str | None,
+    verdict: Verdict,
 ) -> npt.NDArray[np.uint8]:
     """One scan's panel, RGB."""
     return panel(
@@ -165,7 +189,24 @@ def _panel(
         alpha=options.alpha,
         colormap=options.colormap,
         mask_head=options.mask_head,
+        verdict=verdict,
     )
+
+
+def _verdict(
+    decision: bool, probabilities: Sequence[float], described: Mapping[str, Any]
+) -> Verdict:
+    """The decision of a scan.
+
+    Args:
+        decision: as predicted.
+        probabilities: of the classes, in the order of `class_names`.
+        described: `class_names`, `positive_classes` and `threshold`, of a bundle or of results.
+    """
+    positive = described["positive_classes"]
+    pairs = zip(described["class_names"], probabilities, strict=True)
+    probability = float(sum(p for name, p in pairs if name in positive))
+    return Verdict(decision, probability, described["threshold"])
 
 
 def _by_library(options: ExplainOptions) -> tuple[list[str], list[str]]:
@@ -249,7 +290,7 @@ def _read_chosen(folder: ResultsFolder, chosen: pa.Table, methods: list[str]) ->
     """The rows to draw, in their order, from no more files than hold them."""
     import pyarrow.compute as pc
 
-    columns = ["scan_id", "uri", "frame", "predicted_class", "probabilities", *methods]
+    columns = ["scan_id", "uri", "frame", "predicted_class", "probabilities", "decision", *methods]
     tables = []
     for path in dict.fromkeys(chosen["file"].to_pylist()):
         of_file = chosen.filter(pc.equal(chosen["file"], path))

@@ -93,7 +93,8 @@ function show(answer) {
     decision.positive ? "Positive" : "Negative");
   byId("decision").replaceChildren(verdict,
     ": probability of a positive class " + percent(decision.probability) +
-    (decision.positive ? " reaches" : " is below") + " the threshold " + percent(decision.threshold));
+    (decision.positive ? " reaches" : " is below") + " the threshold " + percent(decision.threshold) +
+    ". " + differs(answer));
   byId("foreign").hidden = !answer.out_of_domain;
   showBars(answer);
   showFacts(answer);
@@ -139,6 +140,14 @@ function offerClasses(answer) {
     option.value = name;
     select.append(option);
   }
+}
+
+// The likeliest class and the decision are two rules, which may differ.
+function differs(answer) {
+  const { decision } = answer;
+  if (decision.positive_classes.includes(answer.predicted_class) === decision.positive) return "";
+  return "The likeliest class is " + readable(answer.predicted_class) + " all the same" +
+    (decision.positive ? "." : ", too unsure for the threshold.");
 }
 
 function showBars(answer) {
