@@ -60,7 +60,6 @@ def _phantoms_with_their_recipe(command: Callable[..., None]) -> Callable[..., N
         given = [context.get_parameter_source(name) for name in ("recipe", "backbone")]
         chosen = any(source is not None and source.name != "DEFAULT" for source in given)
         if not (chosen or values["sources"] or os.environ.get("BRAINTUMOR_DATA")):
-            say("recipe 'demo', which is for phantoms; --recipe takes another one")
             values["recipe"] = "demo"
         command(**values)
 
@@ -134,7 +133,10 @@ def _with_data(
     # Training reads files where they are: on a store's run the phantoms stay on this machine.
     run = str(options.output)
     directory = local_path(run) / "phantoms" if is_local(run) else Path("phantoms")
-    say(f"no SOURCE and no $BRAINTUMOR_DATA: training on synthetic phantoms in {directory}")
+    say(
+        f"no SOURCE and no $BRAINTUMOR_DATA: training recipe '{options.recipe.name}' on synthetic "
+        f"phantoms in {directory}"
+    )
     synthetic = replace(options, source="Synthetic phantoms", synthetic=True)
     return phantom_catalog(directory), synthetic
 
