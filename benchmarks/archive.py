@@ -79,10 +79,14 @@ def main():
     found = run(options)
     target = common.write_json(options.output, "archive", found)
     rows = [
-        {"": name, "before, ms": ms(found, f"{name} before"), "after, ms": ms(found, f"{name} after"),
-         "times": f"{ratio['median']:.1f}"}
+        {
+            "": name,
+            "before, ms": ms(found, f"{name} before"),
+            "after, ms": ms(found, f"{name} after"),
+            "times": f"{ratio['median']:.1f}",
+        }
         for name, ratio in found["ratios"].items()
-    ]  # fmt: skip
+    ]
     print(common.table(rows))
     ratio = found["ratios"]["open and count"]["median"]
     print(common.checks_table([("opening and counting: times faster", ratio, ">=", 20)]))

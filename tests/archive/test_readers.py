@@ -73,6 +73,7 @@ def test_readers_see_the_same_rows_while_files_are_compacted_and_expire(tmp_path
     assert (current(root), by_the_readme(root)) == before
 
 
+@pytest.mark.slow
 def test_an_object_store_is_compacted_queried_and_registered(s3, tmp_path):
     pytest.importorskip("pyiceberg")
     local, (bucket, _) = make_nights(tmp_path / "results", nights=3), s3
