@@ -18,6 +18,7 @@ LAYERS = [  # each imports from those above it only
     {"explain", "metrics"},
     {"predict", "localization", "faithfulness", "pages"},
     {"training", "scoring", "evaluation", "audit", "worklist", "neurons", "serving"},
+    {"archive"},
     {"cli", "client", "local_ray"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

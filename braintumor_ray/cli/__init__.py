@@ -6,7 +6,16 @@ from typing import Annotated
 import typer
 
 from braintumor_ray import __version__
-from braintumor_ray.cli import archive, data, evaluation, network, scoring, serving, training
+from braintumor_ray.cli import (
+    archive,
+    data,
+    evaluation,
+    lake,
+    network,
+    scoring,
+    serving,
+    training,
+)
 from braintumor_ray.cli.console import say, short_errors
 from braintumor_ray.cli.options import Json, print_result
 
@@ -35,7 +44,7 @@ def demo(
     print_result(found, as_json, "\n".join(f"{key}: {value}" for key, value in found.items()))
 
 
-for group in (data, training, scoring, archive, evaluation, serving, network):
+for group in (data, training, scoring, archive, lake, evaluation, serving, network):
     app.add_typer(group.app)
 
 

@@ -7,6 +7,7 @@ import typer
 
 from braintumor_ray.catalog.options import CatalogOptions
 from braintumor_ray.cli.console import progress_bar, say, short_errors
+from braintumor_ray.cli.lake import compact_line
 from braintumor_ray.cli.options import Json, Source, flag, print_result, takes
 from braintumor_ray.options import Option
 from braintumor_ray.scoring.options import ScoreOptions
@@ -89,6 +90,15 @@ def nightly(
     verify_all: Annotated[
         bool, flag("Verify every row ever scored, not only tonight's.", panel="Gates")
     ] = False,
+    compact_after: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(
+            min=1,
+            metavar="N",
+            rich_help_panel="Archive",
+            help="Compact when more than N runs are not compacted yet.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Score what is new, verify it, and compare it with the last 7 runs; exit 3 on drift.
@@ -104,11 +114,28 @@ def nightly(
     found = score_source(source, output, run)
     night = judge(output, found, run.max_quarantine_fraction, None if verify_all else 1)
     lines = [_score_lines(found, output), *night.report]
-    print_result(found | {"night": asdict(night)}, as_json, "\n".join(lines))
+    joined = None if night.gates else _compact_after(output, compact_after)
+    if joined:
+        lines.append(f"compaction: {compact_line(joined)}")
+    found |= {"night": asdict(night), "compaction": joined}
+    print_result(found, as_json, "\n".join(lines))
     for gate in night.gates:
         say(f"gate: {gate}")
     if night.gates:
         raise GateError(f"{len(night.gates)} gates not met in '{output}'; the rows are committed")
+
+
+def _compact_after(output: str, most: int | None) -> dict[str, int] | None:
+    """Compact, and delete what was replaced a day ago, where more than so many runs are loose."""
+    from braintumor_ray.archive.compact import compact
+    from braintumor_ray.archive.options import CompactOptions
+    from braintumor_ray.predict.results import is_compacted, results_folder
+
+    manifests = results_folder(output).manifests()
+    loose = sum(not is_compacted(manifest) for manifest in manifests)
+    if most is None or loose <= most:
+        return None
+    return asdict(compact(output, CompactOptions(expire=True)))
 
 
 def score_source(source: str, output: str, run: ScoreRun) -> dict[str, Any]:

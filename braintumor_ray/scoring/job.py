@@ -26,7 +26,7 @@ from braintumor_ray.predict.results import (
 )
 from braintumor_ray.predict.schema import SCHEMA_VERSION
 from braintumor_ray.scoring.failures import innermost, release_frames, root_cause
-from braintumor_ray.scoring.generation import Generation, drop_other_attempts
+from braintumor_ray.scoring.generation import drop_other_attempts, tidy_newest
 from braintumor_ray.scoring.layout import Cluster, lay_out
 from braintumor_ray.scoring.lease import Lease, lease_on
 from braintumor_ray.scoring.options import ScoreOptions
@@ -71,7 +71,7 @@ def score(
         with lease_on(folder.location) as lease:
             # A new folder is claimed only here: of two first runs one must find the other's claim.
             fingerprint = open_results(folder, bundle, options)
-            _tidy_newest(folder, fingerprint)
+            tidy_newest(folder, fingerprint)
             plan = _plan(folder, catalog, fingerprint, options)
             plan.generation.reconcile()
             if not plan.work.num_rows:
@@ -208,16 +208,6 @@ def _commit(
     drop_other_attempts(generation, catalogs)
     generation.drop_checkpoints()
     return summary
-
-
-def _tidy_newest(folder: ResultsFolder, fingerprint: str) -> None:
-    """What a commit does after its manifest, for one that was killed in between."""
-    committed = [name for name in folder.names(MANIFESTS) if name.endswith(".json")]
-    if committed:
-        manifest = folder.manifest(int(committed[-1].removesuffix(".json")))
-        generation = Generation(folder, int(manifest["generation"]), fingerprint)
-        drop_other_attempts(generation, manifest["catalogs"])
-        generation.drop_checkpoints()
 
 
 def _attempt_of(catalogs: list[str]) -> str:
