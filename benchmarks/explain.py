@@ -27,9 +27,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks import common
+from braintumor_ray.engines.engine import for_inference
 from braintumor_ray.explain.cam import cams, class_gradient, predicted_class
 from braintumor_ray.models.classifier import Architecture, Classifier
-from braintumor_ray.predict.predictor import for_inference
 
 QUICK = ("mobilenetv2_100", "densenet121", "densenet121-attention")
 FULL = (*QUICK, "efficientnet_b0", "resnet50", "inception_v3", "cnn-3conv")

@@ -16,6 +16,7 @@ LAYERS = [  # each imports from those above it only
     {"catalog", "splits"},
     {"models"},
     {"explain", "metrics"},
+    {"engines"},
     {"predict", "localization", "faithfulness", "pages"},
     {"training", "scoring", "evaluation", "audit", "worklist", "neurons", "serving"},
     {"cli", "client", "local_ray"},
@@ -36,6 +37,7 @@ RAY_MODULES = {
 SHORT = 60
 ALONE = {
     "audit/job.py": "Ray at the edges only: an audit runs without it",
+    "cli/bundles.py": "one file per group of commands",
     "cli/serving.py": "one file per group of commands",
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
