@@ -61,7 +61,7 @@ positive = [about["class_names"].index(name) for name in about["positive_classes
 for p, c, cam in zip(found["probabilities"], found["predicted_class"], found["gradcam"]):
     tumor = p[positive].sum() >= about["threshold"]
     row, column = np.unravel_index(cam.argmax(), cam.shape)
-    print(about["class_names"][c], f"{{p[c]:.3f}} tumor={{tumor}}, hottest cell {{row}}, {{column}}")
+    print(about["class_names"][c], f"{{p[c]:.3f}} tumor={{tumor}}, hottest cell {{row}} {{column}}")
 '''
 
 
@@ -157,7 +157,7 @@ def compare(path: Path, graph: ExplainedGraph, kind: Format) -> dict[str, float]
     }
     if differences["probabilities"] > PROBABILITIES or differences["maps"] > MAPS:
         raise BundleError(
-            f"the exported {kind} graph differs from the network: {differences['probabilities']:.1e} "
+            f"the {kind} graph differs from the network: {differences['probabilities']:.1e} "
             f"in probabilities and {differences['maps']:.1e} of the maps' scale; nothing was "
             "written; try the other --format"
         )

@@ -115,6 +115,7 @@ def _predictor(location: str, options: EvaluateOptions) -> Predictor:
         load_bundle(location),
         device=options.device,
         precision=options.precision,
+        engine=options.engine,
         cam_class=options.cam_class,
         batch_size=options.batch_size,
     )
@@ -217,6 +218,7 @@ class _Run:
                 "temperature": bundle.fields.temperature,
             },
             "test_time_augmentation": options.tta,
+            **self.predictor.runs_in,
             **options.resampling,
             "counts": evaluated.counts(),
             "grouped_by": evaluated.grouped_by,

@@ -123,6 +123,15 @@ class Predictor:
         """Numbers of the backbone, 'fp32' or 'bf16'."""
         return "bf16" if self.bf16 else "fp32"
 
+    @property
+    def runs_in(self) -> dict[str, Any]:
+        """What ran the network, for records: engine, precision, and what 'auto' has measured."""
+        return {
+            "engine": self.choice.engine,
+            "precision": self.precision,
+            "engine_scans_per_s": dict(self.choice.scans_per_s),
+        }
+
     @classmethod
     def from_bundle(
         cls,

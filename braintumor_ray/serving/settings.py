@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from braintumor_ray.errors import UsageError, describe_validation
-from braintumor_ray.options import Bundle, Device, Option, PrecisionOption, annotated
+from braintumor_ray.options import Bundle, Device, EngineOption, Option, PrecisionOption, annotated
 
 if TYPE_CHECKING:
     from braintumor_ray.decode.types import DecodeLimits
@@ -27,6 +27,7 @@ class ServingSettings:
     bundle: Bundle
     device: Device = "auto"
     precision: PrecisionOption = "auto"
+    engine: EngineOption = "torch"
     cam_class: Annotated[
         "CamClass", setting("whose map is made", choices=("predicted", "positive"))
     ] = "predicted"

@@ -41,7 +41,8 @@ def explain_files(
     """Predict and draw files; unreadable ones are named with their reason.
 
     Returns:
-        `pictures` (paths), `predictions` (a record per file) and `unreadable` (file -> reason).
+        `pictures` (paths), `predictions` (a record per file), `unreadable` (file -> reason), and
+        what ran the network (`Predictor.runs_in`).
 
     Raises:
         UsageError: a method or layer is unknown, or no file can be read.
@@ -50,6 +51,7 @@ def explain_files(
     predictor = Predictor.from_bundle(
         bundle,
         options.device,
+        engine=options.engine,
         cam_class=options.cam_class,
         methods=ours or ("gradcam",),  # type: ignore[arg-type]
     )
@@ -77,7 +79,8 @@ def explain_files(
         pictures.append(str(path))
         predictions.append(record)
     _sheet(output, panels, pictures, files)
-    return {"pictures": pictures, "predictions": predictions, "unreadable": unreadable}
+    found = {"pictures": pictures, "predictions": predictions, "unreadable": unreadable}
+    return found | predictor.runs_in
 
 
 def explain_results(

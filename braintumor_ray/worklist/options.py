@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from braintumor_ray.options import FIRST, CamClassOption, Device, Option
+from braintumor_ray.options import FIRST, CamClassOption, Device, EngineOption, Option
 
 LOOK = "Look"  # a panel in `--help`
 
@@ -20,7 +20,7 @@ class ExplainOptions:
         alpha: opacity of the heatmap, 0 to 1.
         limit: at most so many rows of results.
         cam_class: whose map, as for `Predictor`; of files.
-        device: as for `Predictor`; of files.
+        device, engine: as for `Predictor`; of files.
     """
 
     PANEL: ClassVar = LOOK
@@ -41,6 +41,7 @@ class ExplainOptions:
     colormap: Annotated[str, Option("Or turbo, inferno, viridis, ...", "NAME")] = "jet"
     alpha: Annotated[float, Option("Opacity of the heatmap.", least=0, most=1)] = 0.4
     device: Device = "auto"
+    engine: EngineOption = "torch"
     cam_class: CamClassOption = "predicted"
     layer: Annotated[
         str | None,
