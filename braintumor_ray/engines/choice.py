@@ -119,7 +119,8 @@ def settled_engine(
         return Choice("torch")
     wanted = {"bundle": bundle, "precision": precision, "parallel": parallel}
     command = [sys.executable, "-m", "braintumor_ray.engines.choice", json.dumps(wanted)]
-    environment = os.environ | allocator_environment()
+    found_by = {"PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path)}
+    environment = os.environ | allocator_environment() | found_by
     try:
         done = subprocess.run(
             command, check=True, capture_output=True, text=True, timeout=TIMEOUT_S, env=environment
@@ -136,11 +137,11 @@ def settled_engine(
 def _candidates(device: torch.device, precision: Precision) -> list[EngineName]:
     """Engines that are installed and could run; torch first."""
     found: list[EngineName] = ["torch"]
-    if device.type != "cpu":
+    if device.type != "cpu" or not is_installed("onnx"):  # the way to both others
         return found
     if is_installed("openvino"):
         found.append("openvino")
-    if is_installed("onnxruntime") and is_installed("onnx") and precision != "bf16":
+    if is_installed("onnxruntime") and precision != "bf16":
         found.append("onnxruntime")
     return found
 

@@ -1,4 +1,4 @@
-"""A traced module as a graph of OpenVINO or as an ONNX file."""
+"""A module as an ONNX model or as one of OpenVINO."""
 
 import io
 import warnings
@@ -37,8 +37,8 @@ def require(package: str) -> ModuleType:
         ) from error
 
 
-def to_openvino(module: nn.Module, size: int, outputs: tuple[str, ...]) -> Any:  # noqa: ANN401
-    """An `openvino.Model` of a module that takes uint8 (n, size, size), n free.
+def to_onnx(module: nn.Module, size: int, outputs: tuple[str, ...]) -> bytes:
+    """An ONNX model of a module that takes uint8 (n, size, size), n free.
 
     Args:
         module: in eval mode, on CPU.
@@ -46,30 +46,12 @@ def to_openvino(module: nn.Module, size: int, outputs: tuple[str, ...]) -> Any: 
         outputs: names of what it returns.
 
     Raises:
-        UsageError: OpenVINO is not installed.
-    """
-    openvino = require("openvino")
-    example = _example(size)
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # of tracing: shapes that are fixed here are meant to be
-        traced = torch.jit.trace(module, example, check_trace=False)
-        model = openvino.convert_model(traced, example_input=example, input=[-1, size, size])
-    model.inputs[0].get_tensor().set_names({INPUT})
-    for output, name in zip(model.outputs, outputs, strict=True):
-        output.get_tensor().set_names({name})
-    return model
-
-
-def to_onnx(module: nn.Module, size: int, outputs: tuple[str, ...]) -> bytes:
-    """As `to_openvino`, the bytes of an ONNX model.
-
-    Raises:
         UsageError: onnx is not installed.
     """
     require("onnx")
     buffer = io.BytesIO()
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")  # of tracing: shapes that are fixed here are meant to be
         torch.onnx.export(
             module,
             (_example(size),),
@@ -81,6 +63,18 @@ def to_onnx(module: nn.Module, size: int, outputs: tuple[str, ...]) -> bytes:
             dynamic_axes={name: {0: "n"} for name in (INPUT, *outputs)},
         )
     return buffer.getvalue()
+
+
+def to_openvino(module: nn.Module, size: int, outputs: tuple[str, ...]) -> Any:  # noqa: ANN401
+    """As `to_onnx`, an `openvino.Model`.
+
+    `openvino.convert_model` takes torch modules, too, but reports its use to its makers.
+
+    Raises:
+        UsageError: OpenVINO or onnx is not installed.
+    """
+    core = require("openvino").Core()
+    return core.read_model(to_onnx(module, size, outputs))
 
 
 def _example(size: int) -> Tensor:
