@@ -5,10 +5,12 @@ all of them, so that engines differ in the rounding of the backbone and in nothi
 """
 
 import threading
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from braintumor_ray.decode.preprocess import Preprocessing
@@ -22,6 +24,8 @@ from braintumor_ray.recipes.schema import Precision
 from braintumor_ray.types import EngineName, GrayImage
 
 FEATURES = "features"
+Run = Callable[[GrayImage], list[NDArray[Any]]]
+"""uint8 (B, S, S) to the outputs in order; those may be views until this thread's next call."""
 
 
 class Engine(Protocol):
@@ -104,11 +108,7 @@ class TorchEngine:
 
 
 class OpenVinoEngine:
-    """The backbone in OpenVINO, on CPUs.
-
-    It has threads of its own: as many streams as batches at a time. They are not pinned to cores,
-    as several predictors on one machine would all be pinned to the same ones.
-    """
+    """The backbone in OpenVINO, on CPUs; see `run_in_openvino`."""
 
     name: EngineName = "openvino"
 
@@ -119,26 +119,15 @@ class OpenVinoEngine:
         precision: Precision,
         parallel: int = 1,
     ) -> None:
-        openvino = require("openvino")
-        core = openvino.Core()
-        self.bf16 = _openvino_bf16(core, precision)
+        self.bf16 = _openvino_bf16(require("openvino").Core(), precision)
         self.model, network = _head_and_network(model, preprocessing)
-        graph = to_openvino(network, preprocessing.image_size, (FEATURES,))
-        settings = {
-            "INFERENCE_PRECISION_HINT": "bf16" if self.bf16 else "f32",
-            "NUM_STREAMS": parallel,
-            "INFERENCE_NUM_THREADS": _threads(parallel),
-            "ENABLE_CPU_PINNING": False,
-        }
-        self._compiled = core.compile_model(graph, "CPU", settings)
-        self._local = threading.local()
+        self._run = run_in_openvino(
+            network, preprocessing.image_size, (FEATURES,), bf16=self.bf16, parallel=parallel
+        )
 
     def features(self, images: GrayImage) -> Tensor:
         """As `Engine.features`."""
-        if not hasattr(self._local, "request"):
-            self._local.request = self._compiled.create_infer_request()
-        found = self._local.request.infer([images], share_inputs=True, share_outputs=True)
-        return torch.from_numpy(np.asarray(found[0]))
+        return torch.from_numpy(self._run(images)[0])
 
 
 class OnnxEngine:
@@ -153,7 +142,7 @@ class OnnxEngine:
         precision: Precision,
         parallel: int = 1,
     ) -> None:
-        runtime = require("onnxruntime")
+        require("onnxruntime")
         if precision == "bf16":
             raise UsageError(
                 "engine 'onnxruntime' has no bf16 on CPUs; use --precision fp32, or --engine "
@@ -161,17 +150,59 @@ class OnnxEngine:
             )
         self.bf16 = False
         self.model, network = _head_and_network(model, preprocessing)
-        options = runtime.SessionOptions()
-        options.intra_op_num_threads = max(1, _threads(parallel) // parallel)
-        # Threads that wait by spinning would take the cores of Ray's other workers.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        content = to_onnx(network, preprocessing.image_size, (FEATURES,))
-        self._session = runtime.InferenceSession(content, options, ["CPUExecutionProvider"])
+        self._run = run_in_onnxruntime(
+            network, preprocessing.image_size, (FEATURES,), parallel=parallel
+        )
 
     def features(self, images: GrayImage) -> Tensor:
         """As `Engine.features`."""
-        (found,) = self._session.run(None, {INPUT: images})
-        return torch.from_numpy(found)
+        return torch.from_numpy(self._run(images)[0])
+
+
+def run_in_openvino(
+    module: nn.Module, size: int, outputs: tuple[str, ...], *, bf16: bool, parallel: int = 1
+) -> Run:
+    """A module as OpenVINO runs it on CPUs.
+
+    It has threads of its own: as many streams as batches at a time. They are not pinned to cores,
+    as several predictors on one machine would all be pinned to the same ones.
+    """
+    settings = {
+        "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
+        "NUM_STREAMS": parallel,
+        "INFERENCE_NUM_THREADS": _threads(parallel),
+        "ENABLE_CPU_PINNING": False,
+    }
+    core = require("openvino").Core()
+    compiled = core.compile_model(to_openvino(module, size, outputs), "CPU", settings)
+    local = threading.local()  # a request is one thread's, and its outputs are views
+
+    def run(images: GrayImage) -> list[NDArray[Any]]:
+        if not hasattr(local, "request"):
+            local.request = compiled.create_infer_request()
+        found = local.request.infer([images], share_inputs=True, share_outputs=True)
+        return [np.asarray(values) for values in found.values()]
+
+    return run
+
+
+def run_in_onnxruntime(
+    module: nn.Module, size: int, outputs: tuple[str, ...], *, parallel: int = 1
+) -> Run:
+    """A module as ONNX Runtime runs it on CPUs, in float32."""
+    runtime = require("onnxruntime")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = max(1, _threads(parallel) // parallel)
+    # Threads that wait by spinning would take the cores of Ray's other workers.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    content = to_onnx(module, size, outputs)
+    session = runtime.InferenceSession(content, options, ["CPUExecutionProvider"])
+
+    def run(images: GrayImage) -> list[NDArray[Any]]:
+        found: list[NDArray[Any]] = session.run(None, {INPUT: images})
+        return found
+
+    return run
 
 
 def for_inference(model: Classifier, device: torch.device, *, bf16: bool) -> Classifier:
