@@ -133,6 +133,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         "crop": fields.preprocessing.crop,
         "intensity": fields.preprocessing.intensity,
         "map_shape": list(bundle.map_shape),
+        "map_frame": list(bundle.map_frame),
     }
 
 

@@ -182,8 +182,12 @@ def test_auto_of_a_job_is_measured_in_a_process_of_its_own(bundle_path):
     assert choice.engine in ("torch", *ENGINES)
     assert {"torch", "openvino"} <= choice.scans_per_s.keys()
     assert all(rate > 0 for rate in choice.scans_per_s.values())
+
+
+def test_a_measurement_that_fails_is_told_in_one_line(bundle_path, monkeypatch):
+    monkeypatch.setattr(choice_module.sys, "executable", "/nowhere/python")
     with pytest.raises(UsageError, match=r"could not be measured .*name one"):
-        settled_engine("auto", "/nowhere", device="cpu")
+        settled_engine("auto", str(bundle_path), device="cpu")
 
 
 def test_a_jobs_batches_side_by_side_equal_one_after_another(bundle_path):

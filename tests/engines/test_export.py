@@ -146,6 +146,7 @@ def test_facts_are_in_the_file(tmp_path):
     predictor = Predictor.from_bundle(bundle)
     assert about["class_names"] == list(CLASSES)
     assert about["threshold"] == 0.5
+    assert about["map_frame"] == list(predictor.bundle.map_frame)
     assert about["bundle_fingerprint"] == predictor.bundle.fingerprint
     assert "not a medical device" in about["note"]
     assert "license" in about
