@@ -6,10 +6,16 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
 
-.PHONY: demo test test-all lint types tests bench bench-full bench-gpu clean
+.PHONY: demo picture test test-all lint types tests bench bench-full bench-gpu clean
 
 demo: $(STAMP)
 	$(BIN)/braintumor-ray demo --output demo-output
+
+# The picture of the README, from the demo's stored maps.
+picture: demo
+	$(BIN)/braintumor-ray explain --results demo-output/results --layout compare --limit 4 --mask-head \
+		--output demo-output/picture
+	cp demo-output/picture/compare_01.png docs/demo.png
 
 test: lint types tests
 

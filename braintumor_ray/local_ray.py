@@ -54,6 +54,10 @@ def ray_session(workers: int = 2) -> Iterator[None]:
     with redirect_stdout(sys.stderr):
         try:
             yield
+        except KeyboardInterrupt:
+            with _stderr_held():  # what dying workers and threads have to say helps nobody
+                ray.shutdown()
+            raise
         finally:
             ray.shutdown()  # prints what is left, too
 
@@ -87,7 +91,7 @@ def _let_arrow_give_memory_back() -> None:
 
 @contextmanager
 def _stderr_held() -> Iterator[None]:
-    """Keep what Ray's core writes while it starts; shown only if the start fails."""
+    """Keep what Ray's core writes meanwhile; shown only if that fails."""
     with tempfile.TemporaryFile() as kept:
         sys.stderr.flush()
         saved = os.dup(2)

@@ -71,6 +71,14 @@ PrecisionOption = Annotated[
         panel="Model",
     ),
 ]
+TtaOption = Annotated[
+    bool,
+    Option(
+        "Average over mirrored and turned views: six times the work.",
+        flags=("--tta",),
+        panel="Model",
+    ),
+]
 ENGINE = Option(
     "What runs the network; auto: the fastest measured here.",
     choices=("auto", "torch", "openvino", "onnxruntime"),

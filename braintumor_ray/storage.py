@@ -277,8 +277,13 @@ class Folder:
         text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
         write_atomically(self.at(*parts), text.encode())
 
-    def read_table(self, *parts: str, columns: list[str] | None = None) -> "pa.Table":
-        """The rows of a Parquet file.
+    def read_table(
+        self,
+        *parts: str,
+        columns: list[str] | None = None,
+        where: Any = None,  # noqa: ANN401 - an Arrow expression; pyarrow has no stubs
+    ) -> "pa.Table":
+        """The rows of a Parquet file, or those for which `where` is true.
 
         Raises:
             OSError, pyarrow.ArrowException: it cannot be read.
@@ -288,7 +293,7 @@ class Folder:
         filesystem, path = open_filesystem(self.at(*parts))
         # Opened by us: given a path, pyarrow would guess at folders and schemas.
         with filesystem.open_input_file(path) as stream:
-            return pq.read_table(stream, columns=columns)
+            return pq.read_table(stream, columns=columns, filters=where)
 
     def delete_file(self, *parts: str) -> None:
         """Delete a file.

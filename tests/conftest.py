@@ -2,6 +2,7 @@
 
 import os
 import re
+import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -15,7 +16,8 @@ ON_RAY = ("training", "scoring")
 
 
 def pytest_configure(config):
-    """Processes that run side by side share the cores fairly."""
+    """Processes that run side by side share the cores fairly; no key is left with the user."""
+    os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp(prefix="braintumor-config-")
     if hasattr(config, "workerinput"):  # one of several processes of pytest-xdist
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # idle threads spin, at the others' cost
         os.environ.setdefault("RAY_worker_niceness", "0")  # with Ray's own, 15, others go first

@@ -21,6 +21,7 @@ from braintumor_ray.catalog.listing import (
     stat_files,
     with_left_out,
 )
+from braintumor_ray.catalog.local_key import check_catalog, noted
 from braintumor_ray.catalog.options import CatalogOptions
 from braintumor_ray.catalog.schema import (
     CATALOG_SCHEMA,
@@ -58,7 +59,9 @@ def load_catalog(
     text = spelled(str(source)).rstrip("/") or "/"
     options = options or CatalogOptions()
     if text.endswith(".parquet"):
-        return read_catalog(text)
+        table = read_catalog(text)
+        check_catalog(text, table.schema, options.identity)
+        return table
     if text.lower().endswith((".csv", ".tsv")):
         sidecar = read_sidecar(text, options)
         files = stat_files(sidecar.root, sidecar.paths)
@@ -87,7 +90,8 @@ def build_catalog(
     table = pa.Table.from_pylist(rows, schema=pa.schema([*CATALOG_SCHEMA, *extra]))
     check_ids(table)
     note = json.dumps(unread).encode()
-    return table.replace_schema_metadata({**(table.schema.metadata or {}), _UNREAD: note})
+    table = table.replace_schema_metadata({**(table.schema.metadata or {}), _UNREAD: note})
+    return noted(table, options.identity)
 
 
 def unread_tags(catalog: pa.Table) -> str:

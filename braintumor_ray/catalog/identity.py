@@ -4,7 +4,8 @@ import hashlib
 import hmac
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from braintumor_ray.errors import CatalogError, UsageError
@@ -19,10 +20,22 @@ class IdentityHash:
     Attributes:
         secret: the key of the HMAC; None: there is none, and ids are refused.
         clear: keep ids as they are (an explicit wish: they may name people).
+        make: gives a key when the first id is met and there is no `secret`.
     """
 
     secret: bytes | None = None
     clear: bool = False
+    make: Callable[[], bytes] | None = None
+
+    @property
+    def key(self) -> bytes | None:
+        """The secret, or the one that is made."""
+        return self.secret if self.secret is not None or self.make is None else self.make()
+
+    @property
+    def check(self) -> str:
+        """Tells two keys apart without giving either away."""
+        return str(replace(self, clear=False)("which key", "check"))
 
     def __call__(self, value: str | None, kind: str = "patient") -> str | None:
         """HMAC-SHA256 of `kind` and value, 32 hex digits; None stays None.
@@ -34,13 +47,14 @@ class IdentityHash:
             return None
         if self.clear:
             return value.strip()
-        if self.secret is None:
+        secret = self.key
+        if secret is None:
             raise CatalogError(
                 f"the source has {kind} ids and there is no key to hash them; set {KEY_VARIABLE} "
                 "or give --hash-key-file (--clear-ids keeps them readable, if you may)"
             )
         message = f"{kind}\0{value.strip()}".encode("utf-8", "surrogatepass")
-        return hmac.new(self.secret, message, hashlib.sha256).hexdigest()[:32]
+        return hmac.new(secret, message, hashlib.sha256).hexdigest()[:32]
 
 
 def load_identity_hash(key_file: str | Path | None = None, clear: bool = False) -> IdentityHash:

@@ -1,7 +1,8 @@
 """How a source is read: the options of every command that takes one."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Annotated, ClassVar
 
 from braintumor_ray.catalog.identity import (
@@ -22,7 +23,8 @@ class IdentityChoice:
     PANEL: ClassVar = PRIVACY
 
     hash_key_file: Annotated[
-        str | None, Option("Secret for hashing ids; else BRAINTUMOR_HASH_KEY.", "FILE")
+        str | None,
+        Option("Secret for hashing ids; else BRAINTUMOR_HASH_KEY, else a key of your own.", "FILE"),
     ] = None
     clear_ids: Annotated[bool, Option("Keep patient ids readable: they may name people.")] = False
 
@@ -67,3 +69,12 @@ class CatalogOptions:
     probe_headers: bool = True
     volumes: VolumeOptions = DEFAULT_VOLUMES
     threads: int = 8
+
+    def with_own_key(self, output: object) -> "CatalogOptions":
+        """The same, and a key of this user where none was given and the output is not shared."""
+        from braintumor_ray.catalog.local_key import own_key, own_key_allowed
+
+        identity = self.identity
+        if identity.secret is not None or identity.clear or not own_key_allowed(output):
+            return self
+        return replace(self, identity=replace(identity, make=cache(own_key)))

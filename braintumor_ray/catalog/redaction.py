@@ -29,7 +29,7 @@ class UriRedaction:
     @property
     def check(self) -> str:
         """Tells two keys apart without giving either away."""
-        return str(IdentityHash(self.secret)("which key", "check"))
+        return IdentityHash(self.secret).check
 
 
 def uri_redaction(identity: IdentityHash) -> UriRedaction:
@@ -38,11 +38,12 @@ def uri_redaction(identity: IdentityHash) -> UriRedaction:
     Raises:
         UsageError: there is no key.
     """
-    if identity.secret is None:
+    secret = identity.key
+    if secret is None:
         raise UsageError(
             f"--redact-uri needs a key for its hashes; set {KEY_VARIABLE} or give --hash-key-file"
         )
-    return UriRedaction(identity.secret)
+    return UriRedaction(secret)
 
 
 def redact_catalog(catalog: pa.Table, redaction: UriRedaction | None) -> pa.Table:

@@ -6,7 +6,17 @@ from typing import Annotated
 import typer
 
 from braintumor_ray import __version__
-from braintumor_ray.cli import archive, bundles, data, evaluation, scoring, serving, training
+from braintumor_ray.cli import (
+    archive,
+    bundles,
+    data,
+    evaluation,
+    lake,
+    network,
+    scoring,
+    serving,
+    training,
+)
 from braintumor_ray.cli.console import say, short_errors
 from braintumor_ray.cli.options import Json, print_result
 
@@ -35,7 +45,7 @@ def demo(
     print_result(found, as_json, "\n".join(f"{key}: {value}" for key, value in found.items()))
 
 
-for group in (data, training, scoring, archive, evaluation, bundles, serving):
+for group in (data, training, scoring, archive, lake, evaluation, bundles, serving, network):
     app.add_typer(group.app)
 
 

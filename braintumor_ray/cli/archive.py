@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -49,7 +49,7 @@ def explain(
     options: ExplainOptions,
     files: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Argument(metavar="[FILE]...", help="Images to explain."),
+        typer.Argument(metavar="[FILE|FOLDER]...", help="Images, or folders of them."),
     ] = None,
     bundle: Annotated[
         Optional[str],  # noqa: UP045
@@ -73,7 +73,8 @@ def explain(
         with progress_bar("drawing") as advance:
             found = explain_results(results, output, options, advance)
     elif files and bundle:
-        found = explain_files(files, bundle, output, options)
+        with progress_bar("explaining") as advance:
+            found = explain_files(files, bundle, output, options, advance)
     else:
         raise UsageError("give image files and --bundle, or --results")
     print_result(found, as_json, "\n".join(found["pictures"]))
@@ -116,7 +117,7 @@ def worklist(
     check_choice("--by", by, ("urgency", "usefulness"))
     check_choice("--sets", sets, SETS)
     found = make_worklist(results, output, by, limit, overlays, sets)  # type: ignore[arg-type]
-    print_result(found, as_json, listed(found))
+    print_result(found, as_json, _worklist_lines(found, str(output)))
 
 
 @app.command()
@@ -148,3 +149,15 @@ def studies(
     table = write_studies(results, output, level, aggregate)  # type: ignore[arg-type]
     found = {"output": output, "level": level, "aggregate": aggregate, **summarize_studies(table)}
     print_result(found, as_json, listed(found))
+
+
+def _worklist_lines(found: dict[str, Any], output: str) -> str:
+    """What was ranked, and where the lists are."""
+    lines = [f"{found['scans']} of {found['ranked']} scans with a prediction, by {found['by']}"]
+    if found["patients"] is not None:
+        lines[0] += f", of {found['patients']} patients"
+    lines.append(f"decision positive: {found['positive']}")
+    lines += [f"not ranked, {status}: {count}" for status, count in found["not_ranked"].items()]
+    lines += found["shifts"]
+    folder = output.rstrip("/")
+    return "\n".join([*lines, *(f"{folder}/{name}" for name in reversed(found["files"]))])

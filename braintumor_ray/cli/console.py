@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 import typer
 
 from braintumor_ray.errors import BrainTumorError
+from braintumor_ray.progress import TenthLines
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 Advance = Callable[[int, int], None]
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
 def console() -> "Console":
@@ -40,15 +42,18 @@ def short_errors(command: Callable[P, T]) -> Callable[P, T]:
         except BrainTumorError as error:
             say(f"error: {error}")
             raise typer.Exit(error.exit_code) from error
+        except KeyboardInterrupt:
+            say("interrupted; what is finished is kept: the same command goes on from there")
+            raise typer.Exit(INTERRUPTED) from None
 
     return wrapped
 
 
 @contextmanager
 def progress_bar(title: str) -> Iterator[Advance]:
-    """Yields `advance(done, total)`; a bar on a terminal, a line now and then elsewhere."""
+    """Yields `advance(done, total)`; a bar on a terminal, a line per tenth elsewhere."""
     if not sys.stderr.isatty():
-        yield _Lines(title)
+        yield TenthLines(title, say)
         return
     from rich import progress
 
@@ -68,16 +73,3 @@ def progress_bar(title: str) -> Iterator[Advance]:
             bar.update(task, completed=done, total=total, speed=speed)
 
         yield advance
-
-
-class _Lines:
-    """Progress for logs: a line for each further quarter."""
-
-    def __init__(self, title: str) -> None:
-        self._title, self._quarter = title, 0
-
-    def __call__(self, done: int, total: int) -> None:
-        quarter = 4 * done // total if total else 0
-        if quarter > self._quarter:
-            self._quarter = quarter
-            say(f"{self._title}: {done} of {total}")

@@ -55,7 +55,7 @@ def catalog(
     from braintumor_ray.catalog.listing import left_out_of
     from braintumor_ray.catalog.schema import write_catalog
 
-    table = load_source(source, catalog_options)
+    table = load_source(source, catalog_options.with_own_key(output))
     write_catalog(table, output)
     if unread := unread_tags(table):
         say(f"warning: {unread}")

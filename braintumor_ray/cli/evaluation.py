@@ -1,6 +1,5 @@
 """Commands that judge: audit of data, evaluation and validation of a bundle, its neurons."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -16,7 +15,6 @@ from braintumor_ray.cli.options import (
     Source,
     anonymous_options,
     flag,
-    listed,
     load_source,
     print_result,
     takes,
@@ -96,7 +94,7 @@ def evaluate(
     """
     from braintumor_ray.evaluation.evaluate import evaluate as measure
 
-    table = load_source(source, catalog_options)
+    table = load_source(source, catalog_options.with_own_key(output))
     options = replace(options, sections={**_phases(bundle), **options.sections})
     with progress_bar("evaluating") as advance:
         found = measure(table, bundle, output, options, advance)
@@ -169,7 +167,7 @@ def neurons(
     table = load_source(source, anonymous_options())
     with progress_bar("neurons") as advance:
         found = run_neurons(table, bundle, output, options, advance)
-    print_result(found, as_json, listed(found))
+    print_result(found, as_json, _neuron_lines(found, output))
 
 
 def _suspect_lines(found: dict[str, Any]) -> list[str]:
@@ -188,28 +186,40 @@ def _suspect_lines(found: dict[str, Any]) -> list[str]:
 
 
 def _phases(bundle: str) -> dict[str, Any]:
-    """The run's phase table, where the bundle still lies in its run."""
-    path = Path(bundle).parent / "phases.json"
-    if not path.is_file():
-        return {}
-    rows = json.loads(path.read_text(encoding="utf-8"))
-    kept = ("threshold", "accuracy", "balanced_accuracy", "macro_f1")
-    return {"phases": {row["phase"]: {key: row[key] for key in kept} for row in rows}}
+    """The run's phase table, where the bundle is still in its run; each row is of one rule."""
+    from braintumor_ray.evaluation.evaluate import run_phases
+    from braintumor_ray.models.bundle import read_bundle_fields
+
+    rows = run_phases(bundle, read_bundle_fields(bundle).positive_classes)
+    kept = ("rule", "threshold", "accuracy", "balanced_accuracy", "macro_f1")
+    found = {row["phase"]: {key: row[key] for key in kept} for row in rows}
+    return {"phases": found} if found else {}
+
+
+def _neuron_lines(found: dict[str, Any], output: Path) -> str:
+    """The neuron that follows each class best, and where everything is."""
+    lines = [f"{found['scans']} scans, {found['neurons']} neurons; the best per class:"]
+    for name, neurons in found["classes"].items():
+        for best in neurons[:1]:
+            lines.append(
+                f"  {name}: neuron {best['neuron']}, correlation {best['r']:.2f}, AUROC "
+                f"{best['auroc']:.2f}, most excited by {best['examples'][0]['path']}"
+            )
+    lines.append(found["note"])
+    return "\n".join([*lines, *(f"{output / name}" for name in found["files"])])
 
 
 def _evaluation_lines(found: dict[str, Any], output: Path) -> str:
+    from braintumor_ray.evaluation.conclusions import conclusions
     from braintumor_ray.evaluation.leakage import describe_check
+    from braintumor_ray.metrics.verdicts import DECISION, LIKELIEST
 
-    interval = found["intervals"]
-    lines = []
-    for name in ("accuracy", "balanced_accuracy"):
-        low, high = interval[name]["low"], interval[name]["high"]
-        around = f" (95% interval {low:.3f} to {high:.3f})" if low is not None else ""
-        lines.append(f"{name.replace('_', ' ')}: {found[name]:.3f}{around}")
     binary = found["binary"]
-    for name in ("sensitivity", "specificity"):
-        if binary[name] is not None:
-            lines.append(f"{name} at the bundle's threshold: {binary[name]:.3f}")
+    lines = [f"by the {LIKELIEST}: {_figures(found, ('accuracy', 'balanced_accuracy'))}"]
+    decided = _figures(found | binary, ("sensitivity", "specificity"))
+    if decided:
+        lines.append(f"{DECISION} at threshold {binary['threshold']:.3f}: {decided}")
+    lines += conclusions(found)
     for level in ("studies", "patients"):
         if (part := found.get(level)) and (chosen := part["chosen"]):
             figures = (
@@ -222,3 +232,14 @@ def _evaluation_lines(found: dict[str, Any], output: Path) -> str:
     if unseen := describe_check(found["leakage"]):
         lines.append(unseen)
     return "\n".join([*lines, f"{found['n']} scans; report: {output / 'report.html'}"])
+
+
+def _figures(found: dict[str, Any], names: tuple[str, ...]) -> str:
+    """Some figures with their intervals, those that are defined."""
+    shown = []
+    for name in names:
+        low, high = found["intervals"][name]["low"], found["intervals"][name]["high"]
+        around = f" (95% interval {low:.3f} to {high:.3f})" if low is not None else ""
+        if found[name] is not None:
+            shown.append(f"{name.replace('_', ' ')} {found[name]:.3f}{around}")
+    return ", ".join(shown)

@@ -7,6 +7,7 @@ import typer
 
 from braintumor_ray.catalog.options import CatalogOptions
 from braintumor_ray.cli.console import progress_bar, say, short_errors
+from braintumor_ray.cli.lake import compact_line
 from braintumor_ray.cli.options import Json, Source, flag, print_result, takes
 from braintumor_ray.options import Option
 from braintumor_ray.scoring.options import ScoreOptions
@@ -89,6 +90,15 @@ def nightly(
     verify_all: Annotated[
         bool, flag("Verify every row ever scored, not only tonight's.", panel="Gates")
     ] = False,
+    compact_after: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(
+            min=1,
+            metavar="N",
+            rich_help_panel="Archive",
+            help="Compact when more than N runs are not compacted yet.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Score what is new, verify it, and compare it with the last 7 runs; exit 3 on drift.
@@ -104,19 +114,38 @@ def nightly(
     found = score_source(source, output, run)
     night = judge(output, found, run.max_quarantine_fraction, None if verify_all else 1)
     lines = [_score_lines(found, output), *night.report]
-    print_result(found | {"night": asdict(night)}, as_json, "\n".join(lines))
+    joined = None if night.gates else _compact_after(output, compact_after)
+    if joined:
+        lines.append(f"compaction: {compact_line(joined)}")
+    found |= {"night": asdict(night), "compaction": joined}
+    print_result(found, as_json, "\n".join(lines))
     for gate in night.gates:
         say(f"gate: {gate}")
     if night.gates:
         raise GateError(f"{len(night.gates)} gates not met in '{output}'; the rows are committed")
 
 
+def _compact_after(output: str, most: int | None) -> dict[str, int] | None:
+    """Compact, and delete what was replaced a day ago, where more than so many runs are loose."""
+    from braintumor_ray.archive.compact import compact
+    from braintumor_ray.archive.options import CompactOptions
+    from braintumor_ray.predict.results import is_compacted, results_folder
+
+    manifests = results_folder(output).manifests()
+    loose = sum(not is_compacted(manifest) for manifest in manifests)
+    if most is None or loose <= most:
+        return None
+    return asdict(compact(output, CompactOptions(expire=True)))
+
+
 def score_source(source: str, output: str, run: ScoreRun) -> dict[str, Any]:
     """Score a source into a results folder, with progress; the summary as a dictionary."""
+    from braintumor_ray.catalog.local_key import check_results
     from braintumor_ray.local_ray import ray_session
     from braintumor_ray.scoring.job import score as score_scans
 
-    scans, options = _open(source, run)
+    scans, options = _open(source, output, run)
+    check_results(output, scans.key_check)
     least = (options.request.predictors or (1, 1))[0]
     with ray_session(least + 1), progress_bar("scoring") as advance:
         summary = score_scans(scans, output, options, advance)
@@ -130,7 +159,7 @@ def _dry_run(source: str, output: str, run: ScoreRun) -> dict[str, Any]:
     """What would be scored; writes nothing and needs no Ray."""
     from braintumor_ray.scoring.job import plan_only
 
-    scans, options = _open(source, run)
+    scans, options = _open(source, output, run)
     plan = plan_only(scans, output, options)
     return {
         "would_score": plan.remaining,
@@ -146,24 +175,24 @@ def _plan(source: str, output: str, run: ScoreRun, gpu_scans_per_s: float | None
     from braintumor_ray.scoring.job import plan_only
     from braintumor_ray.scoring.settling import stored_options
 
-    scans, options = _open(source, run)
+    scans, options = _open(source, output, run)
     remaining = plan_only(scans, output, options).remaining
     return estimate(scans, remaining, stored_options(output, options), gpu_scans_per_s)
 
 
-def _open(source: str, run: ScoreRun) -> tuple["Scans", ScoreOptions]:
+def _open(source: str, output: str, run: ScoreRun) -> tuple["Scans", ScoreOptions]:
     from braintumor_ray.catalog.redaction import uri_redaction
     from braintumor_ray.models.bundle import read_bundle_fields
     from braintumor_ray.scoring.scans import open_scans
 
-    options = run.options
+    options, catalog = run.options, run.catalog.with_own_key(output)
     if run.redact_uri:
-        hidden = uri_redaction(run.catalog.identity)
+        hidden = uri_redaction(catalog.identity)
         options = replace(options, decode=replace(options.decode, redaction=hidden))
     # A wrong path is found before the archive is listed; the job reads the weights, once.
     read_bundle_fields(options.predict.bundle)
     with progress_bar("cataloguing") as advance:
-        scans = open_scans(source, run.catalog, advance)
+        scans = open_scans(source, catalog, advance)
     if scans.left_out.left_out:
         say(scans.left_out.describe())
     return scans, options

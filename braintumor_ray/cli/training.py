@@ -1,6 +1,9 @@
 """Commands on training: recipes and train."""
 
+import functools
+import inspect
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -49,8 +52,28 @@ def recipes_show(
     typer.echo(recipe_text(name), nl=False)
 
 
+def _phantoms_with_their_recipe(command: Callable[..., None]) -> Callable[..., None]:
+    """Without data and without a choice, take the recipe for phantoms: the default is for scans."""
+
+    @functools.wraps(command)
+    def wrapped(context: typer.Context, **values: Any) -> None:  # noqa: ANN401 - as typer passes them
+        given = [context.get_parameter_source(name) for name in ("recipe", "backbone")]
+        chosen = any(source is not None and source.name != "DEFAULT" for source in given)
+        if not (chosen or values["sources"] or os.environ.get("BRAINTUMOR_DATA")):
+            values["recipe"] = "demo"
+        command(**values)
+
+    first = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+    signature = inspect.signature(command)
+    parameters = [first, *signature.parameters.values()]
+    wrapped.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    wrapped.__annotations__ = {p.name: p.annotation for p in parameters}
+    return wrapped
+
+
 @app.command()
 @short_errors
+@_phantoms_with_their_recipe
 @takes(options=TrainOptions, catalog_options=CatalogOptions)
 def train(
     options: TrainOptions,
@@ -59,7 +82,7 @@ def train(
         Optional[list[str]],  # noqa: UP045
         typer.Argument(
             metavar="FOLDER|CSV|CATALOG|URI",
-            help="As for 'catalog', one or several; else $BRAINTUMOR_DATA, else phantoms.",
+            help="As for 'catalog', one or several; else $BRAINTUMOR_DATA, else phantoms (demo).",
         ),
     ] = None,
     folds: Annotated[
@@ -103,13 +126,17 @@ def _with_data(
         sources = [os.environ["BRAINTUMOR_DATA"]]
         say(f"training on $BRAINTUMOR_DATA: {sources[0]}")
     if sources:
+        run = str(options.output)
         named = ", ".join(f"'{Path(source).name}'" for source in sources)
         described = replace(options, source=f"Scans from {named}")
-        return _load_sources(sources, catalog_options), described
+        return _load_sources(sources, catalog_options.with_own_key(run)), described
     # Training reads files where they are: on a store's run the phantoms stay on this machine.
     run = str(options.output)
     directory = local_path(run) / "phantoms" if is_local(run) else Path("phantoms")
-    say(f"no SOURCE and no $BRAINTUMOR_DATA: training on synthetic phantoms in {directory}")
+    say(
+        f"no SOURCE and no $BRAINTUMOR_DATA: training recipe '{options.recipe.name}' on synthetic "
+        f"phantoms in {directory}"
+    )
     synthetic = replace(options, source="Synthetic phantoms", synthetic=True)
     return phantom_catalog(directory), synthetic
 
@@ -142,8 +169,9 @@ def _preview(table: "pa.Table", options: TrainOptions) -> dict[str, Any]:
 
 
 def _train(table: "pa.Table", options: TrainOptions, folds: int | None) -> dict[str, Any]:
+    from braintumor_ray.metrics.verdicts import chance_note, found_and_missed
     from braintumor_ray.training.folds import cross_validate
-    from braintumor_ray.training.phases import as_text, phase_lines
+    from braintumor_ray.training.phases import as_text, comparable, phase_lines
     from braintumor_ray.training.run import train as train_recipe
 
     if folds is not None:
@@ -151,9 +179,15 @@ def _train(table: "pa.Table", options: TrainOptions, folds: int | None) -> dict[
     trained = train_recipe(table, options, say)
     fields = trained.bundle.fields
     metrics = fields.metrics["validation"]
+    measured = trained.phases[-1] if trained.phases else metrics
     if trained.phases:
+        published = comparable(options.recipe.published, fields, options.synthetic)
         say("test split, looked at once, after everything was chosen:")
-        say(as_text(phase_lines(trained.phases, options.recipe.published)))
+        say(as_text(phase_lines(trained.phases, published)))
+    where = f"at threshold {measured['binary']['threshold']:.3f}"
+    say(f"tumor decision {where}: {found_and_missed(measured['binary'])}")
+    if at_chance := chance_note(measured["confusion_matrix"]):
+        say(f"warning: {at_chance}")
     return {
         "bundle": trained.path,
         "fingerprint": trained.bundle.fingerprint,

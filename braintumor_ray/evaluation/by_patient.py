@@ -190,7 +190,8 @@ def _class_groups(evaluated: Evaluated, level: Level) -> _Classes:
         own = evaluated.all_probs[used].astype(np.float64)
         probs["max"].append(own[evaluated.scores[used].argmax()])
         probs["mean"].append(own.mean(axis=0))
-    stacked = {how: np.array(rows).reshape(len(truth), -1) for how, rows in probs.items()}
+    k = len(evaluated.fields.class_names)
+    stacked = {how: np.array(rows).reshape(-1, k) for how, rows in probs.items()}
     return _Classes(np.array(truth, np.int64), stacked, patients, mixed, undecided)
 
 

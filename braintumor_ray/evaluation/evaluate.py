@@ -6,8 +6,8 @@ such figures are marked as optimistic.
 """
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,18 +30,19 @@ from braintumor_ray.evaluation.leakage import (
 )
 from braintumor_ray.evaluation.measures import measure, operating_points
 from braintumor_ray.evaluation.options import EvaluateOptions
-from braintumor_ray.evaluation.recalibration import model_card, recalibrate, refuse_with_views
+from braintumor_ray.evaluation.recalibration import model_card, recalibrate, views_of
 from braintumor_ray.evaluation.report import ReportParts, write_report
 from braintumor_ray.evaluation.selection import ALL, select_split, true_classes
 from braintumor_ray.evaluation.subgroups import subgroup_table
-from braintumor_ray.models.bundle import load_bundle
+from braintumor_ray.metrics.verdicts import LIKELIEST, decision_rule
+from braintumor_ray.models.bundle import Bundle, ViewFields, load_bundle, read_bundle_fields
 from braintumor_ray.predict.predictor import Predictor
 from braintumor_ray.storage import read_bytes, write_atomically, write_table
 from braintumor_ray.types import Progress
 
 SCHEMA_VERSION = 1
 METRICS, PREDICTIONS, REPORT = "metrics.json", "predictions.parquet", "report.html"
-HISTORY = "history.json"
+HISTORY, PHASES = "history.json", "phases.json"
 VALIDATION = "val"
 
 
@@ -73,8 +74,10 @@ def evaluate(
     options = options or EvaluateOptions()
     rows = select_split(catalog, options.split, options.split_column)
     _check_recalibration(catalog, options)
-    run = _Run(catalog, str(bundle), options, _predictor(str(bundle), options))
-    other = None if options.compare is None else _predictor(options.compare, options)
+    notes = (*options.notes, *_views_note(str(bundle), catalog, options))
+    options = replace(options, notes=notes)
+    run = _Run(catalog, str(bundle), options, _predictor(str(bundle), catalog, options))
+    other = None if options.compare is None else _predictor(options.compare, catalog, options)
     if other is not None:
         check_comparable(run.predictor.bundle.fields, other.bundle.fields)
     if "pixel_sha256" in rows.column_names:  # known already: a leak is found before any reading
@@ -110,9 +113,40 @@ def evaluate(
     return metrics
 
 
-def _predictor(location: str, options: EvaluateOptions) -> Predictor:
+def _predictor(location: str, catalog: pa.Table, options: EvaluateOptions) -> Predictor:
+    """Of a bundle; with test-time augmentation its threshold and temperature are of the views."""
+    bundle = load_bundle(location)
+    if not options.tta:
+        return _predictor_of(bundle, options)
+    own = ViewFields(threshold=bundle.fields.threshold, temperature=bundle.fields.temperature)
+    if bundle.fields.views is None and _has_validation(catalog, options):
+        rows = select_split(catalog, VALIDATION, options.split_column)
+        predictor = _predictor_of(bundle.averaging(own), options)
+        own = views_of(evaluate_rows(predictor, rows, classes=options.classes))
+    return _predictor_of(bundle.averaging(bundle.fields.views or own), options)
+
+
+def _has_validation(catalog: pa.Table, options: EvaluateOptions) -> bool:
+    """Whether there are validation scans that are not themselves measured."""
+    known = options.split_column in catalog.column_names and options.split not in (VALIDATION, ALL)
+    return known and VALIDATION in catalog[options.split_column].to_pylist()
+
+
+def _views_note(location: str, catalog: pa.Table, options: EvaluateOptions) -> tuple[str, ...]:
+    """What must be known of the threshold of averaged views."""
+    if not options.tta or read_bundle_fields(location).views is not None:
+        return ()
+    if _has_validation(catalog, options):
+        return ("Threshold and temperature of the averaged views were chosen on validation scans.",)
+    return (
+        "Threshold and temperature are those of single views: there are no validation scans to "
+        "choose those of averaged views on.",
+    )
+
+
+def _predictor_of(bundle: Bundle, options: EvaluateOptions) -> Predictor:
     return Predictor(
-        load_bundle(location),
+        bundle,
         device=options.device,
         precision=options.precision,
         engine=options.engine,
@@ -125,7 +159,6 @@ def _check_recalibration(catalog: pa.Table, options: EvaluateOptions) -> None:
     """Refuse before any work what `--recalibrate` cannot do."""
     if options.recalibrate is None:
         return
-    refuse_with_views(options.tta)
     if options.recalibrate.exists():
         raise BundleError(
             f"bundle '{options.recalibrate}' exists already; choose another directory"
@@ -149,7 +182,7 @@ class _Run:
     def evaluate(self) -> Callable[..., Evaluated]:
         """`evaluate_rows` with the options of this evaluation."""
         o = self.options
-        return partial(evaluate_rows, classes=o.classes, tta=o.tta, limits=o.limits)
+        return partial(evaluate_rows, classes=o.classes, limits=o.limits)
 
     def gate(
         self,
@@ -240,6 +273,7 @@ class _Run:
             card=model_card(self.location),
             galleries=galleries,
             history=run_history(self.location),
+            phases=run_phases(self.location, self.predictor.bundle.fields.positive_classes),
             audit=_audit(options.audit),
             notes=options.notes,
             seed=options.seed,
@@ -263,12 +297,39 @@ def subgroups(rows: pa.Table, options: EvaluateOptions) -> list[str]:
 
 def run_history(bundle: str) -> list[dict[str, Any]]:
     """The training history next to a bundle, one mapping per epoch; empty where there is none."""
+    return _of_run(bundle, HISTORY)
+
+
+def run_phases(bundle: str, positive_classes: Collection[str]) -> list[dict[str, Any]]:
+    """The phase table next to a bundle (`training.phases.phase_table`); empty where there is none.
+
+    Runs of before mixed two rules in the row at the tuned threshold of two classes; all figures of
+    such a row are made those of its decision.
+    """
+    return [_by_one_rule(row, positive_classes) for row in _of_run(bundle, PHASES)]
+
+
+def _of_run(bundle: str, name: str) -> list[dict[str, Any]]:
     parent = bundle.rstrip("/").rpartition("/")[0] or "."
     try:
-        raw = json.loads(read_bytes(f"{parent}/{HISTORY}"))
+        return list(json.loads(read_bytes(f"{parent}/{name}")))
     except FileNotFoundError:
         return []
-    return list(raw)
+
+
+def _by_one_rule(row: dict[str, Any], positive_classes: Collection[str]) -> dict[str, Any]:
+    names = row["class_names"]
+    if "rule" in row or row["phase"] != "at the tuned threshold" or len(names) != 2:
+        return {"rule": LIKELIEST, **row}
+    b, matrix = row["binary"], [[0, 0], [0, 0]]
+    yes = int(names[1] in positive_classes)
+    matrix[yes][yes], matrix[yes][1 - yes] = b["tp"], b["fn"]
+    matrix[1 - yes][yes], matrix[1 - yes][1 - yes] = b["fp"], b["tn"]
+    other = 2 * b["tn"] + b["fp"] + b["fn"]
+    macro = None if b["f1"] is None or not other else (b["f1"] + 2 * b["tn"] / other) / 2
+    figures = {name: b[name] for name in ("accuracy", "balanced_accuracy")}
+    rule = {"rule": decision_rule(row["threshold"])}
+    return row | rule | figures | {"confusion_matrix": matrix, "macro_f1": macro}
 
 
 def _audit(given: Mapping[str, Any] | Path | None) -> Mapping[str, Any] | None:

@@ -95,8 +95,18 @@ class Evaluated:
         if not len(self.measured):
             raise UsageError(
                 f"split '{split}': none of {self.rows.num_rows} scans can be measured "
-                f"({self.counts()}); it needs readable scans with labels of the bundle's classes"
+                f"({self._why_none()}); map the labels to {', '.join(self.fields.class_names)} by "
+                "--classes CLASS=LABEL+LABEL,..."
             )
+
+    def _why_none(self) -> str:
+        """What became of the scans, and the labels that were found, in words."""
+        counts = self.counts()
+        kinds = {"quarantined": "unreadable", "skipped": "skipped", "unlabelled": "without a label"}
+        kinds["left_out"] = "of labels that no class has"
+        said = [f"{counts[key]} {words}" for key, words in kinds.items() if counts[key]]
+        labels = sorted({label for label in self.rows["label"].to_pylist() if label is not None})
+        return "; ".join([", ".join(said), f"labels found: {', '.join(labels[:12]) or 'none'}"])
 
     def counts(self) -> dict[str, Any]:
         """How many scans there were and what became of those that were not measured."""
@@ -149,7 +159,6 @@ def evaluate_rows(
     rows: pa.Table,
     *,
     classes: str | None = None,
-    tta: bool = False,
     explain: bool = False,
     limits: DecodeLimits | None = None,
     progress: Progress | None = None,
@@ -161,8 +170,6 @@ def evaluate_rows(
     """
     fields = predictor.bundle.fields
     truth = true_classes(rows, fields, classes)
-    outputs = predict_catalog(
-        predictor, rows, tta=tta, explain=explain, limits=limits, progress=progress
-    )
+    outputs = predict_catalog(predictor, rows, explain=explain, limits=limits, progress=progress)
     groups, grouped_by = clusters(rows, outputs.image_groups)
     return Evaluated(fields, rows, truth, outputs, groups, grouped_by)

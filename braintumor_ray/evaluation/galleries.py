@@ -14,9 +14,10 @@ from braintumor_ray.decode.preprocess import shrunk
 from braintumor_ray.decode.reading import decode_scans
 from braintumor_ray.decode.types import DecodeLimits
 from braintumor_ray.evaluation.evaluated import Evaluated
-from braintumor_ray.explain.overlay import contact_sheet, panel, write_png
+from braintumor_ray.explain.overlay import Verdict, contact_sheet, panel, write_png
 from braintumor_ray.explain.regions import head_weights
 from braintumor_ray.localization.truth import TruthIndex
+from braintumor_ray.metrics.verdicts import disagreement
 from braintumor_ray.pages.pictures import Picture, jpeg_uri, load_pictures, spread
 from braintumor_ray.predict.predictor import Predictor, normalized_entropy
 from braintumor_ray.types import Ints
@@ -25,15 +26,21 @@ LONGEST = 480
 PANEL_WIDTH = 900
 
 TITLES: Mapping[str, tuple[str, str]] = {
-    "false_negatives": ("False negatives", "Tumors that the decision missed, surest miss first."),
-    "false_positives": ("False positives", "Called tumor without one, surest mistake first."),
+    "false_negatives": (
+        "False negatives",
+        "Scans with a tumor that the decision at the threshold missed, surest miss first.",
+    ),
+    "false_positives": (
+        "False positives",
+        "Called tumor at the threshold without one, surest mistake first.",
+    ),
     "confused_types": (
         "Confused types",
-        "Tumor or not was right, the class was not; surest mistake first.",
+        "The decision was right, the likeliest class was not; surest mistake first.",
     ),
     "true_positives": (
         "True positives",
-        "Rightly found, for comparison: from the surest to the least sure.",
+        "Decision and likeliest class right, for comparison: from the surest to the least sure.",
     ),
     "least_certain": ("Least certain", "Highest entropy first, right or wrong."),
     "most_certain": ("Most certain", "Lowest entropy first, right or wrong."),
@@ -162,6 +169,12 @@ class _Drawing:
             true_class=caption["true_class"],
             layout="compact",
             mask=self._mask(row, picture),
+            verdict=Verdict(
+                caption["decision"],
+                caption["tumour_probability"],
+                caption["threshold"],
+                caption["decision_right"],
+            ),
         )
         return shrunk(drawn, PANEL_WIDTH)
 
@@ -174,7 +187,9 @@ class _Drawing:
         return mask if mask is not None and mask.any() else None
 
     def caption(self, row: int) -> dict[str, Any]:
+        """What is said of a scan; each 'right' is of the rule that it is named after."""
         evaluated, index = self.evaluated, int(self.evaluated.predicted[row])
+        positive, decision = evaluated.positive, bool(evaluated.decisions[row])
         return {
             "path": evaluated.rows["path"][row].as_py(),
             "predicted": evaluated.fields.class_names[index],
@@ -182,6 +197,10 @@ class _Drawing:
             "tumour_probability": float(evaluated.scores[row]),
             "true_class": evaluated.truth.names[row],
             "right": index == int(evaluated.truth.indices[row]),
+            "decision": decision,
+            "threshold": evaluated.fields.threshold,
+            "decision_right": decision == (int(evaluated.truth.indices[row]) in positive),
+            "disagreement": disagreement(index in positive, decision),
         }
 
 

@@ -1,11 +1,8 @@
 """Decoding and predicting the scans of a catalog in one process, a batch at a time."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Any
 
-import cv2
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -24,9 +21,6 @@ from braintumor_ray.explain.regions import (
 from braintumor_ray.predict.predictor import Predictor, as_stored
 from braintumor_ray.splits.duplicates import image_groups
 from braintumor_ray.types import Progress
-
-TTA_DEGREES = 7.0  # well inside what patients turn their heads
-Images = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -85,7 +79,6 @@ def predict_catalog(
     predictor: Predictor,
     catalog: pa.Table,
     *,
-    tta: bool = False,
     explain: bool = False,
     limits: DecodeLimits | None = None,
     progress: Progress | None = None,
@@ -95,7 +88,6 @@ def predict_catalog(
     Args:
         predictor: of the bundle.
         catalog: as for `decode.files.files_of`.
-        tta: average the logits over `test_time_views`.
         explain: keep raw maps and where their heat is.
         limits: what a file may cost.
         progress: called with (scans done, scans).
@@ -104,7 +96,7 @@ def predict_catalog(
     batches = [_empty(predictor, explain)]
     source = decode_scans(catalog, predictor.bundle.preprocessing, limits=limits, hashed=True)
     while batch := list(islice(source, predictor.batch_size)):
-        batches.append(_predict(predictor, batch, tta=tta, explain=explain))
+        batches.append(_predict(predictor, batch, explain=explain))
         scans += [replace(scan, image=None) for scan in batch]
         if progress:
             progress(len(scans), catalog.num_rows)
@@ -122,21 +114,6 @@ def predict_catalog(
         np.concatenate([batch.out_of_domain for batch in batches]),
         np.concatenate([batch.pooled for batch in batches]),
     )
-
-
-def test_time_views(images: Images) -> Iterator[Images]:
-    """The images as they are, mirrored left-right, and both turned by 7 degrees either way.
-
-    Args:
-        images: uint8 (n, S, S).
-
-    Yields:
-        uint8 (n, S, S), six times; what a turn brings in repeats the picture's edge.
-    """
-    for view in (images, np.ascontiguousarray(images[:, :, ::-1])):
-        yield view
-        yield _turned(view, TTA_DEGREES)
-        yield _turned(view, -TTA_DEGREES)
 
 
 def probabilities(logits: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:
@@ -158,9 +135,7 @@ def _empty(predictor: Predictor, explain: bool, count: int = 0) -> _Batch:
     )
 
 
-def _predict(
-    predictor: Predictor, batch: list[PreparedScan], *, tta: bool, explain: bool
-) -> _Batch:
+def _predict(predictor: Predictor, batch: list[PreparedScan], *, explain: bool) -> _Batch:
     result = _empty(predictor, explain, len(batch))
     images = [(row, scan.image) for row, scan in enumerate(batch) if scan.image is not None]
     if not images:
@@ -169,10 +144,7 @@ def _predict(
     boxes = [batch[row].box or WHOLE for row in rows]
     squares = np.stack([image for _, image in images])
     plain = predictor.forward(squares, explain=explain)
-    logits = [plain.logits]
-    for view in list(test_time_views(squares))[1:] if tta else []:
-        logits.append(predictor.forward(view, explain=False).logits)
-    result.logits[rows] = np.mean(logits, axis=0)
+    result.logits[rows] = plain.logits
     result.pooled[rows] = plain.pooled
     frame = predictor.bundle.map_frame
     for name, maps in plain.maps.items():
@@ -185,14 +157,3 @@ def _predict(
         result.heat[rows] = predictor.heat_shares(plain, weights)
         result.area[rows] = [area_shares(head) for head in heads]
     return result
-
-
-def _turned(images: Images, degrees: float) -> Images:
-    size = images.shape[1]
-    center = ((size - 1) / 2, (size - 1) / 2)
-    matrix = cv2.getRotationMatrix2D(center, degrees, 1.0)
-    turned: list[Any] = [
-        cv2.warpAffine(image, matrix, (size, size), borderMode=cv2.BORDER_REPLICATE)
-        for image in images
-    ]
-    return np.stack(turned)

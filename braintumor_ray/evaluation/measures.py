@@ -45,7 +45,7 @@ def measure(evaluated: Evaluated, **resampling: int) -> dict[str, Any]:
         labels, probs, evaluated.fields.class_names, positive, threshold
     )
     groups = evaluated.groups[evaluated.measured]
-    intervals = metric_intervals(labels, probs, groups, positive, threshold, **resampling)
+    intervals = metric_intervals(labels, probs, groups, positive, threshold, **resampling)  # type: ignore[arg-type]
     truth, score = binary_view(labels, probs, positive)
     return {
         **metrics,

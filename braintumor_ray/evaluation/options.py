@@ -16,6 +16,7 @@ from braintumor_ray.options import (
     MadeOf,
     Option,
     PrecisionOption,
+    TtaOption,
 )
 
 if TYPE_CHECKING:
@@ -82,7 +83,8 @@ class EvaluateOptions:
         split_column: the catalog's column of splits.
         classes: mapping of labels to classes; None: the bundle's own.
         device, precision, engine, batch_size: as for `Predictor`.
-        tta: average the logits over mirrored and slightly turned views.
+        tta: average the logits over mirrored and slightly turned views; threshold and temperature
+            are the bundle's for views, else chosen on the validation scans.
         recalibrate: directory of a new bundle with temperature and threshold from validation.
         compare: a second bundle, run over the same scans.
         allow_leakage: measure scans that were trained on, and report it.
@@ -119,7 +121,7 @@ class EvaluateOptions:
     precision: PrecisionOption = "auto"
     engine: EngineOption = "torch"
     batch_size: int | None = None
-    tta: Annotated[bool, Option("Average over mirrored and turned views.", panel="Model")] = False
+    tta: TtaOption = False
     recalibrate: Annotated[
         Path | None,
         Option(

@@ -7,7 +7,6 @@ parts of metrics.json (or of a run's history) and returns an SVG document; `_as_
 import io
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
-from itertools import pairwise
 from typing import Any, Concatenate, ParamSpec
 
 import matplotlib as mpl
@@ -15,11 +14,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-# Okabe and Ito (2008): told apart with any color vision; styles differ as well.
-BLUE, ORANGE, GREEN, PURPLE, GRAY = "#0072B2", "#D55E00", "#009E73", "#8E4585", "#767676"
-STYLES = ((BLUE, "-", "o"), (ORANGE, "--", "s"), (GREEN, "-.", "^"), (PURPLE, ":", "D"))
+from braintumor_ray.pages.curves import BLUE, GRAY, ORANGE, STYLES, draw_curve, recorded_curves
+
 _STYLE = {
     "font.size": 10.5,
     "axes.grid": True,
@@ -33,15 +30,6 @@ _STYLE = {
     "legend.frameon": False,
     "svg.hashsalt": "braintumor-ray",  # the same picture gives the same bytes
 }
-CURVES = (
-    ("loss", "loss"),
-    ("accuracy", "accuracy"),
-    ("balanced_accuracy", "balanced accuracy"),
-    ("precision", "precision (mean over classes)"),
-    ("recall", "recall (mean over classes)"),
-)
-
-
 P = ParamSpec("P")
 
 
@@ -61,13 +49,27 @@ def _as_svg(draw: Callable[Concatenate[Axes, P], None]) -> Callable[P, str]:
 
 
 @_as_svg
-def confusion_figure(axes: Axes, matrix: Sequence[Sequence[int]], names: Sequence[str]) -> None:
-    """Counts and row shares, true classes down, predicted classes across."""
+def confusion_figure(
+    axes: Axes,
+    matrix: Sequence[Sequence[int]],
+    names: Sequence[str],
+    rule: str = "likeliest class",
+    title: str = "Confusion matrix",
+) -> None:
+    """Counts and row shares, true classes down; across is what the rule called them.
+
+    Args:
+        axes: to draw on.
+        matrix: counts (k, k).
+        names: of the k classes.
+        rule: by which scans were called.
+        title: its first line; the second one tells what the numbers are.
+    """
     counts = np.asarray(matrix, dtype=np.float64)
     totals = counts.sum(axis=1, keepdims=True)
     shares = np.divide(counts, totals, out=np.zeros_like(counts), where=totals > 0)
-    side = 2.3 + 0.75 * len(names)
-    _resize(axes, side + 0.6, side)
+    side = 2.6 + 0.75 * len(names)
+    _resize(axes, max(side + 0.6, 4.4), side)
     axes.grid(visible=False)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for row, column in np.ndindex(*counts.shape):
@@ -78,8 +80,8 @@ def confusion_figure(axes: Axes, matrix: Sequence[Sequence[int]], names: Sequenc
     words = [name.replace("_", " ") for name in names]
     axes.set_xticks(range(len(names)), words, rotation=30, ha="right")
     axes.set_yticks(range(len(names)), words)
-    axes.set(xlabel="predicted class", ylabel="true class")
-    axes.set_title("Confusion matrix (count and share of the true class)", fontsize=10.5)
+    axes.set(xlabel=rule, ylabel="true class")
+    axes.set_title(f"{title}\ncount and share of the true class", fontsize=10.5)
 
 
 @_as_svg
@@ -169,58 +171,18 @@ def size_figure(axes: Axes, sizes: Mapping[str, Sequence[float]]) -> None:
 
 
 def history_figures(history: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Training curves over all epochs, one figure each, stages divided by a line.
+    """Training curves over all epochs, one figure each, as `curves.png` of a run has them.
 
     Args:
         history: one mapping per epoch; what was not recorded is left out.
     """
-    shown = [c for c in CURVES if any(f"val_{c[0]}" in entry for entry in history)]
-    figures = []
-    for key, title in shown:
-        lines = [(f"{split}_{key}", split) for split in ("train", "val")]
-        figures.append(_history_figure(history, lines, title, log=False))
-    if any("lr" in entry for entry in history):
-        figures.append(_history_figure(history, [("lr", "rate")], "learning rate", log=True))
-    return figures
+    return [_history_figure(history, key, title) for key, title in recorded_curves(history)]
 
 
 @_as_svg
-def _history_figure(
-    axes: Axes,
-    history: Sequence[Mapping[str, Any]],
-    lines: list[tuple[str, str]],
-    title: str,
-    *,
-    log: bool,
-) -> None:
+def _history_figure(axes: Axes, history: Sequence[Mapping[str, Any]], key: str, title: str) -> None:
     _resize(axes, 4.4, 3.2)
-    for (key, label), style in zip(lines, STYLES, strict=False):
-        _curve(axes, history, key, style, label)
-    for index, (before, after) in enumerate(pairwise(history), start=1):
-        if after.get("stage") != before.get("stage"):
-            axes.axvline(index + 0.5, color=GRAY, linewidth=1, linestyle="--")
-    axes.set_title(title, fontsize=10.5)
-    axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if log:
-        axes.set_yscale("log")
-    else:
-        axes.legend()
-
-
-def _curve(
-    axes: Axes,
-    history: Sequence[Mapping[str, Any]],
-    key: str,
-    style: tuple[str, str, str],
-    label: str,
-) -> None:
-    known = [(epoch, entry[key]) for epoch, entry in enumerate(history, start=1) if key in entry]
-    if known:
-        color, line, marker = style
-        axes.plot(
-            *zip(*known, strict=True), line, marker=marker, markersize=3, color=color, label=label
-        )
+    draw_curve(axes, history, key, title)
 
 
 def _resize(axes: Axes, width: float, height: float) -> None:

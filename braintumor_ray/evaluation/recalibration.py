@@ -7,11 +7,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from braintumor_ray.errors import UsageError
 from braintumor_ray.evaluation.evaluated import Evaluated
 from braintumor_ray.metrics.conformal import COVERAGE
-from braintumor_ray.metrics.tuning import tune_decision
-from braintumor_ray.models.bundle import CARD, Bundle, SetFields, save_bundle
+from braintumor_ray.metrics.tuning import Tuned, tune_decision
+from braintumor_ray.models.bundle import (
+    CARD,
+    Bundle,
+    SetFields,
+    ViewFields,
+    read_bundle_fields,
+    save_bundle,
+)
 from braintumor_ray.storage import read_bytes
 
 _NOTE = """
@@ -35,7 +41,8 @@ def recalibrate(
     Args:
         bundle: as loaded; it is not changed.
         location: where it was loaded from, for its card.
-        validation: the bundle's outputs for the validation split, without averaging over views.
+        validation: the bundle's outputs for the validation split; averaged over views, where the
+            bundle does that: then only what test-time augmentation decides by is replaced.
         output: the new bundle's directory; must not exist.
 
     Returns:
@@ -46,29 +53,23 @@ def recalibrate(
         MetricsError: the validation scans are all of one kind.
         UsageError: no validation scan can be measured.
     """
-    validation.require_some("val")
-    fields, labels = bundle.fields, validation.labels
-    rule = fields.recipe.get("threshold_by", "f1")
-    tuned = tune_decision(
-        validation.logits,
-        labels,
-        fields.class_names,
-        validation.positive,
-        rule,
-        coverage=fields.recipe.get("set_coverage", COVERAGE),
-        groups=validation.groups[validation.measured],
-    )
+    tuned, fields = _tuned(validation), bundle.fields
     changed = {"temperature": tuned.temperature, "threshold": tuned.threshold}
     changes = {
-        "rule": rule,
-        "n": len(labels),
+        "rule": fields.recipe.get("threshold_by", "f1"),
+        "n": len(validation.labels),
         **changed,
         "old_temperature": fields.temperature,
         "old_threshold": fields.threshold,
     }
     metrics = {**fields.metrics, "validation": tuned.metrics, "recalibration": changes}
     sets = SetFields(**asdict(tuned.sets))
-    updated = fields.model_copy(update={**changed, "prediction_sets": sets, "metrics": metrics})
+    chosen = {**changed, "prediction_sets": sets}
+    updated = fields.model_copy(update={**chosen, "metrics": metrics})
+    if bundle.averaged:  # what single views decide by stays as it was
+        single = read_bundle_fields(location)
+        views = ViewFields(**changed, prediction_sets=sets)
+        updated = single.model_copy(update={"metrics": metrics, "views": views})
     card = model_card(location).rstrip("\n") + "\n"
     warned = "".join(f"; {line}" for line in tuned.sets.warnings(fields.class_names))
     card += _NOTE.format(**changes, fingerprint=bundle.fingerprint, set_warnings=warned)
@@ -76,17 +77,32 @@ def recalibrate(
     return {"path": str(output), "fingerprint": saved.fingerprint, **changes}
 
 
-def refuse_with_views(tta: bool) -> None:
-    """A bundle predicts from one view: its temperature must not come from several.
+def views_of(validation: Evaluated) -> ViewFields:
+    """Temperature and threshold of averaged views, from validation scans predicted so.
 
     Raises:
-        UsageError: test-time augmentation was asked for as well.
+        MetricsError: the validation scans are all of one kind.
+        UsageError: no validation scan can be measured.
     """
-    if tta:
-        raise UsageError(
-            "--recalibrate with --tta: a bundle predicts without test-time augmentation, so its "
-            "temperature must be chosen without; run the two one after the other"
-        )
+    tuned = _tuned(validation)
+    sets = SetFields(**asdict(tuned.sets))
+    return ViewFields(
+        threshold=tuned.threshold, temperature=tuned.temperature, prediction_sets=sets
+    )
+
+
+def _tuned(validation: Evaluated) -> Tuned:
+    validation.require_some("val")
+    fields = validation.fields
+    return tune_decision(
+        validation.logits,
+        validation.labels,
+        fields.class_names,
+        validation.positive,
+        fields.recipe.get("threshold_by", "f1"),
+        coverage=fields.recipe.get("set_coverage", COVERAGE),
+        groups=validation.groups[validation.measured],
+    )
 
 
 def model_card(location: str) -> str:

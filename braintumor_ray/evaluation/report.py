@@ -17,9 +17,11 @@ from markdown_it import MarkdownIt
 from markupsafe import Markup
 
 from braintumor_ray.evaluation import plots
+from braintumor_ray.evaluation.conclusions import conclusions
 from braintumor_ray.evaluation.galleries import Gallery
 from braintumor_ray.evaluation.leakage import describe_check
-from braintumor_ray.pages.pages import interval, number, write_page
+from braintumor_ray.metrics.verdicts import LIKELIEST, decision_rule
+from braintumor_ray.pages.pages import heading, interval, number, write_page
 from braintumor_ray.pages.pictures import jpeg_uri, load_pictures, svg_uri
 
 SAMPLES = 6
@@ -47,6 +49,7 @@ class ReportParts:
         card: the bundle's model card, Markdown.
         galleries: from `galleries.draw_galleries`.
         history: one mapping per epoch, as training writes it; may be empty.
+        phases: rows of phases.json; may be empty.
         audit: the content of audit.json, or None.
         notes: sentences for the top of the page.
         seed: of the choice of samples.
@@ -58,6 +61,7 @@ class ReportParts:
     card: str
     galleries: Sequence[Gallery] = ()
     history: Sequence[Mapping[str, Any]] = ()
+    phases: Sequence[Mapping[str, Any]] = ()
     audit: Mapping[str, Any] | None = None
     notes: Sequence[str] = field(default_factory=tuple)
     seed: int = 0
@@ -75,12 +79,14 @@ def write_report(path: Path, parts: ReportParts) -> None:
         "made": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "m": parts.metrics,
         "metric": _Lookup(parts.metrics),
+        "conclusions": conclusions(parts.metrics),
         "warnings": [*parts.notes, *warnings(parts.metrics)],
         "splits": class_counts(parts.catalog, parts.classes),
         "samples": _samples(parts),
         "figures": _figures(parts),
         "curves": [svg_uri(svg) for svg in plots.history_figures(parts.history)],
         "phases": phases(parts.history),
+        "phase_matrices": _phase_matrices(parts.phases),
         "audit": parts.audit,
         "sections": _sections(parts.metrics),
         "galleries": parts.galleries,
@@ -216,10 +222,16 @@ def _figures(parts: ReportParts) -> dict[str, str]:
     share = (binary["tp"] + binary["fn"]) / m["n"]
     drawn = {
         "confusion": plots.confusion_figure(m["confusion_matrix"], m["class_names"]),
+        "decision": plots.confusion_figure(
+            [[binary["tn"], binary["fp"]], [binary["fn"], binary["tp"]]],
+            ("no tumor", "tumor"),
+            decision_rule(binary["threshold"]),
+            "Decision at the threshold",
+        ),
         "roc": plots.roc_figure(curves["roc"], binary["auroc"], roc_point),
         "pr": plots.pr_figure(curves["pr"], binary["average_precision"], pr_point, share),
         "reliability": plots.reliability_figure(
-            calibration["reliability"], calibration["ece"], "share predicted rightly"
+            calibration["reliability"], calibration["ece"], f"share whose {LIKELIEST} is right"
         ),
         "binary_reliability": plots.reliability_figure(
             calibration["binary_reliability"], calibration["binary_ece"], "share with a tumor"
@@ -231,6 +243,24 @@ def _figures(parts: ReportParts) -> dict[str, str]:
     if sizes:
         drawn["sizes"] = plots.size_figure(sizes)
     return {name: svg_uri(svg) for name, svg in drawn.items()}
+
+
+def _phase_matrices(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """A confusion matrix per phase of phases.json; runs of before name no rule."""
+    return [
+        {
+            "phase": str(row["phase"]),
+            "figure": svg_uri(
+                plots.confusion_figure(
+                    row["confusion_matrix"],
+                    row["class_names"],
+                    str(row.get("rule", LIKELIEST)),
+                    str(row["phase"]).capitalize(),
+                )
+            ),
+        }
+        for row in rows
+    ]
 
 
 def _sizes(parts: ReportParts) -> dict[str, list[float]]:
@@ -296,7 +326,7 @@ def _table(rows: Mapping[str, Mapping[str, Any]], path: Keys) -> Table:
     columns: dict[str, None] = {}
     for value in rows.values():
         columns |= dict.fromkeys(name for name, item in value.items() if is_leaf(item))
-    table = Table(" / ".join(path[2:]), list(columns))
+    table = Table(": ".join(heading(name) for name in path[2:]), list(columns))
     for name, value in rows.items():
         known = {column for column in columns if column in value and is_leaf(value[column])}
         cells = [(*path, name, column) if column in known else None for column in columns]

@@ -1,6 +1,8 @@
 """Every other method, and every other layer, through the grad-cam library: slower, by name."""
 
-from collections.abc import Sequence
+import io
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext, redirect_stderr
 from functools import partial
 from typing import Any
 
@@ -8,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from braintumor_ray.errors import UsageError
 from braintumor_ray.models.classifier import Classifier
@@ -29,7 +32,11 @@ METHODS = {
     "finercam": "FinerCAM",
     "kpcacam": "KPCA_CAM",
     "randomcam": "RandomCAM",
+    # What notebooks compute under the name of Grad-CAM: kept to compare with, not to be trusted.
+    "gradcam_abs": "GradCAM",
+    "gradcam_loss": "GradCAM",
 }
+_DRAW_BARS = ("scorecam", "ablationcam")  # on stderr, a raw bar for each scan
 
 
 class _Tapped(nn.Module):
@@ -75,16 +82,49 @@ def library_cams(
     library: Any = import_grad_cam()
     tapped = _Tapped(model).eval()
     target = tapped.tap if layer is None else _module(model, layer)
-    targets = [library.utils.model_targets.ClassifierOutputTarget(int(c)) for c in classes]
-    method_class = getattr(library, METHODS[method])
+    targets = [_target(library, method, int(c)) for c in classes]
+    method_class = _method_class(library, method)
     reshape = None  # the target map is a map already
     if layer is not None:
         reshape = partial(as_map, prefix=model.layout.prefix)
     # The weights are frozen, so only a gradient asked of the input reaches the target map.
     taps = {"target_layers": [target], "reshape_transform": reshape}
-    with method_class(model=tapped, **taps) as cam, torch.enable_grad():
+    made = method_class(model=tapped, **taps)
+    with made as cam, torch.enable_grad(), _without_bar(method):
         maps = cam(input_tensor=images.clone().requires_grad_(), targets=targets)
     return np.asarray(maps, dtype=np.float32)
+
+
+def _method_class(library: Any, method: str) -> Any:  # noqa: ANN401 - of the library
+    found = getattr(library, METHODS[method])
+    if method != "gradcam_abs":
+        return found
+
+    class AbsoluteGradCAM(found):  # type: ignore[misc, valid-type]
+        """w_k = mean_ij |g|: channels against the class count as much as those for it."""
+
+        def get_cam_weights(self, *args: Any, **named: Any) -> Any:  # noqa: ANN401
+            grads = named["grads"] if "grads" in named else args[-1]
+            return np.abs(grads).mean(axis=(2, 3))
+
+    return AbsoluteGradCAM
+
+
+def _target(library: Any, method: str, index: int) -> Callable[[Tensor], Tensor]:  # noqa: ANN401
+    """What is differentiated of the logits (k,) of an image."""
+    if method != "gradcam_loss":
+        target: Callable[[Tensor], Tensor] = library.utils.model_targets.ClassifierOutputTarget(
+            index
+        )
+        return target
+    # The loss falls where the class rises: warm cells speak against the class.
+    return lambda logits: functional.cross_entropy(
+        logits[None], torch.tensor([index], device=logits.device)
+    )
+
+
+def _without_bar(method: str) -> AbstractContextManager[Any]:
+    return redirect_stderr(io.StringIO()) if method in _DRAW_BARS else nullcontext()
 
 
 def _module(model: Classifier, layer: str) -> nn.Module:

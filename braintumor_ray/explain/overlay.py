@@ -1,6 +1,7 @@
 """Pictures of class activation maps: upsampled, stretched and colored only when they are drawn.
 
-Stored maps are raw. `heatmap_at` is the only place where one is normalized, after upsampling.
+Stored maps are raw. `heatmap_at` is the only place where one is normalized, after upsampling;
+`drawn_heatmap` makes its result smooth for pictures.
 """
 
 import os
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from braintumor_ray.decode.head import head_mask
 from braintumor_ray.errors import UsageError
 
 RGB = NDArray[np.uint8]
@@ -27,6 +29,26 @@ TITLE, LABEL, NOTE = 24, 15, 13
 INK, GRAY, LINE, PAPER = (24, 24, 27), (98, 98, 105), (190, 190, 195), (255, 255, 255)
 
 
+class Verdict(NamedTuple):
+    """The tumor decision of a scan, for its panel.
+
+    Attributes:
+        positive: as decided.
+        probability: summed over the positive classes.
+        threshold: that the decision compares it with.
+        right: whether the truth is the same; None: not known.
+    """
+
+    positive: bool
+    probability: float
+    threshold: float
+    right: bool | None = None
+
+    def __str__(self) -> str:
+        word, relation = ("positive", "reaches") if self.positive else ("negative", "is below")
+        return f"{word}: tumor {self.probability:.1%} {relation} {self.threshold:.1%}"
+
+
 class Page(NamedTuple):
     """A white page with room for a title, rows of labeled tiles, a color bar and a footer."""
 
@@ -37,11 +59,18 @@ class Page(NamedTuple):
     tile_height: int
 
     @classmethod
-    def blank(cls, rows: int, columns: int, tile: tuple[int, ...], has_truth: bool) -> "Page":
-        """Make the page for `rows` x `columns` tiles of shape `tile` (height, width)."""
+    def blank(cls, rows: int, columns: int, tile: tuple[int, ...], lines: int) -> "Page":
+        """Make the page for `rows` x `columns` tiles of shape `tile` (height, width).
+
+        Args:
+            rows: of tiles.
+            columns: of tiles.
+            tile: shape of one.
+            lines: of small text below the title.
+        """
         height, width = tile[:2]
         cell = max(width, CELL_MIN)
-        top = MARGIN + TITLE + 14 + (LABEL + 10 if has_truth else 0)
+        top = MARGIN + TITLE + 14 + lines * (LABEL + 10)
         size = (
             2 * MARGIN + columns * (cell + GAP) + BAR + 34,
             top + rows * (LABEL + 10 + height + GAP) + NOTE + MARGIN,
@@ -143,6 +172,8 @@ METHOD_LABELS = {
     "layercam": "LayerCAM",
     "eigencam": "Eigen-CAM",
     "scorecam": "Score-CAM",
+    "gradcam_abs": "Grad-CAM of |gradients| (notebook)",
+    "gradcam_loss": "Grad-CAM of the loss (notebook)",
 }
 COLORMAPS = {
     name: getattr(cv2, f"COLORMAP_{name.upper()}")
@@ -150,6 +181,7 @@ COLORMAPS = {
 }
 # A range below this share of the peak is float16 rounding of a constant map, not a pattern.
 FLAT_RANGE = 1e-3
+BLUR_CELLS = 0.4  # standard deviation of the blur that hides the grid of cells
 TILE_SIZE = 320
 _RIGHT, _WRONG = (22, 120, 60), (185, 28, 28)
 
@@ -182,6 +214,38 @@ def heatmap_at(cam: NDArray[Any], shape: tuple[int, int]) -> NDArray[np.float32]
     if high - low <= FLAT_RANGE * max(abs(low), abs(high)):
         return np.zeros(shape, np.float32)
     return (heat - np.float32(low)) / np.float32(high - low)
+
+
+def drawn_heatmap(
+    cam: NDArray[Any], shape: tuple[int, int], head: NDArray[Any] | None = None
+) -> NDArray[np.float32]:
+    """`heatmap_at` for people: smooth, and inside the head only where one is given.
+
+    Bilinear upsampling of a few cells shows diamonds and crosses, which are no findings. A blur of
+    less than half a cell removes them, does not move a peak by a cell, and cannot overshoot, as
+    cubic interpolation does. Figures are measured on `heatmap_at`.
+
+    Args:
+        cam: raw map (h, w), any float dtype.
+        shape: (H, W) of the image.
+        head: (H, W), not zero inside the head: heat elsewhere is left out before the stretch.
+
+    Returns:
+        float32 (H, W) in [0, 1].
+
+    Raises:
+        UsageError: as `heatmap_at`.
+    """
+    heat = heatmap_at(cam, shape)
+    sigmas = [BLUR_CELLS * size / cells for size, cells in zip(shape, cam.shape, strict=True)]
+    if min(sigmas) > 0.5:  # else cells are hardly larger than pixels
+        heat = cv2.GaussianBlur(
+            heat, (0, 0), sigmas[1], sigmaY=sigmas[0], borderType=cv2.BORDER_REPLICATE
+        )
+    if head is not None:
+        heat = np.where(head != 0, heat, np.float32(0))
+    peak, low = float(heat.max()), float(heat.min())
+    return (heat - np.float32(low)) / np.float32(peak - low) if peak > low else heat
 
 
 def colorize(heatmap: NDArray[Any], colormap: str = "jet") -> RGB:
@@ -247,21 +311,25 @@ def panel(
     colormap: str = "jet",
     mask: NDArray[Any] | None = None,
     box: Box | None = None,
+    mask_head: bool = False,
+    verdict: Verdict | None = None,
 ) -> RGB:
     """Draw one scan's explanation as a captioned picture on white.
 
     Args:
         gray: the scan, uint8 (H, W), any size; tiles keep its aspect.
         cams: raw map (h, w) per method, drawn in this order.
-        predicted: predicted class.
+        predicted: the likeliest class.
         probability: its probability, 0 to 1.
-        true_class: the label where it is known; marked right or wrong.
+        true_class: the label where it is known; the likeliest class is marked right or wrong.
         layout: "full" = a row per method: scan, heatmap, overlay; "compact" = one row: the scan
             and one overlay per method.
         alpha: share of the color in the overlays.
         colormap: a name in `COLORMAPS`.
         mask: tumor mask (H, W), outlined where it is not zero.
         box: tumor box (x_min, y_min, x_max, y_max) as fractions of width and height.
+        mask_head: draw heat inside the head only, and write so; where no head is found, all of it.
+        verdict: the tumor decision, on a line of its own.
 
     Returns:
         uint8 (rows, columns, 3), RGB.
@@ -284,14 +352,16 @@ def panel(
         )
     tile = fit(gray, TILE_SIZE)
     marks = outlines_on(tile.shape, mask, box)
-    rows = _tile_rows(tile, cams, layout, alpha, colormap)
-    page = Page.blank(len(rows), len(rows[0]), tile.shape, has_truth=true_class is not None)
-    _draw_title(page, predicted, probability, true_class)
+    head = head_mask(tile) if mask_head else None
+    rows = _tile_rows(tile, cams, layout, alpha, colormap, head)
+    lines = (true_class is not None) + (verdict is not None)
+    page = Page.blank(len(rows), len(rows[0]), (TILE_SIZE, TILE_SIZE), lines)
+    _draw_title(page, predicted, probability, true_class, verdict)
     for row, cells in enumerate(rows):
         for column, (label, rgb) in enumerate(cells):
             _draw_cell(page, row, column, label, outlined(rgb, marks))
         _draw_color_bar(page, row, len(cells), colormap)
-    _draw_footer(page, has_outline=bool(marks))
+    _draw_footer(page, has_outline=bool(marks), mask_head=mask_head, has_head=head is not None)
     return np.array(page.image)
 
 
@@ -364,41 +434,64 @@ def _tile_rows(
     layout: str,
     alpha: float,
     colormap: str,
+    head: NDArray[Any] | None,
 ) -> list[list[tuple[str, RGB]]]:
     scan = ("scan", as_rgb(tile))
     rows, compact = [], [scan]
     for method, cam in cams.items():
-        heat = heatmap_at(cam, (tile.shape[0], tile.shape[1]))
+        heat = drawn_heatmap(cam, (tile.shape[0], tile.shape[1]), head)
         name = METHOD_LABELS.get(method, method)
         flat = "" if heat.any() else " (flat)"
-        blend = superimpose(tile, heat, alpha, colormap)
-        heat_cell = (f"{name} heatmap{flat}", colorize(heat, colormap))
+        blend = inside_only(superimpose(tile, heat, alpha, colormap), head, as_rgb(tile))
+        heat_cell = (f"{name} heatmap{flat}", inside_only(colorize(heat, colormap), head))
         rows.append([scan, heat_cell, (f"{name} on scan", blend)])
         compact.append((f"{name}{flat}", blend))
     return rows if layout == "full" else [compact]
 
 
-def _draw_title(page: Page, predicted: str, probability: float, truth: str | None) -> None:
+def inside_only(rgb: RGB, head: NDArray[Any] | None, outside: RGB | None = None) -> RGB:
+    """A picture within the head, and another or black around it: no color, not that of no heat."""
+    if head is None:
+        return rgb
+    around = np.zeros_like(rgb) if outside is None else outside
+    return np.where(head[:, :, np.newaxis] != 0, rgb, around)
+
+
+def _draw_title(
+    page: Page, predicted: str, probability: float, truth: str | None, verdict: Verdict | None
+) -> None:
     room = page.image.width - 2 * MARGIN
     base = MARGIN + TITLE - 4
     percent = ">99.9%" if 0.9995 <= probability < 1 else f"{probability:.1%}"
-    x = page.text((MARGIN, base), "predicted", LABEL, GRAY)
-    x = page.text((x + 8, base), shortened(predicted, TITLE, room - 190), TITLE, INK)
+    x = page.text((MARGIN, base), "likeliest class", LABEL, GRAY)
+    x = page.text((x + 8, base), shortened(predicted, TITLE, room - 220), TITLE, INK)
     page.text((x + 16, base), percent, TITLE, GRAY)
-    if truth is None:
+    if truth is not None:
+        base += LABEL + 12
+        _draw_line(page, base, "true class", truth, truth == predicted)
+    if verdict is not None:
+        base += LABEL + 12
+        _draw_line(page, base, "decision", str(verdict), verdict.right)
+
+
+def _draw_line(page: Page, base: int, name: str, text: str, right: bool | None) -> None:
+    """A name, a text, and whether it is right, where that is known."""
+    room = page.image.width - 2 * MARGIN - 160
+    x = page.text((MARGIN, base), name, LABEL, GRAY)
+    x = page.text((x + 8, base), shortened(text, LABEL, room), LABEL, INK)
+    if right is None:
         return
-    verdict, ink = ("right", _RIGHT) if truth == predicted else ("wrong", _WRONG)
-    base += LABEL + 12
-    x = page.text((MARGIN, base), "true class", LABEL, GRAY)
-    x = page.text((x + 8, base), shortened(truth, LABEL, room - 160), LABEL, INK)
+    word, ink = ("right", _RIGHT) if right else ("wrong", _WRONG)
     page.draw.ellipse((x + 16, base - 10, x + 25, base - 1), fill=ink)
-    page.text((x + 31, base), verdict, LABEL, ink)
+    page.text((x + 31, base), word, LABEL, ink)
 
 
 def _draw_cell(page: Page, row: int, column: int, label: str, rgb: RGB) -> None:
     x, y = page.corner(row, column)
     height, width = rgb.shape[:2]
     page.text((x, y - 8), shortened(label, LABEL, page.cell_width), LABEL, INK)
+    # Every cell is as large as a square scan: panels of one sheet have one size.
+    x, y = x + (page.cell_width - width) // 2, y + (page.tile_height - height) // 2
     page.image.paste(Image.fromarray(rgb), (x, y))
     page.draw.rectangle((x - 1, y - 1, x + width, y + height), outline=LINE)
 
@@ -414,8 +507,10 @@ def _draw_color_bar(page: Page, row: int, column: int, colormap: str) -> None:
         page.text((x + BAR + 6, at), value, NOTE, INK, anchor)
 
 
-def _draw_footer(page: Page, has_outline: bool) -> None:
+def _draw_footer(page: Page, has_outline: bool, mask_head: bool, has_head: bool) -> None:
     notes = "each map stretched to its own 0 to 1"
+    if mask_head:
+        notes += "; heat inside the head only" if has_head else "; no head found, all heat drawn"
     if has_outline:
         notes += "; white outline: reference"
     base = page.image.height - MARGIN

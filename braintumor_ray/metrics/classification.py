@@ -17,7 +17,14 @@ from sklearn.metrics import (
 )
 
 from braintumor_ray.errors import MetricsError
-from braintumor_ray.metrics.inputs import binary_view, check_binary, check_probs, check_threshold
+from braintumor_ray.metrics.inputs import (
+    binary_view,
+    check_binary,
+    check_labels,
+    check_probs,
+    check_same_length,
+    check_threshold,
+)
 from braintumor_ray.types import Bools, Floats, Ints
 
 
@@ -27,11 +34,12 @@ def classification_metrics(
     class_names: Sequence[str],
     positive: Sequence[int],
     threshold: float,
+    predicted: NDArray[Any] | None = None,
 ) -> dict[str, Any]:
     """Measure predictions against labels; plain floats, ints, lists and None throughout.
 
-    The predicted class is the likeliest one; the decision is positive where the positive classes'
-    probabilities add up to ``threshold`` or more.
+    The predicted class is the likeliest one, or as given; the decision is positive where the
+    positive classes' probabilities add up to ``threshold`` or more.
 
     None, never NaN, marks a value that the data do not define:
     recall of a class without scans; precision of a class never predicted; specificity of a class
@@ -46,6 +54,7 @@ def classification_metrics(
         class_names: k names in the order of the columns.
         positive: indices of the positive (tumor) classes.
         threshold: of the summed positive probability.
+        predicted: class index that each scan is called by another rule, int (n,).
 
     Returns:
         n, accuracy, balanced_accuracy, macro_f1, macro_auroc, mcc, confusion_matrix (rows true,
@@ -58,17 +67,17 @@ def classification_metrics(
     classes, array = check_probs(probs, labels)
     names = _check_names(class_names, array.shape[1])
     truth, score = binary_view(classes, array, positive)
-    predicted = array.argmax(axis=1)
-    per_class = _per_class(classes, predicted, array)
+    called = _called(array, predicted)
+    per_class = _per_class(classes, called, array)
     return {
         "n": len(classes),
-        "accuracy": float(np.mean(classes == predicted)),
+        "accuracy": float(np.mean(classes == called)),
         "balanced_accuracy": _mean_defined([row["recall"] for row in per_class]),
         "macro_f1": _mean_defined([row["f1"] for row in per_class]),
         "macro_auroc": _mean_defined([row["auroc"] for row in per_class]),
-        "mcc": _mcc(classes, predicted),
+        "mcc": _mcc(classes, called),
         "class_names": names,
-        "confusion_matrix": _confusion(classes, predicted, array.shape[1]).tolist(),
+        "confusion_matrix": _confusion(classes, called, array.shape[1]).tolist(),
         "per_class": dict(zip(names, per_class, strict=True)),
         "binary": binary_metrics(truth, score, threshold),
     }
@@ -176,6 +185,14 @@ def pr_curve_points(
     precision, recall, threshold = precision_recall_curve(flags, values, drop_intermediate=True)
     threshold = np.append(threshold, np.inf)
     return _thinned({"recall": recall, "precision": precision, "threshold": threshold}, max_points)
+
+
+def _called(probs: Floats, predicted: NDArray[Any] | None) -> Ints:
+    """The class that each scan is called, int64 (n,)."""
+    if predicted is None:
+        return np.asarray(probs.argmax(axis=1), np.int64)
+    check_same_length(len(predicted), len(probs), "predicted", "probs")
+    return check_labels(predicted, probs.shape[1])
 
 
 def _per_class(

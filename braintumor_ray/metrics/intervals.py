@@ -132,6 +132,7 @@ def metric_intervals(
     seed: int,
     n_boot: int = 1000,
     level: float = 0.95,
+    predicted: NDArray[Any] | None = None,
 ) -> dict[str, Interval]:
     """Intervals of the headline metrics, all on the same resampled groups.
 
@@ -144,6 +145,7 @@ def metric_intervals(
         seed: of the random draws.
         n_boot: number of resamples.
         level: coverage in (0, 1).
+        predicted: as for `classification_metrics`.
 
     Returns:
         ``accuracy``, ``balanced_accuracy``, ``macro_f1`` over the classes; ``decision_accuracy``,
@@ -166,10 +168,10 @@ def metric_intervals(
         "sensitivity": table_sensitivity,
         "specificity": table_specificity,
     }
-    predicted = classes * k + array.argmax(axis=1)
+    called = array.argmax(axis=1) if predicted is None else check_labels(predicted, k)
     decided = truth.astype(np.int64) * 2 + (score >= check_threshold(threshold))
     return {
-        **bootstrap_table(by_class, groups, predicted, k * k, **resampling),
+        **bootstrap_table(by_class, groups, classes * k + called, k * k, **resampling),
         **bootstrap_table(by_decision, groups, decided, 4, **resampling),
         "auroc": bootstrap_interval(auroc, groups, truth, score, **resampling),
     }

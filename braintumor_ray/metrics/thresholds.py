@@ -1,5 +1,6 @@
 """Choice of the decision threshold; a scan is positive where ``score >= threshold``."""
 
+import re
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
@@ -11,6 +12,8 @@ from braintumor_ray.metrics.inputs import check_binary
 from braintumor_ray.types import Bools, Floats
 
 ThresholdRule = Literal["f1", "youden", "sensitivity_at_specificity", "specificity_at_sensitivity"]
+
+_FLOOR = re.compile(r"sensitivity\s*>=\s*(\d*\.?\d+)")
 
 # Sums such as sensitivity + specificity - 1 differ in the last bits where they are equal.
 TIE = 1e-12
@@ -26,6 +29,25 @@ class OperatingPoint:
     precision: float
     f1: float
     youden: float
+
+
+def parse_rule(text: str) -> tuple[ThresholdRule, float]:
+    """A rule as recipes write it, and its floor: 'f1', 'youden', or 'sensitivity >= 0.95'.
+
+    The last one is `specificity_at_sensitivity`: the most specificity that leaves that much
+    sensitivity.
+
+    Raises:
+        MetricsError: another text, or a floor that is not a share.
+    """
+    match = _FLOOR.fullmatch(text.strip())
+    if match and 0 <= float(match[1]) <= 1:
+        return "specificity_at_sensitivity", float(match[1])
+    if text in ("f1", "youden"):
+        return text, 0.0  # type: ignore[return-value]
+    raise MetricsError(
+        f"threshold_by '{text}' is unknown; use 'f1', 'youden' or 'sensitivity >= 0.95'"
+    )
 
 
 def threshold_sweep(truth: NDArray[Any], score: NDArray[Any]) -> dict[str, NDArray[Any]]:

@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from dataclasses import fields as dataclass_fields
 from functools import cached_property
 from pathlib import Path
@@ -88,6 +88,14 @@ class SetFields(_Strict):
     groups: tuple[int, ...]
 
 
+class ViewFields(_Strict):
+    """What test-time augmentation decides by: chosen on logits averaged over the views."""
+
+    threshold: float = Field(ge=0, le=1)
+    temperature: float = Field(gt=0)
+    prediction_sets: SetFields | None = None
+
+
 class GeometryFields(_Strict):
     """As `models.geometry.Geometry`: pairs of rows, columns, in pixels of the network's input."""
 
@@ -123,6 +131,9 @@ class BundleFields(_Strict):
     metrics: dict[str, Any]
     versions: dict[str, str]
     weights_sha256: str = ""
+    views: ViewFields | None = Field(
+        None, description="for test-time augmentation; none: an earlier bundle, or none was chosen"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> "BundleFields":
@@ -149,6 +160,7 @@ class Bundle:
     state: Mapping[str, Tensor]
     gate: DomainDetector | None
     archive: ArchiveReference | None = None
+    averaged: bool = False  # logits are averaged over views; see `averaging`
 
     @cached_property
     def fingerprint(self) -> str:
@@ -177,9 +189,30 @@ class Bundle:
             for name in names:
                 if relevant[section][name] == defaults[name].default:
                     del relevant[section][name]
+        if self.averaged:
+            relevant["averaged"] = True
         if relevant["map_geometry"] is None:  # it came later, too
             del relevant["map_geometry"]
         return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:32]
+
+    def averaging(self, views: ViewFields | None = None) -> "Bundle":
+        """The bundle as test-time augmentation uses it: another fingerprint, its own threshold.
+
+        Args:
+            views: what it decides by; None: as the bundle says.
+
+        Raises:
+            BundleError: nothing says so.
+        """
+        views = views or self.fields.views
+        if views is None:
+            raise BundleError(
+                "--tta: the bundle has no threshold for averaged views, which lie elsewhere than "
+                "single ones; 'braintumor-ray evaluate --tta --recalibrate BUNDLE' makes one"
+            )
+        names = ("threshold", "temperature", "prediction_sets")
+        fields = self.fields.model_copy(update={name: getattr(views, name) for name in names})
+        return replace(self, fields=fields, averaged=True)
 
     @property
     def preprocessing(self) -> Preprocessing:

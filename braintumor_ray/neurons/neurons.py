@@ -65,6 +65,8 @@ def run_neurons(
     folder = Folder(str(output).rstrip("/"))
     write_table(folder.at(ACTIVATIONS), _as_table(recorded))
     write_atomically(folder.at(TABLE), _csv(stats))
+    top = _top_neurons(stats, recorded, options)
+    sheets = write_sheets(top, recorded.scans, predictor.bundle, predictor.device, folder.location)
     summary = {
         "scans": recorded.scans.num_rows,
         "neurons": recorded.activations.shape[1],
@@ -73,11 +75,9 @@ def run_neurons(
         "bundle_fingerprint": predictor.bundle.fingerprint,
         "options": asdict(options),
         "note": _NOTE,
-        "classes": _top_neurons(stats, recorded, options),
+        "classes": top,
+        "files": [*sheets, TABLE, ACTIVATIONS, SUMMARY],
     }
-    write_sheets(
-        summary["classes"], recorded.scans, predictor.bundle, predictor.device, folder.location
-    )
     folder.write_json(summary, SUMMARY)
     return summary
 

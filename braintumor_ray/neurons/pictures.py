@@ -1,23 +1,30 @@
 """Pictures of the scans that excite a neuron most."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw
 
 from braintumor_ray.decode.preprocess import Preprocessing
-from braintumor_ray.explain.overlay import contact_sheet, heatmap_at, superimpose, write_png
+from braintumor_ray.explain.overlay import (
+    contact_sheet,
+    font_for,
+    heatmap_at,
+    superimpose,
+    write_png,
+)
 from braintumor_ray.explain.placement import square_maps
 from braintumor_ray.models.bundle import Bundle
 from braintumor_ray.models.classifier import Classifier, normalize
 from braintumor_ray.pages.pictures import load_squares
 from braintumor_ray.types import GrayImage
 
-_TILE = 160
+_TILE = 180
 
 
 @torch.no_grad()
@@ -57,17 +64,23 @@ def write_sheets(
     bundle: Bundle,
     device: torch.device,
     folder: str | Path,
-) -> None:
-    """Write top_NUMBER_CLASS.png: a row per neuron, the scans that excite it most with its map.
+) -> list[str]:
+    """Write top_NUMBER_CLASS.png: a row per neuron, its figures, the scans that excite it most.
+
+    Each scan has the neuron's own map over it, and its label and file name below.
 
     Args:
-        classes: by class its neurons, each with `neuron` and `examples` (`row` and
-            `label`).
+        classes: by class its neurons, each with `neuron`, `r`, `auroc` and `examples` (`row`,
+            `label` and `path`).
         scans: catalog rows that `row` counts.
         bundle: of the network.
         device: where it runs.
         folder: exists.
+
+    Returns:
+        The names of the files.
     """
+    written = []
     model = bundle.build_model().to(device)
     for number, (name, neurons) in enumerate(classes.items()):
         picked = [(e, found["neuron"]) for found in neurons for e in found["examples"]]
@@ -82,10 +95,39 @@ def write_sheets(
             superimpose(image, heatmap_at(np.maximum(cam, 0), (image.shape[0], image.shape[1])))
             for image, cam in zip(images, maps, strict=True)
         ]
-        captions = [f"n{neuron} {example['label']}" for example, neuron in picked]
-        columns = max(len(found["examples"]) for found in neurons)
-        sheet = contact_sheet(tiles, columns, captions, _TILE)
-        write_png(Path(folder) / f"top_{number}_{_file_name(name)}.png", sheet)
+        names = [f"{e['label']}: {PurePosixPath(e['path']).name}" for e, _ in picked]
+        written.append(f"top_{number}_{_file_name(name)}.png")
+        write_png(Path(folder) / written[-1], _sheet(name, neurons, tiles, names))
+    return written
+
+
+def _sheet(
+    name: str,
+    neurons: Sequence[Mapping[str, Any]],
+    tiles: Sequence[NDArray[np.uint8]],
+    names: Sequence[str],
+) -> NDArray[np.uint8]:
+    """A row per neuron of a class: what is known of it, then its scans."""
+    most = max(len(found["examples"]) for found in neurons)
+    cells, captions, at = list[NDArray[np.uint8]](), list[str](), 0
+    for found in neurons:
+        count = len(found["examples"])
+        blank = np.full((_TILE, _TILE, 3), 255, np.uint8)
+        cells += [_figures(found), *tiles[at : at + count], *[blank] * (most - count)]
+        captions += [name, *names[at : at + count], *[""] * (most - count)]
+        at += count
+    return contact_sheet(cells, most + 1, captions, _TILE)
+
+
+def _figures(found: Mapping[str, Any]) -> NDArray[np.uint8]:
+    """A tile with a neuron's number, correlation and AUROC."""
+    image = Image.new("RGB", (_TILE, _TILE), "white")
+    lines = [f"neuron {found['neuron']}", f"correlation {found['r']:.2f}"]
+    lines += [f"AUROC {found['auroc']:.2f}", f"q {found['r_q']:.1g}"]
+    for row, line in enumerate(lines):
+        size = 18 if row == 0 else 15
+        ImageDraw.Draw(image).text((8, 40 + 26 * row), line, "black", font_for(size, line))
+    return np.array(image)
 
 
 def _file_name(text: str) -> str:

@@ -55,9 +55,59 @@ def plain(name: str) -> str:
     return str(name).replace("_", " ")
 
 
+_HEADINGS = {
+    "all": "all scans",
+    "auroc": "AUROC",
+    "average_drop": "average drop of the probability",
+    "balanced_accuracy": "balanced accuracy",
+    "box_iou": "box IoU",
+    "cam_class": "class of the maps",
+    "centre": "center of the picture (baseline)",
+    "deletion_auc": "area under deletion",
+    "dice": "Dice",
+    "eigencam": "Eigen-CAM",
+    "f1": "F1",
+    "faithfulness": "Faithfulness of the maps",
+    "flat": "flat maps",
+    "gradcam": "Grad-CAM",
+    "gradcam_pp": "Grad-CAM++",
+    "heat_background": "heat in the background",
+    "heat_by_region": "Where the heat of the maps is",
+    "heat_inside": "heat inside the head",
+    "heat_rim": "heat on the rim",
+    "hirescam": "HiResCAM",
+    "increase_in_confidence": "share with more confidence",
+    "insertion_auc": "area under insertion",
+    "iou": "IoU",
+    "layercam": "LayerCAM",
+    "localisation": "Maps against drawn tumors",
+    "looks_at_border": "more heat than area on rim or background",
+    "macro_f1": "macro F1",
+    "mass": "heat inside the tumor",
+    "mean_mask_area": "mean area of the tumor",
+    "n": "scans",
+    "n_boot": "resamples",
+    "n_groups": "groups",
+    "on_average": "so on average",
+    "phases": "Phases of training, on the test split",
+    "pointing": "peak inside the tumor",
+    "random": "random map (baseline)",
+    "rank": "pixels ranked inside",
+    "regions": "regions",
+    "whole_head": "whole head (baseline)",
+    "xgradcam": "XGrad-CAM",
+}
+
+
+def heading(name: str) -> str:
+    """A key of metrics.json as people call it; others lose their underscores."""
+    return _HEADINGS.get(name, plain(name))
+
+
 _FILTERS: dict[str, Callable[..., str]] = {
     "number": number,
     "interval": interval,
     "percent": percent,
     "plain": plain,
+    "heading": heading,
 }

@@ -1,7 +1,9 @@
 """The one predictor: the archive job, evaluation and serving all use it."""
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from braintumor_ray.models.bundle import DOMAIN_COORDINATES, PREDICTION_SET, Bun
 from braintumor_ray.models.classifier import normalize
 from braintumor_ray.models.device import choose_device
 from braintumor_ray.models.geometry import layer_frame
+from braintumor_ray.predict.views import test_time_views
 from braintumor_ray.recipes.schema import CamClass, Precision
 from braintumor_ray.types import EngineChoice, GrayImage
 
@@ -112,7 +115,7 @@ class Predictor:
         self.bf16 = self._engine.bf16
         if self.device.type == "cuda" and not self.bf16:
             torch.backends.cudnn.allow_tf32 = False
-        self.cam_class = cam_class
+        self.cam_class: str = cam_class
         self.methods = tuple(methods)
         self.batch_size = batch_size or (256 if self.device.type == "cuda" else 16)
         self.cam_shape, self._frame = bundle.cam_shape, bundle.map_frame
@@ -144,15 +147,20 @@ class Predictor:
         batch_size: int | None = None,
         engine: EngineChoice = "torch",
         parallel: int = 1,
+        tta: bool = False,
     ) -> "Predictor":
         """Load a bundle directory and make its predictor; options as for the class.
 
+        With `tta` logits are averaged over `predict.views.test_time_views`, and threshold and
+        temperature are those that were chosen so; maps are of the scan as it is.
+
         Raises:
-            BundleError: the directory is not a whole, valid bundle.
+            BundleError: the directory is not a whole, valid bundle, or has none for `tta`.
             UsageError: an option that cannot be met on this machine.
         """
+        bundle = load_bundle(path)
         return cls(
-            load_bundle(path),
+            bundle.averaging() if tta else bundle,
             device=device,
             precision=precision,
             cam_class=cam_class,
@@ -262,15 +270,27 @@ class Predictor:
         if not len(images):
             return self._empty(explain)
         with torch.no_grad():
+            average = self._averages(images)  # before the features, which the next call overwrites
             features = self._engine.features(images)
-            gradient = class_gradient(self._engine.model, features, self._choose)
+            gradient = class_gradient(
+                self._engine.model, features, lambda logits: self._choose(average(logits))
+            )
             maps = cams(features, gradient, self.methods) if explain else {}
         return RawOutput(
-            gradient.logits.cpu().numpy(),
+            average(gradient.logits).cpu().numpy(),
             gradient.mean.cpu().numpy(),
             gradient.classes.cpu().numpy(),
             {name: self._stored(maps[name]).cpu().numpy() for name in maps},
         )
+
+    def _averages(self, images: GrayImage) -> Callable[[Tensor], Tensor]:
+        """What makes of the logits (B, k) of the scans as they are those that are returned."""
+        if not self.bundle.averaged:
+            return lambda logits: logits
+        others = []
+        for view in islice(test_time_views(images), 1, None):
+            others.append(self._engine.model.logits(self._engine.features(view)))
+        return lambda logits: torch.stack([logits, *others]).mean(dim=0)
 
     def _empty(self, explain: bool) -> RawOutput:
         k, channels = len(self.bundle.fields.class_names), self._engine.model.map_shape[0]
@@ -282,7 +302,23 @@ class Predictor:
             maps if explain else {},
         )
 
+    def explaining(self, class_name: str) -> "Predictor":
+        """A predictor of the same network whose maps are of one class, whatever is predicted.
+
+        Raises:
+            UsageError: no class of the bundle.
+        """
+        names = self.bundle.fields.class_names
+        if class_name not in names:
+            raise UsageError(f"class '{class_name}' is unknown; the bundle has {', '.join(names)}")
+        other = copy.copy(self)
+        other.cam_class = class_name
+        return other
+
     def _choose(self, logits: Tensor) -> Tensor:
+        names = self.bundle.fields.class_names
+        if self.cam_class in names:
+            return torch.full_like(logits[:, 0], names.index(self.cam_class), dtype=torch.int64)
         if self.cam_class == "predicted":
             return logits.argmax(dim=1)
         return self._positive[logits[:, self._positive].argmax(dim=1)]

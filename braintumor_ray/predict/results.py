@@ -6,10 +6,14 @@
       rows/000001/*.parquet       their predictions
       manifests/000001.json       written last: the generation is committed
       judged/000001.json          the verdict of `nightly` on it, where that ran
+  history/, compactions/      after `compact`: what is kept of each run, and files that expire
 
 A generation is one run that had something to score. Rows without a manifest are in flight.
+A compacted manifest takes the place of several: it has their rows, from `first_generation` to
+`generation`, and among its files those of rows that are not current (`superseded_files`).
 """
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +29,8 @@ from braintumor_ray.storage import Folder
 
 META = "results.json"
 MANIFESTS, CATALOGS, ROWS, CHECKPOINTS = "manifests", "catalogs", "rows", "checkpoints"
-JUDGED = "judged"
+JUDGED, HISTORY, COMPACTIONS = "judged", "history", "compactions"
+LISTINGS = 10  # of manifests, while a compaction removes some
 
 
 class ResultsFolder(Folder):
@@ -49,8 +54,33 @@ class ResultsFolder(Folder):
             raise ResultsError(f"'{self.at(META)}' cannot be read: {error}") from error
 
     def manifests(self) -> list[dict[str, Any]]:
-        """The committed manifests, oldest first."""
-        return [self._manifest(n) for n in self.names(MANIFESTS) if n.endswith(".json")]
+        """The committed manifests, oldest first, without those that a compacted one replaces.
+
+        Raises:
+            ResultsError: one cannot be read.
+        """
+        for _ in range(LISTINGS):
+            found = self._listed_manifests()
+            if found is not None:
+                return _not_replaced(found)
+        raise ResultsError(f"'{self.at(MANIFESTS)}' changes while it is read; try again")
+
+    def run(self, generation: int) -> dict[str, Any]:
+        """What is kept of one run: its manifest or, after compaction, its record in `history/`.
+
+        Raises:
+            ResultsError: it is missing or damaged.
+        """
+        numbers = [int(name[:-5]) for name in self.names(MANIFESTS) if name[:-5].isdigit()]
+        holder = next((number for number in sorted(numbers) if number >= generation), generation)
+        manifest = self.manifest(holder)
+        if not is_compacted(manifest):
+            return manifest if holder == generation else self.manifest(generation)
+        records = self.read_json(manifest["history"])
+        found = [record for record in records if record["generation"] == generation]
+        if not found:
+            raise ResultsError(f"'{self.at(manifest['history'])}' has no run {generation}")
+        return found[0]
 
     def manifest(self, generation: int) -> dict[str, Any]:
         """One committed manifest.
@@ -61,16 +91,24 @@ class ResultsFolder(Folder):
         return self._manifest(f"{generation:06d}.json")
 
     def read_parquet(
-        self, paths: Sequence[str], columns: list[str] | None = None
+        self,
+        paths: Sequence[str],
+        columns: list[str] | None = None,
+        where: pc.Expression | None = None,
     ) -> Iterator[pa.Table]:
         """Parquet files by their path below the folder, a table each, read one at a time.
+
+        Args:
+            paths: below the folder.
+            columns: None: all.
+            where: only rows for which it is true; row groups without any are not read.
 
         Raises:
             ResultsError: one is missing or damaged.
         """
         for path in paths:
             try:
-                table = self.read_table(path, columns=columns)
+                table = self.read_table(path, columns=columns, where=where)
             except (OSError, pa.ArrowException) as error:
                 raise ResultsError(
                     f"'{self.at(path)}' is listed in a manifest and cannot be read: {error}; "
@@ -82,6 +120,16 @@ class ResultsFolder(Folder):
         """The scans of one generation."""
         tables = self.read_parquet(manifest["catalogs"], columns)
         return pa.concat_tables(tables, promote_options="default")
+
+    def _listed_manifests(self) -> list[dict[str, Any]] | None:
+        """All that are there; None where one was removed between the listing and its reading."""
+        names = [name for name in self.names(MANIFESTS) if name.endswith(".json")]
+        try:
+            return [self._manifest(name) for name in names]
+        except ResultsError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
+            return None
 
     def _manifest(self, name: str) -> dict[str, Any]:
         try:
@@ -96,20 +144,27 @@ def results_folder(path: str | Path) -> ResultsFolder:
     return ResultsFolder(text.rstrip("/") if len(text) > 1 else text)
 
 
-def read_results(path: str | Path, columns: Sequence[str] | None = None) -> pa.Table:
+def read_results(
+    path: str | Path,
+    columns: Sequence[str] | None = None,
+    where: pc.Expression | None = None,
+) -> pa.Table:
     """Current, committed rows of a results folder: one per scan, the newest version of each.
 
     Args:
         path: the folder, a local path or a URI.
         columns: names of the wanted columns (see `predict.schema.result_schema`); None: all.
+        where: only rows for which it is true, such as
+            `pyarrow.compute.field("status") == "ok"`, of any columns; row groups that cannot have
+            such a row are not read.
 
     Raises:
         ResultsError: not a results folder, nothing committed yet, or a listed file is damaged.
     """
     folder = results_folder(path)
     manifests = committed_runs(folder)
-    tables = current_rows(folder, manifests, list(columns) if columns is not None else None)
-    return pa.concat_tables(tables)
+    wanted = list(columns) if columns is not None else None
+    return pa.concat_tables(rows for _, rows in current_files(folder, manifests, wanted, where))
 
 
 def committed_runs(folder: ResultsFolder) -> list[dict[str, Any]]:
@@ -135,7 +190,10 @@ def current_rows(
 
 
 def current_files(
-    folder: ResultsFolder, manifests: Sequence[dict[str, Any]], columns: list[str] | None
+    folder: ResultsFolder,
+    manifests: Sequence[dict[str, Any]],
+    columns: list[str] | None,
+    where: pc.Expression | None = None,
 ) -> Iterator[tuple[str, pa.Table]]:
     """As `current_rows`, a file at a time with its path below the folder, read when asked for.
 
@@ -143,13 +201,14 @@ def current_files(
         folder: the results.
         manifests: all of them, in the order in which their files are wanted.
         columns: None: all.
+        where: as for `read_results`.
     """
     wanted = None if columns is None else list(dict.fromkeys([*columns, "scan_id"]))
     superseded = superseded_rows(manifests)
     for manifest in manifests:
         gone = superseded.get(int(manifest["generation"]), np.empty(0, np.int64))
-        for path in row_files(manifest):
-            (table,) = folder.read_parquet([path], wanted)
+        for path in current_row_files(manifest):
+            (table,) = folder.read_parquet([path], wanted, where)
             if len(gone):
                 table = table.filter(
                     pc.invert(pc.is_in(table["scan_id"], value_set=pa.array(gone)))
@@ -158,14 +217,51 @@ def current_files(
 
 
 def row_files(manifest: dict[str, Any]) -> list[str]:
-    """Paths of a generation's files of rows, below the folder."""
+    """Paths of a manifest's files of rows, below the folder."""
     return [file["path"] for file in manifest["files"]]
 
 
+def current_row_files(manifest: dict[str, Any]) -> list[str]:
+    """As `row_files`, without the files of a compacted manifest whose rows are not current."""
+    superseded = set(manifest.get("superseded_files", ()))
+    return [path for path in row_files(manifest) if path not in superseded]
+
+
+def is_compacted(manifest: dict[str, Any]) -> bool:
+    """Whether `compact` has written it."""
+    return "compaction" in manifest
+
+
+def first_generation(manifest: dict[str, Any]) -> int:
+    """The oldest of the runs whose rows a manifest has."""
+    return int(manifest.get("first_generation", manifest["generation"]))
+
+
 def superseded_rows(manifests: Sequence[dict[str, Any]]) -> dict[int, NDArray[np.int64]]:
-    """Sorted ids of the scans whose row is not current, by the generation that holds the row."""
+    """Sorted ids of the scans whose row is not current, by the generation that holds the row.
+
+    The rows of a compacted manifest are those of its last generation.
+    """
     gone: dict[int, set[int]] = {int(manifest["generation"]): set() for manifest in manifests}
+    spans = sorted((int(m["generation"]), first_generation(m)) for m in manifests)
     for manifest in manifests:
         for generation, ids in manifest["supersedes"].items():
-            gone.setdefault(int(generation), set()).update(ids)
+            gone.setdefault(_holder_of(int(generation), spans), set()).update(ids)
     return {number: np.array(sorted(ids), np.int64) for number, ids in gone.items()}
+
+
+def _holder_of(generation: int, spans: list[tuple[int, int]]) -> int:
+    """The last generation of the manifest that has a generation's rows."""
+    place = bisect_left(spans, (generation, 0))
+    if place < len(spans) and spans[place][1] <= generation:
+        return spans[place][0]
+    return generation
+
+
+def _not_replaced(manifests: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Without those in the span of a newer, compacted one; oldest first."""
+    kept: list[dict[str, Any]] = []
+    for manifest in reversed(manifests):
+        if not kept or int(manifest["generation"]) < first_generation(kept[-1]):
+            kept.append(manifest)
+    return kept[::-1]

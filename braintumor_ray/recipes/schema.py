@@ -1,5 +1,6 @@
 """The fields of a recipe. Unknown keys are refused; every field says what it means."""
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -10,6 +11,7 @@ Head = Literal["linear", "mlp", "attention", "flatten"]
 Neck = Literal["none", "topdown"]
 Pooling = Literal["mean", "lse"]
 Output = Literal["auto", "softmax", "sigmoid"]
+_THRESHOLD_RULE = re.compile(r"f1|youden|sensitivity\s*>=\s*(0?\.\d+|[01](\.0*)?)")
 Layers = Literal["all", "head"] | Annotated[int, Field(ge=1)] | tuple[str, ...]
 
 
@@ -231,6 +233,9 @@ class PublishedSection(Section):
     precision: float | None = Field(None, ge=0, le=1)
     recall: float | None = Field(None, ge=0, le=1)
     f1: float | None = Field(None, ge=0, le=1)
+    classes: tuple[str, ...] = Field(
+        (), description="of the source; the figures are shown next to runs on these classes only"
+    )
     note: str = ""
 
 
@@ -247,7 +252,11 @@ class Recipe(Section):
     monitor: Literal["val_loss", "val_balanced_accuracy", "epoch"] = Field(
         "val_loss", description="what chooses the weights that are kept; epoch: the last ones"
     )
-    threshold_by: Literal["f1", "youden"] = "f1"
+    threshold_by: str = Field(
+        "f1",
+        description="of the tumor decision, on validation: 'f1', 'youden', or 'sensitivity >= "
+        "0.95', the most specificity that leaves so much",
+    )
     set_coverage: float = Field(
         0.9, gt=0.5, lt=1, description="coverage of the prediction sets, in each class"
     )
@@ -264,6 +273,13 @@ class Recipe(Section):
     schedule: ScheduleSection = ScheduleSection()
     stages: tuple[StageSection, ...]
     published: tuple[PublishedSection, ...] = ()
+
+    @field_validator("threshold_by")
+    @classmethod
+    def _known_rule(cls, rule: str) -> str:
+        if not _THRESHOLD_RULE.fullmatch(rule):
+            raise ValueError("use 'f1', 'youden' or 'sensitivity >= 0.95', a share up to 1")
+        return rule
 
     @model_validator(mode="after")
     def _whole(self) -> "Recipe":

@@ -2,14 +2,22 @@
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
-from braintumor_ray.predict.results import CATALOGS, CHECKPOINTS, ROWS, ResultsFolder
+from braintumor_ray.predict.results import (
+    CATALOGS,
+    CHECKPOINTS,
+    MANIFESTS,
+    ROWS,
+    ResultsFolder,
+    is_compacted,
+)
 from braintumor_ray.scoring.scans import Ids, are_distinct, are_in, joined
-from braintumor_ray.storage import open_filesystem
+from braintumor_ray.storage import is_local, local_path, open_filesystem
 
 PENDING = ".pending.parquet"
 READERS = 16  # files read at a time: an object store's latency, not its bandwidth, is the limit
@@ -120,6 +128,10 @@ class Generation:
         if self.folder.names(self.checkpoints):
             filesystem, path = open_filesystem(self.folder.at(self.checkpoints))
             filesystem.delete_dir(path)
+        if is_local(self.folder.location):  # a store has no empty folders
+            for parent in (self.checkpoints, f"{CHECKPOINTS}/{self.fingerprint}", CHECKPOINTS):
+                with suppress(OSError):  # not there, or of the next generation, in flight
+                    local_path(self.folder.at(parent)).rmdir()
 
 
 def drop_other_attempts(generation: Generation, kept: Sequence[str]) -> None:
@@ -128,6 +140,21 @@ def drop_other_attempts(generation: Generation, kept: Sequence[str]) -> None:
     for name in generation.folder.names(parent):
         if f"{parent}/{name}" not in kept:
             generation.folder.delete_file(parent, name)
+
+
+def tidy_newest(folder: ResultsFolder, fingerprint: str) -> None:
+    """What a commit does after its manifest, for one that was killed in between.
+
+    A compaction has done it before its own; readers may still need the catalogs that it replaces.
+    """
+    committed = [name for name in folder.names(MANIFESTS) if name.endswith(".json")]
+    if not committed:
+        return
+    manifest = folder.manifest(int(committed[-1].removesuffix(".json")))
+    if not is_compacted(manifest):
+        generation = Generation(folder, int(manifest["generation"]), fingerprint)
+        drop_other_attempts(generation, manifest["catalogs"])
+        generation.drop_checkpoints()
 
 
 def _prefix_in(name: str, prefixes: dict[str, str]) -> str | None:

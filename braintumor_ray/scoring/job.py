@@ -28,7 +28,7 @@ from braintumor_ray.predict.results import (
     results_folder,
 )
 from braintumor_ray.scoring.failures import innermost, release_frames, root_cause
-from braintumor_ray.scoring.generation import Generation, drop_other_attempts
+from braintumor_ray.scoring.generation import drop_other_attempts, tidy_newest
 from braintumor_ray.scoring.layout import Cluster, lay_out
 from braintumor_ray.scoring.lease import Lease, lease_on
 from braintumor_ray.scoring.options import ScoreOptions
@@ -67,7 +67,7 @@ def score(
             written, or the rows could not be made to agree with the catalog.
         UsageError: the cluster lacks CPUs or GPUs that the job must have.
     """
-    bundle = load_bundle(options.predict.bundle)
+    bundle = _bundle(options)
     folder = results_folder(results)
     with _as_results_errors(results):
         if META in folder.names():  # a wrong folder is refused before it is held
@@ -76,7 +76,7 @@ def score(
             # A new folder is claimed only here: of two first runs one must find the other's claim.
             options, choice = _settled(folder, options)
             fingerprint = open_results(folder, bundle, options)
-            _tidy_newest(folder, fingerprint)
+            tidy_newest(folder, fingerprint)
             plan = _plan(folder, catalog, fingerprint, options)
             plan.generation.reconcile()
             if not plan.work.num_rows:
@@ -87,7 +87,7 @@ def score(
 
 def plan_only(catalog: pa.Table | Scans, results: str, options: ScoreOptions) -> Plan:
     """What `score` would do; writes nothing and needs no Ray."""
-    bundle = load_bundle(options.predict.bundle)
+    bundle = _bundle(options)
     folder = results_folder(results)
     if META not in folder.names():
         return _plan(folder, catalog, "none", options)
@@ -159,6 +159,12 @@ def _plan(
     )
 
 
+def _bundle(options: ScoreOptions) -> Bundle:
+    """As it predicts: with test-time augmentation it has another fingerprint and threshold."""
+    bundle = load_bundle(options.predict.bundle)
+    return bundle.averaging() if options.predict.tta else bundle
+
+
 def _run(
     plan: Plan,
     bundle: Bundle,
@@ -218,16 +224,6 @@ def _commit(
     drop_other_attempts(generation, catalogs)
     generation.drop_checkpoints()
     return summary
-
-
-def _tidy_newest(folder: ResultsFolder, fingerprint: str) -> None:
-    """What a commit does after its manifest, for one that was killed in between."""
-    committed = [name for name in folder.names(MANIFESTS) if name.endswith(".json")]
-    if committed:
-        manifest = folder.manifest(int(committed[-1].removesuffix(".json")))
-        generation = Generation(folder, int(manifest["generation"]), fingerprint)
-        drop_other_attempts(generation, manifest["catalogs"])
-        generation.drop_checkpoints()
 
 
 def _attempt_of(catalogs: list[str]) -> str:

@@ -62,8 +62,8 @@ def last_summaries(folder: ResultsFolder, before: int, runs: int = RUNS) -> list
     Reads only as many manifests as there are runs.
     """
     first = max(1, before - runs)
-    manifests = (folder.manifest(number) for number in range(first, before))
-    return [m["summary"] for m in manifests if m.get("summary", {}).get("scans")]
+    kept = (folder.run(number) for number in range(first, before))
+    return [run["summary"] for run in kept if run.get("summary", {}).get("scans")]
 
 
 def compare(tonight: Mapping[str, Any], earlier: Sequence[Mapping[str, Any]]) -> Comparison:
@@ -193,7 +193,9 @@ def judge(
     """
     folder = results_folder(results)
     waiting = _unjudged(folder, summary)
-    found = verify(results, None if newest is None else max(newest, len(waiting)))
+    # Rows that were compacted have been compared then; a night without new ones reads none.
+    runs = None if newest is None else max(newest, len(waiting))
+    found = verify(results, runs, compacted=newest is None)
     night = Night(found.scans, None, [f"verify: {fault}" for fault in found.differences])
     if not night.gates:
         night.report.append(f"verified: {found.scans} scans, each with one current row")
@@ -211,10 +213,11 @@ def judge(
 
 def _unjudged(folder: ResultsFolder, tonight: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Summaries of runs that await their verdict, oldest first; tonight's is the last."""
-    earlier = [n for n in _numbers(folder, MANIFESTS) if n != tonight["generation"]]
+    committed = _numbers(folder, MANIFESTS) or [0]  # a compacted one is of several runs
+    earlier = [n for n in range(1, committed[-1] + 1) if n != tonight["generation"]]
     judged = _numbers(folder, JUDGED) or earlier[:-1] or [0]
     late = [number for number in earlier if number > judged[-1]]
-    runs: list[Mapping[str, Any]] = [folder.manifest(n).get("summary", {}) for n in late]
+    runs: list[Mapping[str, Any]] = [folder.run(n).get("summary", {}) for n in late]
     if tonight["generation"] is not None:
         runs.append(tonight)
     return [run for run in runs if run.get("scans")]

@@ -10,6 +10,7 @@ from braintumor_ray.options import (
     Device,
     Option,
     PrecisionOption,
+    TtaOption,
     parse_range,
 )
 
@@ -80,6 +81,7 @@ class PredictSettings:
     cam_class: CamClassOption = "predicted"
     methods: tuple[str, ...] = ("gradcam", "gradcam_pp")
     batch_size: Annotated[int | None, Option("Scans per forward pass.", least=1)] = None
+    tta: TtaOption = False
     torch_threads: int | None = None
 
 

@@ -14,7 +14,12 @@ import pyarrow.compute as pc
 from braintumor_ray.catalog.redaction import UriRedaction, redact_catalog
 from braintumor_ray.catalog.schema import CATALOG_SCHEMA, completed, same_id
 from braintumor_ray.errors import CatalogError
-from braintumor_ray.predict.results import CATALOGS, ResultsFolder, row_files, superseded_rows
+from braintumor_ray.predict.results import (
+    CATALOGS,
+    ResultsFolder,
+    current_row_files,
+    superseded_rows,
+)
 from braintumor_ray.scoring.generation import Generation
 from braintumor_ray.scoring.scans import (
     ROWS_PER_PART,
@@ -83,7 +88,8 @@ def make_plan(
         CatalogError: a scan has the id of another, in the catalog or among those scored earlier.
     """
     scans = scans_in_table(catalog) if isinstance(catalog, pa.Table) else catalog
-    generation = Generation(folder, len(manifests) + 1, fingerprint)
+    newest = int(manifests[-1]["generation"]) if manifests else 0
+    generation = Generation(folder, newest + 1, fingerprint)
     wanted = _not_committed(folder, scans, manifests, redaction)
     if retry_quarantined:
         wanted |= are_in(scans.ids, np.sort(_quarantined_ids(folder, manifests)))
@@ -192,7 +198,7 @@ def _quarantined_ids(folder: ResultsFolder, manifests: Manifests) -> Ids:
     superseded = superseded_rows(manifests)
     found = []
     for manifest in manifests:
-        for table in folder.read_parquet(row_files(manifest), ["scan_id", "status"]):
+        for table in folder.read_parquet(current_row_files(manifest), ["scan_id", "status"]):
             bad = table.filter(pc.equal(table["status"], "quarantined"))["scan_id"].to_numpy()
             found.append(np.setdiff1d(bad, superseded[int(manifest["generation"])]))
     return joined(found)

@@ -37,6 +37,7 @@ class PredictStage:
             batch_size=settings.batch_size,
             engine=settings.engine or "torch",
             parallel=settings.torch_threads or 1,
+            tta=settings.tta,
         )
         threads = settings.torch_threads
         parallel = ParallelPredictor(self._predictor, threads) if threads else self._predictor

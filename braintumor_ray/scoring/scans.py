@@ -11,7 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from braintumor_ray.catalog.build import load_catalog
+from braintumor_ray.catalog.identity import IdentityHash
 from braintumor_ray.catalog.listing import Listing, left_out_of
+from braintumor_ray.catalog.local_key import check_catalog
 from braintumor_ray.catalog.options import CatalogOptions
 from braintumor_ray.catalog.schema import check_columns, completed
 from braintumor_ray.errors import CatalogError
@@ -32,11 +34,13 @@ class Scans:
         read_parts: gives tables of at most `ROWS_PER_PART` rows with the named columns (None:
             all), always in the same order.
         left_out: entries of the source that are no scans, where it was listed for this.
+        key_check: tells which key hashed the ids; None: not known, or there are none.
     """
 
     num_rows: int
     read_parts: Callable[[Sequence[str] | None], Iterator[pa.Table]]
     left_out: Listing = field(default_factory=lambda: Listing([]))
+    key_check: str | None = None
 
     def parts(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """Tables of at most `ROWS_PER_PART` rows."""
@@ -100,10 +104,11 @@ def open_scans(
         CatalogError: nothing there, or not a catalog.
     """
     if source.rstrip("/").endswith(".parquet"):
-        return _scans_in_parquet(source.rstrip("/"))
+        return _scans_in_parquet(source.rstrip("/"), options or CatalogOptions())
     table = load_catalog(source, options, progress)
+    check = check_catalog(source, table.schema, IdentityHash())
     scans = scans_in_table(table.replace_schema_metadata(None))
-    return replace(scans, left_out=left_out_of(table.schema))
+    return replace(scans, left_out=left_out_of(table.schema), key_check=check)
 
 
 def scans_in_table(table: pa.Table) -> Scans:
@@ -169,7 +174,7 @@ def keys_of(table: pa.Table, name: str) -> Ids:
     return np.fromiter(map(hash, pairs), np.int64, table.num_rows)
 
 
-def _scans_in_parquet(source: str) -> Scans:
+def _scans_in_parquet(source: str, options: CatalogOptions) -> Scans:
     from pyarrow.fs import FileSelector, FileType
 
     filesystem, base = open_filesystem(source)
@@ -181,9 +186,12 @@ def _scans_in_parquet(source: str) -> Scans:
             paths = [base]
     except OSError as error:
         raise CatalogError(f"catalog '{source}' cannot be read: {error}") from error
+    check = None
     for path in paths[:1]:
-        check_columns(source, _metadata(source, path, filesystem).schema.to_arrow_schema())
-    return scans_in_files(source, paths, filesystem)
+        schema = _metadata(source, path, filesystem).schema.to_arrow_schema()
+        check_columns(source, schema)
+        check = check_catalog(source, schema, options.identity)
+    return replace(scans_in_files(source, paths, filesystem), key_check=check)
 
 
 def _metadata(source: str, path: str, filesystem: Any) -> Any:  # noqa: ANN401

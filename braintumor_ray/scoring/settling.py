@@ -48,7 +48,8 @@ def describe_settings(bundle: Bundle, options: ScoreOptions) -> dict[str, Any]:
         **({} if sets is None else {"set_coverage": sets.coverage}),
     }
     optional = {"optional_columns": list(bundle.optional_columns)}
-    return settings | (optional if bundle.optional_columns else {})
+    views = {"tta": True} if bundle.averaged else {}
+    return settings | views | (optional if bundle.optional_columns else {})
 
 
 def open_results(folder: ResultsFolder, bundle: Bundle, options: ScoreOptions) -> str:

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +14,14 @@ import pyarrow.compute as pc
 from braintumor_ray.errors import ResultsError
 from braintumor_ray.predict.results import (
     CATALOGS,
+    COMPACTIONS,
     MANIFESTS,
     ROWS,
     ResultsFolder,
+    current_row_files,
     current_rows,
+    first_generation,
+    is_compacted,
     results_folder,
     row_files,
     superseded_rows,
@@ -43,7 +48,7 @@ class Report:
     differences: list[str]
 
 
-def verify(results: str, newest: int | None = None) -> Report:
+def verify(results: str, newest: int | None = None, *, compacted: bool = True) -> Report:
     """Check a results folder against its own catalogs and manifests; reads every row once.
 
     Memory grows by 8 bytes per scan.
@@ -52,6 +57,7 @@ def verify(results: str, newest: int | None = None) -> Report:
         results: the folder.
         newest: check the rows of so many generations only, the newest (what each adds is new, so
             that nights cost what they scored); files and numbering are checked throughout.
+        compacted: also those of compacted manifests, which `compact` has compared by content.
 
     Raises:
         ResultsError: this is not a results folder at all.
@@ -66,18 +72,19 @@ def verify(results: str, newest: int | None = None) -> Report:
     scans = rows = 0
     superseded = superseded_rows(manifests)
     keys: list[Ids] = []
-    for manifest in manifests if newest is None else manifests[-newest:]:
+    chosen = manifests if newest is None else manifests[-newest:]
+    for manifest in chosen if compacted else [m for m in chosen if not is_compacted(m)]:
         gone = superseded[int(manifest["generation"])]
         try:
-            ids, current, faults = _generation_rows(folder, manifest, meta, gone)
+            ids, old, current, faults = _generation_rows(folder, manifest, meta, gone)
         except ResultsError as error:
             differences.append(str(error))
             continue
         if fault := foreign_engine(manifest, meta):
             faults.append(f"generation {manifest['generation']}: {fault}")
-        rows += len(ids)
+        rows += len(ids) + len(old)
         scans += len(np.setdiff1d(ids, gone))
-        differences += [*faults, *_compare(folder, manifest, ids)]
+        differences += [*faults, *_compare(folder, manifest, ids, old)]
         keys.append(current)
     differences += _repeated(folder, manifests, joined(keys))
     return Report(scans, rows, differences)
@@ -85,19 +92,23 @@ def verify(results: str, newest: int | None = None) -> Report:
 
 def _generation_rows(
     folder: ResultsFolder, manifest: dict[str, Any], meta: dict[str, Any], gone: Ids
-) -> tuple[Ids, Ids, list[str]]:
-    """Ids of all rows, keys of (uri, frame) of the current ones, faults inside the files."""
+) -> tuple[Ids, Ids, Ids, list[str]]:
+    """Ids of the rows, of old ones kept apart, keys of (uri, frame) of current ones, faults."""
     optional = meta.get("optional_columns", ())
     schema = result_schema(tuple(meta["cam_shape"]), meta["cam_methods"], optional)
-    ids, keys, faults = [], [], []
+    ids, old, keys, faults = [], [], [], []
+    fresh = set(current_row_files(manifest))
     tables = folder.read_parquet(row_files(manifest))
     for file, table in zip(manifest["files"], tables, strict=True):
         faults += [f"{file['path']}: {fault}" for fault in _file_faults(table, file, schema, meta)]
         if {"scan_id", "uri", "frame"} <= {*table.column_names}:
             found = table["scan_id"].to_numpy()
+            if file["path"] not in fresh:
+                old.append(found)
+                continue
             ids.append(found)
             keys.append(keys_of(table, "uri")[~are_in(found, gone)])
-    return joined(ids), joined(keys), faults
+    return joined(ids), joined(old), joined(keys), faults
 
 
 def _file_faults(
@@ -138,7 +149,7 @@ def _value_faults(table: pa.Table, meta: dict[str, Any]) -> Iterator[str]:
         yield f"{unscored['reason'].null_count} rows that are not ok and have no reason"
 
 
-def _compare(folder: ResultsFolder, manifest: dict[str, Any], found: Ids) -> Iterator[str]:
+def _compare(folder: ResultsFolder, manifest: dict[str, Any], own: Ids, old: Ids) -> Iterator[str]:
     """Catalog of a generation against the ids of its rows, both ways."""
     number = manifest["generation"]
     try:
@@ -147,6 +158,7 @@ def _compare(folder: ResultsFolder, manifest: dict[str, Any], found: Ids) -> Ite
     except ResultsError as error:
         yield str(error)
         return
+    found = np.concatenate([own, old])
     lost = np.setdiff1d(wanted, found)
     if len(lost):
         shown = ", ".join(map(repr, _paths(folder, manifest, lost[:SHOWN])))
@@ -154,7 +166,7 @@ def _compare(folder: ResultsFolder, manifest: dict[str, Any], found: Ids) -> Ite
     strange = np.setdiff1d(found, wanted)
     if len(strange):
         yield f"generation {number}: {len(strange)} rows that its catalog does not have"
-    twice = len(found) - len(np.unique(found))
+    twice = len(own) - len(np.unique(own))
     if twice:
         yield f"generation {number}: {twice} surplus rows of scans that have one already"
 
@@ -186,11 +198,13 @@ def _strays(folder: ResultsFolder, manifests: list[dict[str, Any]]) -> Iterator[
     """Files that no manifest lists."""
     listed = {path for m in manifests for path in (*row_files(m), *m["catalogs"])}
     committed = {f"{manifest['generation']:06d}" for manifest in manifests}
+    retired, written = _compaction_files(folder)
+    listed |= retired
     for parent in (ROWS, CATALOGS):
         for number in folder.names(parent):
             names = folder.names(parent, number)
             strays = [n for n in names if f"{parent}/{number}/{n}" not in listed]
-            if not strays:
+            if not strays or number in written:
                 continue
             if number not in committed:
                 yield (
@@ -201,7 +215,18 @@ def _strays(folder: ResultsFolder, manifests: list[dict[str, Any]]) -> Iterator[
                 yield f"{parent}/{number}/{strays[0]} is listed by no manifest ({len(strays)} such)"
 
 
+def _compaction_files(folder: ResultsFolder) -> tuple[set[str], set[str]]:
+    """Files that expire, and the names of folders that compactions write or have written."""
+    records = []
+    for name in folder.names(COMPACTIONS):
+        if name.endswith(".json"):
+            with suppress(FileNotFoundError):  # its files have just expired
+                records.append(folder.read_json(COMPACTIONS, name))
+    retired = {path for record in records for path in record["retired"]}
+    return retired, {str(record["name"]) for record in records}
+
+
 def _gaps(manifests: list[dict[str, Any]]) -> Iterator[str]:
     numbers = [manifest["generation"] for manifest in manifests]
-    if numbers != list(range(1, len(numbers) + 1)):
+    if [first_generation(m) for m in manifests] != [1, *(n + 1 for n in numbers[:-1])]:
         yield f"{MANIFESTS} are numbered {json.dumps(numbers)}, not from 1 without a gap"

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from braintumor_ray.explain.overlay import colorize, heatmap_at, superimpose
+from braintumor_ray.explain.overlay import colorize, drawn_heatmap, superimpose
 from braintumor_ray.serving.model import ModelCard, Row
 from braintumor_ray.serving.schemas import PredictQuery
 from braintumor_ray.serving.upload import Upload
@@ -66,7 +66,7 @@ def _map(cam: NDArray[np.float16], upload: Upload, query: PredictQuery) -> dict[
     if query.heatmap == "array":
         return {"array": [[_number(v) for v in line] for line in cam.tolist()]}
     assert upload.picture is not None
-    heat = heatmap_at(cam, (upload.picture.shape[0], upload.picture.shape[1]))
+    heat = drawn_heatmap(cam, (upload.picture.shape[0], upload.picture.shape[1]))
     drawn = colorize(heat) if query.heatmap == "png" else superimpose(upload.picture, heat)
     return {query.heatmap: _png(drawn), "flat": not heat.any()}
 
@@ -75,6 +75,7 @@ def _scan(upload: Upload, query: PredictQuery) -> dict[str, Any]:
     found: dict[str, Any] = {
         "format": upload.format,
         "frame": query.frame,
+        "frames": upload.frames,
         "height": upload.height,
         "width": upload.width,
         "pixel_sha256": upload.pixel_sha256,

@@ -24,6 +24,7 @@ from ray.util.metrics import Histogram
 from braintumor_ray.serving.batching import Batcher
 from braintumor_ray.serving.decoders import DecoderPool
 from braintumor_ray.serving.model import (
+    Explain,
     ModelCard,
     Row,
     describe_model,
@@ -56,7 +57,7 @@ class PredictorReplica:
         self._threads = threads_of_replica(chosen)
         torch.set_num_threads(self._threads)  # other engines take as many
         self._predictor = make_predictor(chosen, lanes(chosen))
-        self._card = describe_model(self._predictor)
+        self._card = describe_model(self._predictor, chosen.bundle)
         # Ray exports each value as the middle of its bucket: one bucket for each size, around it.
         sizes = Histogram(
             "braintumor_batch_size",
@@ -71,7 +72,7 @@ class PredictorReplica:
         for count in (1, chosen.max_batch_size):
             self._batched.warm_up([(blank, True)] * count)
 
-    async def predict(self, square: GrayImage, explain: bool) -> Row:
+    async def predict(self, square: GrayImage, explain: Explain) -> Row:
         """One row for uint8 (S, S); waits for its batch."""
         return await self._batched((square, explain))
 
@@ -79,7 +80,7 @@ class PredictorReplica:
         """What the model is."""
         return self._card
 
-    def _predict(self, items: Sequence[tuple[GrayImage, bool]], alone: bool) -> list[Row]:
+    def _predict(self, items: Sequence[tuple[GrayImage, Explain]], alone: bool) -> list[Row]:
         import torch
 
         # OpenMP counts threads per calling thread, and Ray starts actors with one.
@@ -101,7 +102,7 @@ class RemoteModel:
     def __init__(self, handle: DeploymentHandle) -> None:
         self._handle = handle
 
-    async def predict(self, square: GrayImage, explain: bool) -> Row:
+    async def predict(self, square: GrayImage, explain: Explain) -> Row:
         """As `Model.predict`; asks another replica when one dies during the request."""
         row: Row = await self._ask(lambda: self._handle.predict.remote(square, explain))
         return row

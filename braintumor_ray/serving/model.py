@@ -11,13 +11,17 @@ from pydantic import BaseModel, ConfigDict
 from braintumor_ray.decode.head import WHOLE, Box
 from braintumor_ray.decode.preprocess import Crop, Intensity, Preprocessing
 from braintumor_ray.engines.choice import settled_engine
+from braintumor_ray.errors import UsageError
 from braintumor_ray.explain.placement import picture_maps
 from braintumor_ray.explain.regions import head_weights
+from braintumor_ray.models.bundle import CARD
 from braintumor_ray.predict.predictor import Columns, Predictor, as_stored
 from braintumor_ray.serving.settings import ServingSettings
+from braintumor_ray.storage import read_bytes
 from braintumor_ray.types import GrayImage
 
 Row = dict[str, Any]
+Explain = bool | str  # whether to make maps, or of which class in place of the predictor's choice
 
 
 class ModelCard(BaseModel):
@@ -48,6 +52,7 @@ class ModelCard(BaseModel):
     crop: Crop = "none"
     intensity: Intensity = "none"
     map_frame: tuple[float, ...] = WHOLE
+    synthetic: bool = False
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -65,7 +70,7 @@ class ModelCard(BaseModel):
 class Model(Protocol):
     """Predicts squares; batches them behind this interface."""
 
-    async def predict(self, square: GrayImage, explain: bool) -> Row:
+    async def predict(self, square: GrayImage, explain: Explain) -> Row:
         """One row for one uint8 (S, S): the predictor's columns, without maps if not `explain`.
 
         Raises:
@@ -127,11 +132,12 @@ def make_predictor(settings: ServingSettings, parallel: int = 1) -> Predictor:
         cam_class=settings.cam_class,
         engine=settings.engine,
         parallel=parallel,
+        tta=settings.tta,
     )
 
 
-def describe_model(predictor: Predictor) -> ModelCard:
-    """The card of a predictor."""
+def describe_model(predictor: Predictor, location: str = "") -> ModelCard:
+    """The card of a predictor, from the bundle at a folder or URI."""
     fields = predictor.bundle.fields
     own: dict[str, Any] = {
         "fingerprint": predictor.bundle.fingerprint,
@@ -143,22 +149,41 @@ def describe_model(predictor: Predictor) -> ModelCard:
         "precision": predictor.precision,
         "engine": predictor.choice.engine,
         "device": str(predictor.device),
+        "synthetic": bool(location) and on_phantoms(location),
     }
     # The card's other fields have the same names in the bundle's description.
     described = dict(fields) | dict(fields.architecture) | dict(fields.preprocessing) | own
     return ModelCard(**{name: described[name] for name in ModelCard.model_fields})
 
 
+def on_phantoms(location: str) -> bool:
+    """Whether the bundle at a folder or URI learned the project's synthetic scans.
+
+    Its card tells; a bundle without a card is taken for one of real scans.
+    """
+    try:
+        card = read_bytes(f"{location.rstrip('/')}/{CARD}")
+    except (OSError, UsageError):
+        return False
+    return b"The images are synthetic phantoms" in card
+
+
 def predict_rows(
-    predictor: Predictor, squares: Sequence[GrayImage], explain: Sequence[bool]
+    predictor: Predictor, squares: Sequence[GrayImage], explain: Sequence[Explain]
 ) -> list[Row]:
     """Predict a batch of which each member may want maps or not; one row each, in order.
 
     Maps are the network's own, for `placed`.
     """
     heads = head_weights(squares, predictor.cam_shape)
-    columns = predictor.predict(squares, heads, explain=any(explain), placed=False)
-    return [_row(columns, index, wanted) for index, wanted in enumerate(explain)]
+    columns = predictor.predict(squares, heads, explain=any(map(bool, explain)), placed=False)
+    rows = [_row(columns, index, bool(wanted)) for index, wanted in enumerate(explain)]
+    for index, name in enumerate(explain):
+        if isinstance(name, str):  # rare: who chooses a class pays for a pass of their own
+            one = slice(index, index + 1)
+            own = predictor.explaining(name)
+            rows[index] = _row(own.predict(squares[one], heads[one], placed=False), 0, True)
+    return rows
 
 
 def placed(row: Row, box: Box, frame: Box) -> Row:

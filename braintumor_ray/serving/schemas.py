@@ -42,6 +42,9 @@ class PredictQuery(BaseModel):
         "axial", description="how a NIfTI volume is cut into frames"
     )
     volume: int = Field(0, ge=0, le=1_000_000, description="of a 4-D NIfTI")
+    cam_class: str | None = Field(
+        None, max_length=200, description="maps of this class; without: the bundle's choice"
+    )
     scan: Literal["none", "png"] = Field("none", description="png: send the decoded scan back")
 
     @property
@@ -65,6 +68,7 @@ class Scan(BaseModel):
 
     format: str = Field(description="jpeg, png, tiff, bmp, dicom, nifti or matlab, by content")
     frame: int
+    frames: int | None = Field(None, description="in the file, cut as asked; null: not known")
     height: int = Field(description="pixels, at full size")
     width: int
     pixel_sha256: str = Field(description="of the decoded gray image, as in the archive's rows")
@@ -72,7 +76,7 @@ class Scan(BaseModel):
 
 
 class Decision(BaseModel):
-    """Positive or not, at the bundle's threshold."""
+    """Positive or not, at the bundle's threshold; may differ from the likeliest class."""
 
     positive: bool
     probability: float = Field(description="sum over the positive classes")
@@ -100,7 +104,7 @@ class Map(BaseModel):
 class Prediction(BaseModel):
     """The network's result for one scan. Research software, not a medical device."""
 
-    predicted_class: str
+    predicted_class: str = Field(description="the likeliest class; `decision` has another rule")
     probabilities: dict[str, float] = Field(description="by class, after temperature")
     decision: Decision
     entropy: float = Field(description="divided by ln k: 0 certain, 1 uniform")

@@ -101,6 +101,12 @@ class Service:
 
     async def _predict(self, data: Any, query: PredictQuery) -> dict[str, Any]:  # noqa: ANN401
         card = await self.card()
+        if query.cam_class is not None and query.cam_class not in card.class_names:
+            raise ProblemError(
+                "parameter",
+                f"cam_class='{query.cam_class[:40]}' is no class; use "
+                f"{', '.join(card.class_names)}",
+            )
         options = UploadOptions(
             frames=(query.frame,),
             volumes=query.volumes,
@@ -111,7 +117,8 @@ class Service:
         upload = await self._decoders.decode(data, options)
         if upload.image is None:
             raise _refused(upload)
-        row = await self._model.predict(upload.image, explain=bool(query.methods))
+        wanted = bool(query.methods) and (query.cam_class or True)
+        row = await self._model.predict(upload.image, explain=wanted)
         row = placed(row, upload.box or WHOLE, Box(*card.map_frame))
         if query.wants_picture:  # drawing takes milliseconds: not on the event loop
             return await asyncio.to_thread(answer, upload, row, card, query)
@@ -165,4 +172,6 @@ def _refused(upload: Upload) -> ProblemError:
         "parameter": "ask for a frame or volume that the file has; they count from 0",
     }
     kind = upload.kind or "unreadable"
-    return ProblemError(kind, f"{upload.reason}; {hints[kind]}", extra={"reason": upload.reason})
+    known = {"frames": upload.frames} if (upload.frames or 1) > 1 else {}
+    extra = {"reason": upload.reason, **known}
+    return ProblemError(kind, f"{upload.reason}; {hints[kind]}", extra=extra)

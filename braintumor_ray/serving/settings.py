@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from braintumor_ray.errors import UsageError, describe_validation
-from braintumor_ray.options import Bundle, Device, EngineOption, Option, PrecisionOption, annotated
+from braintumor_ray.options import (
+    Bundle,
+    Device,
+    EngineOption,
+    Option,
+    PrecisionOption,
+    TtaOption,
+    annotated,
+)
 
 if TYPE_CHECKING:
     from braintumor_ray.decode.types import DecodeLimits
@@ -31,6 +39,7 @@ class ServingSettings:
     cam_class: Annotated[
         "CamClass", setting("whose map is made", choices=("predicted", "positive"))
     ] = "predicted"
+    tta: TtaOption = False
     replicas: Annotated[int, setting("predictors; the least where they scale by load", least=1)] = 1
     max_replicas: Annotated[int | None, setting("most predictors, scaled by load", least=1)] = None
     front_replicas: Annotated[

@@ -9,6 +9,7 @@ from braintumor_ray.decode.sniff import sniff
 from braintumor_ray.types import GrayImage
 
 WORKER = "braintumor_ray.serving.upload:decode_upload"
+HAVE_FRAMES = ("dicom", "nifti", "tiff", "matlab")
 PICTURE_SIDE = 1024  # longest side of the pictures in a response, pixels
 
 
@@ -18,11 +19,13 @@ class Upload(PreparedScan):
 
     Attributes:
         format: what the content is, see `decode.types.Decoded`.
+        frames: in the file, cut as asked; counted where a picture was wanted.
         picture: uint8 (h, w), the scan with its longest side at most 1024, where it was wanted.
         kind: kind of problem (`problems.KINDS`) where there is no image.
     """
 
     format: str | None = None
+    frames: int | None = None
     picture: GrayImage | None = None
     kind: str | None = None
 
@@ -46,9 +49,17 @@ def decode_upload(data: bytes | None, options: UploadOptions) -> Upload:
     kind = sniff(content)
     if decoded.gray is None:
         problem = _problem(content, kind, decoded.status, options)
-        return Upload(**prepared, format=kind, kind=problem)
-    picture = shrunk(decoded.gray, PICTURE_SIDE) if options.picture else None
-    return Upload(**prepared, format=kind, picture=picture)
+        frames = _frames(content, kind, options) if problem == "not-scored" else None
+        return Upload(**prepared, format=kind, kind=problem, frames=frames)
+    if not options.picture:
+        return Upload(**prepared, format=kind)
+    frames = _frames(content, kind, options)
+    picture = shrunk(decoded.gray, PICTURE_SIDE)
+    return Upload(**prepared, format=kind, frames=frames, picture=picture)
+
+
+def _frames(content: bytes, kind: str | None, options: UploadOptions) -> int:
+    return probe(content, volumes=options.volumes).frames if kind in HAVE_FRAMES else 1
 
 
 def _problem(data: bytes, kind: str | None, status: str, options: UploadOptions) -> str:

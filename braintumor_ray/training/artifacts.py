@@ -1,14 +1,14 @@
 """Files of a run for people: curves, TensorBoard events, the model card."""
 
 import json
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from braintumor_ray.metrics.conformal import set_rule
+from braintumor_ray.metrics.verdicts import chance_note, found_and_missed
 from braintumor_ray.models.bundle import Bundle
 from braintumor_ray.training.finish import set_warnings
-from braintumor_ray.training.phases import phase_lines
+from braintumor_ray.training.phases import comparable, phase_lines
 from braintumor_ray.training.run_data import RunData
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ def model_card(
     environment = Environment(
         loader=loader, undefined=StrictUndefined, autoescape=False, trim_blocks=True
     )
+    published = comparable(options.recipe.published, fields, options.synthetic)
+    measured = phases[-1] if phases else fields.metrics["validation"]
     used = sum(sum(row.values()) for row in data.counts.values())
     return environment.get_template("model_card.md.j2").render(
         fields=fields,
@@ -49,8 +51,11 @@ def model_card(
         patients=data.has_patients,
         leaky=data.leaks.describe() if data.leaks.leaky else "",
         weights=weights,
-        phases=phase_lines(phases, options.recipe.published) if phases else [],
+        phases=phase_lines(phases, published) if phases else [],
+        published=bool(published),
         tested=phases[-1] if phases else None,
+        counted=found_and_missed,
+        at_chance=chance_note(measured["confusion_matrix"]),
         sets=set_rule(fields.prediction_sets).describe(fields.class_names)
         if fields.prediction_sets
         else [],
@@ -69,40 +74,20 @@ def _split_line(data: RunData, options: "TrainOptions") -> str:
     return f"by group, stratified by class, seed {options.recipe.seed}"
 
 
-PANELS = (
-    ("loss", "loss"),
-    ("accuracy", "accuracy"),
-    ("precision", "precision (macro)"),
-    ("recall", "recall (macro)"),
-)
-
-
 def draw_curves(history: list[dict[str, Any]], path: Path) -> None:
     """Loss, accuracy, precision, recall (training and validation) and the rate, over epochs."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(16, 3.4), layout="constrained")
+    from braintumor_ray.pages.curves import draw_curve, recorded_curves
+
+    curves = recorded_curves(history)
+    figure = Figure(figsize=(3.4 * len(curves), 3.4), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, len(PANELS) + 1)
-    epochs = [entry["epoch"] for entry in history]
-    for axis, (key, title) in zip(axes, PANELS, strict=False):
-        for split, style in (("train", "--"), ("val", "-")):
-            values = [entry[f"{split}_{key}"] for entry in history]
-            axis.plot(epochs, values, style, marker="o", markersize=3, label=split)
-        axis.set_title(title)
-        if key != "loss":
-            axis.set_ylim(0, 1.02)
-    axes[0].legend(frameon=False)
-    axes[-1].plot(epochs, [entry["lr"] for entry in history], marker="o", markersize=3)
-    axes[-1].set_yscale("log")
-    axes[-1].set_title("learning rate")
-    starts = [b["epoch"] for a, b in pairwise(history) if a["stage"] != b["stage"]]
-    for axis in axes:
-        axis.set_xlabel("epoch")
+    axes = figure.subplots(1, len(curves), squeeze=False)[0]
+    for axis, (key, title) in zip(axes, curves, strict=True):
+        draw_curve(axis, history, key, title)
         axis.grid(alpha=0.3)
-        for start in starts:
-            axis.axvline(start - 0.5, color="gray", linewidth=1)
     figure.savefig(path, dpi=110)
 
 

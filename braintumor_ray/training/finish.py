@@ -3,7 +3,7 @@
 import importlib.metadata
 import platform
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,13 @@ from braintumor_ray.catalog.labels import ClassMap
 from braintumor_ray.decode.preprocess import Preprocessing
 from braintumor_ray.metrics.conformal import set_rule
 from braintumor_ray.metrics.tuning import tune_decision
-from braintumor_ray.models.bundle import Bundle, BundleFields, GeometryFields, SetFields
+from braintumor_ray.models.bundle import (
+    Bundle,
+    BundleFields,
+    GeometryFields,
+    SetFields,
+    ViewFields,
+)
 from braintumor_ray.models.classifier import Architecture
 from braintumor_ray.models.domain import ArchiveReference, DomainDetector
 from braintumor_ray.models.geometry import find_geometry
@@ -80,6 +86,31 @@ def tune(
     scores = softmax(logits / tuned.temperature, axis=1)[:, positive].sum(axis=1)
     archive = ArchiveReference.fit(pooled, scores >= tuned.threshold)
     return Bundle(bundle.fields.model_copy(update=chosen), bundle.state, gate, archive)
+
+
+def tune_views(
+    bundle: Bundle,
+    validation: Outputs,
+    recipe: Recipe,
+    groups: npt.NDArray[np.int64] | None = None,
+) -> Bundle:
+    """The bundle with what test-time augmentation decides by.
+
+    Args:
+        bundle: the tuned one.
+        validation: every validation scan, logits averaged over the views.
+        recipe: as for `tune`.
+        groups: as for `tune`.
+    """
+    tuned = tune_decision(
+        validation.logits, validation.labels, bundle.fields.class_names, bundle.positive_indices,
+        recipe.threshold_by, without_choice=0.5, coverage=recipe.set_coverage, groups=groups,
+    )  # fmt: skip
+    sets = SetFields(**asdict(tuned.sets))
+    views = ViewFields(
+        threshold=tuned.threshold, temperature=tuned.temperature, prediction_sets=sets
+    )
+    return replace(bundle, fields=bundle.fields.model_copy(update={"views": views}))
 
 
 def provisional_bundle(

@@ -1,20 +1,20 @@
 """One training run from source to bundle."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from braintumor_ray.catalog.labels import ClassMap
 from braintumor_ray.decode.preprocess import Preprocessing
 from braintumor_ray.errors import TrainingError, UsageError, WeightsError
 from braintumor_ray.localization.truth import TruthIndex, load_truth
-from braintumor_ray.models.bundle import Bundle, save_bundle
+from braintumor_ray.models.bundle import Bundle, ViewFields, save_bundle
 from braintumor_ray.models.classifier import Architecture, Classifier, normalization_of
 from braintumor_ray.models.freezing import set_trainable
 from braintumor_ray.models.weights import load_pretrained
@@ -28,10 +28,10 @@ from braintumor_ray.training.finish import (
     set_warnings,
     split_outputs,
     tune,
+    tune_views,
 )
 from braintumor_ray.training.guidance import packed_masks, unpack_mask
 from braintumor_ray.training.lesions import BANK_SIZE, Donor, LesionMaker
-from braintumor_ray.training.loop import balanced_class_weights
 from braintumor_ray.training.options import Say, TrainOptions, Workers
 from braintumor_ray.training.phases import phase_table
 from braintumor_ray.training.run_data import (
@@ -94,7 +94,7 @@ def train(catalog: pa.Table, options: TrainOptions, say: Say = print) -> Trainin
     classes, model = ready.classes, ready.model
     most = options.workers.most
     data = split_run(catalog, folder, ready.shards, classes, options.split(), most, say)
-    weights = _load_weights(model, options, say)
+    weights = ready.weights
     guided = _guided(options, ready, data, say)
     name = _claim(folder, options, data, weights, guided)
     for line in _remarks(options, data):
@@ -114,20 +114,22 @@ def train(catalog: pa.Table, options: TrainOptions, say: Say = print) -> Trainin
 
 @dataclass(frozen=True)
 class RunInputs:
-    """What a run needs before scans are split: classes, network, decoded scans."""
+    """What a run needs before scans are split: classes, network with weights, decoded scans."""
 
     classes: ClassMap
     model: Classifier
     preprocessing: Preprocessing
     shards: Shards
     truth: TruthIndex | None
+    weights: str
 
 
 def prepare(catalog: pa.Table, options: TrainOptions, say: Say) -> RunInputs:
-    """Check recipe and labels, build the network (random weights), decode what is not decoded yet.
+    """Check recipe and labels, build the network, load weights, decode what is not decoded yet.
 
     Raises:
         UsageError: data or recipe that cannot be trained.
+        WeightsError: pretrained weights cannot be had; found before anything is decoded.
     """
     recipe = options.recipe
     classes = class_map(catalog, recipe)
@@ -136,8 +138,11 @@ def prepare(catalog: pa.Table, options: TrainOptions, say: Say) -> RunInputs:
     model = _network(_architecture(recipe, classes), recipe)
     preprocessing = _preprocessing(model, recipe)
     truth = _truth(options, model)
-    shards = decode_run(catalog, run_folder(options.output), options.cache, preprocessing, say)
-    return RunInputs(classes, model, preprocessing, shards, truth)
+    weights = _load_weights(model, options, say)
+    learnt = pa.array([classes.apply(label) is not None for label in catalog["label"].to_pylist()])
+    folder = run_folder(options.output)
+    shards = decode_run(catalog, learnt, folder, options.cache, preprocessing, say)
+    return RunInputs(classes, model, preprocessing, shards, truth, weights)
 
 
 def _truth(options: TrainOptions, model: Classifier) -> TruthIndex | None:
@@ -240,7 +245,7 @@ def _fit(
         model.architecture,
         ready.preprocessing,
         {k: v.detach().clone() for k, v in model.state_dict().items()},
-        _class_weights(recipe, labels, len(data.classes.classes)),
+        data.class_weights(recipe),
         len(ids) if rows is None else int(rows.repeats.sum()),
         {
             "train": training_dataset(data.shards, ids, labels, recipe.data.image_size**2, rows),
@@ -249,7 +254,7 @@ def _fit(
         options.workers,
         folder.at("ray"),
         name,
-        lambda entry: say(_epoch_line(entry)),
+        _epoch_teller(say),
         guided.positive if guided else None,
         guided.lesions if guided else None,
     )
@@ -283,6 +288,10 @@ def _finish(
         options.recipe,
         data.groups_of(validation.scan_ids),
     )
+    single = ViewFields(threshold=bundle.fields.threshold, temperature=bundle.fields.temperature)
+    views = Predictor(bundle.averaging(single), device=options.device)
+    seen = outputs(views, "val")
+    bundle = tune_views(bundle, seen, options.recipe, data.groups_of(seen.scan_ids))
     for line in set_warnings(bundle):
         say(line)
     phases = []
@@ -398,18 +407,10 @@ def _claim(
     return fingerprint
 
 
-def _class_weights(
-    recipe: Recipe, labels: npt.NDArray[np.int64], k: int
-) -> npt.NDArray[np.float32]:
-    if recipe.class_weights == "none":
-        return np.ones(k, np.float32)
-    return balanced_class_weights(labels, k)
-
-
 def _remarks(options: TrainOptions, data: RunData) -> list[str]:
     """What people should know before it starts."""
     recipe = options.recipe
-    lines = [_batch_line(recipe, options.workers)]
+    lines = [_batch_line(recipe, options.workers), data.class_weight_line(recipe)]
     if not data.has_patients:
         lines.append(
             "the source has no patient ids: the split is duplicate-free, and slices of one patient "
@@ -430,6 +431,19 @@ def _batch_line(recipe: Recipe, workers: Workers) -> str:
         f"effective batch {each * workers.most * steps} = {each} x {workers.most} workers x "
         f"{steps} steps; learning rate {recipe.optimizer.lr:g}, not scaled by the number of workers"
     )
+
+
+def _epoch_teller(say: Say) -> Callable[[dict[str, Any]], None]:
+    """Tells of each epoch, and of a learning rate that was lowered within a stage."""
+    before: dict[str, Any] = {}
+
+    def tell(entry: dict[str, Any]) -> None:
+        if entry["stage"] == before.get("stage") and entry["lr"] != before["lr"]:
+            say(f"learning rate {before['lr']:.2g} -> {entry['lr']:.2g}")
+        say(_epoch_line(entry))
+        before.update(entry)
+
+    return tell
 
 
 def _epoch_line(entry: dict[str, Any]) -> str:

@@ -4,17 +4,20 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from braintumor_ray.catalog.labels import ClassMap, parse_groups, read_spec, with_named_folders
 from braintumor_ray.catalog.schema import read_catalog, write_catalog
 from braintumor_ray.decode.preprocess import Preprocessing
+from braintumor_ray.progress import TenthLines
 from braintumor_ray.recipes.schema import Recipe
 from braintumor_ray.splits.splits import LeakReport
+from braintumor_ray.training.loop import balanced_class_weights
 from braintumor_ray.training.options import Say, SplitOptions
 from braintumor_ray.training.run_folder import RunFolder
-from braintumor_ray.training.shards import Shards, decode_to_shards, mixed
+from braintumor_ray.training.shards import Shards, decode_to_shards, known_shards, mixed
 from braintumor_ray.training.split import (
     HASH_COLUMNS,
     check_counts,
@@ -69,6 +72,19 @@ class RunData:
         """Whether the source says whose a scan is."""
         return any(key is not None for key in self.catalog["patient_key"].to_pylist())
 
+    def class_weights(self, recipe: Recipe) -> npt.NDArray[np.float32]:
+        """The factor of each class in the loss, from training labels, float32 (k,)."""
+        k = len(self.classes.classes)
+        if recipe.class_weights == "none":
+            return np.ones(k, np.float32)
+        return balanced_class_weights(self.of("train")[1], k)
+
+    def class_weight_line(self, recipe: Recipe) -> str:
+        """The weights in words."""
+        pairs = zip(self.classes.classes, self.class_weights(recipe), strict=True)
+        shown = ", ".join(f"{name} {weight:.2f}" for name, weight in pairs)
+        return f"class weights ({recipe.class_weights}): {shown}"
+
     def fingerprint(self) -> str:
         """Digest over pixels, classes and splits."""
         columns = ("pixel_sha256", "class_name", "split")
@@ -95,15 +111,35 @@ def named_catalog(catalog: pa.Table, recipe: Recipe) -> pa.Table:
 
 
 def decode_run(
-    catalog: pa.Table, folder: RunFolder, cache: str | None, preprocessing: Preprocessing, say: Say
+    catalog: pa.Table,
+    learnt: pa.Array,
+    folder: RunFolder,
+    cache: str | None,
+    preprocessing: Preprocessing,
+    say: Say,
 ) -> Shards:
-    """Decode every scan of a catalog once; later runs with the same cache reuse it."""
-    source = folder.at("source.parquet")
-    write_catalog(mixed(catalog), source)
+    """Decode the scans that are learnt once; later runs with the same cache reuse them.
+
+    Args:
+        catalog: n scans.
+        learnt: bool (n,); the others are not read, unless they were decoded before.
+        folder: of the run.
+        cache: folder of shards; None: inside the run.
+        preprocessing: decides the square that is kept.
+        say: takes lines, and progress by tenths.
+    """
     cache = cache or folder.at("cache")
-    shards = decode_to_shards(source, catalog, cache, preprocessing)
+    shards = known_shards(catalog, cache, preprocessing)
+    kept = catalog if shards else catalog.filter(learnt)
+    source = folder.at("source.parquet")
+    write_catalog(mixed(kept), source)
+    if shards is None:
+        advance = TenthLines("decoding", say)
+        shards = decode_to_shards(source, kept, cache, preprocessing, progress=advance)
     done = "found decoded in" if shards.reused else "decoded into"
-    say(f"{catalog.num_rows} scans {done} {cache}")
+    say(f"{kept.num_rows} scans {done} {cache}")
+    if kept.num_rows < catalog.num_rows:
+        say(f"{catalog.num_rows - kept.num_rows} scans of no class are not decoded")
     return shards
 
 
@@ -137,7 +173,7 @@ def split_run(
             f"'{options.leave_out}' is the test split; {unused} scans of the other sources have a "
             "copy or a patient in it and are left out"
         )
-    bad = sum(status != "ok" for status in catalog["status"].to_pylist())
+    bad = sum(status not in ("ok", None) for status in catalog["status"].to_pylist())
     if bad:
         say(f"{bad} scans could not be read and are left out; their reasons are in {path}")
     for split, row in counts.items():

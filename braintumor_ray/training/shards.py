@@ -1,11 +1,14 @@
 """Ray Data for training: decode once into uint8 shards, then stream them."""
 
 import json
+import threading
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -16,7 +19,7 @@ from ray.data import ActorPoolStrategy, Dataset
 
 from braintumor_ray.decode.files import SCAN_COLUMNS
 from braintumor_ray.decode.head import Box
-from braintumor_ray.decode.prepare import WORKER, decode_version
+from braintumor_ray.decode.prepare import WORKER, PreparedScan, decode_version
 from braintumor_ray.decode.preprocess import Preprocessing
 from braintumor_ray.decode.reading import decode_scans, scan_columns
 from braintumor_ray.decode.sandbox import DecodeSandbox
@@ -24,11 +27,13 @@ from braintumor_ray.decode.types import DecodeLimits
 from braintumor_ray.errors import CatalogError
 from braintumor_ray.parquet_dataset import read_rows
 from braintumor_ray.storage import open_filesystem, read_bytes, write_atomically
+from braintumor_ray.types import Progress
 
 SCANS_PER_SHARD = 512
 SHARD_COLUMNS = ("status", "reason", "pixel_sha256", "hashes", "image")
 INDEX = "index.json"
 MOST_UNREADABLE = 0.5
+COUNTED = 32  # scans that a decoder does between two reports
 
 
 @dataclass(frozen=True)
@@ -105,8 +110,13 @@ class GuidedRows:
 class _DecodeToShard:
     """Catalog rows in, shard rows out."""
 
-    def __init__(self, preprocessing: Preprocessing, limits: DecodeLimits) -> None:
-        self._preprocessing, self._limits = preprocessing, limits
+    def __init__(
+        self,
+        preprocessing: Preprocessing,
+        limits: DecodeLimits,
+        counter: Any,  # noqa: ANN401 - a handle
+    ) -> None:
+        self._preprocessing, self._limits, self._counter = preprocessing, limits, counter
         self._sandbox = DecodeSandbox(WORKER)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
@@ -114,7 +124,13 @@ class _DecodeToShard:
             rows, self._preprocessing, limits=self._limits, hashed=True, sandbox=self._sandbox
         )
         names = SHARD_COLUMNS if self._preprocessing.crop == "none" else (*SHARD_COLUMNS, "box")
-        return pa.table({"scan_id": rows["scan_id"], **scan_columns(list(scans), names)})
+        read = list(self._counted(iter(scans)))
+        return pa.table({"scan_id": rows["scan_id"], **scan_columns(read, names)})
+
+    def _counted(self, scans: Iterator[PreparedScan]) -> Iterator[PreparedScan]:
+        while batch := list(islice(scans, COUNTED)):
+            yield from batch
+            self._counter.add.remote(len(batch))
 
 
 def decode_to_shards(
@@ -123,6 +139,7 @@ def decode_to_shards(
     cache: str,
     preprocessing: Preprocessing,
     limits: DecodeLimits | None = None,
+    progress: Progress | None = None,
 ) -> Shards:
     """Decode every scan of a catalog once; reuse the shards of an earlier run where they fit.
 
@@ -132,18 +149,17 @@ def decode_to_shards(
         cache: folder of shards; each catalog and decode version has its own folder inside.
         preprocessing: decides the square that is kept.
         limits: what a file may cost.
+        progress: called with (scans done, scans), from a thread.
     """
-    ids = np.sort(table["scan_id"].to_numpy()).tobytes()
-    key = sha256(ids + decode_version(preprocessing).encode()).hexdigest()[:24]
-    location = f"{cache.rstrip('/')}/{key}"
-    known = _index(location)
-    if known is not None:
-        return Shards(location, known, reused=True)
+    location = _shard_folder(table, cache, preprocessing)
+    if (known := known_shards(table, cache, preprocessing)) is not None:
+        return known
+    counter = _Counter.remote()  # type: ignore[attr-defined]
     filesystem, path = open_filesystem(catalog)
     data = read_rows([path], filesystem, ["scan_id", *SCAN_COLUMNS])
     shards = data.repartition(target_num_rows_per_block=SCANS_PER_SHARD).map_batches(
         _DecodeToShard,
-        fn_constructor_args=(preprocessing, limits or DecodeLimits()),
+        fn_constructor_args=(preprocessing, limits or DecodeLimits(), counter),
         batch_format="pyarrow",
         batch_size=None,
         num_cpus=1,
@@ -152,8 +168,58 @@ def decode_to_shards(
     attempt = uuid.uuid4().hex[:12]  # what an interrupted attempt left is in no index
     target, base = open_filesystem(f"{location}/{attempt}")
     target.create_dir(base, recursive=True)
-    shards.write_parquet(base, filesystem=target, compression="zstd")
+    with _watched(counter, table.num_rows, progress):
+        shards.write_parquet(base, filesystem=target, compression="zstd")
     return _publish(location, attempt, table.num_rows)
+
+
+def known_shards(table: pa.Table, cache: str, preprocessing: Preprocessing) -> Shards | None:
+    """The shards of exactly these scans, where a run has written them; else None."""
+    location = _shard_folder(table, cache, preprocessing)
+    known = _index(location)
+    return None if known is None else Shards(location, known, reused=True)
+
+
+def _shard_folder(table: pa.Table, cache: str, preprocessing: Preprocessing) -> str:
+    ids = np.sort(table["scan_id"].to_numpy()).tobytes()
+    key = sha256(ids + decode_version(preprocessing).encode()).hexdigest()[:24]
+    return f"{cache.rstrip('/')}/{key}"
+
+
+@ray.remote(num_cpus=0)
+class _Counter:
+    """Scans that all decoders have done."""
+
+    def __init__(self) -> None:
+        self._done = 0
+
+    def add(self, count: int) -> None:
+        self._done += count
+
+    def read(self) -> int:
+        return self._done
+
+
+@contextmanager
+def _watched(
+    counter: Any,  # noqa: ANN401 - a handle
+    total: int,
+    progress: Progress | None,
+) -> Iterator[None]:
+    """Pass the counter on while the decoders work."""
+    stop = threading.Event()
+
+    def watch() -> None:
+        while progress and not stop.wait(1.0):
+            progress(min(ray.get(counter.read.remote()), total), total)
+
+    thread = threading.Thread(target=watch, name="decoding", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
 
 
 def training_dataset(

@@ -151,12 +151,18 @@ def check_counts(counts: dict[str, dict[str, int]], classes: ClassMap, workers: 
         for name in classes.classes:
             if not counts.get(split, {}).get(name):
                 raise UsageError(
-                    f"class '{name}' has no scan in the {split} split ({counts}); it needs more "
-                    "patients or other fractions, or leave it out by --classes"
+                    f"class '{name}' has no scan in the {split} split ({_in_words(counts)}); it "
+                    "needs more patients or other fractions, or leave it out by --classes"
                 )
     trained = sum(counts["train"].values())
     if trained < workers:
         raise UsageError(f"{trained} training scans for {workers} workers; use fewer workers")
+
+
+def _in_words(counts: dict[str, dict[str, int]]) -> str:
+    """Scans per split and class: train: glioma 12, none 9; val: glioma 3."""
+    rows = {split: (f"{name} {n}" for name, n in row.items()) for split, row in counts.items()}
+    return "; ".join(f"{split}: {', '.join(row)}" for split, row in rows.items())
 
 
 def imbalance(counts: dict[str, int]) -> float:
@@ -240,8 +246,9 @@ def stable_keys(catalog: pa.Table) -> list[str]:
 
 
 def in_order(hashes: pa.Table, scan_ids: npt.NDArray[np.int64]) -> pa.Table:
-    """The rows of `hashes` in the order of the scans."""
+    """The rows of `hashes` in the order of the scans; null for scans that were not decoded."""
     found = hashes["scan_id"].to_numpy()
     order = np.argsort(found)
-    position = order[np.searchsorted(found, scan_ids, sorter=order)]
-    return hashes.take(pa.array(position))
+    place = np.searchsorted(found, scan_ids, sorter=order)
+    position = order[np.minimum(place, len(found) - 1)]
+    return hashes.take(pa.array(position, mask=found[position] != scan_ids))

@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,14 @@ from braintumor_ray.decode.reading import run_on_scans
 from braintumor_ray.decode.sandbox import DecodeSandbox
 from braintumor_ray.decode.types import Decoded, DecodeOptions
 from braintumor_ray.errors import ResultsError, UsageError
-from braintumor_ray.explain.overlay import contact_sheet, panel, write_png
+from braintumor_ray.explain.overlay import (
+    METHOD_LABELS,
+    Verdict,
+    contact_sheet,
+    panel,
+    write_png,
+)
+from braintumor_ray.explain.sheets import ROWS, Compared, compare_sheet
 from braintumor_ray.predict.predictor import Predictor
 from braintumor_ray.predict.results import (
     ResultsFolder,
@@ -27,7 +34,7 @@ from braintumor_ray.predict.results import (
 from braintumor_ray.storage import is_local, local_path
 from braintumor_ray.worklist.options import ExplainOptions
 
-SHEET_COLUMNS = 3
+SHEET_COLUMNS, SHEET_WIDTH = 3, 3300  # of panels; pixels
 CONTACT_SHEET = "contact_sheet"
 ENOUGH = 5_000  # scored rows among which a few are chosen to be drawn
 
@@ -37,17 +44,19 @@ def explain_files(
     bundle: str,
     output: Path,
     options: ExplainOptions,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Predict and draw files; unreadable ones are named with their reason.
+    """Predict and draw files, and those in folders; unreadable ones are named with their reason.
 
     Returns:
         `pictures` (paths), `predictions` (a record per file), `unreadable` (file -> reason), and
         what ran the network (`Predictor.runs_in`).
 
     Raises:
-        UsageError: a method or layer is unknown, or no file can be read.
+        UsageError: a method, layer or class is unknown, or no file can be read.
     """
     ours, others = _by_library(options)
+    files = in_folders(files, options.limit)
     predictor = Predictor.from_bundle(
         bundle,
         options.device,
@@ -55,6 +64,7 @@ def explain_files(
         cam_class=options.cam_class,
         methods=ours or ("gradcam",),  # type: ignore[arg-type]
     )
+    fields = predictor.bundle.fields
     scans, unreadable = _read_files(files)
     if not scans:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in unreadable.items())
@@ -62,23 +72,38 @@ def explain_files(
     columns = predictor([gray for _, gray in scans])
     output.mkdir(parents=True, exist_ok=True)
     pictures: list[str] = []
-    panels, predictions = [], []
+    panels, predictions, compared = [], [], []
     stems = distinct_stems([name for name, _ in scans])
+    explained = explained_classes(predictor, options)
     for index, (name, gray) in enumerate(scans):
         maps = {method: columns[method][index] for method in ours}
-        maps |= {
-            method: predictor.library_map(gray, columns["cam_class"][index], method, options.layer)
-            for method in others
-        }
-        record = _record(name, columns, index, predictor.bundle.fields.class_names)
+        if explained:
+            maps = class_maps(predictor, gray, explained, ours)
+        for method in others:
+            for name_of in explained or [columns["cam_class"][index]]:
+                key = label_of(method, name_of) if explained else method
+                maps[key] = predictor.library_map(gray, name_of, method, options.layer)
+        record = _record(name, columns, index, fields.class_names)
         panels.append(
-            _panel(options, gray, maps, record["predicted_class"], record["probability"], None)
+            _panel(
+                options,
+                gray,
+                maps,
+                record["predicted_class"],
+                record["probability"],
+                None,
+                _verdict(record["decision"], columns["probabilities"][index], dict(fields)),
+            )
         )
         path = _new_name(output / f"{stems[index]}.png", [*files, *pictures])
         write_png(path, panels[-1])
         pictures.append(str(path))
         predictions.append(record)
-    _sheet(output, panels, pictures, files)
+        note = f"{record['predicted_class']} {record['probability']:.1%}"
+        compared.append(Compared(last_part(name), note, gray, maps))
+        if progress:
+            progress(index + 1, len(scans))
+    _sheets(output, panels, pictures, compared, options, files)
     found = {"pictures": pictures, "predictions": predictions, "unreadable": unreadable}
     return found | predictor.runs_in
 
@@ -106,12 +131,17 @@ def explain_results(
             f"'{results}' holds no maps of '{missing[0]}', only {', '.join(meta['cam_methods'])}; "
             "use 'explain FILE --bundle BUNDLE' for others"
         )
+    if options.of_classes:
+        raise UsageError(
+            f"--class '{options.of_classes[0]}' needs the network: results hold one map a method; "
+            "use 'explain FILE --bundle BUNDLE'"
+        )
     manifests = committed_runs(folder)
     chosen = _interesting(_newest(folder, manifests), options.limit)
     table = _read_chosen(folder, chosen, list(options.methods))
     labels = _labels(folder, manifests, chosen)
     output.mkdir(parents=True, exist_ok=True)
-    pictures, panels, unreadable = [], [], {}
+    pictures, compared, panels, unreadable = [], [], [], {}
     for index, (row, decoded) in enumerate(zip(table.to_pylist(), _decoded(table), strict=True)):
         if decoded.gray is None:
             unreadable[row["uri"]] = decoded.reason
@@ -121,14 +151,24 @@ def explain_results(
         probability = row["probabilities"][meta["class_names"].index(row["predicted_class"])]
         truth = labels.get(row["scan_id"])
         panels.append(
-            _panel(options, decoded.gray, maps, row["predicted_class"], probability, truth)
+            _panel(
+                options,
+                decoded.gray,
+                maps,
+                row["predicted_class"],
+                probability,
+                truth,
+                _verdict(row["decision"], row["probabilities"], meta),
+            )
         )
         path = output / f"{index:03d}_{_stem(row['uri'])}.png"
         write_png(path, panels[-1])
         pictures.append(str(path))
+        note = f"{row['predicted_class']} {probability:.1%}" + (f", label {truth}" if truth else "")
+        compared.append(Compared(last_part(row["uri"]), note, decoded.gray, maps))
         if progress:
             progress(index + 1, table.num_rows)
-    _sheet(output, panels, pictures)
+    _sheets(output, panels, pictures, compared, options)
     return {"pictures": pictures, "unreadable": unreadable}
 
 
@@ -139,6 +179,7 @@ def _panel(
     predicted: str,
     probability: float,
     true_class: str | None,
+    verdict: Verdict,
 ) -> npt.NDArray[np.uint8]:
     """One scan's panel, RGB."""
     return panel(
@@ -147,10 +188,28 @@ def _panel(
         predicted=predicted,
         probability=probability,
         true_class=true_class,
-        layout=options.layout,
+        layout="full" if options.layout == "full" else "compact",
         alpha=options.alpha,
         colormap=options.colormap,
+        mask_head=options.mask_head,
+        verdict=verdict,
     )
+
+
+def _verdict(
+    decision: bool, probabilities: Sequence[float], described: Mapping[str, Any]
+) -> Verdict:
+    """The decision of a scan.
+
+    Args:
+        decision: as predicted.
+        probabilities: of the classes, in the order of `class_names`.
+        described: `class_names`, `positive_classes` and `threshold`, of a bundle or of results.
+    """
+    positive = described["positive_classes"]
+    pairs = zip(described["class_names"], probabilities, strict=True)
+    probability = float(sum(p for name, p in pairs if name in positive))
+    return Verdict(decision, probability, described["threshold"])
 
 
 def _by_library(options: ExplainOptions) -> tuple[list[str], list[str]]:
@@ -234,7 +293,7 @@ def _read_chosen(folder: ResultsFolder, chosen: pa.Table, methods: list[str]) ->
     """The rows to draw, in their order, from no more files than hold them."""
     import pyarrow.compute as pc
 
-    columns = ["scan_id", "uri", "frame", "predicted_class", "probabilities", *methods]
+    columns = ["scan_id", "uri", "frame", "predicted_class", "probabilities", "decision", *methods]
     tables = []
     for path in dict.fromkeys(chosen["file"].to_pylist()):
         of_file = chosen.filter(pc.equal(chosen["file"], path))
@@ -283,17 +342,39 @@ def _labels(
     return labels
 
 
-def _sheet(
+def _sheets(
     output: Path,
     panels: list[npt.NDArray[np.uint8]],
     pictures: list[str],
+    compared: list[Compared],
+    options: ExplainOptions,
     files: Sequence[str] = (),
 ) -> None:
-    if len(panels) > 1:
-        columns = min(SHEET_COLUMNS, len(panels))
-        path = _new_name(output / f"{CONTACT_SHEET}.png", files)
-        write_png(path, contact_sheet(panels, columns, tile_size=900))
-        pictures.insert(0, str(path))
+    """Sheets of all scans, first in `pictures`: panels with file names, or `compare_sheet`s."""
+    sheets: dict[str, npt.NDArray[np.uint8]] = {}
+    if options.layout == "compare":
+        for start in range(0, len(compared), ROWS):
+            sheets[f"compare_{start // ROWS + 1:02d}"] = compare_sheet(
+                compared[start : start + ROWS],
+                alpha=options.alpha,
+                colormap=options.colormap,
+                mask_head=options.mask_head,
+            )
+    elif len(panels) > 1:
+        # Panels of many classes are wide: fewer of them side by side stay readable.
+        columns = min(max(1, SHEET_WIDTH // panels[0].shape[1]), SHEET_COLUMNS, len(panels))
+        names = [row.name for row in compared]
+        size = min(SHEET_WIDTH // columns, max(panels[0].shape))
+        sheets[CONTACT_SHEET] = contact_sheet(panels, columns, names, size)
+    for number, (name, sheet) in enumerate(sheets.items()):
+        path = _new_name(output / f"{name}.png", [*files, *pictures])
+        write_png(path, sheet)
+        pictures.insert(number, str(path))
+
+
+def last_part(name: str) -> str:
+    """The name of a file without its folders."""
+    return _parts(name)[-1]
 
 
 def distinct_stems(names: Sequence[str]) -> list[str]:
@@ -328,6 +409,54 @@ def _stem(name: str, depth: int = 1) -> str:
     parts = _parts(name)[-depth:]
     parts[-1] = Path(parts[-1]).stem
     return re.sub(r"[^A-Za-z0-9._-]+", "_", "_".join(parts))[:80] or "scan"
+
+
+def in_folders(files: Sequence[str], limit: int) -> list[str]:
+    """Files as they are, and of each folder at most `limit` scans, evenly from all of it.
+
+    Raises:
+        CatalogError: a folder holds no scan.
+    """
+    from braintumor_ray.catalog.listing import list_files
+
+    found: list[str] = []
+    for name in files:
+        if not (is_local(name) and local_path(name).is_dir()):
+            found.append(name)
+            continue
+        listed = [file.uri for file in list_files(name).files]
+        step = max(len(listed) / limit, 1)
+        found += [listed[int(i * step)] for i in range(min(limit, len(listed)))]
+    return found
+
+
+def explained_classes(predictor: Predictor, options: ExplainOptions) -> list[str]:
+    """The classes that `--class` names; none: the one of `cam_class`.
+
+    Raises:
+        UsageError: a class that the bundle does not have.
+    """
+    if options.of_classes == ("all",):
+        return list(predictor.bundle.fields.class_names)
+    for name in options.of_classes:
+        predictor.explaining(name)
+    return list(options.of_classes)
+
+
+def class_maps(
+    predictor: Predictor,
+    gray: npt.NDArray[np.uint8],
+    classes: Sequence[str],
+    methods: Sequence[str],
+) -> dict[str, npt.NDArray[Any]]:
+    """Maps (h, w) of a scan by method and class, under the label of the pair."""
+    found = {name: predictor.explaining(name)([gray]) for name in classes}
+    return {label_of(m, name): found[name][m][0] for m in methods for name in classes}
+
+
+def label_of(method: str, class_name: str) -> str:
+    """The label of a map of one class."""
+    return f"{METHOD_LABELS.get(method, method)}, {class_name}"
 
 
 def _parts(name: str) -> list[str]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from braintumor_ray.decode.prepare import PreparedScan
 from braintumor_ray.decode.preprocess import Preprocessing
 from braintumor_ray.decode.reading import decode_scans
-from braintumor_ray.explain.overlay import METHOD_LABELS, colorize, heatmap_at, superimpose
+from braintumor_ray.explain.overlay import METHOD_LABELS, colorize, drawn_heatmap, superimpose
 from braintumor_ray.pages.pages import write_page
 from braintumor_ray.pages.pictures import jpeg_uri
 from braintumor_ray.predict.results import ResultsFolder
@@ -94,7 +94,7 @@ def _strip(
     gray: NDArray[np.uint8] | None, cams: list[NDArray[np.float16]], size: tuple[int, int]
 ) -> NDArray[np.uint8]:
     """Scan and overlays, or heatmaps alone, in a row: uint8 (h, w, 3)."""
-    heats = [heatmap_at(cam, size) for cam in cams]
+    heats = [drawn_heatmap(cam, size) for cam in cams]
     if gray is None:
         tiles = [colorize(heat) for heat in heats]
     else:

@@ -73,8 +73,9 @@ def make_worklist(
 
     Returns:
         `by`, `sets`, `shifts` (a sentence for each run that differs from training), `scans`
-        and `patients` listed, `ranked` (scans with a prediction and such a set), `positive` (of
-        them), `not_ranked` (counts by status), `overlays`, `scans_drawn`, `files`.
+        and `patients` listed (None: no patient is known), `ranked` (scans with a prediction and
+        such a set), `positive` (of them), `not_ranked` (counts by status), `overlays`,
+        `scans_drawn`, `files`.
 
     Raises:
         ResultsError: not a results folder, or no scan in it has a prediction, or such a set.
@@ -100,6 +101,7 @@ def make_worklist(
     ranked = rank_scans(scored, folder, by)
     patients = rank_patients(ranked)
     listed, listed_patients = ranked.slice(0, limit), patients.slice(0, limit)
+    known = ranked["patient_key"].null_count < ranked.num_rows
     target = str(output).rstrip("/")
     write_atomically(f"{target}/{SCANS}", _csv(_scan_columns(listed, folder)))
     write_atomically(f"{target}/{PATIENTS}", _csv(listed_patients))
@@ -108,7 +110,7 @@ def make_worklist(
         "sets": sets,
         "shifts": _shifts(folder),
         "scans": listed.num_rows,
-        "patients": listed_patients.num_rows,
+        "patients": listed_patients.num_rows if known else None,
         "ranked": ranked.num_rows,
         "positive": int(pc.sum(ranked["decision"]).as_py()),
         "not_ranked": not_ranked,

@@ -21,12 +21,12 @@ from braintumor_ray.decode.reading import hash_scans
 from braintumor_ray.errors import BundleError, GateError, UsageError
 from braintumor_ray.evaluation.evaluate import EvaluateOptions, evaluate
 from braintumor_ray.evaluation.inference import predict_catalog
-from braintumor_ray.evaluation.inference import test_time_views as views_of
 from braintumor_ray.evaluation.leakage import describe_check
 from braintumor_ray.evaluation.report import warnings
 from braintumor_ray.localization.truth import load_truth
-from braintumor_ray.models.bundle import load_bundle
+from braintumor_ray.models.bundle import load_bundle, read_bundle_fields
 from braintumor_ray.predict.predictor import Predictor
+from braintumor_ray.predict.views import test_time_views as views_of
 from braintumor_ray.storage import read_bytes
 from tests.evaluation.make_bundle import make_bundle
 
@@ -338,7 +338,6 @@ def test_evaluation_never_changes_the_bundle(run, tmp_path):
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
-        ({"tta": True}, UsageError, "test-time augmentation"),
         ({"split_column": "official_split"}, UsageError, "needs validation scans"),
     ],
 )
@@ -402,20 +401,16 @@ def test_views_are_the_scan_its_mirror_image_and_small_turns():
     assert not np.array_equal(views[1], views[2])
 
 
-def test_logits_are_averaged_over_the_views(run):
-    predictor = Predictor.from_bundle(run.bundle, "cpu", precision="fp32", batch_size=4)
-    rows = run.catalog.filter(pc.equal(run.catalog["split"], "test")).slice(0, 6)
-    seen = []
-    original = predictor.forward
-
-    def record(images, *, explain):
-        seen.append(original(images, explain=explain).logits)
-        return original(images, explain=explain)
-
-    predictor.forward = record
-    averaged = predict_catalog(predictor, rows, tta=True).logits
-    np.testing.assert_allclose(averaged[:4], np.mean(seen[:6], axis=0), rtol=1e-5)
-    assert len(seen) == 12  # two batches of six views
+def test_averaged_views_get_a_threshold_of_their_own_from_validation(run, tmp_path):
+    options = replace(QUICK, tta=True, recalibrate=tmp_path / "new")
+    found = evaluate(run.catalog, run.bundle, tmp_path / "out", options)
+    old, new = read_bundle_fields(run.bundle), read_bundle_fields(tmp_path / "new")
+    assert (new.threshold, new.temperature) == (old.threshold, old.temperature)
+    assert new.views.threshold == found["bundle"]["threshold"] != old.threshold
+    assert found["recalibration"]["threshold"] == new.views.threshold
+    again = evaluate(run.catalog, tmp_path / "new", tmp_path / "again", replace(QUICK, tta=True))
+    assert again["bundle"]["threshold"] == new.views.threshold
+    assert again["accuracy"] == found["accuracy"]
 
 
 def test_batches_do_not_change_the_logits(run):

@@ -168,7 +168,7 @@ def test_warnings_are_said_only_where_they_apply(report):
 
 def test_a_summary_is_cut_into_tables_of_its_innermost_mappings():
     tables = section_tables(LOCALIZATION, ("sections", "localisation"))
-    assert [table.caption for table in tables] == ["classes / all", "classes / glioma_tumor"]
+    assert [table.caption for table in tables] == ["classes: all scans", "classes: glioma tumor"]
     name, cells = tables[0].rows[0]
     assert (name, tables[0].columns) == ("gradcam", ["n", "mass"])
     assert cells[1] == ("sections", "localisation", "classes", "all", "gradcam", "mass")

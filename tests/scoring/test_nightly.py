@@ -104,7 +104,9 @@ class TestVerdict:
         from braintumor_ray.scoring.verify import Report
 
         reports = {"differences": []}
-        monkeypatch.setattr(nightly, "verify", lambda *_: Report(10, 10, reports["differences"]))
+        monkeypatch.setattr(
+            nightly, "verify", lambda *_, **__: Report(10, 10, reports["differences"])
+        )
         return reports["differences"]
 
     def write(self, root):
@@ -168,7 +170,7 @@ class TestVerdict:
 
         asked = []
         monkeypatch.setattr(
-            nightly, "verify", lambda _, newest: asked.append(newest) or Report(1, 1, [])
+            nightly, "verify", lambda _, newest, **__: asked.append(newest) or Report(1, 1, [])
         )
         self.write(tmp_path)
         judge(str(tmp_path), night(7), 0.1, 1)

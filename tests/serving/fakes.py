@@ -66,7 +66,7 @@ class FakeModel:
             "decision": True,
             "entropy": np.float32(0.5),
             "out_of_domain": False,
-            "cam_class": "glioma_tumor",
+            "cam_class": explain if isinstance(explain, str) else "glioma_tumor",
         }
         if not explain:
             return row

@@ -1,5 +1,6 @@
 """The page in a headless browser, over a service in this process."""
 
+import numpy as np
 import pytest
 
 from braintumor_ray.serving.web import PAGE, STATIC
@@ -75,6 +76,7 @@ def test_a_scan_is_uploaded_explained_mixed_and_a_wrong_file_refused(page, tmp_p
 @pytest.mark.slow
 def test_the_example_fits_a_phone_in_the_dark(page):
     page.look(390, 844, dark=True)
+    assert page.evaluate("document.getElementById('example').hidden")  # not of phantoms
     page.evaluate("document.getElementById('example').click()")
     page.wait_until(SHOWN)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
@@ -88,3 +90,30 @@ def test_the_documents_are_drawn_without_any_other_host(page, address):
     text = page.evaluate("document.body.innerText")
     assert "POST /v1/predict" in text
     assert "too-many-pixels" in text
+
+
+@pytest.mark.slow
+def test_slices_planes_and_classes_are_chosen(page, tmp_path):
+    from tests.decode.volume_files import nifti_bytes
+
+    volume = np.random.default_rng(0).integers(50, 255, (12, 14, 10)).astype(np.int16)
+    (tmp_path / "volume.nii").write_bytes(nifti_bytes(volume))
+    page.upload("#file", tmp_path / "volume.nii")
+    told = "document.getElementById('frame-value').textContent"
+    page.wait_until(f"{told} === '6 of 10'")  # starts in the middle
+    choose = "((id, value) => {{ const e = document.getElementById(id); e.value = value; "
+    choose += "e.dispatchEvent(new Event('change')); }})('{}', '{}')"
+    page.evaluate(choose.format("plane", "sagittal"))
+    page.wait_until(f"{told} === '7 of 12'")
+    page.evaluate(choose.format("class", "no_tumor"))
+    page.wait_until("document.getElementById('caption').textContent.includes('no tumor')")
+
+
+@pytest.mark.slow
+def test_the_documents_show_commands_and_try_them(page, address):
+    page.open(address + "/docs")
+    page.wait_until("document.querySelectorAll('.try button').length >= 4")
+    commands = page.evaluate("[...document.querySelectorAll('pre.curl')].map(p => p.textContent)")
+    assert any("--data-binary @scan.png" in c and "/v1/predict" in c for c in commands)
+    page.evaluate("document.querySelectorAll('.try button')[1].click()")
+    page.wait_until("document.querySelectorAll('pre.answer')[1].textContent.includes('status 200')")

@@ -8,7 +8,7 @@ import pytest
 
 from braintumor_ray.decode.decode import decode
 from braintumor_ray.decode.hashes import pixel_sha256
-from braintumor_ray.explain.overlay import heatmap_at, superimpose
+from braintumor_ray.explain.overlay import drawn_heatmap, superimpose
 from braintumor_ray.serving import upload
 from tests.builders import disc_scan
 from tests.serving.fakes import CARD, FakeModel, encoded, make_client
@@ -83,7 +83,7 @@ def test_an_overlay_is_the_one_that_explain_draws(client):
     answer = client.post("/v1/predict?heatmap=overlay", content=data).json()
     gray = decode(data).gray
     cam = np.arange(49, dtype=np.float16).reshape(7, 7)
-    expected = superimpose(gray, heatmap_at(cam, gray.shape))
+    expected = superimpose(gray, drawn_heatmap(cam, gray.shape))
     drawn = decoded_png(answer["maps"]["gradcam"]["overlay"])
     np.testing.assert_array_equal(drawn[..., ::-1], expected)
     assert answer["maps"]["gradcam"]["flat"] is False

@@ -23,14 +23,16 @@ function table(heads, rows) {
   const head = element("tr", "", ...heads.map((text) => element("th", "", text)));
   const body = rows.map((cells) => element("tr", "", ...cells.map((text) => element("td", "", text))));
   const made = element("table", "", element("thead", "", head), element("tbody", "", ...body));
-  return element("div", "scroll", made);
+  const scroll = element("div", "scroll", made);
+  scroll.tabIndex = 0; // wide tables scroll by keyboard, too
+  return scroll;
 }
 
 function parameters(operation) {
   const rows = (operation.parameters || []).map((p) => [
     p.name, typeOf(p.schema), String(p.schema.default ?? ""), p.description || p.schema.description || "",
   ]);
-  return rows.length ? [element("h3", "", "Parameters"), table(["name", "values", "default", ""], rows)] : [];
+  return rows.length ? [element("h3", "", "Parameters"), table(["name", "values", "default", "meaning"], rows)] : [];
 }
 
 function bodies(operation) {
@@ -48,14 +50,78 @@ function responses(operation) {
 function operationSection(path, verb, operation) {
   const title = element("h2", "", element("span", "verb", verb.toUpperCase()), " " + path);
   return element("section", "", title, element("p", "", operation.description || operation.summary),
-    ...parameters(operation), ...bodies(operation), ...responses(operation));
+    ...parameters(operation), ...bodies(operation), ...examples(path, verb, operation),
+    ...responses(operation));
+}
+
+const TOKEN = "Authorization: Bearer ";
+
+// One shell line that runs as it is where the file scan.png is.
+function curlOf(path, verb, operation) {
+  const parts = ["curl --fail-with-body"];
+  if (operation.security) parts.push('--header "' + TOKEN + '$TOKEN"');
+  if (operation.requestBody?.content["application/octet-stream"]) {
+    parts.push("--header 'Content-Type: application/octet-stream' --data-binary @scan.png");
+  } else if (verb === "post") {
+    parts.push("--form files=@scan.png --form files=@other.png");
+  }
+  const query = verb === "post" ? "?explain=both" : "";
+  return [...parts, "'" + location.origin + path + query + "'"].join(" ");
+}
+
+function examples(path, verb, operation) {
+  const line = element("pre", "curl", element("code", "", curlOf(path, verb, operation)));
+  line.tabIndex = 0; // scrolled by keyboard where it is wider than the window
+  const made = [element("h3", "", "Example"), line];
+  if (verb === "get" || operation.requestBody?.content["application/octet-stream"]) {
+    made.push(tryIt(path, verb));
+  }
+  return made;
+}
+
+function tryIt(path, verb) {
+  const button = element("button", "", "Try it");
+  button.type = "button";
+  const output = element("pre", "answer");
+  output.tabIndex = 0;
+  output.hidden = true;
+  output.setAttribute("role", "status");
+  const form = element("p", "row");
+  let input = null;
+  if (verb === "post") {
+    input = element("input");
+    input.type = "file";
+    input.setAttribute("aria-label", "Scan for " + path);
+    form.append(input);
+  }
+  form.append(button);
+  button.addEventListener("click", () => ask(path, verb, input, output));
+  return element("div", "try", form, output);
+}
+
+async function ask(path, verb, input, output) {
+  output.hidden = false;
+  if (input && !input.files.length) {
+    output.textContent = "Choose a scan first.";
+    return;
+  }
+  const token = byId("token").value.trim();
+  const headers = token ? { Authorization: "Bearer " + token } : {};
+  if (input) headers["Content-Type"] = "application/octet-stream";
+  try {
+    const response = await fetch(path, { method: verb.toUpperCase(), headers, body: input?.files[0] });
+    const found = await response.json();
+    output.textContent = "status " + response.status + "\n" + JSON.stringify(found, null, 2);
+  } catch {
+    output.textContent = "The service cannot be reached; check that it runs and try again.";
+  }
 }
 
 function schemaSection(name, schema) {
   const rows = Object.entries(schema.properties || {}).map(([field, s]) =>
     [field, typeOf(s), s.description || ""]);
   const made = element("section", "", element("h2", "", name),
-    element("p", "", schema.description || ""), table(["field", "type", ""], rows));
+    element("p", "", schema.description || ""), table(["field", "type", "meaning"], rows));
   made.id = name;
   return made;
 }

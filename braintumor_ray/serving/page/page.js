@@ -36,7 +36,11 @@ async function problemOf(response) {
 }
 
 async function send(file) {
-  const query = "explain=both&heatmap=png&scan=png&frame=" + (Number(byId("frame").value) || 0);
+  const query = new URLSearchParams({
+    explain: "both", heatmap: "png", scan: "png",
+    frame: byId("frame").value, plane: byId("plane").value,
+  });
+  if (byId("class").value) query.set("cam_class", byId("class").value);
   const headers = { "Content-Type": "application/octet-stream" };
   if (state.token) headers.Authorization = "Bearer " + state.token;
   state.running?.abort();
@@ -70,6 +74,10 @@ async function predict() {
 
 async function refuse(response) {
   const problem = await problemOf(response);
+  if (problem.frames > 1 && state.fresh) {
+    showFrames({ format: "nifti", frame: 0, frames: problem.frames });
+    return startInTheMiddle({ format: "nifti", frames: problem.frames });
+  }
   byId("status").textContent = state.file.name + ": no answer";
   showError(problem.title, problem.detail);
   if (response.status === 401) {
@@ -85,17 +93,61 @@ function show(answer) {
     decision.positive ? "Positive" : "Negative");
   byId("decision").replaceChildren(verdict,
     ": probability of a positive class " + percent(decision.probability) +
-    (decision.positive ? " reaches" : " is below") + " the threshold " + percent(decision.threshold));
+    (decision.positive ? " reaches" : " is below") + " the threshold " + percent(decision.threshold) +
+    ". " + differs(answer));
   byId("foreign").hidden = !answer.out_of_domain;
   showBars(answer);
   showFacts(answer);
-  const hasFrames = answer.scan.format === "nifti" || answer.scan.format === "dicom" ||
-    answer.scan.format === "tiff";
-  byId("frames").hidden = !hasFrames;
+  showFrames(answer.scan);
+  startInTheMiddle(answer.scan);
+  offerClasses(answer);
   byId("scan").src = picture(answer.scan.png);
   byId("bundle").textContent = "bundle " + answer.bundle_fingerprint.slice(0, 12);
   byId("result").hidden = false;
   showMap();
+}
+
+// Frames of a volume or of a file with several: a slider; planes where the file is a volume.
+function showFrames(scan) {
+  const frames = scan.frames ?? 1;
+  const volume = scan.format === "nifti";
+  byId("frames").hidden = frames < 2 && !volume;
+  byId("planes").hidden = !volume;
+  byId("frame").max = Math.max(frames - 1, 0);
+  byId("frame").value = scan.frame;
+  tellFrame();
+}
+
+// The ends of a volume show no brain: a new one starts in its middle.
+function startInTheMiddle(scan) {
+  if (!state.fresh) return;
+  state.fresh = false;
+  if (scan.format !== "nifti" || scan.frames < 2) return;
+  byId("frame").value = Math.floor(scan.frames / 2);
+  predict();
+}
+
+function tellFrame() {
+  const { value, max } = byId("frame");
+  byId("frame-value").textContent = Number(value) + 1 + " of " + (Number(max) + 1);
+}
+
+function offerClasses(answer) {
+  const select = byId("class");
+  if (select.options.length > 1) return;
+  for (const name of Object.keys(answer.probabilities)) {
+    const option = element("option", "", readable(name));
+    option.value = name;
+    select.append(option);
+  }
+}
+
+// The likeliest class and the decision are two rules, which may differ.
+function differs(answer) {
+  const { decision } = answer;
+  if (decision.positive_classes.includes(answer.predicted_class) === decision.positive) return "";
+  return "The likeliest class is " + readable(answer.predicted_class) + " all the same" +
+    (decision.positive ? "." : ", too unsure for the threshold.");
 }
 
 function showBars(answer) {
@@ -174,10 +226,20 @@ async function download() {
 
 function choose(file) {
   if (!file) return;
+  state.fresh = true;
   state.file = file;
   byId("frame").value = 0;
+  byId("plane").value = "axial";
   byId("frames").hidden = true;
   predict();
+}
+
+// A phantom tells nothing about a network of real scans: offered to one of phantoms only.
+async function offerExample() {
+  const headers = state.token ? { Authorization: "Bearer " + state.token } : {};
+  const response = await fetch("/v1/model", { headers }).catch(() => null);
+  const synthetic = Boolean(response?.ok && (await response.json()).synthetic);
+  byId("example").hidden = byId("example-note").hidden = !synthetic;
 }
 
 async function example() {
@@ -204,7 +266,14 @@ function connect() {
     event.target.value = "";
   });
   byId("example").addEventListener("click", example);
-  byId("again").addEventListener("click", predict);
+  byId("frame").addEventListener("input", tellFrame);
+  byId("frame").addEventListener("change", predict);
+  byId("plane").addEventListener("change", () => {
+    byId("frame").value = 0;
+    state.fresh = true;
+    predict();
+  });
+  byId("class").addEventListener("change", predict);
   byId("mix").addEventListener("input", mix);
   byId("download").addEventListener("click", download);
   for (const radio of document.querySelectorAll("input[name=method]")) {
@@ -213,9 +282,11 @@ function connect() {
   byId("token-form").addEventListener("submit", (event) => {
     event.preventDefault();
     state.token = byId("token").value.trim();
+    offerExample();
     predict();
   });
   connectDrop();
+  offerExample();
 }
 
 connect();

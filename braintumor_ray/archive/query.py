@@ -1,0 +1,159 @@
+"""SQL over the current rows of a results folder, by DuckDB."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from braintumor_ray.errors import ResultsError, UsageError
+from braintumor_ray.predict.results import (
+    ResultsFolder,
+    committed_runs,
+    current_row_files,
+    results_folder,
+    superseded_rows,
+)
+from braintumor_ray.storage import is_local, local_path, open_filesystem
+
+VIEW = "scans"
+PROTOCOL = "results"
+
+
+def connect(results: str) -> Any:  # noqa: ANN401 - DuckDB's connection
+    """A DuckDB connection with a view `scans`: the current row of every scan.
+
+    Filters and columns are pushed down into the Parquet files.
+
+    Raises:
+        ResultsError: nothing is committed.
+        UsageError: DuckDB is not installed.
+    """
+    duckdb = _duckdb()
+    folder = results_folder(results)
+    manifests = committed_runs(folder)
+    gone = superseded_rows(manifests)
+    connection = duckdb.connect()
+    place = _place(connection, folder)
+    whole: list[str] = []
+    mixed: list[str] = []
+    generations, ids = [], []
+    for manifest in manifests:
+        old = gone[int(manifest["generation"])]
+        paths = [f"{place}/{path}" for path in current_row_files(manifest)]
+        (mixed if len(old) else whole).extend(paths)
+        for path in paths if len(old) else ():
+            generations += [path] * len(old)
+            ids.append(pa.array(old))
+    superseded = pa.table(
+        {
+            "file": pa.array(generations, pa.string()),
+            "scan_id": pa.chunked_array(ids, pa.int64()),
+        }
+    )
+    connection.register("__superseded", superseded)
+    connection.execute(f"CREATE VIEW {VIEW} AS {_view(whole, mixed)}")
+    return connection
+
+
+def query(results: str, sql: str) -> pa.Table:
+    """The answer to one SQL statement over the view `scans`.
+
+    Raises:
+        UsageError: DuckDB is not installed, or refuses the statement.
+        ResultsError: nothing is committed, or a file cannot be read.
+    """
+    duckdb = _duckdb()
+    connection = connect(results)
+    try:
+        relation = connection.sql(sql)
+        found = relation.to_arrow_table() if relation is not None else pa.table({})
+    except duckdb.IOException as error:
+        raise ResultsError(
+            f"'{results}' cannot be read: {_line(error)}; 'braintumor-ray verify' shows more"
+        ) from error
+    except duckdb.Error as error:
+        raise UsageError(
+            f"SQL '{sql}': {_line(error)}; the current rows are the view '{VIEW}' (its columns: "
+            f'"DESCRIBE {VIEW}")'
+        ) from error
+    finally:
+        connection.close()
+    return found
+
+
+def write_answer(table: pa.Table, output: str) -> None:
+    """Write an answer as .csv or .parquet.
+
+    Raises:
+        UsageError: another ending, or it cannot be written.
+    """
+    path = Path(output)
+    try:
+        if path.suffix == ".parquet":
+            pq.write_table(table, path)
+        elif path.suffix == ".csv":
+            pyarrow.csv.write_csv(table, path)
+        else:
+            raise UsageError(f"--output '{output}' ends neither in .csv nor in .parquet")
+    except (OSError, pa.ArrowException) as error:
+        raise UsageError(
+            f"--output '{output}' cannot be written: {error}; lists go to .parquet only"
+        ) from error
+
+
+def _duckdb() -> Any:  # noqa: ANN401 - a module
+    try:
+        import duckdb
+    except ImportError as error:
+        raise UsageError(
+            "SQL needs DuckDB, which is not installed: pip install 'braintumor-ray[sql]'"
+        ) from error
+    return duckdb
+
+
+def _place(connection: Any, folder: ResultsFolder) -> str:  # noqa: ANN401 - as above
+    """How DuckDB names the folder: a path, or our own access to the object store."""
+    if is_local(folder.location):
+        return str(local_path(folder.location).absolute())
+    filesystem, path = open_filesystem(folder.location)
+    connection.register_filesystem(_as_fsspec(filesystem))
+    return f"{PROTOCOL}://{path}"
+
+
+def _as_fsspec(filesystem: Any) -> Any:  # noqa: ANN401 - as above
+    """Pyarrow's file system as DuckDB takes it: with our retries and endpoint, no extension."""
+    from fsspec.implementations.arrow import ArrowFSWrapper
+
+    class Store(ArrowFSWrapper):  # type: ignore[misc]  # fsspec has no types
+        protocol = PROTOCOL
+        cachable = False
+
+        @classmethod
+        def _strip_protocol(cls, path: str) -> str:
+            return path.removeprefix(f"{PROTOCOL}://")
+
+    return Store(filesystem)
+
+
+def _view(whole: list[str], mixed: list[str]) -> str:
+    """Files whose rows are all current are read as they are; others by their list of old ids."""
+    parts = []
+    if whole:
+        parts.append(f"SELECT * FROM read_parquet({_listed(whole)}, union_by_name = true)")
+    if mixed:
+        parts.append(
+            f"SELECT * EXCLUDE (filename) FROM read_parquet({_listed(mixed)}, "
+            "union_by_name = true, filename = true) AS r ANTI JOIN __superseded AS s "
+            "ON r.filename = s.file AND r.scan_id = s.scan_id"
+        )
+    return " UNION ALL BY NAME ".join(parts)
+
+
+def _listed(paths: list[str]) -> str:
+    return "[" + ", ".join("'" + path.replace("'", "''") + "'" for path in paths) + "]"
+
+
+def _line(error: Exception) -> str:
+    return str(error).strip().split("\n", 1)[0]

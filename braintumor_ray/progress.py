@@ -1,0 +1,48 @@
+"""Progress where there is no terminal: a line per tenth, with the time that is left."""
+
+import time
+from collections.abc import Callable
+
+
+class TenthLines:
+    """Tells of each further tenth of some work; calls come as often as they like.
+
+    Args:
+        title: what is done.
+        say: takes a line.
+        clock: gives seconds; for tests.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        say: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._title, self._say, self._clock = title, say, clock
+        self._started, self._first, self._tenth = clock(), -1, 0
+
+    def __call__(self, done: int, total: int) -> None:
+        """So much is done of so much; what was done before the first call counts for no speed."""
+        if self._first < 0:
+            self._first = done if done < total else 0
+        tenth = 10 * done // total if total else 0
+        if tenth > self._tenth:
+            self._tenth = tenth
+            self._say(f"{self._title}: {done} of {total} ({10 * tenth}%){self._left(done, total)}")
+
+    def _left(self, done: int, total: int) -> str:
+        passed, made = self._clock() - self._started, done - self._first
+        if done >= total:
+            return f", {duration(passed)} in all"
+        return f", {duration(passed * (total - done) / made)} left" if made > 0 else ""
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people write them: 42 s, 3 min 5 s, 2 h 10 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

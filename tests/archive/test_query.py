@@ -1,0 +1,62 @@
+"""SQL sees the current rows, and nothing else."""
+
+import json
+import sys
+
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from braintumor_ray.archive.compact import compact
+from braintumor_ray.archive.options import CompactOptions
+from braintumor_ray.archive.query import query
+from braintumor_ray.cli import app
+from braintumor_ray.predict.results import read_results
+from tests.archive.nights import add_night, make_nights
+
+SQL = "SELECT uri, scan_id, entropy, gradcam FROM scans ORDER BY uri"
+
+
+@pytest.fixture
+def nights(tmp_path):
+    return make_nights(tmp_path / "re'sults", nights=4)
+
+
+def expected(root):
+    return read_results(root, ["uri", "scan_id", "entropy", "gradcam"]).sort_by("uri").to_pylist()
+
+
+def test_the_view_has_the_rows_that_our_reader_has(nights):
+    before = expected(nights)
+    assert query(str(nights), SQL).to_pylist() == before
+    compact(str(nights), CompactOptions(target_mb=0.02))
+    assert query(str(nights), SQL).to_pylist() == before
+    add_night(nights, 5)
+    assert query(str(nights), SQL).to_pylist() == expected(nights)
+
+
+def test_the_command_prints_json_a_table_and_files(nights, tmp_path):
+    sql = "SELECT status, count(*) AS n FROM scans GROUP BY ALL ORDER BY status"
+    run = CliRunner().invoke
+    rows = [{"status": "ok", "n": 70}, {"status": "quarantined", "n": 4}]
+    assert json.loads(run(app, ["query", str(nights), sql, "--json"]).stdout) == rows
+    assert "quarantined" in run(app, ["query", str(nights), sql]).stdout
+    for name in ("answer.csv", "answer.parquet"):
+        found = run(app, ["query", str(nights), sql, "--output", str(tmp_path / name)])
+        assert found.exit_code == 0
+    assert pq.read_table(tmp_path / "answer.parquet").to_pylist() == rows
+    assert (tmp_path / "answer.csv").read_text().splitlines()[1:] == ['"ok",70', '"quarantined",4']
+
+
+@pytest.mark.parametrize("sql", ["SELEC 1", "SELECT nothing FROM scans", "SELECT * FROM rows"])
+def test_a_wrong_statement_is_one_line(nights, sql):
+    found = CliRunner().invoke(app, ["query", str(nights), sql])
+    assert (found.exit_code, found.stderr.count("\n")) == (2, 1)
+    assert sql in found.stderr
+
+
+def test_without_duckdb_the_extra_is_named(nights, monkeypatch):
+    monkeypatch.setitem(sys.modules, "duckdb", None)
+    found = CliRunner().invoke(app, ["query", str(nights), "SELECT 1"])
+    assert found.exit_code == 2
+    assert "braintumor-ray[sql]" in found.stderr
