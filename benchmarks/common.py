@@ -15,7 +15,7 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parent.parent
 OUTPUT = "bench-output"
 PACKAGES = ("torch", "timm", "grad-cam", "torchcam", "torchvision", "ray", "pyarrow", "numpy")
-PACKAGES += ("opencv-python-headless", "pillow")
+PACKAGES += ("opencv-python-headless", "pillow", "openvino", "onnxruntime")
 SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp"}
 
 

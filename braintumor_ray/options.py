@@ -14,6 +14,7 @@ from braintumor_ray.errors import UsageError
 
 if TYPE_CHECKING:
     from braintumor_ray.recipes.schema import CamClass, Precision
+    from braintumor_ray.types import EngineChoice
 
 T = TypeVar("T")
 FIRST = "Options"  # the panel of what everybody needs
@@ -78,6 +79,12 @@ TtaOption = Annotated[
         panel="Model",
     ),
 ]
+ENGINE = Option(
+    "What runs the network; auto: the fastest measured here.",
+    choices=("auto", "torch", "openvino", "onnxruntime"),
+    panel="Model",
+)
+EngineOption = Annotated["EngineChoice", ENGINE]
 CamClassOption = Annotated[
     "CamClass",
     Option(

@@ -304,6 +304,7 @@ def _manifest(
         "compaction": segment.name,
         "run_id": uuid.uuid4().hex,
         "fingerprint": newest.get("fingerprint"),
+        **{key: newest[key] for key in ("engine", "precision") if key in newest},
         "finished_at": now(),
         "catalogs": catalogs,
         "files": [*files, *old],

@@ -8,6 +8,7 @@ import typer
 from braintumor_ray import __version__
 from braintumor_ray.cli import (
     archive,
+    bundles,
     data,
     evaluation,
     lake,
@@ -44,7 +45,7 @@ def demo(
     print_result(found, as_json, "\n".join(f"{key}: {value}" for key, value in found.items()))
 
 
-for group in (data, training, scoring, archive, lake, evaluation, serving, network):
+for group in (data, training, scoring, archive, lake, evaluation, bundles, serving, network):
     app.add_typer(group.app)
 
 

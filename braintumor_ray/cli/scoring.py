@@ -173,10 +173,11 @@ def _plan(source: str, output: str, run: ScoreRun, gpu_scans_per_s: float | None
     """What the job would ask of a cluster, from a measured sample; needs no Ray."""
     from braintumor_ray.scoring.estimate import estimate
     from braintumor_ray.scoring.job import plan_only
+    from braintumor_ray.scoring.settling import stored_options
 
     scans, options = _open(source, output, run)
     remaining = plan_only(scans, output, options).remaining
-    return estimate(scans, remaining, options, gpu_scans_per_s)
+    return estimate(scans, remaining, stored_options(output, options), gpu_scans_per_s)
 
 
 def _open(source: str, output: str, run: ScoreRun) -> tuple["Scans", ScoreOptions]:
@@ -214,6 +215,11 @@ def _score_lines(found: dict[str, Any], output: str) -> str:
     shift = Shift.of_run(found)
     if shift is not None:
         lines.append(("warning: " if shift.differs else "") + shift.sentence())
+    if found["engine_scans_per_s"]:  # it was 'auto'
+        rates = (f"{name} {rate:.0f}" for name, rate in found["engine_scans_per_s"].items())
+        lines.append(f"engine: {found['engine']} (measured, scans/s: {', '.join(rates)})")
+    elif found["engine"] != "torch":
+        lines.append(f"engine: {found['engine']}")
     lines += [f"quarantined: {reason} ({n})" for reason, n in list(found["reasons"].items())[:5]]
     return "\n".join(lines)
 

@@ -149,6 +149,7 @@ def _predictor_of(bundle: Bundle, options: EvaluateOptions) -> Predictor:
         bundle,
         device=options.device,
         precision=options.precision,
+        engine=options.engine,
         cam_class=options.cam_class,
         batch_size=options.batch_size,
     )
@@ -250,6 +251,7 @@ class _Run:
                 "temperature": bundle.fields.temperature,
             },
             "test_time_augmentation": options.tta,
+            **self.predictor.runs_in,
             **options.resampling,
             "counts": evaluated.counts(),
             "grouped_by": evaluated.grouped_by,

@@ -12,6 +12,7 @@ from braintumor_ray.options import (
     FIRST,
     CamClassOption,
     Device,
+    EngineOption,
     MadeOf,
     Option,
     PrecisionOption,
@@ -81,7 +82,7 @@ class EvaluateOptions:
         split: a value of the split column, or 'all'.
         split_column: the catalog's column of splits.
         classes: mapping of labels to classes; None: the bundle's own.
-        device, precision, batch_size: as for `Predictor`.
+        device, precision, engine, batch_size: as for `Predictor`.
         tta: average the logits over mirrored and slightly turned views; threshold and temperature
             are the bundle's for views, else chosen on the validation scans.
         recalibrate: directory of a new bundle with temperature and threshold from validation.
@@ -118,6 +119,7 @@ class EvaluateOptions:
     ] = None
     device: Device = "auto"
     precision: PrecisionOption = "auto"
+    engine: EngineOption = "torch"
     batch_size: int | None = None
     tta: TtaOption = False
     recalibrate: Annotated[
@@ -180,7 +182,7 @@ class ValidateOptions:
     Attributes:
         classes: mappings of labels, as text: one for every data set, or `NAME=` and one.
         truth: `NAME=` and where the tumors of that data set are drawn.
-        device, precision, batch_size: as for `Predictor`.
+        device, precision, engine, batch_size: as for `Predictor`.
         cam_class: whose map is scored where there is truth.
         n_boot: resamples for the intervals.
         seed: of the resamples.
@@ -206,6 +208,7 @@ class ValidateOptions:
     ] = ()
     device: Device = "auto"
     precision: PrecisionOption = "auto"
+    engine: EngineOption = "torch"
     batch_size: int | None = None
     cam_class: CamClassOption = "predicted"
     n_boot: Annotated[int, Option("Resamples for the intervals.", least=1)] = 1000

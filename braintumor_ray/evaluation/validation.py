@@ -116,6 +116,7 @@ def validate(
         loaded,
         device=options.device,
         precision=options.precision,
+        engine=options.engine,
         cam_class=options.cam_class,
         batch_size=options.batch_size,
     )
@@ -207,6 +208,7 @@ def _header(
             "near_copies_known": trained.hashed,
             "note": _training_note(trained),
         },
+        **predictor.runs_in,
         "seed": options.seed,
         "n_boot": options.n_boot,
     }

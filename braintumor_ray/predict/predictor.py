@@ -11,10 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from scipy.special import softmax
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from braintumor_ray.decode.head import WHOLE, Box
+from braintumor_ray.engines.choice import Choice, fastest_engine
+from braintumor_ray.engines.engine import make_engine
 from braintumor_ray.errors import UsageError
 from braintumor_ray.explain.cam import METHODS, SCORED_METHODS, cams, class_gradient
 from braintumor_ray.explain.library import library_cams
@@ -23,13 +25,12 @@ from braintumor_ray.explain.regions import head_weights, heat_shares_batch
 from braintumor_ray.metrics.conformal import named_sets
 from braintumor_ray.models.allocator import keep_freed_memory
 from braintumor_ray.models.bundle import DOMAIN_COORDINATES, PREDICTION_SET, Bundle, load_bundle
-from braintumor_ray.models.classifier import Classifier, normalize
-from braintumor_ray.models.device import choose_device, use_bf16
-from braintumor_ray.models.folding import fold_batch_norms
+from braintumor_ray.models.classifier import normalize
+from braintumor_ray.models.device import choose_device
 from braintumor_ray.models.geometry import layer_frame
 from braintumor_ray.predict.views import test_time_views
 from braintumor_ray.recipes.schema import CamClass, Precision
-from braintumor_ray.types import GrayImage
+from braintumor_ray.types import EngineChoice, GrayImage
 
 Columns = dict[str, Any]
 
@@ -68,6 +69,14 @@ class Predictor:
         methods: CAM methods, keys of `explain.cam.METHODS`.
         batch_size: images per forward pass; default 16 on CPU, whose caches larger ones leave,
             256 on CUDA.
+        engine: what runs the backbone: 'torch', or 'openvino' or 'onnxruntime' on CPUs (the extras
+            `openvino` and `onnx`); 'auto' measures those that are installed, for some seconds.
+        parallel: calls that will run at the same time, each on its share of the threads of an
+            engine other than torch.
+
+    Attributes:
+        choice: the engine that runs, and what was measured where it was 'auto'.
+        bf16: whether the backbone computes in bfloat16.
     """
 
     def __init__(
@@ -79,24 +88,52 @@ class Predictor:
         cam_class: CamClass = "predicted",
         methods: Sequence[str] = SCORED_METHODS,
         batch_size: int | None = None,
+        engine: EngineChoice = "torch",
+        parallel: int = 1,
     ) -> None:
         unknown = [name for name in methods if name not in METHODS]
         if unknown:
             raise UsageError(f"CAM method '{unknown[0]}' is unknown; use {', '.join(METHODS)}")
         self.bundle = bundle
-        self.device = choose_device(device)
+        elsewhere = engine in ("openvino", "onnxruntime")
+        self.device = choose_device("cpu" if elsewhere and device == "auto" else device)
         if self.device.type == "cpu":
             keep_freed_memory()
-        self.bf16 = use_bf16(self.device, precision)
+        if engine == "auto":
+            self.choice = fastest_engine(bundle, self.device, precision, parallel=parallel)
+        else:
+            self.choice = Choice(engine)
+        self._preprocessing = bundle.preprocessing
+        self._engine = make_engine(
+            self.choice.engine,
+            bundle.build_model(),
+            self._preprocessing,
+            self.device,
+            precision,
+            parallel,
+        )
+        self.bf16 = self._engine.bf16
         if self.device.type == "cuda" and not self.bf16:
             torch.backends.cudnn.allow_tf32 = False
         self.cam_class: str = cam_class
         self.methods = tuple(methods)
         self.batch_size = batch_size or (256 if self.device.type == "cuda" else 16)
-        self._model = for_inference(bundle.build_model(), self.device, bf16=self.bf16)
         self.cam_shape, self._frame = bundle.cam_shape, bundle.map_frame
-        self._preprocessing = bundle.preprocessing
         self._positive = torch.tensor(bundle.positive_indices, device=self.device)
+
+    @property
+    def precision(self) -> str:
+        """Numbers of the backbone, 'fp32' or 'bf16'."""
+        return "bf16" if self.bf16 else "fp32"
+
+    @property
+    def runs_in(self) -> dict[str, Any]:
+        """What ran the network, for records: engine, precision, and what 'auto' has measured."""
+        return {
+            "engine": self.choice.engine,
+            "precision": self.precision,
+            "engine_scans_per_s": dict(self.choice.scans_per_s),
+        }
 
     @classmethod
     def from_bundle(
@@ -108,6 +145,8 @@ class Predictor:
         cam_class: CamClass = "predicted",
         methods: Sequence[str] = SCORED_METHODS,
         batch_size: int | None = None,
+        engine: EngineChoice = "torch",
+        parallel: int = 1,
         tta: bool = False,
     ) -> "Predictor":
         """Load a bundle directory and make its predictor; options as for the class.
@@ -127,6 +166,8 @@ class Predictor:
             cam_class=cam_class,
             methods=methods,
             batch_size=batch_size,
+            engine=engine,
+            parallel=parallel,
         )
 
     def __call__(self, images: Sequence[GrayImage], *, explain: bool = True) -> Columns:
@@ -229,11 +270,11 @@ class Predictor:
         if not len(images):
             return self._empty(explain)
         with torch.no_grad():
-            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-                features = self._model.features(self._normalize(images))
-            features = features.float()
-            average = self._averages(images)
-            gradient = class_gradient(self._model, features, lambda x: self._choose(average(x)))
+            average = self._averages(images)  # before the features, which the next call overwrites
+            features = self._engine.features(images)
+            gradient = class_gradient(
+                self._engine.model, features, lambda logits: self._choose(average(logits))
+            )
             maps = cams(features, gradient, self.methods) if explain else {}
         return RawOutput(
             average(gradient.logits).cpu().numpy(),
@@ -248,13 +289,11 @@ class Predictor:
             return lambda logits: logits
         others = []
         for view in islice(test_time_views(images), 1, None):
-            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-                features = self._model.features(self._normalize(view))
-            others.append(self._model.logits(features.float()))
+            others.append(self._engine.model.logits(self._engine.features(view)))
         return lambda logits: torch.stack([logits, *others]).mean(dim=0)
 
     def _empty(self, explain: bool) -> RawOutput:
-        k, channels = len(self.bundle.fields.class_names), self._model.map_shape[0]
+        k, channels = len(self.bundle.fields.class_names), self._engine.model.map_shape[0]
         maps = {name: np.empty((0, *self.cam_shape), np.float32) for name in self.methods}
         return RawOutput(
             np.empty((0, k), np.float32),
@@ -262,10 +301,6 @@ class Predictor:
             np.empty(0, np.int64),
             maps if explain else {},
         )
-
-    def _normalize(self, images: GrayImage) -> Tensor:
-        """uint8 (B, S, S) to normalized float32 (B, 3, S, S), channels last."""
-        return normalize(torch.from_numpy(images).to(self.device), self._preprocessing)
 
     def explaining(self, class_name: str) -> "Predictor":
         """A predictor of the same network whose maps are of one class, whatever is predicted.
@@ -356,22 +391,6 @@ class Predictor:
 def as_stored(maps: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
     """Maps as rows hold them: float16, >= 0."""
     return np.clip(maps, 0, np.finfo(np.float16).max).astype(np.float16)
-
-
-def for_inference(model: Classifier, device: torch.device, *, bf16: bool) -> Classifier:
-    """The same network as it runs fastest: BatchNorm folded, channels last, weights cast once.
-
-    Args:
-        model: in eval mode, on CPU; it is not changed.
-        device: where it will run.
-        bf16: it will run under autocast to bfloat16, which else casts the weights in every call.
-    """
-    ready = fold_batch_norms(model).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if bf16:
-        for module in ready.backbone.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                module.to(torch.bfloat16)
-    return ready
 
 
 def normalized_entropy(probabilities: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -7,24 +7,26 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray
+import torch
 from ray.data.exceptions import ExecutionTimeoutError
 
+from braintumor_ray.engines.choice import Choice, settled_engine
 from braintumor_ray.errors import BrainTumorError, ResultsError
 from braintumor_ray.models.bundle import Bundle, load_bundle
+from braintumor_ray.models.device import use_bf16
 from braintumor_ray.predict.results import (
     MANIFESTS,
     META,
     ResultsFolder,
     results_folder,
 )
-from braintumor_ray.predict.schema import SCHEMA_VERSION
 from braintumor_ray.scoring.failures import innermost, release_frames, root_cause
 from braintumor_ray.scoring.generation import drop_other_attempts, tidy_newest
 from braintumor_ray.scoring.layout import Cluster, lay_out
@@ -33,7 +35,9 @@ from braintumor_ray.scoring.options import ScoreOptions
 from braintumor_ray.scoring.pipeline import Stages, counter_on_this_node, execute, watched
 from braintumor_ray.scoring.plan import Plan, make_plan, write_work
 from braintumor_ray.scoring.scans import Scans, are_in
+from braintumor_ray.scoring.settling import as_stored, open_results, settled
 from braintumor_ray.scoring.summary import Summary, Tally, nothing_new, summarize
+from braintumor_ray.storage import absolute
 from braintumor_ray.types import Progress
 
 ATTEMPTS = 5  # executions of one run: nodes and workers die, and orphans of theirs are tidied up
@@ -66,26 +70,79 @@ def score(
     bundle = _bundle(options)
     folder = results_folder(results)
     with _as_results_errors(results):
-        if META in folder.names():
-            open_results(folder, bundle, options)  # a wrong folder is refused before it is held
+        if META in folder.names():  # a wrong folder is refused before it is held
+            open_results(folder, bundle, as_stored(options, folder.meta))
         with lease_on(folder.location) as lease:
             # A new folder is claimed only here: of two first runs one must find the other's claim.
+            options, choice = _settled(folder, options)
             fingerprint = open_results(folder, bundle, options)
             tidy_newest(folder, fingerprint)
             plan = _plan(folder, catalog, fingerprint, options)
             plan.generation.reconcile()
             if not plan.work.num_rows:
-                return nothing_new(plan)
-            return _run(plan, bundle, options, lease, progress, stages or Stages())
+                return _with_engine(nothing_new(plan), options, choice)
+            summary = _run(plan, bundle, options, lease, progress, stages or Stages())
+            return _with_engine(summary, options, choice)
 
 
 def plan_only(catalog: pa.Table | Scans, results: str, options: ScoreOptions) -> Plan:
     """What `score` would do; writes nothing and needs no Ray."""
     bundle = _bundle(options)
     folder = results_folder(results)
-    new = META not in folder.names()
-    fingerprint = "none" if new else open_results(folder, bundle, options)
+    if META not in folder.names():
+        return _plan(folder, catalog, "none", options)
+    fingerprint = open_results(folder, bundle, as_stored(options, folder.meta))
     return _plan(folder, catalog, fingerprint, options)
+
+
+def _settled(folder: ResultsFolder, options: ScoreOptions) -> tuple[ScoreOptions, Choice]:
+    """Engine and precision decided here, once, for all predictors."""
+    meta = folder.meta if META in folder.names() else None
+    return settled(
+        options, meta, lambda: _fastest_engine(options), lambda: _torch_gains_by_bf16(options)
+    )
+
+
+def _with_engine(summary: Summary, options: ScoreOptions, choice: Choice) -> Summary:
+    precision = options.predict.precision
+    return replace(
+        summary,
+        engine=choice.engine,
+        precision=None if precision == "auto" else precision,
+        engine_scans_per_s=dict(choice.scans_per_s),
+    )
+
+
+def _gpu_share(options: ScoreOptions) -> float:
+    """Of a GPU, that a predictor of this job gets; 0 on CPUs."""
+    return options.request_for(connected_cluster().gpus).gpus_per_predictor or 0.0
+
+
+def _fastest_engine(options: ScoreOptions) -> Choice:
+    """Measured on the driver's node as a predictor runs there: a thread for each batch."""
+    if _gpu_share(options):
+        return Choice("torch")
+    predict = options.predict
+    return settled_engine(
+        "auto",
+        absolute(predict.bundle),
+        device="cpu",
+        precision=predict.precision,
+        parallel=predict.torch_threads or os.cpu_count() or 1,
+    )
+
+
+def _torch_gains_by_bf16(options: ScoreOptions) -> bool:
+    share = _gpu_share(options)
+    if not share:
+        return use_bf16(torch.device("cpu"), "auto")
+    asked = _gpu_gains_by_bf16.options(num_gpus=share)  # the driver may have no GPU
+    return bool(ray.get(asked.remote()))
+
+
+@ray.remote(num_cpus=0)
+def _gpu_gains_by_bf16() -> bool:
+    return use_bf16(torch.device("cuda"), "auto")
 
 
 def _plan(
@@ -106,49 +163,6 @@ def _bundle(options: ScoreOptions) -> Bundle:
     """As it predicts: with test-time augmentation it has another fingerprint and threshold."""
     bundle = load_bundle(options.predict.bundle)
     return bundle.averaging() if options.predict.tta else bundle
-
-
-def describe_settings(bundle: Bundle, options: ScoreOptions) -> dict[str, Any]:
-    """What makes rows comparable; results with other settings are another folder's."""
-    predict, redaction = options.predict, options.decode.redaction
-    sets = bundle.fields.prediction_sets
-    settings = {
-        "schema_version": SCHEMA_VERSION,
-        "bundle_fingerprint": bundle.fingerprint,
-        "class_names": list(bundle.fields.class_names),
-        "positive_classes": list(bundle.fields.positive_classes),
-        "threshold": bundle.fields.threshold,
-        "image_size": bundle.fields.preprocessing.image_size,
-        "cam_class": predict.cam_class,
-        "cam_methods": list(predict.methods),
-        "cam_shape": list(bundle.cam_shape),
-        "uri_redaction": redaction.check if redaction else None,
-        # Absent where the bundle makes none, as in folders of before.
-        **({} if sets is None else {"set_coverage": sets.coverage}),
-    }
-    optional = {"optional_columns": list(bundle.optional_columns)}
-    views = {"tta": True} if bundle.averaged else {}
-    return settings | views | (optional if bundle.optional_columns else {})
-
-
-def open_results(folder: ResultsFolder, bundle: Bundle, options: ScoreOptions) -> str:
-    """Claim a new folder for a bundle, or check that it is this bundle's; returns a fingerprint.
-
-    Raises:
-        ResultsError: names the first setting that differs.
-    """
-    wanted, predict = describe_settings(bundle, options), options.predict
-    if META not in folder.names():
-        folder.write_json(wanted, META)
-    meta = folder.meta
-    for key, value in wanted.items():
-        if meta.get(key) != value:
-            raise ResultsError(
-                f"results '{folder.location}' were made with {key} {meta.get(key)!r}, this run has "
-                f"{value!r}; score into another folder"
-            )
-    digest = "-".join([bundle.fingerprint, predict.cam_class, *predict.methods])
-    return f"{digest}-v{SCHEMA_VERSION}"
 
 
 def _run(
@@ -199,7 +213,9 @@ def _commit(
     generation, redaction = plan.generation, options.decode.redaction
     if redaction:  # from here on nothing in the folder tells where a scan is
         catalogs = write_work(plan, f"{_attempt_of(catalogs)}-redacted", redaction)
-    manifest = _manifest(plan, catalogs, started, tally)
+    predict = options.predict
+    made_by = {"engine": predict.engine, "precision": predict.precision}
+    manifest = _manifest(plan, catalogs, started, tally) | made_by
     summary = summarize(plan, tally, time.time() - started, model_scans_per_s)
     lease.check()
     generation.folder.write_json(

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from braintumor_ray.options import (
+    ENGINE,
     Bundle,
     CamClassOption,
     Device,
@@ -16,6 +17,7 @@ from braintumor_ray.options import (
 if TYPE_CHECKING:
     from braintumor_ray.catalog.redaction import UriRedaction
     from braintumor_ray.decode.types import DecodeLimits
+    from braintumor_ray.types import EngineChoice
 
 Range = tuple[int, int]
 CLUSTER = "Cluster"
@@ -64,6 +66,7 @@ class PredictSettings:
     """How the predictor of a job is made.
 
     Attributes:
+        engine: None, and 'auto' where there are results: as they were made; in a new folder torch.
         torch_threads: batches at a time, each on one thread; None: one at a time, torch's threads.
     """
 
@@ -72,6 +75,9 @@ class PredictSettings:
     bundle: Bundle
     device: Device = "auto"
     precision: PrecisionOption = "auto"
+    engine: Annotated[
+        "EngineChoice | None", replace(ENGINE, typed="as the results, else torch")
+    ] = None
     cam_class: CamClassOption = "predicted"
     methods: tuple[str, ...] = ("gradcam", "gradcam_pp")
     batch_size: Annotated[int | None, Option("Scans per forward pass.", least=1)] = None
@@ -151,7 +157,8 @@ class ScoreOptions:
 
     def request_for(self, gpus: float) -> Request:
         """What the job asks of a cluster with so many GPUs: whole ones if nothing was chosen."""
-        usable = gpus > 0 and self.predict.device != "cpu"
+        predict = self.predict
+        usable = gpus > 0 and predict.device != "cpu" and predict.engine in (None, "auto", "torch")
         share = self.request.gpus_per_predictor
         return replace(
             self.request, gpus_per_predictor=(1.0 if share is None else share) if usable else 0.0

@@ -35,6 +35,8 @@ class PredictStage:
             cam_class=settings.cam_class,
             methods=settings.methods,
             batch_size=settings.batch_size,
+            engine=settings.engine or "torch",
+            parallel=settings.torch_threads or 1,
             tta=settings.tta,
         )
         threads = settings.torch_threads

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from braintumor_ray.models.bundle import DOMAIN_COORDINATES, Bundle
 from braintumor_ray.predict.shift import Shift, ShiftTally
 from braintumor_ray.scoring.plan import Plan
+from braintumor_ray.types import EngineName
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Summary:
         seconds, scans_per_s: of this run, start of the pipeline included.
         model_scans_per_s: while predicting, one predictor; what the model alone could do here.
         share_of_model_speed: scans_per_s / model_scans_per_s.
+        engine, precision: of the predictors; no precision: each chose its own (an earlier folder).
+        engine_scans_per_s: what 'auto' has measured, by engine.
     """
 
     generation: int | None
@@ -45,6 +48,9 @@ class Summary:
     scans_per_s: float = 0.0
     model_scans_per_s: float = 0.0
     share_of_model_speed: float | None = None
+    engine: EngineName = "torch"
+    precision: str | None = None
+    engine_scans_per_s: dict[str, float] = field(default_factory=dict)
 
     @property
     def quarantine_fraction(self) -> float:

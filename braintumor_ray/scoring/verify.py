@@ -28,6 +28,7 @@ from braintumor_ray.predict.results import (
 )
 from braintumor_ray.predict.schema import STATUSES, result_schema
 from braintumor_ray.scoring.scans import Ids, are_in, joined, keys_of
+from braintumor_ray.scoring.settling import foreign_engine
 
 SHOWN = 5  # examples per kind of difference
 
@@ -79,6 +80,8 @@ def verify(results: str, newest: int | None = None, *, compacted: bool = True) -
         except ResultsError as error:
             differences.append(str(error))
             continue
+        if fault := foreign_engine(manifest, meta):
+            faults.append(f"generation {manifest['generation']}: {fault}")
         rows += len(ids) + len(old)
         scans += len(np.setdiff1d(ids, gone))
         differences += [*faults, *_compare(folder, manifest, ids, old)]

@@ -5,7 +5,6 @@
 
 import asyncio
 import logging
-import os
 import signal
 import threading
 from collections.abc import Callable, Sequence
@@ -29,8 +28,11 @@ from braintumor_ray.serving.model import (
     ModelCard,
     Row,
     describe_model,
+    lanes,
     make_predictor,
     predict_rows,
+    settle_engine,
+    threads_of_replica,
 )
 from braintumor_ray.serving.problems import busy
 from braintumor_ray.serving.service import Service, not_ready
@@ -48,9 +50,13 @@ class PredictorReplica:
     """One predictor; requests that wait together are predicted together."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
+        import torch
+
         chosen = parse_settings(settings)
         cv2.setNumThreads(1)  # finding a head in a team of threads costs twice the CPU
-        self._predictor = make_predictor(chosen)
+        self._threads = threads_of_replica(chosen)
+        torch.set_num_threads(self._threads)  # other engines take as many
+        self._predictor = make_predictor(chosen, lanes(chosen))
         self._card = describe_model(self._predictor, chosen.bundle)
         # Ray exports each value as the middle of its bucket: one bucket for each size, around it.
         sizes = Histogram(
@@ -58,8 +64,7 @@ class PredictorReplica:
             description="scans per forward pass",
             boundaries=[size + 0.5 for size in range(chosen.max_batch_size + 1)],
         )
-        self._threads = _torch_threads(chosen)
-        self._lanes = 2 if self._card.device == "cpu" and self._threads > 1 else 1
+        self._lanes = lanes(chosen) if self._card.device == "cpu" else 1
         self._batched = Batcher(
             self._predict, chosen.max_batch_size, sizes.observe, lanes=self._lanes
         )
@@ -126,7 +131,7 @@ def build(args: dict[str, Any]) -> Application:
     Raises:
         UsageError: a setting is wrong, or the token file cannot be read.
     """
-    settings = parse_settings(args)
+    settings, _ = settle_engine(parse_settings(args))
     return build_application(settings, token_digest(settings))
 
 
@@ -223,11 +228,3 @@ def _predictor_options(settings: ServingSettings) -> dict[str, Any]:
 def _quiet() -> LoggingConfig:
     """No line per request: nothing about uploads is logged, and it costs time."""
     return LoggingConfig(enable_access_log=False, log_level=logging.WARNING)
-
-
-def _torch_threads(settings: ServingSettings) -> int:
-    """Ray gives an actor one thread per CPU it asks for; predictors share the machine instead."""
-    if settings.torch_threads:
-        return settings.torch_threads
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, (cores or 1) // settings.replicas)

@@ -39,16 +39,20 @@ def serve_command(
         UsageError: the port is taken.
     """
     from braintumor_ray.serving import app
+    from braintumor_ray.serving.model import settle_engine
 
     _check_port(host, port)
-    if settings.device in ("auto", "cuda") and app.gpus_in_cluster():
+    on_gpu = settings.device in ("auto", "cuda") and settings.engine in ("auto", "torch")
+    if on_gpu and app.gpus_in_cluster():
         settings = replace(settings, gpus_per_replica=1.0)
+    settings, engine = settle_engine(settings)
     secured = token_digest(settings) is not None
     if not secured and not _is_loopback(host):
         say(f"no token is set: whoever reaches {host}:{port} may use the service")
 
     def ready() -> None:
         say(f"serving {settings.bundle} at http://{host}:{port}/ (documents at /docs)")
+        say(engine)
         say("token: " + ("asked for" if secured else "none (set BRAINTUMOR_TOKEN)"))
         for address in app.metrics_addresses():
             say(f"metrics: {address}")

@@ -1,6 +1,8 @@
 """What the front needs of a model: an interface, and the rows it returns."""
 
+import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -8,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from braintumor_ray.decode.head import WHOLE, Box
 from braintumor_ray.decode.preprocess import Crop, Intensity, Preprocessing
+from braintumor_ray.engines.choice import settled_engine
 from braintumor_ray.errors import UsageError
 from braintumor_ray.explain.placement import picture_maps
 from braintumor_ray.explain.regions import head_weights
@@ -45,6 +48,7 @@ class ModelCard(BaseModel):
     data_fingerprint: str
     precision: str
     device: str
+    engine: str = "torch"
     crop: Crop = "none"
     intensity: Intensity = "none"
     map_frame: tuple[float, ...] = WHOLE
@@ -83,8 +87,40 @@ class Model(Protocol):
         ...
 
 
-def make_predictor(settings: ServingSettings) -> Predictor:
-    """The one predictor, from the settings' bundle.
+def settle_engine(settings: ServingSettings) -> tuple[ServingSettings, str]:
+    """The settings with an engine instead of 'auto', the same for every replica; and a line on it.
+
+    On GPUs it is torch; else it is measured on this machine.
+
+    Raises:
+        UsageError: it could not be measured.
+    """
+    engine = "torch" if settings.engine == "auto" and settings.gpus_per_replica else settings.engine
+    choice = settled_engine(
+        engine,
+        settings.bundle,
+        device=settings.device,
+        precision=settings.precision,
+        parallel=lanes(settings),
+    )
+    return replace(settings, engine=choice.engine), choice.describe()
+
+
+def threads_of_replica(settings: ServingSettings) -> int:
+    """Ray gives an actor one thread per CPU it asks for; predictors share the machine instead."""
+    if settings.torch_threads:
+        return settings.torch_threads
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, (cores or 1) // settings.replicas)
+
+
+def lanes(settings: ServingSettings) -> int:
+    """Batches that a replica predicts at a time: two on CPUs, so that no core waits."""
+    return 2 if not settings.gpus_per_replica and threads_of_replica(settings) > 1 else 1
+
+
+def make_predictor(settings: ServingSettings, parallel: int = 1) -> Predictor:
+    """The one predictor, from the settings' bundle, for so many batches at a time.
 
     Raises:
         BundleError, UsageError: from `Predictor.from_bundle`.
@@ -94,6 +130,8 @@ def make_predictor(settings: ServingSettings) -> Predictor:
         settings.device,
         precision=settings.precision,
         cam_class=settings.cam_class,
+        engine=settings.engine,
+        parallel=parallel,
         tta=settings.tta,
     )
 
@@ -108,7 +146,8 @@ def describe_model(predictor: Predictor, location: str = "") -> ModelCard:
         "cam_class": predictor.cam_class,
         "detects_out_of_domain": predictor.bundle.gate is not None,
         "recipe": str(fields.recipe.get("name", "unnamed")),
-        "precision": "bf16" if predictor.bf16 else "fp32",
+        "precision": predictor.precision,
+        "engine": predictor.choice.engine,
         "device": str(predictor.device),
         "synthetic": bool(location) and on_phantoms(location),
     }

@@ -12,6 +12,7 @@ from braintumor_ray.errors import UsageError, describe_validation
 from braintumor_ray.options import (
     Bundle,
     Device,
+    EngineOption,
     Option,
     PrecisionOption,
     TtaOption,
@@ -34,6 +35,7 @@ class ServingSettings:
     bundle: Bundle
     device: Device = "auto"
     precision: PrecisionOption = "auto"
+    engine: EngineOption = "torch"
     cam_class: Annotated[
         "CamClass", setting("whose map is made", choices=("predicted", "positive"))
     ] = "predicted"

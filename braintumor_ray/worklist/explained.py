@@ -49,7 +49,8 @@ def explain_files(
     """Predict and draw files, and those in folders; unreadable ones are named with their reason.
 
     Returns:
-        `pictures` (paths), `predictions` (a record per file) and `unreadable` (file -> reason).
+        `pictures` (paths), `predictions` (a record per file), `unreadable` (file -> reason), and
+        what ran the network (`Predictor.runs_in`).
 
     Raises:
         UsageError: a method, layer or class is unknown, or no file can be read.
@@ -59,6 +60,7 @@ def explain_files(
     predictor = Predictor.from_bundle(
         bundle,
         options.device,
+        engine=options.engine,
         cam_class=options.cam_class,
         methods=ours or ("gradcam",),  # type: ignore[arg-type]
     )
@@ -102,7 +104,8 @@ def explain_files(
         if progress:
             progress(index + 1, len(scans))
     _sheets(output, panels, pictures, compared, options, files)
-    return {"pictures": pictures, "predictions": predictions, "unreadable": unreadable}
+    found = {"pictures": pictures, "predictions": predictions, "unreadable": unreadable}
+    return found | predictor.runs_in
 
 
 def explain_results(

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from braintumor_ray.options import FIRST, CamClassOption, Device, Option
+from braintumor_ray.options import FIRST, CamClassOption, Device, EngineOption, Option
 
 LOOK = "Look"  # a panel in `--help`
 
@@ -22,7 +22,7 @@ class ExplainOptions:
         limit: at most so many rows of results, or files of a folder.
         of_classes: a map of each of these classes, in place of `cam_class`; of files.
         cam_class: whose map, as for `Predictor`; of files.
-        device: as for `Predictor`; of files.
+        device, engine: as for `Predictor`; of files.
     """
 
     PANEL: ClassVar = LOOK
@@ -61,6 +61,7 @@ class ExplainOptions:
     alpha: Annotated[float, Option("Opacity of the heatmap.", least=0, most=1)] = 0.4
     mask_head: Annotated[bool, Option("Draw heat inside the head only, and write so.")] = False
     device: Device = "auto"
+    engine: EngineOption = "torch"
     cam_class: CamClassOption = "predicted"
     layer: Annotated[
         str | None,

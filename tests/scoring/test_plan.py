@@ -18,10 +18,11 @@ from braintumor_ray.errors import CatalogError, ResultsError
 from braintumor_ray.models.bundle import load_bundle
 from braintumor_ray.predict.results import read_results, results_folder
 from braintumor_ray.scoring import lease as lease_module
-from braintumor_ray.scoring.job import ScoreOptions, open_results, score
+from braintumor_ray.scoring.job import ScoreOptions, score
 from braintumor_ray.scoring.lease import FileLease, Holder, machine_identity
 from braintumor_ray.scoring.options import PredictSettings
 from braintumor_ray.scoring.plan import make_plan, write_work
+from braintumor_ray.scoring.settling import open_results
 from tests.builders import write_archive
 
 

@@ -8,9 +8,9 @@ from braintumor_ray import Predictor
 from braintumor_ray.catalog.build import load_catalog
 from braintumor_ray.models.bundle import SetFields, load_bundle, save_bundle
 from braintumor_ray.scoring.decode_stage import DecodeStage
-from braintumor_ray.scoring.job import ScoreOptions, describe_settings
-from braintumor_ray.scoring.options import DecodeSettings, PredictSettings
+from braintumor_ray.scoring.options import DecodeSettings, PredictSettings, ScoreOptions
 from braintumor_ray.scoring.predict_stage import PredictStage
+from braintumor_ray.scoring.settling import describe_settings
 from tests.builders import disc_scan
 
 HEAD = np.ones((3, 8, 8), np.float32).tobytes()

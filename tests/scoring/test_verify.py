@@ -14,10 +14,10 @@ from braintumor_ray.catalog.build import load_catalog
 from braintumor_ray.cli import app
 from braintumor_ray.predict.results import results_folder
 from braintumor_ray.scoring.decode_stage import DecodeStage
-from braintumor_ray.scoring.job import ScoreOptions, describe_settings
-from braintumor_ray.scoring.options import DecodeSettings, PredictSettings
+from braintumor_ray.scoring.options import DecodeSettings, PredictSettings, ScoreOptions
 from braintumor_ray.scoring.plan import make_plan, write_work
 from braintumor_ray.scoring.predict_stage import PredictStage
+from braintumor_ray.scoring.settling import describe_settings
 from braintumor_ray.scoring.verify import verify
 from tests.builders import make_bundle, write_archive
 
