@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from braintumor_ray.evaluation.evaluated import Evaluated
 from braintumor_ray.metrics.classification import auroc, binary_metrics, classification_metrics
 from braintumor_ray.metrics.intervals import metric_intervals
-from braintumor_ray.metrics.thresholds import choose_threshold
+from braintumor_ray.metrics.thresholds import stated_threshold, threshold_by
 from braintumor_ray.predict.study import AGGREGATES, Aggregate, Level, roll_up
 from braintumor_ray.types import Bools, Floats, Ints
 
@@ -140,7 +140,9 @@ def _chosen(
     # The mean where both are equal: it depends less on the number of slices.
     how: Aggregate = max(("mean", "max"), key=lambda name: auroc(truth, scores[name]) or 0.0)  # type: ignore[assignment, arg-type]
     rule = evaluated.fields.recipe.get("threshold_by", "f1")
-    threshold = choose_threshold(truth, scores[how], by=rule).threshold
+    if stated_threshold(rule) is not None:  # of single slices, and says nothing of their maximum
+        rule = "f1"
+    threshold = threshold_by(rule, truth, scores[how])
     figures = _measured(ours.used, how, threshold, seed=seed, n_boot=n_boot)
     if figures is None:
         return None

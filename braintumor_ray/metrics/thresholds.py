@@ -14,6 +14,7 @@ from braintumor_ray.types import Bools, Floats
 ThresholdRule = Literal["f1", "youden", "sensitivity_at_specificity", "specificity_at_sensitivity"]
 
 _FLOOR = re.compile(r"sensitivity\s*>=\s*(\d*\.?\d+)")
+_NUMBER = re.compile(r"0?\.\d+")
 
 # Sums such as sensitivity + specificity - 1 differ in the last bits where they are equal.
 TIE = 1e-12
@@ -46,8 +47,31 @@ def parse_rule(text: str) -> tuple[ThresholdRule, float]:
     if text in ("f1", "youden"):
         return text, 0.0  # type: ignore[return-value]
     raise MetricsError(
-        f"threshold_by '{text}' is unknown; use 'f1', 'youden' or 'sensitivity >= 0.95'"
+        f"threshold_by '{text}' is unknown; use 'f1', 'youden', 'sensitivity >= 0.95' or '0.5'"
     )
+
+
+def stated_threshold(text: str) -> float | None:
+    """The threshold where a recipe states it ('0.5') and nothing is chosen; else None."""
+    return float(text) if _NUMBER.fullmatch(text.strip()) else None
+
+
+def threshold_by(text: str, truth: NDArray[Any], score: NDArray[Any]) -> float:
+    """The threshold by a recipe's `threshold_by`: as stated, or chosen on these scans.
+
+    Args:
+        text: a number, or as `parse_rule` reads it.
+        truth: bool or 0/1, (n,), both kinds present.
+        score: finite, float (n,).
+
+    Raises:
+        MetricsError: as `parse_rule` and `choose_threshold`.
+    """
+    stated = stated_threshold(text)
+    if stated is not None:
+        return stated
+    rule, floor = parse_rule(text)
+    return choose_threshold(truth, score, rule, floor).threshold
 
 
 def threshold_sweep(truth: NDArray[Any], score: NDArray[Any]) -> dict[str, NDArray[Any]]:

@@ -11,7 +11,7 @@ from braintumor_ray.metrics.calibration import calibration_metrics, fit_temperat
 from braintumor_ray.metrics.classification import classification_metrics
 from braintumor_ray.metrics.conformal import COVERAGE, SetRule, fit_sets
 from braintumor_ray.metrics.inputs import binary_view
-from braintumor_ray.metrics.thresholds import choose_threshold, parse_rule
+from braintumor_ray.metrics.thresholds import threshold_by
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def tune_decision(
         labels: class indices, int (n,).
         class_names: k names in the order of the columns.
         positive: indices of the positive (tumor) classes.
-        by: as `thresholds.parse_rule` reads it.
+        by: as `thresholds.threshold_by` reads it.
         without_choice: the threshold where all scans are positive, or none is; None: refuse.
         coverage: of the prediction sets, as for `fit_sets`.
         groups: scans that are not independent share one; for the prediction sets.
@@ -50,7 +50,6 @@ def tune_decision(
     Raises:
         MetricsError: the inputs do not fit, or all scans are of one kind and that is refused.
     """
-    rule, floor = parse_rule(by)
     # Where every scan is right, any sharper temperature has a lower NLL: the data choose none.
     all_right = bool((logits.argmax(axis=1) == labels).all())
     temperature = 1.0 if all_right else fit_temperature(logits, labels)
@@ -59,7 +58,7 @@ def tune_decision(
     if without_choice is not None and (truth.all() or not truth.any()):
         threshold = without_choice
     else:
-        threshold = choose_threshold(truth, score, rule, floor).threshold
+        threshold = threshold_by(by, truth, score)
     metrics = classification_metrics(labels, probs, class_names, positive, threshold)
     metrics["calibration"] = calibration_metrics(labels, probs, positive)
     sets = fit_sets(labels, probs, coverage, groups)

@@ -11,7 +11,7 @@ Head = Literal["linear", "mlp", "attention", "flatten"]
 Neck = Literal["none", "topdown"]
 Pooling = Literal["mean", "lse"]
 Output = Literal["auto", "softmax", "sigmoid"]
-_THRESHOLD_RULE = re.compile(r"f1|youden|sensitivity\s*>=\s*(0?\.\d+|[01](\.0*)?)")
+_THRESHOLD_RULE = re.compile(r"f1|youden|sensitivity\s*>=\s*(0?\.\d+|[01](\.0*)?)|0?\.\d+")
 Layers = Literal["all", "head"] | Annotated[int, Field(ge=1)] | tuple[str, ...]
 
 
@@ -255,7 +255,7 @@ class Recipe(Section):
     threshold_by: str = Field(
         "f1",
         description="of the tumor decision, on validation: 'f1', 'youden', or 'sensitivity >= "
-        "0.95', the most specificity that leaves so much",
+        "0.95', the most specificity that leaves so much; or the threshold itself, as '0.5'",
     )
     set_coverage: float = Field(
         0.9, gt=0.5, lt=1, description="coverage of the prediction sets, in each class"
@@ -278,7 +278,7 @@ class Recipe(Section):
     @classmethod
     def _known_rule(cls, rule: str) -> str:
         if not _THRESHOLD_RULE.fullmatch(rule):
-            raise ValueError("use 'f1', 'youden' or 'sensitivity >= 0.95', a share up to 1")
+            raise ValueError("use 'f1', 'youden', 'sensitivity >= 0.95' or a threshold as '0.5'")
         return rule
 
     @model_validator(mode="after")

@@ -8,7 +8,12 @@ from sklearn import metrics as sk
 
 from braintumor_ray.errors import MetricsError
 from braintumor_ray.metrics.classification import binary_metrics
-from braintumor_ray.metrics.thresholds import OperatingPoint, choose_threshold, threshold_sweep
+from braintumor_ray.metrics.thresholds import (
+    OperatingPoint,
+    choose_threshold,
+    threshold_by,
+    threshold_sweep,
+)
 
 RULES = ("f1", "youden", "sensitivity_at_specificity", "specificity_at_sensitivity")
 
@@ -189,3 +194,26 @@ def test_scans_of_one_kind_are_refused(kind, name):
 def test_inputs_that_give_no_threshold_are_refused_with_the_value(truth, score, options, message):
     with pytest.raises(MetricsError, match=message):
         choose_threshold(np.array(truth), np.array(score), **options)
+
+
+class TestByARecipesRule:
+    TRUTH = np.array([0, 0, 1, 1, 1], bool)
+    SCORE = np.array([0.1, 0.8, 0.6, 0.9, 0.95])
+
+    def test_a_stated_threshold_is_taken_and_nothing_chosen(self):
+        assert threshold_by("0.5", self.TRUTH, self.SCORE) == 0.5
+        assert threshold_by(".25", ~self.TRUTH, self.SCORE) == 0.25
+
+    @pytest.mark.parametrize("rule", ["f1", "youden"])
+    def test_a_rule_chooses(self, rule):
+        chosen = choose_threshold(self.TRUTH, self.SCORE, rule).threshold
+        assert threshold_by(rule, self.TRUTH, self.SCORE) == chosen
+
+    def test_a_floor_is_met(self):
+        assert threshold_by("sensitivity >= 1.0", self.TRUTH, self.SCORE) <= 0.6
+        assert threshold_by("sensitivity >= 0.6", self.TRUTH, self.SCORE) > 0.8
+
+    @pytest.mark.parametrize("text", ["1.5", "f2", "sensitivity >= 2", ""])
+    def test_others_are_refused(self, text):
+        with pytest.raises(MetricsError, match="threshold_by"):
+            threshold_by(text, self.TRUTH, self.SCORE)
