@@ -205,3 +205,12 @@ def test_a_jobs_batches_side_by_side_equal_one_after_another(bundle_path):
         torch.set_num_threads(threads)
     np.testing.assert_allclose(both["probabilities"], one["probabilities"], atol=1e-6)
     np.testing.assert_array_equal(both["gradcam_pp"], one["gradcam_pp"])
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_views_are_averaged_alike_and_leave_the_maps_those_of_the_scan(engine, bundle_path):
+    options = {"precision": "fp32", "tta": True}
+    wanted = Predictor.from_bundle(bundle_path, "cpu", **options)(SCANS)
+    found = Predictor.from_bundle(bundle_path, "cpu", engine=engine, **options)(SCANS)
+    np.testing.assert_allclose(found["probabilities"], wanted["probabilities"], atol=1e-5)
+    np.testing.assert_allclose(found["gradcam"], wanted["gradcam"], rtol=2e-3, atol=1e-6)
