@@ -25,9 +25,9 @@ def read(monkeypatch):
     """What is read of a results folder: (path, columns)."""
     asked, plain = [], ResultsFolder.read_parquet
 
-    def spy(folder, paths, columns=None):
+    def spy(folder, paths, columns=None, where=None):
         asked.extend((path, columns) for path in paths)
-        return plain(folder, paths, columns)
+        return plain(folder, paths, columns, where)
 
     monkeypatch.setattr(ResultsFolder, "read_parquet", spy)
     return asked
