@@ -11,7 +11,7 @@ from braintumor_ray import Predictor
 from braintumor_ray.engines import choice as choice_module
 from braintumor_ray.engines.choice import Choice, fastest_engine, settled_engine
 from braintumor_ray.errors import UsageError
-from braintumor_ray.models.bundle import load_bundle, save_bundle
+from braintumor_ray.models.bundle import ViewFields, load_bundle, save_bundle
 from braintumor_ray.models.device import use_bf16
 from braintumor_ray.scoring.predict_stage import ParallelPredictor
 from tests.builders import disc_scan, make_fields, make_model
@@ -209,8 +209,8 @@ def test_a_jobs_batches_side_by_side_equal_one_after_another(bundle_path):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_views_are_averaged_alike_and_leave_the_maps_those_of_the_scan(engine, bundle_path):
-    options = {"precision": "fp32", "tta": True}
-    wanted = Predictor.from_bundle(bundle_path, "cpu", **options)(SCANS)
-    found = Predictor.from_bundle(bundle_path, "cpu", engine=engine, **options)(SCANS)
+    bundle = load_bundle(bundle_path).averaging(ViewFields(threshold=0.5, temperature=1.0))
+    wanted = Predictor(bundle, device="cpu", precision="fp32")(SCANS)
+    found = Predictor(bundle, device="cpu", precision="fp32", engine=engine)(SCANS)
     np.testing.assert_allclose(found["probabilities"], wanted["probabilities"], atol=1e-5)
     np.testing.assert_allclose(found["gradcam"], wanted["gradcam"], rtol=2e-3, atol=1e-6)
