@@ -35,4 +35,5 @@ def publish(
     archive = load_source(source, replace(anonymous_options(), probe_headers=False))
     with progress_bar("publishing") as advance:
         found = make(results, archive, options, advance)
-    print_result(found, as_json, f"{found['scans']} scans: {found['objects']} objects")
+    before = f"; {found['sent_before']} scans were there already" if found["sent_before"] else ""
+    print_result(found, as_json, f"{found['scans']} scans: {found['objects']} objects{before}")

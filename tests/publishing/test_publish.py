@@ -70,7 +70,7 @@ def test_each_scan_gets_its_objects_with_the_patient_and_references_of_its_sourc
     tmp_path, archive, results
 ):
     found = published(results, archive, tmp_path / "out")
-    assert found == {"scans": 3, "objects": 12, "refused": {}}
+    assert found == {"scans": 3, "objects": 12, "sent_before": 0, "refused": {}}
     made = objects(tmp_path / "out")
     for name, row in rows_by_name(results).items():
         source = pydicom.dcmread(row["uri"])
