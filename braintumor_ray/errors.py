@@ -40,6 +40,10 @@ class ResultsError(BrainTumorError):
     """A results folder that is missing, held by another run, or belongs to another bundle."""
 
 
+class PublishError(BrainTumorError):
+    """Scans that cannot become DICOM objects, or a server that does not take them."""
+
+
 class TrainingError(BrainTumorError):
     """A training run that cannot start, or that must not be repeated under the same name."""
 

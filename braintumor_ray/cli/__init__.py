@@ -11,6 +11,7 @@ from braintumor_ray.cli import (
     bundles,
     data,
     evaluation,
+    hospital,
     lake,
     network,
     scoring,
@@ -45,7 +46,8 @@ def demo(
     print_result(found, as_json, "\n".join(f"{key}: {value}" for key, value in found.items()))
 
 
-for group in (data, training, scoring, archive, lake, evaluation, bundles, serving, network):
+work = (data, training, scoring, archive, lake, hospital)
+for group in (*work, evaluation, bundles, serving, network):
     app.add_typer(group.app)
 
 

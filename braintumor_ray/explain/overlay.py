@@ -203,17 +203,33 @@ def heatmap_at(cam: NDArray[Any], shape: tuple[int, int]) -> NDArray[np.float32]
     Raises:
         UsageError: `cam` is not a two-dimensional array of finite numbers.
     """
+    heat = upsampled(cam, shape)
+    low, high = float(heat.min()), float(heat.max())
+    if high - low <= FLAT_RANGE * max(abs(low), abs(high)):
+        return np.zeros(shape, np.float32)
+    return (heat - np.float32(low)) / np.float32(high - low)
+
+
+def upsampled(cam: NDArray[Any], shape: tuple[int, int]) -> NDArray[np.float32]:
+    """A raw map at an image's size, in its own values: bilinear, align_corners=False.
+
+    Args:
+        cam: raw map (h, w), any float dtype.
+        shape: (H, W) of the image.
+
+    Returns:
+        float32 (H, W).
+
+    Raises:
+        UsageError: `cam` is not a two-dimensional array of finite numbers.
+    """
     if cam.ndim != 2 or cam.size == 0:
         raise UsageError(f"a map of shape {cam.shape} cannot be drawn; pass one map (h, w)")
     if not np.isfinite(cam).all():
         raise UsageError("a map with NaN or infinite values cannot be drawn; compute it again")
     height, width = shape
     raw = np.ascontiguousarray(cam, dtype=np.float32)
-    heat = cv2.resize(raw, (width, height), interpolation=cv2.INTER_LINEAR)
-    low, high = float(heat.min()), float(heat.max())
-    if high - low <= FLAT_RANGE * max(abs(low), abs(high)):
-        return np.zeros(shape, np.float32)
-    return (heat - np.float32(low)) / np.float32(high - low)
+    return np.asarray(cv2.resize(raw, (width, height), interpolation=cv2.INTER_LINEAR), np.float32)
 
 
 def drawn_heatmap(

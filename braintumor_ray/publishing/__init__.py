@@ -1,0 +1,1 @@
+"""Results as DICOM objects that refer to the scans they were made of."""

@@ -1,0 +1,330 @@
+"""DICOM objects of one row: a Parametric Map per map, a report by TID 1500, a capture.
+
+highdicom writes them. UIDs follow from the row (`Scored.digest`), its source and the bundle, so
+that the same row published again gives the same objects. Dates are those of the scoring.
+"""
+
+import hashlib
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+from pydicom.uid import UID
+
+from braintumor_ray import __version__
+from braintumor_ray.errors import UsageError
+from braintumor_ray.explain.overlay import METHOD_LABELS, panel, upsampled
+from braintumor_ray.publishing.source import Refused, Source
+
+if TYPE_CHECKING:
+    from highdicom.sr import CodedConcept, ComprehensiveSR, MeasurementReport
+
+MANUFACTURER = "braintumor-ray"
+INTENDED_USE = "Research use, not for diagnosis"
+SCHEME = "99BTRAY"  # of codes for which the standard has none (PS3.16, 8.2)
+_NAMES = uuid.UUID("5f0a6c1e-92cf-5be1-8b5c-5f9d8a3c7a10")  # of uids; another one: other objects
+_SERIES_NUMBERS = {"map": 9100, "report": 9200, "capture": 9300}
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """A row of results with the names that its columns need.
+
+    Attributes:
+        row: as in `predict.schema.result_schema`.
+        class_names: in the order of `probabilities`.
+        cams: raw map (h, w) of the whole picture per method.
+        fingerprint: of the bundle.
+    """
+
+    row: Mapping[str, Any]
+    class_names: Sequence[str]
+    cams: Mapping[str, NDArray[Any]]
+    fingerprint: str
+
+    @property
+    def digest(self) -> str:
+        """Of all that is published of the row; no id goes into it."""
+        told = ("pixel_sha256", "frame", "predicted_class", "decision", "out_of_domain",
+                "cam_class", "prediction_set")  # fmt: skip
+        text = repr([self.fingerprint, *self.class_names, *(self.row.get(name) for name in told)])
+        found = hashlib.sha256(text.encode())
+        found.update(np.asarray(self.row["probabilities"], "<f4").tobytes())
+        for method, cam in self.cams.items():
+            found.update(method.encode())
+            found.update(np.asarray(cam, "<f2").tobytes())
+        return found.hexdigest()[:32]
+
+
+def derived_objects(scored: Scored, source: Source) -> dict[str, Dataset]:
+    """All objects of a row by their name: `map_METHOD`, `report`, `capture`.
+
+    Raises:
+        Refused: the source's header cannot be carried over.
+        UsageError: highdicom is not installed.
+    """
+    _require_highdicom()
+    try:
+        made: dict[str, Dataset] = {
+            f"map_{method}": parametric_map(scored, source, method) for method in scored.cams
+        }
+        made["report"] = report(scored, source)
+        if scored.cams:
+            made["capture"] = capture(scored, source)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        # The message may repeat values of the header: only its kind is told.
+        raise Refused(f"source: its header is not carried over ({type(error).__name__})") from error
+    for each in made.values():
+        _finish(each, scored.row.get("scored_at"))
+    return made
+
+
+def parametric_map(scored: Scored, source: Source, method: str) -> Dataset:
+    """A map at its source's resolution and place, in its own values: float32, one frame."""
+    import highdicom as hd
+    from pydicom.sr.codedict import codes
+
+    heat = upsampled(scored.cams[method], (source.gray.shape[0], source.gray.shape[1]))
+    low, high = float(heat.min()), float(heat.max())
+    label = METHOD_LABELS.get(method, method)
+    mapping = hd.pm.RealWorldValueMapping(
+        lut_label="ACTIVATION",
+        lut_explanation=f"{label}, class {scored.row['cam_class']}"[:64],
+        unit=codes.UCUM.NoUnits,
+        value_range=(low, high),
+        slope=1.0,
+        intercept=0.0,
+        quantity_definition=codes.DCM.ClassActivation,
+    )
+    width = (high - low) or 1.0  # a flat map; a window of no width is not valid
+    window = hd.VOILUTTransformation(window_center=low + width / 2, window_width=width)
+    made: Dataset = hd.pm.ParametricMap(
+        source_images=[source.header],
+        pixel_array=heat[np.newaxis],
+        **_instance(scored, source, "map", method),
+        contains_recognizable_visual_features=False,
+        real_world_value_mappings=[mapping],
+        voi_lut_transformations=[window],
+        content_label=method.upper()[:16],
+        content_description=f"{label} of {scored.row['cam_class']}"[:64],
+        content_creator_name=f"{MANUFACTURER}^",  # a name of one part
+        image_flavor=hd.pm.ImageFlavorValues.VOLUME,
+        pixel_measures=hd.PixelMeasuresSequence(source.spacing, source.thickness),
+        plane_orientation=hd.PlaneOrientationSequence("PATIENT", source.orientation),
+        plane_positions=[hd.PlanePositionSequence("PATIENT", source.position)],
+        series_description=_described(f"{label} map"),
+    )
+    _mend_map(made, _uid(scored, source, "dimensions"))
+    return made
+
+
+def _mend_map(made: Dataset, organization: UID) -> None:
+    """Take out what highdicom makes up: a UID that differs each time, a distance of one slice."""
+    for item in (*made.DimensionOrganizationSequence, *made.DimensionIndexSequence):
+        item.DimensionOrganizationUID = organization
+    shared = made.SharedFunctionalGroupsSequence[0]
+    shared.PixelMeasuresSequence[0].pop("SpacingBetweenSlices", None)
+
+
+def report(scored: Scored, source: Source) -> "ComprehensiveSR":
+    """The row's figures as a measurement report (PS3.16, TID 1500)."""
+    from highdicom.sr import ComprehensiveSR
+
+    evidence = Dataset()
+    evidence.update(source.header)
+    return ComprehensiveSR(
+        evidence=[evidence],
+        content=_content(scored, source),
+        is_complete=True,
+        is_final=False,
+        is_verified=False,
+        **_instance(scored, source, "report"),
+        series_description=_described("report"),
+    )
+
+
+def capture(scored: Scored, source: Source) -> Dataset:
+    """A picture of scan and maps, for viewers that show nothing else; the disclaimer is in it."""
+    import highdicom as hd
+
+    probabilities = dict(zip(scored.class_names, scored.row["probabilities"], strict=True))
+    predicted = scored.row["predicted_class"]
+    picture = panel(
+        source.gray,
+        scored.cams,
+        predicted=predicted,
+        probability=float(probabilities[predicted]),
+        layout="compact",
+    )
+    made: Dataset = hd.sc.SCImage.from_ref_dataset(
+        source.header,
+        pixel_array=np.ascontiguousarray(picture),
+        photometric_interpretation="RGB",
+        bits_allocated=8,
+        coordinate_system="PATIENT",
+        patient_orientation=("L", "P"),  # highdicom wants one; see below
+        **_instance(scored, source, "capture"),
+        series_description=_described("overlay"),
+    )
+    made.PatientOrientation = None  # several pictures in one, with captions
+    made.BurnedInAnnotation = "NO"  # its text names nobody (PS3.3, C.7.6.1)
+    made.DerivationDescription = INTENDED_USE
+    made.SourceImageSequence = [_reference(source)]
+    series = Dataset()
+    series.SeriesInstanceUID = source.header.SeriesInstanceUID
+    series.ReferencedInstanceSequence = [_reference(source)]
+    made.ReferencedSeriesSequence = [series]
+    return made
+
+
+def _reference(source: Source) -> Dataset:
+    item = Dataset()
+    item.ReferencedSOPClassUID = source.header.SOPClassUID
+    item.ReferencedSOPInstanceUID = source.header.SOPInstanceUID
+    if source.is_multiframe:
+        item.ReferencedFrameNumber = source.frame + 1
+    return item
+
+
+def _content(scored: Scored, source: Source) -> "MeasurementReport":
+    from highdicom import sr
+    from pydicom.sr.codedict import codes
+
+    header = source.header
+    frames = [source.frame + 1] if source.is_multiframe else None
+    image = sr.SourceImageForMeasurementGroup(header.SOPClassUID, header.SOPInstanceUID, frames)
+    group = sr.MeasurementsAndQualitativeEvaluations(
+        tracking_identifier=sr.TrackingIdentifier(
+            uid=_uid(scored, source, "tracking"), identifier="Classification of the slice"
+        ),
+        finding_type=_class_code(scored.row["predicted_class"]),
+        algorithm_id=sr.AlgorithmIdentification(
+            name=MANUFACTURER, version=__version__, parameters=[f"bundle {scored.fingerprint}"]
+        ),
+        measurements=_measurements(scored),
+        qualitative_evaluations=_evaluations(scored),
+        source_images=[image],
+    )
+    device = sr.DeviceObserverIdentifyingAttributes(
+        uid=UID(f"2.25.{uuid.uuid5(_NAMES, scored.fingerprint).int}"),
+        name=f"{MANUFACTURER} {__version__}",
+        manufacturer_name=MANUFACTURER,
+        model_name=f"bundle {scored.fingerprint}"[:64],
+    )
+    observer = sr.ObserverContext(codes.DCM.Device, device)
+    return sr.MeasurementReport(
+        observation_context=sr.ObservationContext(observer_device_context=observer),
+        procedure_reported=_code("MRHEAD", "MR of the head"),
+        imaging_measurements=[group],
+        referenced_images=None,
+    )
+
+
+def _measurements(scored: Scored) -> list[Any]:
+    from highdicom.sr import Measurement
+    from pydicom.sr.codedict import codes
+
+    unit = codes.UCUM.NoUnits
+    found = [
+        Measurement(_class_code(name, "Probability of "), float(value), unit)
+        for name, value in zip(scored.class_names, scored.row["probabilities"], strict=True)
+    ]
+    if scored.row.get("entropy") is not None:
+        entropy = _code("ENTROPY", "Uncertainty: normalized entropy, 0 to 1")
+        found.append(Measurement(entropy, float(scored.row["entropy"]), unit))
+    return found
+
+
+def _evaluations(scored: Scored) -> list[Any]:
+    from highdicom.sr import QualitativeEvaluation
+
+    row = scored.row
+    found = [
+        (_code("USE", "Intended use"), _code("RESEARCH", INTENDED_USE)),
+        (_code("CLASS", "Likeliest class"), _class_code(row["predicted_class"])),
+    ]
+    for column, code, meaning in (
+        ("decision", "DECISION", "Decision: tumor"),
+        ("out_of_domain", "DOMAIN", "Out of domain: unlike the training scans"),
+    ):
+        if row.get(column) is not None:
+            found.append((_code(code, meaning), _yes_or_no(row[column])))
+    if row.get("prediction_set") is not None:
+        name = _code("SET", "Member of the prediction set")
+        members = [_class_code(each) for each in row["prediction_set"]]
+        found += [(name, each) for each in members or [_code("NONE", "No class")]]
+    return [QualitativeEvaluation(name, value) for name, value in found]
+
+
+def _yes_or_no(value: bool) -> Any:  # noqa: ANN401 - pydicom's code
+    from pydicom.sr.codedict import codes
+
+    return codes.SCT.Yes if value else codes.SCT.No
+
+
+def _class_code(name: str, prefix: str = "") -> "CodedConcept":
+    """The code of a class or of its probability; a bundle names classes as it likes."""
+    digest = hashlib.sha256(name.encode()).hexdigest()[:12].upper()
+    return _code(f"{'P' if prefix else 'C'}{digest}", f"{prefix}{name}"[:64])
+
+
+def _code(value: str, meaning: str) -> "CodedConcept":
+    from highdicom.sr import CodedConcept
+
+    return CodedConcept(value, SCHEME, meaning)
+
+
+def _instance(scored: Scored, source: Source, kind: str, method: str = "") -> dict[str, Any]:
+    """Who made an object, and its UIDs and numbers: a series per source series, kind and bundle."""
+    series = f"{source.header.SeriesInstanceUID} {kind} {method} {scored.fingerprint}"
+    number = _SERIES_NUMBERS[kind] + (sorted(scored.cams).index(method) if method else 0)
+    made = {
+        "series_instance_uid": UID(f"2.25.{uuid.uuid5(_NAMES, series).int}"),
+        "series_number": number,
+        "sop_instance_uid": _uid(scored, source, f"{kind} {method}"),
+        "instance_number": int(source.header.get("InstanceNumber") or 1) + source.frame,
+        "manufacturer": MANUFACTURER,
+        "manufacturer_model_name": MANUFACTURER,
+        "software_versions": __version__,
+        "device_serial_number": scored.fingerprint,
+    }
+    return made
+
+
+def _uid(scored: Scored, source: Source, kind: str) -> UID:
+    """A UID by name (PS3.5, B.2)."""
+    name = f"{source.header.SOPInstanceUID} {source.frame} {scored.digest} {kind}"
+    return UID(f"2.25.{uuid.uuid5(_NAMES, name).int}")
+
+
+def _described(what: str) -> str:
+    return f"{what} - research, not for diagnosis"[:64]
+
+
+def _finish(made: Dataset, scored_at: datetime | None) -> None:
+    """Set the dates: highdicom takes the present, which would differ each time."""
+    if scored_at is None:
+        return
+    date, time = scored_at.strftime("%Y%m%d"), scored_at.strftime("%H%M%S.%f")
+    for kind in ("Series", "Content", "InstanceCreation"):
+        if f"{kind}Date" in made:
+            setattr(made, f"{kind}Date", date)
+            setattr(made, f"{kind}Time", time)
+    if "DateOfSecondaryCapture" in made:
+        made.DateOfSecondaryCapture, made.TimeOfSecondaryCapture = date, time
+    for item in made.get("ContributingEquipmentSequence") or ():
+        item.ContributionDateTime = date + time
+
+
+def _require_highdicom() -> None:
+    try:
+        import highdicom  # noqa: F401
+    except ImportError as error:
+        raise UsageError(
+            "DICOM objects need highdicom: pip install 'braintumor-ray[hospital]'"
+        ) from error

@@ -1,0 +1,70 @@
+"""What is published, and where to."""
+
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Annotated, Literal
+
+from braintumor_ray.errors import UsageError
+from braintumor_ray.options import Option
+
+Decision = Literal["all", "positive", "negative"]
+Choice = "Which scans"  # panels in `--help`
+Server = "Server"
+
+
+def _moment(text: str) -> datetime:
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise UsageError(f"--since '{text}' is not a date such as 2026-11-01") from error
+    return found if found.tzinfo else found.replace(tzinfo=timezone.utc)
+
+
+@dataclass(frozen=True)
+class PublishOptions:
+    """Which rows become DICOM objects, and where these go.
+
+    Attributes:
+        output: folder or URI for the objects; None: they are sent only.
+        to: URL of a DICOMweb server; None: they are written only.
+        decision: rows of this tumor decision.
+        worklist: worklist.csv of `worklist`: its scans, in its order.
+        since: scored at this moment or later.
+        limit: at most so many scans; None: all.
+        allow_burned_in: also scans whose header tells of burned-in annotation.
+        wait: how long a server that is down is waited for, in seconds.
+    """
+
+    output: Annotated[
+        str | None,
+        Option("For the objects: a folder per scan.", "FOLDER", flags=("--output", "-o")),
+    ] = None
+    to: Annotated[
+        str | None,
+        Option(
+            "DICOMweb server to send to (STOW-RS); credentials: see docs/hospital.md.",
+            "URL",
+            panel=Server,
+        ),
+    ] = None
+    decision: Annotated[
+        Decision,
+        Option(
+            "Scans of this tumor decision.", choices=("all", "positive", "negative"), panel=Choice
+        ),
+    ] = "all"
+    worklist: Annotated[
+        str | None, Option("The scans of a worklist.csv, in its order.", "FILE", panel=Choice)
+    ] = None
+    since: Annotated[
+        datetime | None,
+        Option("Scored on this date or later (UTC).", "DATE", parse=_moment, panel=Choice),
+    ] = None
+    limit: Annotated[int | None, Option("At most so many scans.", least=1, panel=Choice)] = None
+    allow_burned_in: Annotated[
+        bool, Option("Also scans whose header tells of burned-in annotation.", panel=Choice)
+    ] = False
+    wait: Annotated[
+        float,
+        Option("Seconds to wait for a server that is down.", "X", least=0, panel=Server),
+    ] = 300.0

@@ -1,0 +1,80 @@
+"""A small DICOMweb server on loopback: it keeps what it is sent, and fails as a test wants."""
+
+import io
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pydicom
+
+
+class Store:
+    """What the server has: objects by UID, in the order of their arrival."""
+
+    def __init__(self):
+        self.arrived = []
+        self.answers = []  # status codes for the next requests, before it works
+        self.before = self.after = lambda: None  # called around each storing
+        self.conflict = False  # 409 for what it has
+
+    def take(self, body, boundary):
+        parts = body.split(b"--" + boundary)[1:-1]
+        contents = [part.split(b"\r\n\r\n", 1)[1].removesuffix(b"\r\n") for part in parts]
+        uids = [pydicom.dcmread(io.BytesIO(content)).SOPInstanceUID for content in contents]
+        known = self.conflict and all(uid in self.arrived for uid in uids)
+        self.arrived += uids
+        return 409 if known else 200
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self):
+        store, body = self.server.store, self._body()
+        store.seen = self.headers.get("Authorization")
+        if store.answers:
+            self._answer(store.answers.pop(0))
+            return
+        store.before()
+        boundary = self.headers["Content-Type"].split("boundary=")[1].split(";")[0].strip('"')
+        status = store.take(body, boundary.encode())
+        store.after()
+        self._answer(status)
+
+    def do_GET(self):
+        uid = self.path.split("/instances/")[1].split("/")[0]
+        known = uid in self.server.store.arrived
+        self._answer(200 if known else 404, b'[{"00080018": {"vr": "UI"}}]' if known else b"")
+
+    def _body(self):
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers["Content-Length"]))
+        parts = []
+        while size := int(self.rfile.readline(), 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
+
+    def _answer(self, status, body=b""):
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Type", "application/dicom+json")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args):
+        """Tests print nothing."""
+
+
+@contextmanager
+def serving(store, port=0):
+    """The server's address."""
+    server = ThreadingHTTPServer(("127.0.0.1", port), _Handler)
+    server.store = store
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()

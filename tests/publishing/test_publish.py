@@ -1,0 +1,225 @@
+"""Results of DICOM scans become DICOM objects that lie where their scans lie."""
+
+import json
+from datetime import datetime, timezone
+
+import highdicom as hd
+import numpy as np
+import pyarrow.parquet as pq
+import pydicom
+import pytest
+
+from braintumor_ray.catalog.build import load_catalog
+from braintumor_ray.catalog.identity import IdentityHash
+from braintumor_ray.catalog.options import CatalogOptions
+from braintumor_ray.catalog.redaction import UriRedaction, redact_catalog
+from braintumor_ray.errors import PublishError, UsageError
+from braintumor_ray.explain.overlay import upsampled
+from braintumor_ray.predict.results import read_results
+from braintumor_ray.publishing.options import PublishOptions
+from braintumor_ray.publishing.publish import publish
+from tests.builders import write_archive
+from tests.publishing.scans import (
+    ORIENTATIONS,
+    SHAPE,
+    enhanced_dataset,
+    plant,
+    scan_dataset,
+    scored,
+    write,
+)
+
+KINDS = {"map_gradcam", "map_gradcam_pp", "report", "capture"}
+
+
+def archive_table(folder):
+    options = CatalogOptions(identity=IdentityHash(b"other"), probe_headers=False)
+    return load_catalog(folder, options)
+
+
+def published(results, archive, output, **options):
+    return publish(str(results), archive_table(archive), PublishOptions(str(output), **options))
+
+
+def objects(output):
+    """Every object by its source's SOP Instance UID, frame and kind."""
+    found = {}
+    for path in output.rglob("*.dcm"):
+        found[path.parent.name, path.stem] = pydicom.dcmread(path)
+    return found
+
+
+@pytest.fixture
+def archive(tmp_path):
+    for number, (name, orientation) in enumerate(ORIENTATIONS.items()):
+        write(tmp_path / "archive", f"{name}.dcm", scan_dataset(number, orientation))
+    return tmp_path / "archive"
+
+
+@pytest.fixture
+def results(tmp_path, archive):
+    return scored(tmp_path / "results", archive)
+
+
+def rows_by_name(results):
+    rows = read_results(results).to_pylist()
+    return {f"{row['scan_id'] % 2**64:016x}": row for row in rows}
+
+
+def test_each_scan_gets_its_objects_with_the_patient_and_references_of_its_source(
+    tmp_path, archive, results
+):
+    found = published(results, archive, tmp_path / "out")
+    assert found == {"scans": 3, "objects": 12, "sent_before": 0, "refused": {}}
+    made = objects(tmp_path / "out")
+    for name, row in rows_by_name(results).items():
+        source = pydicom.dcmread(row["uri"])
+        for kind in KINDS:
+            each = made[name, kind]
+            for keyword in ("PatientID", "PatientName", "PatientBirthDate", "StudyInstanceUID"):
+                assert each[keyword].value == source[keyword].value
+            assert source.SOPInstanceUID in str(each)
+            assert source.SeriesInstanceUID in str(each)
+            assert each.SeriesInstanceUID != source.SeriesInstanceUID
+            assert each.ContentDate == "20261101"
+        assert made[name, "map_gradcam"].FrameOfReferenceUID == source.FrameOfReferenceUID
+    assert len({each.SOPInstanceUID for each in made.values()}) == 12
+
+
+def test_the_frame_of_a_map_is_the_upsampled_map(tmp_path, archive, results):
+    published(results, archive, tmp_path / "out")
+    for name, row in rows_by_name(results).items():
+        for method in ("gradcam", "gradcam_pp"):
+            read = hd.imread(tmp_path / "out" / name / f"map_{method}.dcm")
+            cam = np.asarray(row[method], np.float16).reshape(7, 7)
+            np.testing.assert_array_equal(read.pixel_array.reshape(SHAPE), upsampled(cam, SHAPE))
+            np.testing.assert_allclose(
+                read.get_frame(1, apply_real_world_transform=True), upsampled(cam, SHAPE)
+            )
+
+
+def hottest(path):
+    """Patient coordinates (mm) of the hottest pixel, computed by highdicom from the object."""
+    image = hd.imread(path)
+    place = np.unravel_index(image.pixel_array.squeeze().argmax(), SHAPE)
+    transform = hd.spatial.PixelToReferenceTransformer.for_image(image, frame_number=1)
+    return transform(np.array([place[::-1]]))[0]
+
+
+@pytest.mark.parametrize("name", ORIENTATIONS)
+def test_a_hot_cell_lies_at_its_place_in_the_patient(tmp_path, archive, results, name):
+    plant(results, 2, 5)
+    published(results, archive, tmp_path / "out")
+    (folder,) = [f for f, row in rows_by_name(results).items() if f"{name}.dcm" in row["uri"]]
+    source = pydicom.dcmread(archive / f"{name}.dcm")
+    orientation = np.array(source.ImageOrientationPatient, float)
+    row, column = (2.5 / 7 * SHAPE[0] - 0.5, 5.5 / 7 * SHAPE[1] - 0.5)  # the cell's middle
+    between_rows, between_columns = map(float, source.PixelSpacing)
+    expected = (
+        np.array(source.ImagePositionPatient, float)
+        + orientation[:3] * column * between_columns
+        + orientation[3:] * row * between_rows
+    )
+    distance = hottest(tmp_path / "out" / folder / "map_gradcam.dcm") - expected
+    assert np.linalg.norm(distance) <= 0.6  # within a pixel of 0.9 x 0.7 mm
+
+
+def test_frames_of_an_enhanced_object_have_maps_at_their_own_places(tmp_path):
+    write(tmp_path / "archive", "enhanced.dcm", enhanced_dataset(ORIENTATIONS["oblique"]))
+    results = scored(tmp_path / "results", tmp_path / "archive")
+    assert published(results, tmp_path / "archive", tmp_path / "out")["objects"] == 8
+    for name, row in rows_by_name(results).items():
+        made = pydicom.dcmread(tmp_path / "out" / name / "map_gradcam.dcm")
+        place = made.PerFrameFunctionalGroupsSequence[0].PlanePositionSequence[0]
+        assert place.ImagePositionPatient[2] == (7, 12)[row["frame"]]
+        derivation = made.PerFrameFunctionalGroupsSequence[0].DerivationImageSequence[0]
+        assert derivation.SourceImageSequence[0].ReferencedFrameNumber == row["frame"] + 1
+
+
+def test_published_again_the_objects_are_the_same_to_the_byte(tmp_path, archive, results):
+    for name in ("one", "two"):
+        published(results, archive, tmp_path / name)
+    one, two = (
+        {p.relative_to(tmp_path / n): p.read_bytes() for p in (tmp_path / n).rglob("*.dcm")}
+        for n in ("one", "two")
+    )
+    assert one == two
+
+
+def test_the_report_tells_the_figures_and_what_it_is_not_for(tmp_path, archive, results):
+    published(results, archive, tmp_path / "out")
+    for name, row in rows_by_name(results).items():
+        read = hd.sr.srread(tmp_path / "out" / name / "report.dcm")
+        (group,) = read.content.get_image_measurement_groups()
+        values = {m.name.meaning: m.value for m in group.get_measurements()}
+        assert values["Probability of glioma_tumor"] == pytest.approx(row["probabilities"][0])
+        told = {e.name.meaning: e.value.meaning for e in group.get_qualitative_evaluations()}
+        assert told["Likeliest class"] == row["predicted_class"]
+        assert told["Intended use"] == "Research use, not for diagnosis"
+        assert told["Decision: tumor"] == ("Yes" if row["decision"] else "No")
+        assert "f" * 32 in str(read)
+        assert read.VerificationFlag == "UNVERIFIED"
+
+
+def test_another_source_is_refused_and_the_others_are_published(tmp_path, archive, results):
+    write(archive, "axial.dcm", scan_dataset(9, ORIENTATIONS["axial"]))
+    with pytest.raises(PublishError, match=r"1 scans were not published, 2 were: .*hash differs"):
+        published(results, archive, tmp_path / "out")
+    assert len(objects(tmp_path / "out")) == 8
+
+
+def test_burned_in_annotation_is_refused_unless_it_is_allowed(tmp_path):
+    dataset = scan_dataset(0, ORIENTATIONS["axial"], BurnedInAnnotation="YES")
+    write(tmp_path / "archive", "a.dcm", dataset)
+    results = scored(tmp_path / "results", tmp_path / "archive")
+    with pytest.raises(PublishError, match="burned-in annotation"):
+        published(results, tmp_path / "archive", tmp_path / "out")
+    assert not objects(tmp_path / "out")
+    assert published(results, tmp_path / "archive", tmp_path / "out", allow_burned_in=True)
+
+
+def test_a_scan_without_a_place_in_the_patient_is_refused(tmp_path):
+    dataset = scan_dataset(0, ORIENTATIONS["axial"])
+    del dataset.ImagePositionPatient
+    write(tmp_path / "archive", "a.dcm", dataset)
+    results = scored(tmp_path / "results", tmp_path / "archive")
+    with pytest.raises(PublishError, match="no ImagePositionPatient"):
+        published(results, tmp_path / "archive", tmp_path / "out")
+
+
+def test_redacted_results_and_other_formats_are_refused(tmp_path, archive, results):
+    for path in results.glob("catalogs/*/*.parquet"):
+        table = redact_catalog(pq.read_table(path), UriRedaction(b"key"))
+        pq.write_table(table, path)
+    with pytest.raises(PublishError, match="--redact-uri"):
+        published(results, archive, tmp_path / "out")
+    write_archive(tmp_path / "png", 2)
+    pictures = scored(tmp_path / "pictures", tmp_path / "png")
+    with pytest.raises(PublishError, match="no predicted DICOM scan"):
+        published(pictures, tmp_path / "png", tmp_path / "out")
+
+
+def test_rows_are_chosen_by_decision_date_worklist_and_number(tmp_path, archive, results):
+    rows = read_results(results).to_pylist()
+    positive = sum(row["decision"] for row in rows)
+    assert published(results, archive, tmp_path / "a", decision="positive")["scans"] == positive
+    assert published(results, archive, tmp_path / "b", limit=2)["scans"] == 2
+    wanted = [rows[2], rows[0]]
+    lines = ["scan_id,rank", *(f"{row['scan_id']},1" for row in wanted)]
+    (tmp_path / "worklist.csv").write_text("\n".join(lines))
+    chosen = {"worklist": str(tmp_path / "worklist.csv"), "limit": 1}
+    published(results, archive, tmp_path / "c", **chosen)
+    assert {n for n, _ in objects(tmp_path / "c")} == {f"{rows[2]['scan_id'] % 2**64:016x}"}
+    late = datetime(2026, 11, 2, tzinfo=timezone.utc)
+    with pytest.raises(PublishError, match="no predicted DICOM scan"):
+        published(results, archive, tmp_path / "d", since=late)
+    with pytest.raises(UsageError, match="nowhere to publish"):
+        publish(str(results), archive_table(archive), PublishOptions())
+
+
+def test_no_id_of_the_patient_is_in_names_of_files(tmp_path, archive, results):
+    found = published(results, archive, tmp_path / "out")
+    names = json.dumps([str(p.relative_to(tmp_path)) for p in (tmp_path / "out").rglob("*")])
+    source = pydicom.dcmread(archive / "axial.dcm")
+    for secret in ("PLANTED", "Planted", source.StudyInstanceUID, source.SOPInstanceUID):
+        assert secret not in names + json.dumps(found)

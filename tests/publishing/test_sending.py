@@ -1,0 +1,135 @@
+"""Objects are sent to a DICOMweb server once, whatever happens."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from braintumor_ray.errors import PublishError
+from braintumor_ray.publishing.options import PublishOptions
+from braintumor_ray.publishing.publish import publish
+from braintumor_ray.publishing.server import Server
+from tests.publishing.dicomweb import Store, serving
+from tests.publishing.scans import ORIENTATIONS, scan_dataset, scored, write
+from tests.publishing.test_publish import archive_table, published
+
+SCANS, EACH = 5, 4
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scans") / "archive"
+    for number in range(SCANS):
+        write(folder, f"{number}.dcm", scan_dataset(number, ORIENTATIONS["sagittal"]))
+    return folder
+
+
+@pytest.fixture
+def results(tmp_path, archive):
+    return scored(tmp_path / "results", archive, generations=2)
+
+
+def sent(results, archive, url, **options):
+    return publish(str(results), archive_table(archive), PublishOptions(to=url, **options))
+
+
+def test_each_object_arrives_once_and_again_nothing_is_sent(results, archive, monkeypatch):
+    monkeypatch.setenv("BRAINTUMOR_DICOMWEB_TOKEN", "secret-token")
+    store = Store()
+    with serving(store) as url:
+        found = sent(results, archive, url, limit=2)
+        assert (found["scans"], found["objects"]) == (2, 2 * EACH)
+        assert sent(results, archive, url)["sent_before"] == 2
+        again = sent(results, archive, url)
+    assert (again["scans"], again["sent_before"]) == (0, SCANS)
+    assert len(store.arrived) == len(set(store.arrived)) == SCANS * EACH
+    assert store.seen == "Bearer secret-token"
+    ledgers = sorted(results.glob("published/*/*.jsonl"))
+    assert [path.name for path in ledgers] == ["000001.jsonl", "000002.jsonl"]
+    text = "".join(path.read_text() for path in ledgers)
+    for secret in ("PLANTED", "Planted", "secret-token", *store.arrived):
+        assert secret not in text
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_killed_publish_goes_on_without_duplicates(results, archive, moment):
+    store, process = Store(), None
+
+    def kill():
+        if process and len(store.arrived) >= 2 * EACH:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+
+    with serving(store) as url:
+        setattr(store, moment, kill)
+        command = [sys.executable, "-m", "braintumor_ray.cli", "publish", str(results)]
+        process = subprocess.Popen([*command, "--source", str(archive), "--to", url])
+        assert process.wait(timeout=120) == -signal.SIGKILL
+        arrived = len(set(store.arrived))
+        assert 2 * EACH <= arrived < SCANS * EACH
+        process, store.conflict = None, True
+        found = sent(results, archive, url)
+    assert len(set(store.arrived)) == SCANS * EACH
+    assert found["sent_before"] >= 1
+    # Only the scan that was under way when it was killed can arrive twice, as the same objects.
+    assert len(store.arrived) - len(set(store.arrived)) <= EACH
+    lines = "\n".join(p.read_text() for p in results.glob("published/*/*")).split("\n")
+    assert len([line for line in lines if line]) == SCANS
+
+
+def test_what_the_server_has_already_is_no_error(results, archive, tmp_path):
+    store = Store()
+    with serving(store) as url:
+        sent(results, archive, url)
+        store.conflict = True
+        other = scored(tmp_path / "same rows, no ledger", archive, generations=2)
+        assert sent(other, archive, url)["scans"] == SCANS
+    assert len(set(store.arrived)) == SCANS * EACH
+
+
+def test_a_busy_server_is_waited_for(results, archive):
+    store = Store()
+    store.answers = [503, 429]
+    pauses = []
+    with serving(store) as url:
+        server = Server(url, wait=60, sleep=pauses.append)
+        server.store([scan_dataset(0, ORIENTATIONS["axial"])])
+    assert pauses == [1.0, 2.0]
+    assert len(store.arrived) == 1
+
+
+def test_a_server_that_stays_down_ends_it_with_nothing_lost(results, archive):
+    store = Store()
+    with serving(store) as url:
+        sent(results, archive, url, limit=1)
+        port = int(url.rsplit(":", 1)[1])
+    with pytest.raises(PublishError, match=r"is down \(ConnectionError\)"):
+        sent(results, archive, url, wait=0)
+    with serving(store, port):
+        assert sent(results, archive, url)["scans"] == SCANS - 1
+    assert len(store.arrived) == SCANS * EACH
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (401, "refuses access.*BRAINTUMOR_DICOMWEB_TOKEN"),
+        (404, "no DICOMweb service"),
+        (400, "server: HTTP 400"),
+    ],
+)
+def test_a_refusal_of_the_server_is_one_line_with_its_code(results, archive, code, words):
+    store = Store()
+    store.answers = [code] * SCANS
+    with serving(store) as url, pytest.raises(PublishError, match=words) as error:
+        sent(results, archive, url)
+    assert str(code) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_with_a_folder_objects_are_written_and_sent(results, archive, tmp_path):
+    store = Store()
+    with serving(store) as url:
+        published(results, archive, tmp_path / "out", to=url, limit=1)
+    assert len(store.arrived) == len([*(tmp_path / "out").rglob("*.dcm")]) == EACH
