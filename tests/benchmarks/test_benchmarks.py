@@ -65,6 +65,15 @@ def test_scale(tmp_path):
     assert found["jobs"][1]["steady_scans_per_s"] > 0
 
 
+@pytest.mark.slow
+@pytest.mark.ray
+def test_feed(tmp_path):
+    found = tiny("feed", tmp_path)
+    assert set(found["floor"]) == {"read", "decode", "resize", "hash", "head"}
+    assert all(microseconds > 0 for microseconds in found["floor"].values())
+    assert {"driver", "decode actor", "decoder child"} <= set(found["ours"])
+
+
 def test_decode(tmp_path):
     found = tiny("decode", tmp_path)
     assert found["equal_pixels"]["Pillow, gray"] > 0.5  # not of 16-bit files
