@@ -4,8 +4,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from braintumor_ray.decode.files import FileFrames, read_ahead
@@ -106,6 +108,22 @@ def scan_columns(scans: Sequence[PreparedScan], names: Iterable[str]) -> dict[st
     return {name: _column(scans, name) for name in names}
 
 
+def binary_column(arrays: Sequence[npt.NDArray[Any] | None]) -> pa.Array:
+    """Arrow's large_binary column of the bytes of arrays, each row by row; null where None.
+
+    All are copied once into one buffer; a column that Arrow lets grow is moved again and again.
+    """
+    sizes = [0 if array is None else array.nbytes for array in arrays]
+    offsets = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64)
+    content = np.empty(int(offsets[-1]), np.uint8)
+    for array, start, end in zip(arrays, offsets[:-1], offsets[1:], strict=True):
+        if array is not None:
+            content[start:end] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    valid = pa.array([array is not None for array in arrays], pa.bool_()).buffers()[1]
+    buffers = [valid, pa.py_buffer(offsets), pa.py_buffer(content)]
+    return pa.Array.from_buffers(pa.large_binary(), len(arrays), buffers)
+
+
 def hash_scans(catalog: pa.Table, progress: Progress | None = None) -> pa.Table:
     """Decode every scan; columns scan_id, status, reason, pixel_sha256 and hashes.
 
@@ -127,5 +145,5 @@ def _quarantined(reason: str) -> PreparedScan:
 def _column(scans: Sequence[PreparedScan], name: str) -> pa.Array:
     values = [getattr(scan, name) for scan in scans]
     if name == "image":
-        values = [None if image is None else image.data.cast("B") for image in values]
+        return binary_column(values)
     return pa.array(values, PREPARED_SCHEMA.field(name).type)

@@ -13,7 +13,7 @@ from braintumor_ray.catalog.redaction import redact_catalog
 from braintumor_ray.decode.files import locations
 from braintumor_ray.decode.prepare import PreparedScan
 from braintumor_ray.decode.preprocess import Preprocessing
-from braintumor_ray.decode.reading import decode_scans, scan_columns
+from braintumor_ray.decode.reading import binary_column, decode_scans, scan_columns
 from braintumor_ray.decode.sandbox import DecodeSandbox
 from braintumor_ray.explain.regions import head_weights
 from braintumor_ray.predict.schema import KEYS
@@ -57,8 +57,7 @@ class DecodeStage:
         box = ("box",) if self._preprocessing.crop != "none" else ()
         for name, values in scan_columns(scans, (*PIXEL_COLUMNS, *box)).items():
             kept = kept.append_column(name, values)
-        views = [None if head is None else head.data.cast("B") for head in heads]
-        return kept.append_column("head", pa.array(views, pa.large_binary()))
+        return kept.append_column("head", binary_column(heads))
 
     def _head(self, scan: PreparedScan) -> npt.NDArray[np.float32] | None:
         return None if scan.image is None else head_weights([scan.image], self._cam_shape)

@@ -10,7 +10,7 @@ import pytest
 
 from braintumor_ray.decode import files
 from braintumor_ray.decode.preprocess import Preprocessing
-from braintumor_ray.decode.reading import decode_scans, run_on_scans
+from braintumor_ray.decode.reading import binary_column, decode_scans, run_on_scans, scan_columns
 from braintumor_ray.decode.sandbox import DecodeSandbox
 from braintumor_ray.decode.types import DecodeLimits, DecodeOptions
 
@@ -107,3 +107,39 @@ def test_a_sandbox_is_good_for_further_rows_after_some_were_left(archive):
         (decoded,) = run_on_scans(rows_of([archive[20]]), sandbox, DecodeOptions(), failed.append)
     assert decoded.gray[0, 0] == 100
     assert not failed
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("folder", "file not readable: OSError"),
+        ("gone.png", "file not found (deleted or moved since it was catalogued)"),
+        ("large.png", "101 bytes is over the limit of 100"),
+    ],
+)
+def test_a_local_file_that_cannot_be_read_has_a_reason(tmp_path, name, reason):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "large.png").write_bytes(bytes(101))
+    found = files.read_file(str(tmp_path / name), DecodeLimits(max_bytes=100))
+    assert (found.data, found.reason) == (None, reason)
+
+
+def test_a_binary_column_holds_each_array_row_by_row():
+    square = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    column = binary_column([square.T, None, np.ones((1, 2), np.float32), square[:0]])
+    column.validate(full=True)
+    expected = [square.T.tobytes(), None, np.ones(2, np.float32).tobytes(), b""]
+    assert column.to_pylist() == expected
+    assert binary_column([]).to_pylist() == []
+    assert binary_column([None]).to_pylist() == [None]
+
+
+def test_the_content_of_rows_without_a_picture_is_null(archive):
+    rows = rows_of([archive[2], archive[0]])
+    columns = scan_columns(list(decode_scans(rows, SQUARE)), ("status", "image"))
+    assert columns["status"].to_pylist() == ["ok", "quarantined"]
+    assert [value and len(value) for value in columns["image"].to_pylist()] == [16 * 16, None]
+
+
+def test_a_device_without_end_is_no_file_without_end():
+    assert files.read_file("/dev/zero", DecodeLimits()).data == b""
