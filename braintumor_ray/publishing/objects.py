@@ -79,7 +79,9 @@ def derived_objects(scored: Scored, source: Source) -> dict[str, Dataset]:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         # The message may repeat values of the header: only its kind is told.
         raise Refused(f"source: its header is not carried over ({type(error).__name__})") from error
-    for each in made.values():
+    for name, each in made.items():
+        if name != "report":  # an unpaired part: else Laterality is missing
+            each.BodyPartExamined = source.header.get("BodyPartExamined") or "HEAD"
         _finish(each, scored.row.get("scored_at"))
     return made
 
@@ -102,7 +104,11 @@ def parametric_map(scored: Scored, source: Source, method: str) -> Dataset:
         quantity_definition=codes.DCM.ClassActivation,
     )
     width = (high - low) or 1.0  # a flat map; a window of no width is not valid
-    window = hd.VOILUTTransformation(window_center=low + width / 2, window_width=width)
+    window = hd.VOILUTTransformation(
+        window_center=low + width / 2,
+        window_width=width,
+        voi_lut_function="LINEAR_EXACT",  # LINEAR allows no width below 1 (PS3.3, C.11.2.1.2)
+    )
     made: Dataset = hd.pm.ParametricMap(
         source_images=[source.header],
         pixel_array=heat[np.newaxis],

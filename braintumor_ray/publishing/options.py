@@ -8,8 +8,7 @@ from braintumor_ray.errors import UsageError
 from braintumor_ray.options import Option
 
 Decision = Literal["all", "positive", "negative"]
-Choice = "Which scans"  # panels in `--help`
-Server = "Server"
+SCANS, SERVER = "Scans", "Server"  # panels in `--help`
 
 
 def _moment(text: str) -> datetime:
@@ -44,27 +43,27 @@ class PublishOptions:
         Option(
             "DICOMweb server to send to (STOW-RS); credentials: see docs/hospital.md.",
             "URL",
-            panel=Server,
+            panel=SERVER,
         ),
     ] = None
     decision: Annotated[
         Decision,
         Option(
-            "Scans of this tumor decision.", choices=("all", "positive", "negative"), panel=Choice
+            "Scans of this tumor decision.", choices=("all", "positive", "negative"), panel=SCANS
         ),
     ] = "all"
     worklist: Annotated[
-        str | None, Option("The scans of a worklist.csv, in its order.", "FILE", panel=Choice)
+        str | None, Option("The scans of a worklist.csv, in its order.", "FILE", panel=SCANS)
     ] = None
     since: Annotated[
         datetime | None,
-        Option("Scored on this date or later (UTC).", "DATE", parse=_moment, panel=Choice),
+        Option("Scored on this date or later (UTC).", "DATE", parse=_moment, panel=SCANS),
     ] = None
-    limit: Annotated[int | None, Option("At most so many scans.", least=1, panel=Choice)] = None
+    limit: Annotated[int | None, Option("At most so many scans.", least=1, panel=SCANS)] = None
     allow_burned_in: Annotated[
-        bool, Option("Also scans whose header tells of burned-in annotation.", panel=Choice)
+        bool, Option("Also scans whose header tells of burned-in annotation.", panel=SCANS)
     ] = False
     wait: Annotated[
         float,
-        Option("Seconds to wait for a server that is down.", "X", least=0, panel=Server),
+        Option("Seconds to wait for a server that is down.", "X", least=0, panel=SERVER),
     ] = 300.0

@@ -4,6 +4,7 @@ import io
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -54,7 +55,7 @@ def publish(
     with _destination(folder, options) as put:
         for done, row in enumerate(chosen_rows(folder, options), start=1):
             try:
-                found.update(put(row, lambda row=row: _made(row, files, options)))
+                found.update(put(row, partial(_made, row, files, options)))
             except Refused as error:
                 refused[str(error)] += 1
             if progress:

@@ -80,7 +80,7 @@ class Server:
                     "certificate of its authority"
                 ) from error
             except requests.HTTPError as error:
-                code = error.response.status_code
+                code = error.response.status_code if error.response is not None else 0
                 if code in none_for:
                     return None
                 cause = self._cause(code, error)
