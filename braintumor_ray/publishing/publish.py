@@ -1,6 +1,7 @@
 """`publish`: the rows of a results folder as DICOM objects, in a folder or on a server."""
 
 import io
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -52,7 +53,8 @@ def publish(
     files = dict(zip(archive["path"].to_pylist(), archive["uri"].to_pylist(), strict=True))
     found: Counter[str] = Counter(scans=0, objects=0, sent_before=0)
     refused: Counter[str] = Counter()
-    with _destination(folder, options) as put:
+    with _destination(folder, options) as put, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom's and highdicom's repeat names of patients
         for done, row in enumerate(chosen_rows(folder, options), start=1):
             try:
                 found.update(put(row, partial(_made, row, files, options)))

@@ -1,6 +1,7 @@
 """Results of DICOM scans become DICOM objects that lie where their scans lie."""
 
 import json
+import warnings
 from datetime import datetime, timezone
 
 import highdicom as hd
@@ -223,3 +224,14 @@ def test_no_id_of_the_patient_is_in_names_of_files(tmp_path, archive, results):
     source = pydicom.dcmread(archive / "axial.dcm")
     for secret in ("PLANTED", "Planted", source.StudyInstanceUID, source.SOPInstanceUID):
         assert secret not in names + json.dumps(found)
+
+
+def test_warnings_of_the_libraries_do_not_name_the_patient(tmp_path, capfd):
+    dataset = scan_dataset(0, ORIENTATIONS["axial"], PatientName="Planted_Name")  # one component
+    write(tmp_path / "archive", "one.dcm", dataset)
+    results = scored(tmp_path / "results", tmp_path / "archive")
+    with warnings.catch_warnings(record=True) as raised:
+        warnings.simplefilter("always")
+        published(results, tmp_path / "archive", tmp_path / "out")
+    assert not [each for each in raised if "Planted" in str(each.message)]
+    assert "Planted" not in "".join(capfd.readouterr())
