@@ -1,7 +1,9 @@
-"""Progress where there is no terminal: a line per tenth, with the time that is left."""
+"""Progress of long work: looked at now and then, and told where there is no terminal."""
 
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 
 class TenthLines:
@@ -36,6 +38,24 @@ class TenthLines:
         if done >= total:
             return f", {duration(passed)} in all"
         return f", {duration(passed * (total - done) / made)} left" if made > 0 else ""
+
+
+@contextmanager
+def repeated(call: Callable[[], None], seconds: float, name: str) -> Iterator[None]:
+    """Call something every so many seconds, in a thread of that name, until the block ends."""
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(seconds):
+            call()
+
+    thread = threading.Thread(target=watch, name=name, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
 
 
 def duration(seconds: float) -> str:

@@ -1,8 +1,10 @@
 """Progress in a log: a line per tenth, with the time that is left."""
 
+import threading
+
 import pytest
 
-from braintumor_ray.progress import TenthLines, duration
+from braintumor_ray.progress import TenthLines, duration, repeated
 
 
 def test_a_log_gets_ten_lines_with_the_time_left():
@@ -36,3 +38,16 @@ def test_nothing_to_do_says_nothing():
 )
 def test_durations_are_written_as_people_write_them(seconds, text):
     assert duration(seconds) == text
+
+
+def test_repeated_calls_until_the_block_ends():
+    called = threading.Event()
+    with repeated(called.set, 0.01, "test"):
+        assert called.wait(5)
+    assert not [thread for thread in threading.enumerate() if thread.name == "test"]
+
+
+def test_repeated_ends_its_thread_where_the_block_fails():
+    with pytest.raises(RuntimeError), repeated(lambda: None, 0.01, "test"):
+        raise RuntimeError
+    assert not [thread for thread in threading.enumerate() if thread.name == "test"]

@@ -107,7 +107,22 @@ class TorchEngine:
         return features.float()
 
 
-class OpenVinoEngine:
+class _ExportedEngine:
+    """The backbone as another library runs it; head and maps stay in torch.
+
+    Attributes:
+        model: the head.
+    """
+
+    model: Classifier
+    _run: Run
+
+    def features(self, images: GrayImage) -> Tensor:
+        """As `Engine.features`."""
+        return torch.from_numpy(self._run(images)[0])
+
+
+class OpenVinoEngine(_ExportedEngine):
     """The backbone in OpenVINO, on CPUs; see `run_in_openvino`."""
 
     name: EngineName = "openvino"
@@ -125,12 +140,8 @@ class OpenVinoEngine:
             network, preprocessing.image_size, (FEATURES,), bf16=self.bf16, parallel=parallel
         )
 
-    def features(self, images: GrayImage) -> Tensor:
-        """As `Engine.features`."""
-        return torch.from_numpy(self._run(images)[0])
 
-
-class OnnxEngine:
+class OnnxEngine(_ExportedEngine):
     """The backbone in ONNX Runtime, on CPUs, in float32: it has no bfloat16 there."""
 
     name: EngineName = "onnxruntime"
@@ -153,10 +164,6 @@ class OnnxEngine:
         self._run = run_in_onnxruntime(
             network, preprocessing.image_size, (FEATURES,), parallel=parallel
         )
-
-    def features(self, images: GrayImage) -> Tensor:
-        """As `Engine.features`."""
-        return torch.from_numpy(self._run(images)[0])
 
 
 def run_in_openvino(

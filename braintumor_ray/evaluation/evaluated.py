@@ -104,9 +104,9 @@ class Evaluated:
         counts = self.counts()
         kinds = {"quarantined": "unreadable", "skipped": "skipped", "unlabelled": "without a label"}
         kinds["left_out"] = "of labels that no class has"
-        said = [f"{counts[key]} {words}" for key, words in kinds.items() if counts[key]]
+        kept = [f"{counts[key]} {words}" for key, words in kinds.items() if counts[key]]
         labels = sorted({label for label in self.rows["label"].to_pylist() if label is not None})
-        return "; ".join([", ".join(said), f"labels found: {', '.join(labels[:12]) or 'none'}"])
+        return "; ".join([", ".join(kept), f"labels found: {', '.join(labels[:12]) or 'none'}"])
 
     def counts(self) -> dict[str, Any]:
         """How many scans there were and what became of those that were not measured."""

@@ -1,9 +1,8 @@
 """The archive job's pipeline on Ray Data: read, decode, predict, write with checkpoints."""
 
 import math
-import threading
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +13,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from braintumor_ray.models.bundle import Bundle
 from braintumor_ray.parquet_dataset import read_rows
+from braintumor_ray.progress import repeated
 from braintumor_ray.scoring.decode_stage import ArchiveDecodeStage
 from braintumor_ray.scoring.generation import Generation
 from braintumor_ray.scoring.layout import Layout
@@ -142,33 +142,19 @@ def _reporter(counter: Any) -> Callable[[int, float], None]:  # noqa: ANN401 - a
     return report
 
 
-class watched:
+def watched(
+    counter: Any,  # noqa: ANN401 - an actor handle
+    done: int,
+    total: int,
+    progress: Progress | None,
+) -> AbstractContextManager[None]:
     """Passes the counter on to `progress` twice a second while the job runs."""
+    if progress is None:
+        return nullcontext()
 
-    def __init__(
-        self,
-        counter: Any,  # noqa: ANN401 - an actor handle
-        done: int,
-        total: int,
-        progress: Progress | None,
-    ) -> None:
-        self._counter, self._progress = counter, progress
-        self._done, self._total = done, total
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="progress", daemon=True)
+    def read() -> None:
+        with suppress(ray.exceptions.RayError):  # the job itself will report it
+            rows, _ = ray.get(counter.read.remote(), timeout=5)
+            progress(min(done + rows, total), total)
 
-    def __enter__(self) -> None:
-        if self._progress:
-            self._thread.start()
-
-    def __exit__(self, *error: object) -> None:
-        self._stop.set()
-        if self._progress:
-            self._thread.join()
-
-    def _watch(self) -> None:
-        assert self._progress is not None
-        while not self._stop.wait(0.5):
-            with suppress(ray.exceptions.RayError):  # the job itself will report it
-                rows, _ = ray.get(self._counter.read.remote(), timeout=5)
-                self._progress(min(self._done + rows, self._total), self._total)
+    return repeated(read, 0.5, "progress")

@@ -31,7 +31,7 @@ def describe_settings(bundle: Bundle, options: ScoreOptions) -> dict[str, Any]:
     """What makes rows comparable; results with other settings are another folder's."""
     predict, redaction = options.predict, options.decode.redaction
     sets = bundle.fields.prediction_sets
-    settings = {
+    settings: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "bundle_fingerprint": bundle.fingerprint,
         "class_names": list(bundle.fields.class_names),
@@ -44,12 +44,13 @@ def describe_settings(bundle: Bundle, options: ScoreOptions) -> dict[str, Any]:
         "uri_redaction": redaction.check if redaction else None,
         "engine": predict.engine or FIRST_ENGINE,
         "precision": predict.precision,
-        # Absent where the bundle makes none, as in folders of before.
-        **({} if sets is None else {"set_coverage": sets.coverage}),
     }
-    optional = {"optional_columns": list(bundle.optional_columns)}
-    views = {"tta": True} if bundle.averaged else {}
-    return settings | views | (optional if bundle.optional_columns else {})
+    later = {  # absent where there is nothing, as in folders of before
+        "set_coverage": sets and sets.coverage,
+        "tta": bundle.averaged,
+        "optional_columns": list(bundle.optional_columns),
+    }
+    return settings | {name: value for name, value in later.items() if value}
 
 
 def open_results(folder: ResultsFolder, bundle: Bundle, options: ScoreOptions) -> str:

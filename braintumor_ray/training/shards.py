@@ -1,11 +1,10 @@
 """Ray Data for training: decode once into uint8 shards, then stream them."""
 
 import json
-import threading
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import islice
@@ -26,6 +25,7 @@ from braintumor_ray.decode.sandbox import DecodeSandbox
 from braintumor_ray.decode.types import DecodeLimits
 from braintumor_ray.errors import CatalogError
 from braintumor_ray.parquet_dataset import read_rows
+from braintumor_ray.progress import repeated
 from braintumor_ray.storage import open_filesystem, read_bytes, write_atomically
 from braintumor_ray.types import Progress
 
@@ -200,26 +200,17 @@ class _Counter:
         return self._done
 
 
-@contextmanager
 def _watched(
     counter: Any,  # noqa: ANN401 - a handle
     total: int,
     progress: Progress | None,
-) -> Iterator[None]:
+) -> AbstractContextManager[None]:
     """Pass the counter on while the decoders work."""
-    stop = threading.Event()
-
-    def watch() -> None:
-        while progress and not stop.wait(1.0):
-            progress(min(ray.get(counter.read.remote()), total), total)
-
-    thread = threading.Thread(target=watch, name="decoding", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
+    if progress is None:
+        return nullcontext()
+    return repeated(
+        lambda: progress(min(ray.get(counter.read.remote()), total), total), 1.0, "decoding"
+    )
 
 
 def training_dataset(

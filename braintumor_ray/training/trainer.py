@@ -1,7 +1,6 @@
 """Ray Train: who trains, on which share of the data, and what they end in."""
 
 import os
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from ray.train.torch import TorchTrainer
 from braintumor_ray.decode.preprocess import Preprocessing
 from braintumor_ray.models.allocator import allocator_environment
 from braintumor_ray.models.classifier import Architecture
+from braintumor_ray.progress import repeated
 from braintumor_ray.recipes.schema import Recipe
 from braintumor_ray.storage import open_filesystem
 from braintumor_ray.training.lesions import LesionMaker
@@ -84,7 +84,6 @@ class _Board:
 @contextmanager
 def _forward_epochs(board: Any, on_epoch: OnEpoch | None) -> Iterator[None]:  # noqa: ANN401
     """Pass each new entry of the board on while the workers train."""
-    stop = threading.Event()
     seen = 0
 
     def read() -> None:
@@ -94,17 +93,10 @@ def _forward_epochs(board: Any, on_epoch: OnEpoch | None) -> Iterator[None]:  # 
             if on_epoch:
                 on_epoch(entry)
 
-    def watch() -> None:
-        while not stop.wait(1.0):
-            read()
-
-    thread = threading.Thread(target=watch, name="epochs", daemon=True)
-    thread.start()
     try:
-        yield
+        with repeated(read, 1.0, "epochs"):
+            yield
     finally:
-        stop.set()
-        thread.join()
         read()
 
 

@@ -13,18 +13,17 @@ import pyarrow.parquet as pq
 from braintumor_ray.catalog.schema import CATALOG_SCHEMA
 from braintumor_ray.predict.results import read_results
 from braintumor_ray.predict.schema import result_schema
+from tests.evaluation.make_results import CLASSES, METHODS, results_meta
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
-METHODS = ("gradcam", "gradcam_pp")
 SHAPE = (7, 7)
-CLASSES = ("glioma_tumor", "meningioma_tumor", "no_tumor", "pituitary_tumor")
 
 
 def make_nights(root, nights=12, rows=20, seed=0, files=2):
     """Each night scores new scans, a new version of one old scan, and one scan again."""
     root = Path(root)
     root.mkdir(parents=True)
-    write_json(root / "results.json", meta())
+    write_json(root / "results.json", results_meta(SHAPE))
     for number in range(1, nights + 1):
         add_night(root, number, rows, seed, files)
     return root
@@ -66,20 +65,6 @@ def add_night(root, number, rows=20, seed=0, files=2):
             "summary": summary,
         },
     )
-
-
-def meta():
-    return {
-        "schema_version": 1,
-        "bundle_fingerprint": "f" * 32,
-        "class_names": list(CLASSES),
-        "positive_classes": [name for name in CLASSES if name != "no_tumor"],
-        "threshold": 0.5,
-        "image_size": 224,
-        "cam_class": "predicted",
-        "cam_methods": list(METHODS),
-        "cam_shape": list(SHAPE),
-    }
 
 
 def row(uri, scan, number, index, random):

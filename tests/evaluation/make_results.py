@@ -47,7 +47,7 @@ def make_results(
         row["prediction_set"] = named
     folder.mkdir(parents=True)
     optional = () if sets is None else ("prediction_set",)
-    meta = _meta(cam_shape) | ({"optional_columns": list(optional)} if optional else {})
+    meta = results_meta(cam_shape) | ({"optional_columns": list(optional)} if optional else {})
     _write_json(folder / "results.json", meta)
     for number, part in enumerate(np.array_split(np.arange(catalog.num_rows), generations), 1):
         _write_generation(
@@ -57,7 +57,8 @@ def make_results(
     return folder
 
 
-def _meta(cam_shape):
+def results_meta(cam_shape):
+    """Content of results.json."""
     return {
         "schema_version": 1,
         "bundle_fingerprint": "f" * 32,
