@@ -254,7 +254,7 @@ def _fit(
         options.workers,
         folder.at("ray"),
         name,
-        _epoch_teller(say),
+        _epoch_teller(say, rates=recipe.schedule.kind == "plateau"),
         guided.positive if guided else None,
         guided.lesions if guided else None,
     )
@@ -433,12 +433,17 @@ def _batch_line(recipe: Recipe, workers: Workers) -> str:
     )
 
 
-def _epoch_teller(say: Say) -> Callable[[dict[str, Any]], None]:
-    """Tells of each epoch, and of a learning rate that was lowered within a stage."""
+def _epoch_teller(say: Say, *, rates: bool) -> Callable[[dict[str, Any]], None]:
+    """Tells of each epoch, and of a learning rate that a plateau has lowered within a stage.
+
+    Args:
+        say: takes a line.
+        rates: the schedule has plateaus; others change the rate in every epoch, which is no news.
+    """
     before: dict[str, Any] = {}
 
     def tell(entry: dict[str, Any]) -> None:
-        if entry["stage"] == before.get("stage") and entry["lr"] != before["lr"]:
+        if rates and entry["stage"] == before.get("stage") and entry["lr"] != before["lr"]:
             say(f"learning rate {before['lr']:.2g} -> {entry['lr']:.2g}")
         say(_epoch_line(entry))
         before.update(entry)
