@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from braintumor_ray.extras import EXTRAS
+
 PACKAGE = Path(__file__).resolve().parent.parent / "braintumor_ray"
 LAYERS = [  # each imports from those above it only
-    {"errors", "types", "progress", "recipes"},
+    {"errors", "types", "progress", "extras", "recipes"},
     {"options"},
     {"storage"},
     {"decode", "phantom", "parquet_dataset"},
@@ -159,3 +161,10 @@ def test_a_short_module_has_more_than_one_importer_or_a_reason():
         importers = [other for other, uses in graph.items() if name in uses]
         short = len(path.read_text(encoding="utf-8").splitlines()) < SHORT
         assert not (short and len(importers) == 1), f"{key}: merge it into {importers}"
+
+
+def test_every_optional_package_comes_with_an_extra():
+    declared = PACKAGE.parent.joinpath("pyproject.toml").read_text(encoding="utf-8")
+    for package, extra in EXTRAS.items():
+        block = declared.split(f"\n{extra} = [", 1)[1].split("\n]", 1)[0]
+        assert f'"{package.replace("_", "-")}' in block, package

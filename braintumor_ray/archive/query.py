@@ -8,6 +8,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from braintumor_ray.errors import ResultsError, UsageError
+from braintumor_ray.extras import require
 from braintumor_ray.predict.results import (
     ResultsFolder,
     committed_runs,
@@ -30,7 +31,7 @@ def connect(results: str) -> Any:  # noqa: ANN401 - DuckDB's connection
         ResultsError: nothing is committed.
         UsageError: DuckDB is not installed.
     """
-    duckdb = _duckdb()
+    duckdb = require("duckdb")
     folder = results_folder(results)
     manifests = committed_runs(folder)
     gone = superseded_rows(manifests)
@@ -64,7 +65,7 @@ def query(results: str, sql: str) -> pa.Table:
         UsageError: DuckDB is not installed, or refuses the statement.
         ResultsError: nothing is committed, or a file cannot be read.
     """
-    duckdb = _duckdb()
+    duckdb = require("duckdb")
     connection = connect(results)
     try:
         relation = connection.sql(sql)
@@ -101,16 +102,6 @@ def write_answer(table: pa.Table, output: str) -> None:
         raise UsageError(
             f"--output '{output}' cannot be written: {error}; lists go to .parquet only"
         ) from error
-
-
-def _duckdb() -> Any:  # noqa: ANN401 - a module
-    try:
-        import duckdb
-    except ImportError as error:
-        raise UsageError(
-            "SQL needs DuckDB, which is not installed: pip install 'braintumor-ray[sql]'"
-        ) from error
-    return duckdb
 
 
 def _place(connection: Any, folder: ResultsFolder) -> str:  # noqa: ANN401 - as above

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from braintumor_ray.archive.records import REGISTERED, identity_of
 from braintumor_ray.errors import BrainTumorError, ResultsError, UsageError
+from braintumor_ray.extras import require
 from braintumor_ray.predict.results import (
     ResultsFolder,
     committed_runs,
@@ -74,7 +75,7 @@ def register(
             answer, or the table has another schema or belongs to another folder.
         UsageError: pyiceberg is not installed, or the table's name has no namespace.
     """
-    _check_installed()
+    require("pyiceberg")
     if not re.fullmatch(r"[^.\s]+(\.[^.\s]+)+", table):
         raise UsageError(f"--table '{table}' is no NAMESPACE.NAME, such as {TABLE}")
     folder = results_folder(results)
@@ -282,16 +283,6 @@ def _hold(
     if also and name in folder.names(REGISTERED):
         holds |= set(folder.read_json(REGISTERED, name)["holds"])
     folder.write_json({"table": table, "holds": sorted(holds)}, REGISTERED, name)
-
-
-def _check_installed() -> None:
-    try:
-        import pyiceberg  # noqa: F401 - is it there?
-    except ImportError as error:
-        raise UsageError(
-            "Iceberg tables need pyiceberg, which is not installed: "
-            "pip install 'braintumor-ray[iceberg]'"
-        ) from error
 
 
 @contextmanager

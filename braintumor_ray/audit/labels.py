@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from braintumor_ray.decode.reading import decode_scans
 from braintumor_ray.decode.types import DecodeLimits
 from braintumor_ray.errors import UsageError
 from braintumor_ray.explain.overlay import contact_sheet
+from braintumor_ray.extras import require
 from braintumor_ray.pages.pictures import Picture, jpeg_uri, load_pictures
 from braintumor_ray.splits.splits import grouped_folds
 from braintumor_ray.storage import Folder
@@ -87,7 +87,7 @@ def suspect_labels(
         UsageError: cleanlab is not installed, or `options.folds` is not such a run.
         WeightsError: the weights cannot be loaded.
     """
-    cleanlab = _cleanlab()
+    require("cleanlab")  # before hours of predictions, not after
     found: dict[str, CrossValidated | None]
     if options.folds is not None:
         found = {"folds": _of_folds(scans, options.folds, limits, progress)}
@@ -99,7 +99,7 @@ def suspect_labels(
             note = f"fewer than two classes have {FOLDS} independent groups of readable scans"
             summaries[name] = {"note": note}
             continue
-        table = _ranked(scans, predicted, cleanlab)
+        table = _ranked(scans, predicted)
         summaries[name] = _summary(predicted, table)
         tables.append(table)
     return summaries, pa.concat_tables(tables) if tables else pa.table({})
@@ -304,10 +304,11 @@ def _softmax(logits: Floats, predictor: Any) -> Floats:  # noqa: ANN401 - loads 
     return softmax(logits, predictor.bundle.fields.temperature)
 
 
-def _ranked(scans: pa.Table, predicted: CrossValidated, cleanlab: ModuleType) -> pa.Table:
+def _ranked(scans: pa.Table, predicted: CrossValidated) -> pa.Table:
     """All scans, suspects first, each part by the probability of the given label."""
-    quality = cleanlab.rank.get_label_quality_scores(predicted.truth, predicted.probs)
-    suspect = cleanlab.filter.find_label_issues(predicted.truth, predicted.probs, n_jobs=1)
+    filtering, ranking = require("cleanlab.filter"), require("cleanlab.rank")
+    quality = ranking.get_label_quality_scores(predicted.truth, predicted.probs)
+    suspect = filtering.find_label_issues(predicted.truth, predicted.probs, n_jobs=1)
     order = np.lexsort((quality, ~suspect))
     names = np.array(predicted.names, object)
     table = scans.select(list(_COLUMNS)).take(pa.array(predicted.rows[order]))
@@ -359,14 +360,3 @@ def _by_class(ranked: pa.Table, suspects: pa.Table) -> list[dict[str, Any]]:
         }
         for (split, label), count in sorted(scans.items())
     ]
-
-
-def _cleanlab() -> ModuleType:
-    try:
-        import cleanlab.filter
-        import cleanlab.rank
-    except ImportError as error:
-        raise UsageError(
-            "--labels needs cleanlab, which is not installed; pip install 'braintumor-ray[labels]'"
-        ) from error
-    return cleanlab

@@ -19,9 +19,9 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 import torch
 
-from braintumor_ray.engines.convert import is_installed
 from braintumor_ray.engines.engine import make_engine
 from braintumor_ray.errors import UsageError
+from braintumor_ray.extras import is_installed
 from braintumor_ray.models.allocator import allocator_environment
 from braintumor_ray.models.bundle import Bundle, load_bundle
 from braintumor_ray.models.device import choose_device

@@ -2,39 +2,15 @@
 
 import io
 import warnings
-from importlib import import_module
-from importlib.util import find_spec
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from braintumor_ray.errors import UsageError
+from braintumor_ray.extras import require
 
 INPUT = "images"
 OPSET = 17  # ONNX Runtime reads it since 2022
-EXTRAS = {"openvino": "openvino", "onnxruntime": "onnx", "onnx": "onnx"}  # package: our extra
-
-
-def is_installed(package: str) -> bool:
-    """Whether an optional package is there; does not import it."""
-    return find_spec(package) is not None
-
-
-def require(package: str) -> ModuleType:
-    """Import an optional package.
-
-    Raises:
-        UsageError: it is not installed; names the extra that brings it.
-    """
-    try:
-        return import_module(package)
-    except ImportError as error:
-        raise UsageError(
-            f"'{package}' cannot be imported ({error}); install it with: "
-            f"pip install 'braintumor-ray[{EXTRAS[package]}]'"
-        ) from error
 
 
 def to_onnx(module: nn.Module, size: int, outputs: tuple[str, ...]) -> bytes:

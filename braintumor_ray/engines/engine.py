@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from braintumor_ray.decode.preprocess import Preprocessing
-from braintumor_ray.engines.convert import INPUT, require, to_onnx, to_openvino
+from braintumor_ray.engines.convert import INPUT, to_onnx, to_openvino
 from braintumor_ray.engines.graph import Normalized
 from braintumor_ray.errors import UsageError
+from braintumor_ray.extras import require
 from braintumor_ray.models.classifier import Classifier, normalize
 from braintumor_ray.models.device import use_bf16
 from braintumor_ray.models.folding import fold_batch_norms

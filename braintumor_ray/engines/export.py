@@ -13,10 +13,11 @@ import torch
 from jinja2 import Environment, PackageLoader
 from numpy.typing import NDArray
 
-from braintumor_ray.engines.convert import INPUT, is_installed, require, to_onnx, to_openvino
+from braintumor_ray.engines.convert import INPUT, to_onnx, to_openvino
 from braintumor_ray.engines.graph import ExplainedGraph
 from braintumor_ray.engines.options import ExportOptions, Format
 from braintumor_ray.errors import BundleError, UsageError
+from braintumor_ray.extras import is_installed, require
 from braintumor_ray.models.bundle import Bundle, load_bundle
 
 KEY = "braintumor_ray"  # of the metadata

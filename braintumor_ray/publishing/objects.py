@@ -17,8 +17,8 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
 from braintumor_ray import __version__
-from braintumor_ray.errors import UsageError
 from braintumor_ray.explain.overlay import METHOD_LABELS, panel, upsampled
+from braintumor_ray.extras import require
 from braintumor_ray.publishing.source import Refused, Source
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def derived_objects(scored: Scored, source: Source) -> dict[str, Dataset]:
         Refused: the source's header cannot be carried over.
         UsageError: highdicom is not installed.
     """
-    _require_highdicom()
+    require("highdicom")
     try:
         made: dict[str, Dataset] = {
             f"map_{method}": parametric_map(scored, source, method) for method in scored.cams
@@ -325,12 +325,3 @@ def _finish(made: Dataset, scored_at: datetime | None) -> None:
         made.DateOfSecondaryCapture, made.TimeOfSecondaryCapture = date, time
     for item in made.get("ContributingEquipmentSequence") or ():
         item.ContributionDateTime = date + time
-
-
-def _require_highdicom() -> None:
-    try:
-        import highdicom  # noqa: F401
-    except ImportError as error:
-        raise UsageError(
-            "DICOM objects need highdicom: pip install 'braintumor-ray[hospital]'"
-        ) from error

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pydicom.dataset import Dataset
 
 from braintumor_ray.errors import PublishError, UsageError
+from braintumor_ray.extras import require
 from braintumor_ray.publishing.source import Refused
 
 if TYPE_CHECKING:
@@ -116,13 +117,7 @@ class Server:
 
 
 def _client(url: str) -> Any:  # noqa: ANN401 - an optional library
-    try:
-        from dicomweb_client.api import DICOMwebClient
-    except ImportError as error:
-        raise UsageError(
-            "--to needs dicomweb-client: pip install 'braintumor-ray[hospital]'"
-        ) from error
-    client = DICOMwebClient(url, session=_session())
+    client = require("dicomweb_client.api").DICOMwebClient(url, session=_session())
     client.set_http_retry_params(retry=False)  # `_patiently` waits, and knows for how long
     return client
 
