@@ -136,18 +136,29 @@ def studies(
             metavar="max|mean", help="Decide by the most probable slice, or by the slices' mean."
         ),
     ] = "max",
+    rule: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            metavar="EVALUATION",
+            help="Decide as this folder of `evaluate` chose on validation; no --aggregate.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Roll scored slices up to series, studies or patients: a row each, the most urgent first.
 
     Out-of-domain slices are counted and not used. A scan without a key is a row of its own.
     """
-    from braintumor_ray.predict.study import AGGREGATES, LEVELS, summarize_studies, write_studies
+    from dataclasses import asdict
 
-    check_choice("--level", level, LEVELS)
-    check_choice("--aggregate", aggregate, AGGREGATES)
-    table = write_studies(results, output, level, aggregate)  # type: ignore[arg-type]
-    found = {"output": output, "level": level, "aggregate": aggregate, **summarize_studies(table)}
+    from braintumor_ray.predict import study
+
+    check_choice("--level", level, study.LEVELS)
+    check_choice("--aggregate", aggregate, study.AGGREGATES)
+    decide = study.chosen_rule(rule, results, level) if rule else study.StudyRule(aggregate)  # type: ignore[arg-type]
+    table = study.write_studies(results, output, level, decide)  # type: ignore[arg-type]
+    how = {name: value for name, value in asdict(decide).items() if value is not None}
+    found = {"output": output, "level": level, **how, **study.summarize_studies(table)}
     print_result(found, as_json, listed(found))
 
 

@@ -369,7 +369,7 @@ def _shift(evaluated: Evaluated, reference: ArchiveReference | None) -> dict[str
 def _by_class(measured: Mapping[str, Any]) -> dict[str, Any]:
     names = ("accuracy", "balanced_accuracy", "macro_f1")
     return {
-        **{name: measured[name] for name in (*_BY_CLASS, "confusion_matrix")},
+        **{name: measured[name] for name in (*_BY_CLASS, "confusion_matrix", "prediction_sets")},
         "intervals": {name: measured["intervals"][name] for name in names},
     }
 

@@ -70,6 +70,8 @@ def _cells(found: Mapping[str, Any]) -> Iterable[tuple[str, Callable[[Figures], 
     yield "accuracy, tumor or none", lambda one: _with_interval(one["decision"], "accuracy")
     yield "accuracy, classes", lambda one: _by_class(one, "accuracy")
     yield "balanced accuracy, classes", lambda one: _by_class(one, "balanced_accuracy")
+    yield "prediction sets that hold the class", _coverage
+    yield "  of the class with the fewest", _least_covered
     yield "best threshold here (a bound, not used)", _best
     yield "  sensitivity, specificity there", _best_point
     yield "  balanced accuracy lost", lambda one: number(_lost(one))
@@ -168,6 +170,28 @@ def _left_out(one: Figures) -> str:
 
 def _by_class(one: Figures, name: str) -> str:
     return DASH if one["by_class"] is None else _with_interval(one["by_class"], name)
+
+
+def _sets(one: Figures) -> Figures | None:
+    return (one["by_class"] or {}).get("prediction_sets")
+
+
+def _coverage(one: Figures) -> str:
+    if (sets := _sets(one)) is None:
+        return DASH
+    return f"{_joined(sets['coverage']['estimate'], sets['coverage'])}, stated {sets['level']:g}"
+
+
+def _least_covered(one: Figures) -> str:
+    found = {
+        name: row["coverage"]["estimate"]
+        for name, row in (_sets(one) or {"per_class": {}})["per_class"].items()
+        if row["scans"]
+    }
+    if not found:
+        return DASH
+    name = min(found, key=found.__getitem__)
+    return f"{number(found[name])}, {name}"
 
 
 def _best(one: Figures) -> str:

@@ -1,8 +1,10 @@
 """From slices to series, studies and patients: one row for all slices of a group."""
 
 import io
+import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +14,7 @@ import pyarrow as pa
 from braintumor_ray.decode.files import locations
 from braintumor_ray.errors import ResultsError, UsageError
 from braintumor_ray.predict.results import read_results, results_folder
-from braintumor_ray.storage import write_atomically, write_table
+from braintumor_ray.storage import read_bytes, write_atomically, write_table
 
 Level = Literal["series", "study", "patient"]
 Aggregate = Literal["max", "mean"]
@@ -38,23 +40,76 @@ STUDY_SCHEMA = pa.schema(
 )
 
 
+@dataclass(frozen=True)
+class StudyRule:
+    """How the slices of a group decide together.
+
+    Attributes:
+        aggregate: "max": the most probable slice; "mean": the mean of the slices.
+        threshold: of the aggregate; None: that of the bundle.
+    """
+
+    aggregate: Aggregate = "max"
+    threshold: float | None = None
+
+
+def chosen_rule(evaluation: str | Path, results: str | Path, level: Level) -> StudyRule:
+    """The rule that an evaluation chose on its validation scans.
+
+    Args:
+        evaluation: folder of `evaluate`, with metrics.json.
+        results: where the rule is to be used.
+        level: study or patient; nothing is chosen for series.
+
+    Raises:
+        ResultsError: no such evaluation, one of another bundle, or one that chose nothing.
+    """
+    path = f"{str(evaluation).rstrip('/')}/metrics.json"
+    try:
+        metrics = json.loads(read_bytes(path))
+        fingerprint = metrics["bundle"]["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ResultsError(f"'{path}' cannot be read; give a folder of `evaluate`") from error
+    if fingerprint != (own := results_folder(results).meta["bundle_fingerprint"]):
+        raise ResultsError(
+            f"'{evaluation}' is of bundle {fingerprint} and '{results}' of {own}; "
+            "evaluate the bundle that scored"
+        )
+    found = metrics.get({"study": "studies", "patient": "patients"}.get(level, "")) or {}
+    if (chosen := found.get("chosen")) is None:
+        raise ResultsError(
+            f"'{evaluation}' chose no rule for level '{level}'; it needs study or patient keys in "
+            "the validation scans, with and without a tumor"
+        )
+    return StudyRule(chosen["aggregate"], chosen["threshold"])
+
+
 def read_studies(
-    path: str | Path, level: Level = "series", aggregate: Aggregate = "max"
+    path: str | Path, level: Level = "series", aggregate: Aggregate | StudyRule = "max"
 ) -> pa.Table:
     """The current rows of a results folder, rolled up; see `roll_up`.
+
+    Args:
+        path: the results.
+        level: what makes a row.
+        aggregate: what decides, at the threshold of the bundle; or a rule with its own.
 
     Raises:
         ResultsError: as `read_results` and `roll_up`.
     """
+    rule = aggregate if isinstance(aggregate, StudyRule) else StudyRule(aggregate)
     meta = results_folder(path).meta
     names = meta["class_names"]
     positive = [names.index(name) for name in meta["positive_classes"]]
     rolled = roll_up(read_results(path, COLUMNS), positive, level)
-    return rolled if aggregate == "max" else decided_by_mean(rolled, meta["threshold"])
+    if rule == StudyRule():  # the slice's own decision
+        return rolled
+    threshold = meta["threshold"] if rule.threshold is None else rule.threshold
+    return decided_by(rolled, rule.aggregate, threshold)
 
 
 def write_studies(
-    path: str | Path, location: str | Path, level: Level, aggregate: Aggregate
+    path: str | Path, location: str | Path, level: Level, aggregate: Aggregate | StudyRule
 ) -> pa.Table:
     """Roll up a results folder and write it, whole or not at all.
 
@@ -101,18 +156,20 @@ def summarize_studies(studies: pa.Table) -> dict[str, int]:
     }
 
 
-def decided_by_mean(rolled: pa.Table, threshold: float) -> pa.Table:
-    """The rows of `roll_up` decided and sorted by the mean probability of their slices.
+def decided_by(rolled: pa.Table, aggregate: Aggregate, threshold: float) -> pa.Table:
+    """The rows of `roll_up` decided and sorted by an aggregate of their slices' probabilities.
 
     Args:
         rolled: `STUDY_SCHEMA`.
-        threshold: of the bundle; a mean that reaches it is positive.
+        aggregate: which one.
+        threshold: an aggregate that reaches it is positive.
     """
+    name = f"{aggregate}_probability"
     rows = rolled.to_pylist()
     for row in rows:
         if row["used"]:
-            row["decision"] = row["mean_probability"] >= np.float32(threshold)
-    rows.sort(key=lambda row: (row["used"] == 0, -(row["mean_probability"] or 0.0)))
+            row["decision"] = row[name] >= np.float32(threshold)
+    rows.sort(key=lambda row: (row["used"] == 0, -(row[name] or 0.0)))
     return pa.Table.from_pylist(rows, schema=STUDY_SCHEMA)
 
 

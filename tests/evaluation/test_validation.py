@@ -25,6 +25,7 @@ from braintumor_ray.evaluation.evaluated import evaluate_rows
 from braintumor_ray.evaluation.foreign_labels import foreign_truth
 from braintumor_ray.evaluation.options import ValidateOptions, named_values
 from braintumor_ray.evaluation.validation import validate
+from braintumor_ray.evaluation.validation_page import figure_table
 from braintumor_ray.localization.outlines import TruthError
 from braintumor_ray.models.bundle import load_bundle
 from braintumor_ray.predict.predictor import Predictor
@@ -148,10 +149,26 @@ class TestFigures:
         known = evaluate(run.catalog, run.bundle, tmp_path / "e", options)
         assert one["by_class"]["accuracy"] == known["accuracy"]
         assert one["by_class"]["confusion_matrix"] == known["confusion_matrix"]
+        assert one["by_class"]["prediction_sets"] == known["prediction_sets"]
         assert one["decision"]["auroc"] == known["binary"]["auroc"]
         assert one["decision"]["intervals"]["auroc"] == known["intervals"]["auroc"]
         assert one["counts"]["pixel_copies"] == len(scans_of(run.catalog, "train"))
         assert one["grouped_by"] == "patient"
+
+    def test_of_prediction_sets_are_in_the_table_with_the_class_that_is_covered_least(self, result):
+        row = {"scans": 9, "coverage": {"estimate": 0.9, "low": 0.8, "high": 1.0}}
+        least = {"scans": 7, "coverage": {"estimate": 0.6, "low": 0.5, "high": 0.7}}
+        none = {"scans": 0, "coverage": {"estimate": None, "low": None, "high": None}}
+        sets = {"level": 0.9, **row, "per_class": {"glioma": row, "none": least, "other": none}}
+        figures = dict.fromkeys(("accuracy", "balanced_accuracy"))
+        intervals = {name: {"low": None, "high": None} for name in figures}
+        by_class = {**figures, "intervals": intervals, "prediction_sets": sets}
+        ((name, one),) = result[0]["sets"].items()
+        table = dict(figure_table({**result[0], "sets": {name: {**one, "by_class": by_class}}}))
+        assert table["prediction sets that hold the class"] == [
+            "0.900 (0.800 to 1.000), stated 0.9"
+        ]
+        assert table["  of the class with the fewest"] == ["0.600, none"]
 
     def test_of_a_data_set_of_one_kind_are_given_as_far_as_they_are_defined(
         self, catalog, run, tmp_path

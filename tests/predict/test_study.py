@@ -5,10 +5,12 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
+from braintumor_ray.cli import app
 from braintumor_ray.errors import ResultsError
 from braintumor_ray.predict.schema import result_schema
-from braintumor_ray.predict.study import STUDY_SCHEMA, read_studies, roll_up
+from braintumor_ray.predict.study import STUDY_SCHEMA, chosen_rule, read_studies, roll_up
 
 SCHEMA = result_schema((2, 2), ["gradcam"])
 POSITIVE = [0, 2]  # of three classes
@@ -136,3 +138,63 @@ def test_results_roll_up_by_the_classes_of_their_bundle(tmp_path):
     (row,) = read_studies(tmp_path).to_pylist()
     assert (row["slices"], row["top_scan_id"]) == (1, 1)
     assert row["max_probability"] == pytest.approx(0.6)
+
+
+class TestAChosenRule:
+    """`studies --rule EVALUATION`: aggregate and threshold that validation chose."""
+
+    @pytest.fixture
+    def results(self, tmp_path):
+        (tmp_path / "results" / "rows").mkdir(parents=True)
+        (tmp_path / "results" / "manifests").mkdir()
+        rows = [scan(1, 0.2, study="s"), scan(2, 0.8, study="s"), scan(3, 0.3, study="t")]
+        pq.write_table(
+            pa.Table.from_pylist(rows, schema=SCHEMA), tmp_path / "results/rows/a.parquet"
+        )
+        manifest = {"generation": 1, "files": [{"path": "rows/a.parquet"}], "supersedes": {}}
+        (tmp_path / "results/manifests/000001.json").write_text(json.dumps(manifest))
+        meta = {
+            "class_names": ["glioma", "none", "other"],
+            "positive_classes": ["other", "glioma"],
+            "threshold": 0.5,
+            "bundle_fingerprint": "f1",
+        }
+        (tmp_path / "results/results.json").write_text(json.dumps(meta))
+        return tmp_path / "results"
+
+    @staticmethod
+    def evaluation(tmp_path, fingerprint="f1", chosen=None):
+        folder = tmp_path / "evaluation"
+        folder.mkdir()
+        found = {"bundle": {"fingerprint": fingerprint}, "studies": {"chosen": chosen}}
+        (folder / "metrics.json").write_text(json.dumps(found))
+        return folder
+
+    @pytest.mark.parametrize(
+        ("aggregate", "threshold", "positive"),
+        [("mean", 0.6, []), ("mean", 0.4, ["s"]), ("max", 0.25, ["s", "t"]), ("max", 0.9, [])],
+    )
+    def test_decides(self, results, tmp_path, aggregate, threshold, positive):
+        chosen = {"aggregate": aggregate, "threshold": threshold}
+        folder = self.evaluation(tmp_path, chosen=chosen)
+        arguments = ["studies", str(results), "-o", str(tmp_path / "s.csv"), "--level", "study"]
+        done = CliRunner().invoke(app, [*arguments, "--rule", str(folder), "--json"])
+        assert json.loads(done.stdout).items() >= chosen.items()
+        rule = chosen_rule(folder, results, "study")
+        rows = read_studies(results, "study", rule).to_pylist()
+        assert sorted(row["study_key"] for row in rows if row["decision"]) == positive
+
+    def test_of_another_bundle_is_refused(self, results, tmp_path):
+        folder = self.evaluation(tmp_path, "f2", {"aggregate": "max", "threshold": 0.5})
+        with pytest.raises(ResultsError, match=r"bundle f2 and .* of f1; evaluate the bundle"):
+            chosen_rule(folder, results, "study")
+
+    @pytest.mark.parametrize("level", ["study", "patient", "series"])
+    def test_that_is_not_there_is_said(self, results, tmp_path, level):
+        folder = self.evaluation(tmp_path)
+        with pytest.raises(ResultsError, match=f"chose no rule for level '{level}'"):
+            chosen_rule(folder, results, level)
+
+    def test_in_no_evaluation(self, results, tmp_path):
+        with pytest.raises(ResultsError, match="give a folder of `evaluate`"):
+            chosen_rule(tmp_path, results, "study")
