@@ -109,14 +109,25 @@ def test_import_and_help_load_nothing_heavy(code):
     assert done.stderr.strip().endswith("[]")
 
 
-def test_a_decoding_actor_does_not_load_torch():
-    """It would cost each of them a second and 200 MB, and there are many."""
-    probe = (
-        "import sys, braintumor_ray.scoring.decode_stage, braintumor_ray.decode.sandbox_child\n"
-        "print([m for m in ('torch', 'timm', 'ray') if m in sys.modules])"
-    )
+@pytest.mark.parametrize(
+    ("modules", "spared"),
+    [
+        # There are many decoding actors, and torch costs each a second and 200 MB.
+        (
+            "braintumor_ray.scoring.decode_stage, braintumor_ray.decode.sandbox_child",
+            ("torch", "timm", "ray"),
+        ),
+        # Every actor of a job or a service is a process of its own that imports the predictor.
+        (
+            "braintumor_ray.scoring.predict_stage, braintumor_ray.scoring.summary",
+            ("sklearn", "scipy.stats", "pandas", "matplotlib"),
+        ),
+    ],
+)
+def test_actors_load_only_what_they_use(modules, spared):
+    probe = f"import sys, {modules}\nprint([m for m in {spared} if m in sys.modules])"
     done = subprocess.run(
-        [sys.executable, "-c", probe], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", probe], capture_output=True, text=True, check=True, timeout=120
     )
     assert done.stdout.strip() == "[]"
 

@@ -15,7 +15,8 @@ from braintumor_ray.metrics.classification import (
     pr_curve_points,
     roc_curve_points,
 )
-from braintumor_ray.metrics.conformal import set_metrics, set_rule
+from braintumor_ray.metrics.conformal import set_rule
+from braintumor_ray.metrics.coverage import set_metrics
 from braintumor_ray.metrics.inputs import binary_view
 from braintumor_ray.metrics.intervals import metric_intervals
 from braintumor_ray.metrics.thresholds import choose_threshold, threshold_sweep

@@ -9,16 +9,15 @@ A set may be empty: no class is probable enough.
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import beta
+from scipy.special import betainc, betaincinv  # scipy.stats costs every predictor half a second
 
 from braintumor_ray.errors import MetricsError
 from braintumor_ray.metrics.inputs import check_groups, check_probs
-from braintumor_ray.metrics.intervals import TableStatistic, bootstrap_table
 from braintumor_ray.types import Bools, Floats
 
 if TYPE_CHECKING:
@@ -28,10 +27,9 @@ COVERAGE = 0.9
 # The coverage that one calibration set gives varies. With this confidence it is at most SLACK
 # below the stated one; without, small classes would fall short in many runs.
 SLACK, CONFIDENCE = 0.05, 0.85
+TAILS = (0.025, 0.975)
 _ROUNDING = 1e-9  # 0.9 * 10 is 9, not a little more
 _FLOAT32 = 1 - 1e-6  # the predictor's float32 may be a little below the calibration's float64
-ANY = slice(None)
-Part = tuple[slice | int, ...]
 
 
 @dataclass(frozen=True)
@@ -57,14 +55,14 @@ class SetRule:
         rows = []
         for name, count, threshold in zip(class_names, self.groups, self.thresholds, strict=True):
             place = _rank(count, self.coverage)
-            law = beta(place, count + 1 - place) if place <= count else None
-            low, high = law.interval(0.95) if law else (1.0, 1.0)
+            known = place <= count
+            low, high = betaincinv(place, count + 1 - place, TAILS) if known else (1.0, 1.0)
             rows.append(
                 {
                     "class": name,
                     "groups": count,
                     "threshold": threshold,
-                    "expected": float(law.mean()) if law else 1.0,
+                    "expected": place / (count + 1) if known else 1.0,
                     "low": float(low),
                     "high": float(high),
                 }
@@ -146,63 +144,10 @@ def fewest_groups(coverage: float) -> int:
     return count
 
 
-def set_metrics(
-    labels: NDArray[Any],
-    probs: NDArray[Any],
-    rule: SetRule,
-    class_names: Sequence[str],
-    groups: NDArray[Any],
-    **resampling: int,
-) -> dict[str, Any]:
-    """What prediction sets achieve on labeled scans, ready for JSON.
-
-    Args:
-        labels: class indices, int (n,).
-        probs: float32 (n, k).
-        rule: of the bundle.
-        class_names: k names.
-        groups: patient or duplicate-group ids, (n,).
-        resampling: `seed` and `n_boot`.
-
-    Returns:
-        `level` (the stated coverage); `coverage`, `empty`, `single`, `several` (shares of scans)
-        and `single_right` (share of the sets of one class that are right), each an interval;
-        `mean_size`; `per_class`: `scans`, `coverage` (an interval) and `mean_size`.
-    """
-    classes, k = np.asarray(labels, np.int64), len(class_names)
-    inside = in_set(probs, rule.thresholds)
-    size, covered = inside.sum(axis=1), inside[np.arange(len(classes)), classes]
-    # A cell per class, size (none, one, several), and whether the class is in the set.
-    cells = (classes * 3 + np.minimum(size, 2)) * 2 + covered
-    shares = {
-        "coverage": _share(k, (ANY, ANY, 1)),
-        "empty": _share(k, (ANY, 0, ANY)),
-        "single": _share(k, (ANY, 1, ANY)),
-        "several": _share(k, (ANY, 2, ANY)),
-        "single_right": _share(k, (ANY, 1, 1), (ANY, 1, ANY)),
-    }
-    of_class = {name: _share(k, (i, ANY, 1), (i,)) for i, name in enumerate(class_names)}
-    found = bootstrap_table(shares, groups, cells, 6 * k, **resampling)  # type: ignore[arg-type]
-    covers = bootstrap_table(of_class, groups, cells, 6 * k, **resampling)  # type: ignore[arg-type]
-    return {
-        "level": rule.coverage,
-        **{name: asdict(interval) for name, interval in found.items()},
-        "mean_size": float(size.mean()),
-        "per_class": {
-            name: {
-                "scans": int((classes == i).sum()),
-                "coverage": asdict(covers[name]),
-                "mean_size": float(size[classes == i].mean()) if (classes == i).any() else None,
-            }
-            for i, name in enumerate(class_names)
-        },
-    }
-
-
 def _rank(count: int, coverage: float) -> int:
     """Place of the threshold among `count` descending probabilities, from 1; more: none."""
     place = max(1, math.ceil((count + 1) * coverage - _ROUNDING))
-    while place <= count and beta.cdf(coverage - SLACK, place, count + 1 - place) > 1 - CONFIDENCE:
+    while place <= count and betainc(place, count + 1 - place, coverage - SLACK) > 1 - CONFIDENCE:
         place += 1
     return place
 
@@ -214,16 +159,3 @@ def _threshold(own: Floats, count: int, coverage: float) -> float:
         return 0.0
     scans = math.ceil(place / (count + 1) * (len(own) + 1) - _ROUNDING)
     return float(np.sort(own)[::-1][min(scans, len(own)) - 1]) * _FLOAT32
-
-
-def _share(k: int, part: Part, whole: Part = ()) -> TableStatistic:
-    """Counts of some cells by those of others; both index (class, size, covered)."""
-
-    def statistic(counts: Floats) -> Floats:
-        table = counts.reshape(-1, k, 3, 2)
-        above, below = (
-            table[(ANY, *cells)].reshape(len(table), -1).sum(axis=1) for cells in (part, whole)
-        )
-        return np.divide(above, below, out=np.full(len(table), np.nan), where=below > 0)
-
-    return statistic

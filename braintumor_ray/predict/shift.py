@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import chi2
+from scipy.special import chdtri
 
 if TYPE_CHECKING:  # it imports torch, which readers of results do without
     from braintumor_ray.models.domain import ArchiveReference
@@ -98,7 +98,7 @@ class ShiftTally:
         shares = self.counts / scans
         variance = 1 / self.independent + float((shares**2 / reference_scans).sum())
         # The mean square of r standard normal coordinates is a chi square over r.
-        chance = variance * float(chi2.isf(CHANCE, len(mean))) / len(mean)
+        chance = variance * float(chdtri(len(mean), CHANCE)) / len(mean)
         distance, limit = float(np.sqrt((mean**2).mean())), float(np.sqrt(USUAL**2 + chance))
         return Shift(scans, self.independent, distance, limit, distance > limit)
 

@@ -9,7 +9,8 @@ import numpy as np
 from braintumor_ray.catalog.labels import label_key
 from braintumor_ray.metrics.calibration import softmax
 from braintumor_ray.metrics.classification import classification_metrics
-from braintumor_ray.metrics.conformal import set_metrics, set_rule
+from braintumor_ray.metrics.conformal import set_rule
+from braintumor_ray.metrics.coverage import set_metrics
 from braintumor_ray.metrics.inputs import binary_view
 from braintumor_ray.metrics.intervals import metric_intervals
 from braintumor_ray.metrics.verdicts import LIKELIEST, decision_rule

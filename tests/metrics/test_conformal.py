@@ -10,8 +10,8 @@ from braintumor_ray.metrics.conformal import (
     fit_sets,
     in_set,
     named_sets,
-    set_metrics,
 )
+from braintumor_ray.metrics.coverage import set_metrics
 
 NAMES = ("glioma", "meningioma", "none")
 
