@@ -135,7 +135,7 @@ def prepare(catalog: pa.Table, options: TrainOptions, say: Say) -> RunInputs:
     classes = class_map(catalog, recipe)
     for line in classes.merged():
         say(line)
-    model = _network(_architecture(recipe, classes), recipe)
+    model = _network(architecture_of(recipe, len(classes.classes)), recipe)
     preprocessing = _preprocessing(model, recipe)
     truth = _truth(options, model)
     weights = _load_weights(model, options, say)
@@ -315,8 +315,8 @@ def _finish(
     return TrainingResult(saved, folder.location, fitted.history, phases)
 
 
-def _architecture(recipe: Recipe, classes: ClassMap) -> Architecture:
-    k = len(classes.classes)
+def architecture_of(recipe: Recipe, k: int) -> Architecture:
+    """The network of a recipe for k classes."""
     section = recipe.model
     automatic = section.output == "auto" and k == 2 and section.pooling == "mean"
     sigmoid = section.output == "sigmoid" or automatic
