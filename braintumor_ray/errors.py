@@ -48,6 +48,10 @@ class TrainingError(BrainTumorError):
     """A training run that cannot start, or that must not be repeated under the same name."""
 
 
+class TrackingError(BrainTumorError):
+    """A tracking server that does not answer, or a run that it does not take."""
+
+
 class MetricsError(BrainTumorError):
     """Labels, probabilities or groups from which no metric can be computed."""
 

@@ -11,6 +11,8 @@ EXTRAS = {  # package: our extra
     "dicomweb_client": "hospital",
     "duckdb": "sql",
     "highdicom": "hospital",
+    "huggingface_hub": "hub",
+    "mlflow": "mlflow",
     "onnx": "onnx",
     "onnxruntime": "onnx",
     "openvino": "openvino",

@@ -21,6 +21,7 @@ LAYERS = [  # each imports from those above it only
     {"engines"},
     {"predict", "localization", "faithfulness", "pages"},
     {"training", "scoring", "evaluation", "audit", "worklist", "neurons", "serving", "publishing"},
+    {"tracking"},
     {"archive"},
     {"cli", "client", "local_ray"},
 ]

@@ -2,13 +2,13 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
 from braintumor_ray.audit.options import LabelOptions
 from braintumor_ray.catalog.options import CatalogOptions
-from braintumor_ray.cli.console import progress_bar, short_errors
+from braintumor_ray.cli.console import progress_bar, say, short_errors
 from braintumor_ray.cli.options import (
     BundleOption,
     Json,
@@ -21,6 +21,10 @@ from braintumor_ray.cli.options import (
 )
 from braintumor_ray.evaluation.options import EvaluateOptions, ValidateOptions, named_values
 from braintumor_ray.neurons.options import NeuronOptions
+from braintumor_ray.tracking.options import TrackingOptions
+
+if TYPE_CHECKING:
+    from braintumor_ray.tracking.run import Run
 
 app = typer.Typer()
 
@@ -77,7 +81,7 @@ def audit(
 
 @app.command()
 @short_errors
-@takes(options=EvaluateOptions, catalog_options=CatalogOptions)
+@takes(options=EvaluateOptions, catalog_options=CatalogOptions, tracking=TrackingOptions)
 def evaluate(
     source: Source,
     bundle: BundleOption,
@@ -86,24 +90,29 @@ def evaluate(
     ],
     options: EvaluateOptions,
     catalog_options: CatalogOptions,
+    tracking: TrackingOptions,
     as_json: Json = False,
 ) -> None:
     """Measure a bundle on a split: metrics.json with intervals, report.html, galleries.
 
     Give RUN/catalog.parquet, which knows the splits. Exit 3 if scans were trained on.
     """
+    from braintumor_ray.evaluation.evaluate import METRICS, REPORT
     from braintumor_ray.evaluation.evaluate import evaluate as measure
+    from braintumor_ray.tracking.run import tracked
 
-    table = load_source(source, catalog_options.with_own_key(output))
-    options = replace(options, sections={**_phases(bundle), **options.sections})
-    with progress_bar("evaluating") as advance:
-        found = measure(table, bundle, output, options, advance)
+    with tracked(tracking, f"evaluate {options.split}", say) as run:
+        table = load_source(source, catalog_options.with_own_key(output))
+        options = replace(options, sections={**_phases(bundle), **options.sections})
+        with progress_bar("evaluating") as advance:
+            found = measure(table, bundle, output, options, advance)
+        _track(run, found, found, output, (METRICS, REPORT))
     print_result(found, as_json, _evaluation_lines(found, output))
 
 
 @app.command()
 @short_errors
-@takes(options=ValidateOptions, catalog_options=CatalogOptions)
+@takes(options=ValidateOptions, catalog_options=CatalogOptions, tracking=TrackingOptions)
 def validate(
     bundle: Annotated[
         str, typer.Argument(metavar="BUNDLE", help="Folder or URI: RUN/bundle of a run.")
@@ -117,6 +126,7 @@ def validate(
     ],
     options: ValidateOptions,
     catalog_options: CatalogOptions,
+    tracking: TrackingOptions,
     trained_on: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option(
@@ -130,17 +140,37 @@ def validate(
 
     Copies of training scans are left out and counted; nothing is chosen on these data.
     """
-    from braintumor_ray.evaluation.validation import PAGE
+    from braintumor_ray.evaluation.validation import PAGE, VALIDATION
     from braintumor_ray.evaluation.validation import validate as measure
     from braintumor_ray.evaluation.validation_page import terminal_lines
+    from braintumor_ray.tracking.run import tracked
 
     catalog_options = _able_to_group(catalog_options)
     sources = named_values("--on", on, "SOURCE")
-    catalogs = {name: load_source(source, catalog_options) for name, source in sources.items()}
-    trained = {source: load_source(source, catalog_options) for source in trained_on or []}
-    with progress_bar("validating") as advance:
-        found = measure(catalogs, bundle, output, options, trained_on=trained, progress=advance)
+    with tracked(tracking, f"validate {', '.join(sources)}", say) as run:
+        catalogs = {name: load_source(source, catalog_options) for name, source in sources.items()}
+        trained = {source: load_source(source, catalog_options) for source in trained_on or []}
+        with progress_bar("validating") as advance:
+            found = measure(catalogs, bundle, output, options, trained_on=trained, progress=advance)
+        _track(run, found, found["sets"], output, (VALIDATION, PAGE))
     print_result(found, as_json, f"{terminal_lines(found)}\npage: {output / PAGE}")
+
+
+def _track(
+    run: "Run",
+    found: dict[str, Any],
+    figures: dict[str, Any],
+    output: Path,
+    files: tuple[str, ...],
+) -> None:
+    """Tell a tracked run what was measured, with which bundle, and where that is written."""
+    kept = ("split", "test_time_augmentation", "engine", "precision", "n_boot", "seed")
+    settings = {name: found[name] for name in kept if name in found}
+    run.parameters({"bundle": found["bundle"], **settings})
+    run.tags({"bundle_fingerprint": found["bundle"]["fingerprint"]})
+    left_out = ("bundle", "schema_version", "seed", "n_boot", "engine_scans_per_s", "sections")
+    run.figures({k: v for k, v in figures.items() if k not in left_out})
+    run.files(str(output), files)
 
 
 def _able_to_group(options: CatalogOptions) -> CatalogOptions:

@@ -16,12 +16,17 @@ from braintumor_ray.cli.data import phantom_catalog
 from braintumor_ray.cli.options import Json, flag, load_source, print_result, takes
 from braintumor_ray.errors import UsageError
 from braintumor_ray.storage import is_local, local_path
+from braintumor_ray.tracking.options import TrainTrackingOptions
 from braintumor_ray.training.options import TrainOptions
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from braintumor_ray.tracking.run import Run
+    from braintumor_ray.training.run import TrainingResult
+
 app = typer.Typer()
+TRACKED_FILES = ("curves.png", "history.json", "phases.json", "bundle/model_card.md")
 
 recipes_app = typer.Typer(help="List the recipes, or show one.", invoke_without_command=True)
 app.add_typer(recipes_app, name="recipes")
@@ -74,10 +79,11 @@ def _phantoms_with_their_recipe(command: Callable[..., None]) -> Callable[..., N
 @app.command()
 @short_errors
 @_phantoms_with_their_recipe
-@takes(options=TrainOptions, catalog_options=CatalogOptions)
+@takes(options=TrainOptions, catalog_options=CatalogOptions, tracking=TrainTrackingOptions)
 def train(
     options: TrainOptions,
     catalog_options: CatalogOptions,
+    tracking: TrainTrackingOptions,
     sources: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Argument(
@@ -99,22 +105,23 @@ def train(
     """Train a recipe on Ray Train and write its bundle; an interrupted run goes on."""
     from braintumor_ray.catalog.labels import remarks
     from braintumor_ray.catalog.listing import left_out_of
-    from braintumor_ray.local_ray import ray_session, wants_gpu
+    from braintumor_ray.tracking.run import tracked
     from braintumor_ray.training.run import check_run
 
-    if not preview_augmentation:
-        check_run(options.output)
-    table, options = _with_data(sources or [], options, catalog_options)
-    left_out = left_out_of(table.schema)
-    for line in (left_out.describe(), *([] if options.recipe.data.classes else remarks(table))):
-        if line:
-            say(line)
     if preview_augmentation:
-        found = _preview(table, options)
+        tracking = replace(tracking, mlflow=None)
     else:
-        with ray_session(options.workers.most):
-            workers = replace(options.workers, use_gpu=wants_gpu(options.workers.use_gpu))
-            found = _train(table, replace(options, workers=workers), folds)
+        check_run(options.output)
+    with tracked(tracking, options.recipe.name, say, resumed_in=options.output) as run:
+        table, options = _with_data(sources or [], options, catalog_options)
+        left_out = left_out_of(table.schema)
+        for line in (left_out.describe(), *([] if options.recipe.data.classes else remarks(table))):
+            if line:
+                say(line)
+        if preview_augmentation:
+            found = _preview(table, options)
+        else:
+            found = _train_on_ray(table, options, folds, run, tracking.mlflow_model)
     print_result(found | {"left_out": left_out.left_out}, as_json, _train_lines(found))
 
 
@@ -168,17 +175,54 @@ def _preview(table: "pa.Table", options: TrainOptions) -> dict[str, Any]:
     return {"augmentation": str(picture)}
 
 
-def _train(table: "pa.Table", options: TrainOptions, folds: int | None) -> dict[str, Any]:
+def _train_on_ray(
+    table: "pa.Table", options: TrainOptions, folds: int | None, run: "Run", model: str | None
+) -> dict[str, Any]:
+    from braintumor_ray.local_ray import ray_session, wants_gpu
+
+    with ray_session(options.workers.most):
+        workers = replace(options.workers, use_gpu=wants_gpu(options.workers.use_gpu))
+        options = replace(options, workers=workers)
+        run.parameters(_parameters(options, folds))
+        found = _train(table, options, folds, run)
+    if folds is None:
+        run.files(str(options.output), TRACKED_FILES)
+        run.bundle(found["bundle"], model or f"braintumor-{options.recipe.name}")
+    return found
+
+
+def _parameters(options: TrainOptions, folds: int | None) -> dict[str, Any]:
+    """What a tracked run is told of itself: the recipe, and how it is trained."""
+    return {
+        **options.recipe.model_dump(mode="json"),
+        "weights": options.weights,
+        "workers": options.workers.most,
+        "gpu": options.workers.use_gpu,
+        "split_by": options.split_by,
+        "leave_out": options.leave_out,
+        "guided_by_truth": options.truth is not None,
+        "data": {**options.recipe.data.model_dump(mode="json"), "source": options.source},
+        "folds": folds,
+    }
+
+
+def _train(
+    table: "pa.Table", options: TrainOptions, folds: int | None, run: "Run"
+) -> dict[str, Any]:
     from braintumor_ray.metrics.verdicts import chance_note, found_and_missed
     from braintumor_ray.training.folds import cross_validate
     from braintumor_ray.training.phases import as_text, comparable, phase_lines
     from braintumor_ray.training.run import train as train_recipe
 
     if folds is not None:
-        return cross_validate(table, options, folds, say)
-    trained = train_recipe(table, options, say)
+        found = cross_validate(table, options, folds, say, run.epoch)
+        run.figures(found)
+        return found
+    trained = train_recipe(table, options, say, run.epoch)
     fields = trained.bundle.fields
     metrics = fields.metrics["validation"]
+    run.tags({"bundle_fingerprint": trained.bundle.fingerprint})
+    run.figures(_final(trained))
     measured = trained.phases[-1] if trained.phases else metrics
     if trained.phases:
         published = comparable(options.recipe.published, fields, options.synthetic)
@@ -199,6 +243,14 @@ def _train(table: "pa.Table", options: TrainOptions, folds: int | None) -> dict[
         "curves": f"{trained.location}/curves.png",
         "phases": f"{trained.location}/phases.json",
     }
+
+
+def _final(trained: "TrainingResult") -> dict[str, Any]:
+    """What the run ended in: figures of validation and, where there is one, of the test split."""
+    fields = trained.bundle.fields
+    test = {"test": trained.phases[-1]} if trained.phases else {}
+    chosen = {"threshold": fields.threshold, "temperature": fields.temperature}
+    return {**fields.metrics, **test, **chosen}
 
 
 def _train_lines(found: dict[str, Any]) -> str:

@@ -327,6 +327,22 @@ def check_bundle(directory: str | Path) -> None:
     _read_checked(directory)
 
 
+def copy_bundle(directory: str | Path, folder: Path) -> BundleFields:
+    """Copy the files of a bundle, from any location, into a local folder that exists.
+
+    Returns:
+        The content of bundle.json.
+
+    Raises:
+        BundleError: as `load_bundle`.
+    """
+    fields, blob = _read_checked(directory)
+    (folder / WEIGHTS).write_bytes(blob)
+    for name in (DESCRIPTION, CARD):
+        (folder / name).write_bytes(_read(directory, name))
+    return fields
+
+
 def read_bundle_fields(directory: str | Path) -> BundleFields:
     """The content of bundle.json; reads no weights.
 

@@ -1,6 +1,7 @@
 """Grouped k-fold cross-validation: a run per fold, and means over the folds."""
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,17 +24,29 @@ from braintumor_ray.training.split import (
     with_columns,
     without_test,
 )
+from braintumor_ray.training.trainer import OnEpoch
 
 SUMMARIZED = (*FIGURES, "balanced_accuracy", "macro_auroc")
 
 
 def cross_validate(
-    catalog: pa.Table, options: TrainOptions, folds: int, say: Say = print
+    catalog: pa.Table,
+    options: TrainOptions,
+    folds: int,
+    say: Say = print,
+    on_epoch: OnEpoch | None = None,
 ) -> dict[str, Any]:
     """Train a recipe per fold; each scan is tested once, by a network that never saw its group.
 
     Decodes once. Each fold is a whole run in OUTPUT/fold-1, fold-2, ...; a share of its training
     scans validates, by the recipe's fractions. An interrupted cross-validation is continued.
+
+    Args:
+        catalog: as for `train`.
+        options: as for `train`.
+        folds: how many.
+        say: as for `train`.
+        on_epoch: as for `train`; the entries also have the number of their `fold`.
 
     Returns:
         `folds` (the tested figures of each) and, per figure, `mean`, `low` and `high`: the 95%
@@ -56,7 +69,9 @@ def cross_validate(
         fold = run_folder(folder.at(f"fold-{number}"))
         if fold.note().get("status") != "finished":
             column = {"split": pa.array(split.tolist(), pa.string())}
-            train(with_columns(catalog, column), replace(options, output=fold.location), say)
+            of_fold = on_epoch and partial(_told_with_fold, on_epoch, number)
+            own = replace(options, output=fold.location)
+            train(with_columns(catalog, column), own, say, of_fold)
         tested = fold.read_json("phases.json")[-1]
         figures = {name: tested[name] for name in SUMMARIZED}
         found.append({"fold": number, "bundle": fold.at("bundle"), "n": tested["n"], **figures})
@@ -84,6 +99,10 @@ def _fold_splits(
         split[held == fold] = "test"
         splits.append(split)
     return splits
+
+
+def _told_with_fold(on_epoch: OnEpoch, number: int, entry: dict[str, Any]) -> None:
+    on_epoch({"fold": number, **entry})
 
 
 def _mean_interval(values: list[float | None]) -> dict[str, float | None]:

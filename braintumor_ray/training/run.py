@@ -44,7 +44,7 @@ from braintumor_ray.training.run_data import (
 from braintumor_ray.training.run_folder import RunFolder, run_folder
 from braintumor_ray.training.shards import GuidedRows, Shards, training_dataset
 from braintumor_ray.training.split import check_split_choice, imbalance
-from braintumor_ray.training.trainer import Fitted, fit, read_fitted
+from braintumor_ray.training.trainer import Fitted, OnEpoch, fit, read_fitted
 
 UNBALANCED = 5.0
 
@@ -71,13 +71,19 @@ class TrainingResult:
         return f"{self.location}/bundle"
 
 
-def train(catalog: pa.Table, options: TrainOptions, say: Say = print) -> TrainingResult:
+def train(
+    catalog: pa.Table,
+    options: TrainOptions,
+    say: Say = print,
+    on_epoch: OnEpoch | None = None,
+) -> TrainingResult:
     """Train a recipe on a catalog and write its bundle; resumes an interrupted run.
 
     Args:
         catalog: all scans (`data.catalog.load_catalog`).
         options: the run.
         say: called with a line for people, now and then.
+        on_epoch: called with each epoch's entry of the history while the run goes on, in a thread.
 
     Raises:
         UsageError: data or recipe that cannot be trained; found before training starts.
@@ -99,7 +105,7 @@ def train(catalog: pa.Table, options: TrainOptions, say: Say = print) -> Trainin
     name = _claim(folder, options, data, weights, guided)
     for line in _remarks(options, data):
         say(line)
-    fitted = _fit(options, folder, name, ready, data, guided, say)
+    fitted = _fit(options, folder, name, ready, data, guided, say, on_epoch)
     provisional = provisional_bundle(
         recipe,
         model.architecture,
@@ -236,6 +242,7 @@ def _fit(
     data: RunData,
     guided: Guided | None,
     say: Say,
+    on_epoch: OnEpoch | None,
 ) -> Fitted:
     recipe, model = options.recipe, ready.model
     rows = guided.rows if guided else None
@@ -254,7 +261,7 @@ def _fit(
         options.workers,
         folder.at("ray"),
         name,
-        _epoch_teller(say, rates=recipe.schedule.kind == "plateau"),
+        _both(_epoch_teller(say, rates=recipe.schedule.kind == "plateau"), on_epoch),
         guided.positive if guided else None,
         guided.lesions if guided else None,
     )
@@ -447,6 +454,15 @@ def _epoch_teller(say: Say, *, rates: bool) -> Callable[[dict[str, Any]], None]:
             say(f"learning rate {before['lr']:.2g} -> {entry['lr']:.2g}")
         say(_epoch_line(entry))
         before.update(entry)
+
+    return tell
+
+
+def _both(first: OnEpoch, second: OnEpoch | None) -> OnEpoch:
+    def tell(entry: dict[str, Any]) -> None:
+        first(entry)
+        if second is not None:
+            second(entry)
 
     return tell
 

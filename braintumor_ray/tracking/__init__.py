@@ -1,0 +1,1 @@
+"""Runs of MLflow: what was trained and measured, and the bundle as a model."""
