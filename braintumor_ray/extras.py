@@ -11,6 +11,7 @@ EXTRAS = {  # package: our extra
     "dicomweb_client": "hospital",
     "duckdb": "sql",
     "highdicom": "hospital",
+    "httpx": "hub",
     "huggingface_hub": "hub",
     "mlflow": "mlflow",
     "onnx": "onnx",
