@@ -3,7 +3,7 @@
 import json
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
@@ -83,20 +83,35 @@ def build_catalog(
     unread: Counter[str] = Counter()
     for index, (file, found) in enumerate(zip(files, probes, strict=True)):
         told = {"label": found.tags.get("label") or labels[index]}
-        rows += _rows(file, found, options, told | (sidecar.rows[index] if sidecar else {}))
-        unread.update(["", *keywords] if (keywords := found.tags.get("unread", "").split()) else [])
+        rows += rows_of_file(file, found, options, told | (sidecar.rows[index] if sidecar else {}))
+        count_unread(found, unread)
     rows.sort(key=lambda row: (row["path"], row["frame"]))
     extra = [pa.field(name, pa.string()) for name in (sidecar.extra if sidecar else ())]
     table = pa.Table.from_pylist(rows, schema=pa.schema([*CATALOG_SCHEMA, *extra]))
     check_ids(table)
+    return noted(with_unread(table, unread), options.identity)
+
+
+def count_unread(found: Probe, unread: Counter[str]) -> None:
+    """Count a file ("") and the attributes of its header that could not be parsed, if any."""
+    keywords = found.tags.get("unread", "").split()
+    unread.update(["", *keywords] if keywords else [])
+
+
+def with_unread(catalog: pa.Table, unread: Counter[str]) -> pa.Table:
+    """The catalog, which remembers in its metadata what could not be parsed."""
     note = json.dumps(unread).encode()
-    table = table.replace_schema_metadata({**(table.schema.metadata or {}), _UNREAD: note})
-    return noted(table, options.identity)
+    return catalog.replace_schema_metadata({**(catalog.schema.metadata or {}), _UNREAD: note})
 
 
-def unread_tags(catalog: pa.Table) -> str:
-    """One line on header attributes that could not be parsed when it was made; may be empty."""
-    counts = Counter(json.loads((catalog.schema.metadata or {}).get(_UNREAD, b"{}")))
+def unread_of(schema: pa.Schema) -> Counter[str]:
+    """What a catalog remembers of `count_unread`."""
+    return Counter(json.loads((schema.metadata or {}).get(_UNREAD, b"{}")))
+
+
+def unread_line(unread: Mapping[str, int]) -> str:
+    """One line on header attributes that could not be parsed; empty where there are none."""
+    counts = Counter(unread)
     files = counts.pop("", 0)
     if not files:
         return ""
@@ -191,9 +206,17 @@ def probe_content(data: bytes | None, volumes: VolumeOptions) -> Probe:
     return probe(data, volumes=volumes)
 
 
-def _rows(
+def rows_of_file(
     file: FoundFile, found: Probe, options: CatalogOptions, told: dict[str, Any]
 ) -> Iterable[dict[str, Any]]:
+    """Catalog rows of one file, one for each frame.
+
+    Args:
+        file: as it was found.
+        found: what its header says.
+        options: how the source is read.
+        told: what a table or the folders say of it, by column.
+    """
     volumes = options.volumes if found.format == "nifti" else None
     mark = volumes.mark if volumes else ""
     path = file.path + mark

@@ -81,8 +81,22 @@ class ClassMap:
 def remarks(catalog: pa.Table) -> list[str]:
     """What a user should know of a catalog's labels before training, a line each."""
     labels = catalog["label"].to_pylist()
-    lines = _variants(_each_its_own(Counter(label for label in labels if label is not None)))
-    numbers = numbered_folders(catalog["path"].to_pylist(), labels)
+    counts = Counter(label for label in labels if label is not None)
+    return remarks_on(counts, catalog["path"].to_pylist(), labels)
+
+
+def remarks_on(
+    counts: Counter[str], paths: Iterable[str], labels: Iterable[str | None]
+) -> list[str]:
+    """The lines of `remarks`.
+
+    Args:
+        counts: scans of each label.
+        paths: of the scans, or one of each folder.
+        labels: of these paths.
+    """
+    lines = _variants(_each_its_own(counts))
+    numbers = numbered_folders(paths, labels)
     if numbers:
         named = ",".join(numbers[:5]) + (",..." if len(numbers) > 5 else "")
         lines.append(

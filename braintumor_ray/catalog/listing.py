@@ -7,8 +7,11 @@ import re
 import stat
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from itertools import chain, islice
+from typing import Any
 
 import pyarrow as pa
 
@@ -39,6 +42,8 @@ NO_FILE = "pipes, sockets and devices"
 LINKED_TWICE = "links to a folder that is listed already"
 EMPTY_NAME = "keys with an empty part ('//')"
 UNREADABLE_FOLDER = "folders that cannot be read"
+LISTERS = 16  # prefixes of a store that are listed at a time
+PREFIXES, MOST_LEVELS = 64, 4  # so many are enough; so deep they are looked for
 _LEFT_OUT = b"left_out"  # key in a catalog's metadata
 
 
@@ -50,6 +55,9 @@ class FoundFile:
     uri: str
     size: int | None
     mtime: datetime | None
+
+
+Entry = FoundFile | tuple[str, str]  # a file, or the path and why it is left out
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,32 @@ class Listing:
     files: list[FoundFile]
     left_out: Counter[str] = field(default_factory=Counter)
     archives: list[str] = field(default_factory=list)
+
+    def sort_out(self, entries: Iterable["Entry"]) -> Iterator[FoundFile]:
+        """The entries that may be scans; the others are counted."""
+        for entry in entries:
+            path = entry[0] if isinstance(entry, tuple) else entry.path
+            reason = why_left_out(path)
+            if isinstance(entry, tuple):
+                reason = entry[1] if reason not in (SYSTEM, HIDDEN) else reason
+            if reason is None and isinstance(entry, FoundFile):
+                yield entry
+                continue
+            self.left_out[str(reason)] += 1
+            if reason == ARCHIVE:
+                self.archives.append(path)
+
+    def require_some(self, root: str, files: int) -> None:
+        """Refuse a source without files.
+
+        Raises:
+            CatalogError: there are none; tells what was left out.
+        """
+        if not files:
+            about = self.describe()
+            raise CatalogError(
+                f"'{root}' holds no files that could be scans" + (f" ({about})" if about else "")
+            )
 
     def describe(self) -> str:
         """What was left out, as one line with the names of the first archives; may be empty."""
@@ -97,9 +131,26 @@ def list_files(root: str) -> Listing:
     Raises:
         CatalogError: the root is not there, cannot be listed, or holds nothing.
     """
+    found = Listing([])
+    found.files.extend(files_below(root, found))
+    found.files.sort(key=lambda file: file.path)
+    found.archives.sort()
+    found.require_some(root, len(found.files))
+    return found
+
+
+def files_below(root: str, found: Listing) -> Iterator[FoundFile]:
+    """The files of `list_files` as they are found, in no order.
+
+    Args:
+        root: folder or URI.
+        found: where the other entries are counted.
+
+    Raises:
+        CatalogError: as `list_files`, but not for a root that holds nothing.
+    """
     try:
-        entries = _local_entries(root) if is_local(root) else _stored_entries(root)
-        found = _sorted_out(entries)
+        yield from found.sort_out(_local_entries(root) if is_local(root) else _stored_entries(root))
     except FileNotFoundError as error:
         raise CatalogError(
             f"'{root}' does not exist; give a folder, a CSV, a catalog or a URI"
@@ -109,12 +160,6 @@ def list_files(root: str) -> Listing:
             f"'{root}' cannot be listed: {error.strerror or error}; give a folder, a CSV, a "
             "catalog or a URI"
         ) from error
-    if not found.files:
-        about = found.describe()
-        raise CatalogError(
-            f"'{root}' holds no files that could be scans" + (f" ({about})" if about else "")
-        )
-    return found
 
 
 def stat_files(root: str, paths: Iterable[str]) -> list[FoundFile]:
@@ -127,6 +172,13 @@ def stat_files(root: str, paths: Iterable[str]) -> list[FoundFile]:
         FoundFile(name, uri, info.size if info.is_file else None, info.mtime)
         for name, uri, info in zip(names, uris, infos, strict=True)
     ]
+
+
+def base_of(root: str) -> str:
+    """A root as `uri_of` takes it: absolute, or as its store's file system names it."""
+    if is_local(root):
+        return spelled(os.path.abspath(local_path(root)))
+    return str(open_filesystem(root)[1])
 
 
 def uri_of(root: str, base: str, path: str) -> str:
@@ -153,32 +205,11 @@ def why_left_out(path: str) -> str | None:
     return PARTIAL if _PARTIAL.search(name) else None
 
 
-Entry = FoundFile | tuple[str, str]  # a file, or the path and why it is left out
-
-
-def _sorted_out(entries: Iterable[Entry]) -> Listing:
-    found = Listing([])
-    for entry in entries:
-        path = entry[0] if isinstance(entry, tuple) else entry.path
-        reason = why_left_out(path)
-        if isinstance(entry, tuple):
-            reason = entry[1] if reason not in (SYSTEM, HIDDEN) else reason
-        if reason is None and isinstance(entry, FoundFile):
-            found.files.append(entry)
-            continue
-        found.left_out[str(reason)] += 1
-        if reason == ARCHIVE:
-            found.archives.append(path)
-    found.files.sort(key=lambda file: file.path)
-    found.archives.sort()
-    return found
-
-
 def _stored_entries(root: str) -> Iterator[Entry]:
-    from pyarrow.fs import FileSelector, FileType
+    from pyarrow.fs import FileType
 
     filesystem, base = open_filesystem(root)
-    for info in filesystem.get_file_info(FileSelector(base, recursive=True)):
+    for info in _stored_infos(filesystem, base):
         # Not a relative path as of folders: a key may hold '..', which means itself.
         path = info.path.removeprefix(base).removeprefix("/")
         if info.type == FileType.Directory:
@@ -189,6 +220,35 @@ def _stored_entries(root: str) -> Iterator[Entry]:
             yield path, EMPTY_NAME  # pyarrow lists it and refuses to open it
         else:
             yield FoundFile(path, uri_of(root, base, path), info.size, info.mtime)
+
+
+def _stored_infos(filesystem: Any, base: str) -> Iterator[Any]:  # noqa: ANN401 - no stubs
+    """What pyarrow lists below a prefix; several prefixes inside it at a time.
+
+    Folders are listed level by level until there are enough of them; each is then listed with all
+    that is below it, so that no list holds the whole archive.
+    """
+    from pyarrow.fs import FileSelector, FileType
+
+    prefixes = [base]
+    with ThreadPoolExecutor(LISTERS) as pool:
+        for _ in range(MOST_LEVELS):
+            levels = pool.map(lambda p: filesystem.get_file_info(FileSelector(p)), prefixes)
+            below = []
+            for info in chain.from_iterable(levels):
+                if info.type == FileType.Directory:
+                    below.append(info.path)
+                yield info
+            prefixes = below
+            if len(prefixes) >= PREFIXES or not prefixes:
+                break
+        whole = (FileSelector(prefix, recursive=True) for prefix in prefixes)
+        waiting = deque(
+            pool.submit(filesystem.get_file_info, one) for one in islice(whole, LISTERS)
+        )
+        while waiting:
+            yield from waiting.popleft().result()
+            waiting.extend(pool.submit(filesystem.get_file_info, one) for one in islice(whole, 1))
 
 
 def _local_entries(root: str) -> Iterator[Entry]:

@@ -15,7 +15,7 @@ from braintumor_ray.storage import is_uri, open_filesystem, write_atomically
 
 CHECK = b"hash_key_check"  # in a catalog's metadata
 RESULTS_CHECK = "hash_key.json"  # in a results folder
-_HASHED = ("patient_key", "study_key", "series_key", "sop_key")
+HASHED = ("patient_key", "study_key", "series_key", "sop_key")
 
 
 def key_path() -> Path:
@@ -68,7 +68,7 @@ def own_key_allowed(output: object) -> bool:
 
 def noted(table: pa.Table, identity: IdentityHash) -> pa.Table:
     """A catalog that keeps the check value of its key, where it has hashed ids."""
-    hashed = any(table[name].null_count < table.num_rows for name in _HASHED)
+    hashed = any(table[name].null_count < table.num_rows for name in HASHED)
     if not hashed or identity.clear:
         return table
     note = identity.check.encode()

@@ -78,3 +78,28 @@ class CatalogOptions:
         if identity.secret is not None or identity.clear or not own_key_allowed(output):
             return self
         return replace(self, identity=replace(identity, make=cache(own_key)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamOptions:
+    """How a large catalog is made.
+
+    Attributes:
+        listing: manifest.json of an S3 Inventory, or a CSV or Parquet file with path, size and
+            time; None: the source is listed.
+        since: an earlier catalog of the source: only new and changed files are opened.
+    """
+
+    PANEL: ClassVar = SOURCE
+
+    listing: Annotated[
+        str | None,
+        Option(
+            "In place of listing the source: S3 Inventory, or path, size and mtime as a table.",
+            "MANIFEST.json|CSV|PARQUET",
+        ),
+    ] = None
+    since: Annotated[
+        str | None,
+        Option("Earlier catalog: only new and changed files are opened.", "CATALOG"),
+    ] = None

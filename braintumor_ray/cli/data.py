@@ -1,16 +1,19 @@
 """Commands on data: phantom, catalog, split."""
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from braintumor_ray.catalog.options import CatalogOptions
+from braintumor_ray.catalog.options import CatalogOptions, StreamOptions
 from braintumor_ray.cli.console import progress_bar, say, short_errors
 from braintumor_ray.cli.options import Json, Source, load_source, print_result, takes, value_counts
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from braintumor_ray.catalog.stream import Streamed
 
 PHANTOM_PATIENTS = 60
 app = typer.Typer()
@@ -40,32 +43,61 @@ def phantom(
 
 @app.command()
 @short_errors
-@takes(catalog_options=CatalogOptions)
+@takes(catalog_options=CatalogOptions, made=StreamOptions)
 def catalog(
     source: Source,
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="CATALOG", help="The catalog, .parquet.")
     ],
     catalog_options: CatalogOptions,
+    made: StreamOptions,
     as_json: Json = False,
 ) -> None:
-    """List every scan of a source: one row per file, or per frame of a volume."""
-    from braintumor_ray.catalog.build import unread_tags
+    """List every scan of a source: one row per file, or per frame of a volume.
+
+    Memory stays the same for any number of files below a folder or URI.
+    """
+    from braintumor_ray.catalog.build import unread_line
+    from braintumor_ray.catalog.stream import can_stream, stream_catalog
+
+    options = catalog_options.with_own_key(output)
+    if can_stream(source, options) or made != StreamOptions():
+        with progress_bar("cataloguing") as advance:
+            wrote = stream_catalog(source, output, options, made, advance)
+    else:
+        wrote = _catalog_in_memory(source, output, options)
+    if unread := unread_line(wrote.unread):
+        say(f"warning: {unread}")
+    counts = dict(sorted(wrote.labels.items(), key=lambda item: str(item[0])))
+    labels = ", ".join(f"{name or 'unlabelled'} {n}" for name, n in counts.items())
+    found = {"catalog": str(output), "scans": wrote.scans, "labels": counts}
+    opened = f"{wrote.opened} files opened, {wrote.known} known" if made.since else ""
+    lines = [f"{wrote.scans} scans in {output}: {labels}", opened, wrote.left_out.describe()]
+    if made.since:
+        found |= {"opened": wrote.opened, "known": wrote.known}
+    print_result(
+        found | {"left_out": wrote.left_out.left_out},
+        as_json,
+        "\n".join(line for line in (*lines, *wrote.remarks) if line),
+    )
+
+
+def _catalog_in_memory(source: str, output: Path, options: CatalogOptions) -> "Streamed":
+    """The catalog of a table of scans, or of another catalog."""
+    from braintumor_ray.catalog.build import unread_of
     from braintumor_ray.catalog.labels import remarks
     from braintumor_ray.catalog.listing import left_out_of
     from braintumor_ray.catalog.schema import write_catalog
+    from braintumor_ray.catalog.stream import Streamed
 
-    table = load_source(source, catalog_options.with_own_key(output))
+    table = load_source(source, options)
     write_catalog(table, output)
-    if unread := unread_tags(table):
-        say(f"warning: {unread}")
-    counts = value_counts(table, "label")
-    left_out = left_out_of(table.schema)
-    found = {"catalog": str(output), "scans": table.num_rows, "labels": counts}
-    labels = ", ".join(f"{name or 'unlabelled'} {n}" for name, n in counts.items())
-    lines = [f"{table.num_rows} scans in {output}: {labels}", left_out.describe(), *remarks(table)]
-    print_result(
-        found | {"left_out": left_out.left_out}, as_json, "\n".join(line for line in lines if line)
+    return Streamed(
+        scans=table.num_rows,
+        labels=Counter(table["label"].to_pylist()),
+        left_out=left_out_of(table.schema),
+        unread=unread_of(table.schema),
+        remarks=remarks(table),
     )
 
 

@@ -25,7 +25,8 @@ files = pd.DataFrame({"image": [cv2.imencode(".png", image)[1].tobytes() for ima
 assert model.predict(files).equals(found)
 assert "gradcam" not in model.predict(images, params={"explain": False})
 assert "torch" in sys.modules and "ray" not in sys.modules
-found.to_json(sys.argv[3], orient="list", double_precision=15)
+with open(sys.argv[3], "w") as file:
+    json.dump(found.to_dict(orient="list"), file, default=lambda value: value.item())
 """
 
 

@@ -1,0 +1,252 @@
+"""Catalogs made a part at a time: the rows of the catalog in memory, for less."""
+
+import gzip
+import json
+import os
+import shutil
+import tracemalloc
+from urllib.parse import quote_plus
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+
+from braintumor_ray.catalog import stream
+from braintumor_ray.catalog.build import HeaderReader, load_catalog
+from braintumor_ray.catalog.identity import IdentityHash, compile_patient_pattern
+from braintumor_ray.catalog.listing import list_files
+from braintumor_ray.catalog.options import CatalogOptions, StreamOptions
+from braintumor_ray.catalog.schema import read_catalog
+from braintumor_ray.catalog.stream import MADE_WITH, stream_catalog
+from braintumor_ray.decode.options import VolumeOptions
+from braintumor_ray.errors import CatalogError, UsageError
+from tests.builders import write_archive
+
+OPTIONS = CatalogOptions(
+    patient_pattern=compile_patient_pattern(r"scan0_00(?P<patient>\d)"),
+    identity=IdentityHash(b"secret"),
+)
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch):
+    for name, value in {"RUN": 7, "READ": 2, "BATCH": 5, "ROW_GROUP": 6}.items():
+        monkeypatch.setattr(stream, name, value)
+
+
+@pytest.fixture
+def archive(tmp_path):
+    """Scans, and names whose order is not that of their folders; some that are left out."""
+    folder = tmp_path / "archive"
+    paths = write_archive(folder, 24)
+    for name in ("a-b/x.png", "a/x.png", "a.png", "é/x.png", "z/bad.png", "a/notes.txt", ".h"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copy2(paths[0], folder / name)
+    (folder / "z" / "bad.png").write_bytes(b"bad")
+    (folder / "z" / "dangling.png").symlink_to("nowhere")
+    open(os.fsencode(folder / "z") + b"/\xff.png", "wb").close()
+    return folder
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """Paths of the files that are opened."""
+    seen, probe = [], HeaderReader.probe_file
+
+    def probe_file(self, file):
+        seen.append(file.path)
+        return probe(self, file)
+
+    monkeypatch.setattr(HeaderReader, "probe_file", probe_file)
+    return seen
+
+
+def made(source, output, options=OPTIONS, **settings):
+    """The catalog as it is read back, without the note that only streamed catalogs have."""
+    stream_catalog(str(source), output, options, StreamOptions(**settings))
+    table = read_catalog(output)
+    metadata = {k: v for k, v in table.schema.metadata.items() if k != MADE_WITH}
+    return table.replace_schema_metadata(metadata)
+
+
+def same(one, other):
+    return one.equals(other, check_metadata=True)
+
+
+def test_rows_order_types_and_notes_are_those_of_the_catalog_in_memory(archive, tmp_path):
+    assert same(made(archive, tmp_path / "c.parquet"), load_catalog(archive, OPTIONS))
+
+
+def test_a_volume_has_its_frames(tmp_path):
+    nibabel = pytest.importorskip("nibabel")
+    import numpy as np
+
+    for name in ("b", "a"):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        volume = nibabel.Nifti1Image(np.ones((8, 9, 11), np.int16), np.eye(4))
+        nibabel.save(volume, tmp_path / "in" / f"{name}.nii.gz")
+    first = made(tmp_path / "in", tmp_path / "c.parquet")
+    assert first.num_rows == 22
+    assert same(first, load_catalog(tmp_path / "in", OPTIONS))
+    again = made(tmp_path / "in", tmp_path / "d.parquet", since=str(tmp_path / "c.parquet"))
+    assert same(again, first)
+
+
+def test_what_it_tells_is_what_the_catalog_holds(archive, tmp_path):
+    found = stream_catalog(str(archive), tmp_path / "c.parquet", OPTIONS)
+    table = load_catalog(archive, OPTIONS)
+    assert found.scans == found.opened == table.num_rows
+    assert sum(found.labels.values()) == table.num_rows
+    assert found.labels["no_tumor"] == 6
+    assert found.left_out.left_out == list_files(str(archive)).left_out
+
+
+def test_only_new_and_changed_files_are_opened(archive, tmp_path, opened):
+    last = tmp_path / "last.parquet"
+    stream_catalog(str(archive), last, OPTIONS)
+    unreadable = {path for path in opened if path.startswith("z/")}
+    opened.clear()
+    assert same(
+        made(archive, tmp_path / "c.parquet", since=str(last)), load_catalog(archive, OPTIONS)
+    )
+    assert {*opened} == unreadable
+    (archive / "a.png").unlink()
+    shutil.copy(archive / "a" / "x.png", archive / "a" / "new.png")
+    os.utime(archive / "a" / "x.png", (1, 1))
+    opened.clear()
+    found = made(archive, last, since=str(last))  # the same file
+    assert {*opened} == unreadable | {"a/new.png", "a/x.png"}
+    assert same(found, load_catalog(archive, OPTIONS))
+
+
+def test_labels_of_known_files_follow_the_folders_of_today(tmp_path, opened):
+    write_archive(tmp_path / "in" / "p1", 4, classes=("one",))
+    last = tmp_path / "last.parquet"
+    stream_catalog(str(tmp_path / "in"), last, OPTIONS)
+    write_archive(tmp_path / "in" / "p2", 4, seed=1, classes=("one", "two"))
+    opened.clear()
+    found = made(tmp_path / "in", tmp_path / "c.parquet", since=str(last))
+    assert len(opened) == 4
+    assert same(found, load_catalog(tmp_path / "in", OPTIONS))
+
+
+@pytest.mark.parametrize("name", ["list.csv", "list.csv.gz", "list.parquet"])
+def test_a_listing_takes_the_place_of_looking(archive, tmp_path, monkeypatch, name):
+    expected = load_catalog(archive, OPTIONS)
+    files = list_files(str(archive)).files
+    times = [file.mtime for file in files] + [None] * 3
+    listed = pa.table(
+        {
+            "Path": [file.path for file in files] + ["a/notes.txt", ".h", "folder/"],
+            "Size": [file.size for file in files] + [1, 1, 0],
+            "MTime": pa.array(
+                [file.mtime for file in files] + [None] * 3, pa.timestamp("us", "UTC")
+            ),
+        }
+    )
+    target = tmp_path / name
+    if name.endswith(".parquet"):
+        pq.write_table(listed, target)
+    else:
+        pa.csv.write_csv(listed, tmp_path / "plain.csv")
+        data = (tmp_path / "plain.csv").read_bytes()
+        target.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    monkeypatch.setattr(stream, "files_below", None)
+    assert same(made(archive, tmp_path / "c.parquet", listing=str(target)), expected)
+
+
+@pytest.mark.parametrize("kind", ["CSV", "Parquet"])
+def test_an_s3_inventory_takes_the_place_of_looking(archive, tmp_path, kind):
+    files = [file for file in list_files(str(archive)).files if file.size]
+    folder = tmp_path / "inventory"
+    (folder / "data").mkdir(parents=True)
+    rows = [("bucket", f.path, f.size, f.mtime.isoformat(), "true", "false") for f in files]
+    rows += [("bucket", "a/x.png", 5, "2020-01-01T00:00:00.000Z", "false", "false")]
+    rows += [("bucket", "gone.png", None, "2020-01-01T00:00:00.000Z", "true", "true")]
+    for number, part in enumerate((rows[::2], rows[1::2])):
+        path = folder / "data" / f"{number}.{'csv.gz' if kind == 'CSV' else 'parquet'}"
+        if kind == "CSV":
+            part = [(row[0], quote_plus(row[1]), *row[2:]) for row in part]
+            lines = (",".join("" if v is None else f'"{v}"' for v in row) for row in part)
+            path.write_bytes(gzip.compress("\n".join(lines).encode()))
+        else:
+            names = ["bucket", "key", "size", "last_modified_date", "is_latest", "is_delete_marker"]
+            pq.write_table(pa.table(dict(zip(names, zip(*part, strict=True), strict=True))), path)
+    schema = "Bucket, Key, Size, LastModifiedDate, IsLatest, IsDeleteMarker"
+    keys = [{"key": f"elsewhere/{p.name}"} for p in sorted((folder / "data").iterdir())]
+    manifest = folder / "2026-11-01T00-00Z" / "manifest.json"
+    manifest.parent.mkdir()
+    about = {"destinationBucket": "arn:aws:s3:::b", "fileFormat": kind, "fileSchema": schema}
+    manifest.write_text(json.dumps(about | {"files": keys}))
+    found = made(archive, tmp_path / "c.parquet", listing=str(manifest))
+    expected = load_catalog(archive, OPTIONS)
+    kept = expected.filter(pa.compute.greater(expected["size"], 0))
+    assert found.replace_schema_metadata(None).equals(kept.replace_schema_metadata(None))
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        ("path,mtime\na,1\n", "no column size"),
+        ("path,size,mtime\na,big,1\n", "size 'big' is not a number"),
+        ("path,size,mtime\na,1,yesterday\n", "time 'yesterday'"),
+        ("path,size,mtime\n../a,1,1\n", "leaves the source"),
+        ("path,size,mtime\na,1,1\na,1,1\n", "the path is listed twice"),
+        ("path,size,mtime\n", "no files that could be scans"),
+    ],
+)
+def test_a_bad_listing_is_one_line_and_leaves_nothing(tmp_path, text, cause):
+    (tmp_path / "list.csv").write_text(text)
+    (tmp_path / "in").mkdir()
+    with pytest.raises(CatalogError, match=cause):
+        made(tmp_path / "in", tmp_path / "out" / "c.parquet", listing=str(tmp_path / "list.csv"))
+    assert not [*(tmp_path / "out").iterdir()] if (tmp_path / "out").exists() else True
+
+
+def test_an_earlier_catalog_that_does_not_fit_is_refused(archive, tmp_path):
+    def refused(since, cause, options=OPTIONS):
+        with pytest.raises(CatalogError, match=cause):
+            made(archive, tmp_path / "c.parquet", options, since=str(since))
+        assert not (tmp_path / "c.parquet").exists()
+
+    last = tmp_path / "last.parquet"
+    stream_catalog(str(archive), last, OPTIONS)
+    refused(tmp_path / "none.parquet", "cannot be read")
+    refused(last, "hashed with another key", CatalogOptions(
+        patient_pattern=OPTIONS.patient_pattern, identity=IdentityHash(b"other")))  # fmt: skip
+    refused(last, "made with other options", CatalogOptions(identity=IdentityHash(b"secret")))
+    table = pq.read_table(last)
+    pq.write_table(table.take(list(range(table.num_rows))[::-1]), tmp_path / "turned.parquet")
+    refused(tmp_path / "turned.parquet", "not in the order")
+
+
+def test_tables_and_other_volumes_are_not_streamed(archive, tmp_path):
+    for source, options in (
+        ("scans.csv", CatalogOptions()),
+        (str(archive), CatalogOptions(volumes=VolumeOptions(plane="coronal"))),
+    ):
+        with pytest.raises(UsageError, match="--listing and --since"):
+            stream_catalog(source, tmp_path / "c.parquet", options)
+
+
+def test_memory_does_not_grow_with_the_files(tmp_path, monkeypatch):
+    for name, value in {"RUN": 500, "BATCH": 50, "ROW_GROUP": 100}.items():
+        monkeypatch.setattr(stream, name, value)
+    (tmp_path / "list").mkdir()
+
+    def peak(count):
+        target = tmp_path / "list" / f"{count}.csv"
+        rows = (f"{n % 7}/{n:09d}.png,1000,{n}" for n in range(count))
+        target.write_text("\n".join(["path,size,mtime", *rows]))
+        options = CatalogOptions(probe_headers=False)
+        wanted = StreamOptions(listing=str(target))
+        tracemalloc.start()
+        stream_catalog(str(tmp_path), tmp_path / "c.parquet", options, wanted)
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    peak(10)  # what is imported and cached
+    few, many = peak(1000), peak(8000)
+    assert many < 1.2 * few + 20 * 8000  # 8 bytes of id; a row in memory takes 1,000
