@@ -140,9 +140,7 @@ def test_a_listing_takes_the_place_of_looking(archive, tmp_path, monkeypatch, na
         {
             "Path": [file.path for file in files] + ["a/notes.txt", ".h", "folder/"],
             "Size": [file.size for file in files] + [1, 1, 0],
-            "MTime": pa.array(
-                [file.mtime for file in files] + [None] * 3, pa.timestamp("us", "UTC")
-            ),
+            "MTime": pa.array(times, pa.timestamp("us", "UTC")),
         }
     )
     target = tmp_path / name
@@ -167,8 +165,8 @@ def test_an_s3_inventory_takes_the_place_of_looking(archive, tmp_path, kind):
     for number, part in enumerate((rows[::2], rows[1::2])):
         path = folder / "data" / f"{number}.{'csv.gz' if kind == 'CSV' else 'parquet'}"
         if kind == "CSV":
-            part = [(row[0], quote_plus(row[1]), *row[2:]) for row in part]
-            lines = (",".join("" if v is None else f'"{v}"' for v in row) for row in part)
+            quoted = [(row[0], quote_plus(row[1]), *row[2:]) for row in part]
+            lines = (",".join("" if v is None else f'"{v}"' for v in row) for row in quoted)
             path.write_bytes(gzip.compress("\n".join(lines).encode()))
         else:
             names = ["bucket", "key", "size", "last_modified_date", "is_latest", "is_delete_marker"]
