@@ -62,7 +62,7 @@ def job(options):
     return {
         "seconds": time.perf_counter() - started,
         "cpu_s": cpu_seconds() - used,
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_mb": common.peak_mb(),  # not ru_maxrss, which begins with the parent's
     }
 
 

@@ -1,15 +1,19 @@
 """Does the archive job stay flat? A catalog of many rows, a mock model, no decoding.
 
     python benchmarks/scale.py [--scans 30000 300000] [--output DIR]
+    python benchmarks/scale.py --ten-million [--folder FOLDER]    # 1 and 10 million rows: 1 to 2 hours
 
 Everything but decoding and the network is real: catalog, plan, Ray Data with checkpoints, Parquet,
 manifest, verify. Each size runs in a fresh process. Memory is each process's own (RSS less what it
 shares with others, so not Ray's object store), the peak of samples every 0.2 s. Scans/s is of the
-steady state, from the first commit to the last.
+steady state, from the first commit to the last. Limits of a size: 1.5 GB for the driver, 20 s to
+plan a night with nothing new, 1.5 GB to verify, `--limit-s` seconds in all. What the two sizes say
+of 10 million rows, if memory and time grow along a line, is shown where none was run.
 """
 
 import argparse
 import json
+import shutil
 import sys
 import tempfile
 import threading
@@ -31,6 +35,15 @@ from braintumor_ray.catalog.schema import CATALOG_SCHEMA
 from braintumor_ray.predict.schema import KEYS, result_schema
 
 ROWS_PER_WRITE = 20_000
+TEN_MILLION = 10_000_000
+BYTES_PER_SCAN = 600  # on disk, catalog and results; 500 were seen
+# What must hold at 10 million rows.
+BARS = {
+    "driver_mb": 1500,
+    "second_night_plan_s": 20,
+    "plan_driver_mb": 1500,
+    "verify_driver_mb": 1500,
+}
 
 
 class MockDecode:
@@ -190,10 +203,13 @@ def score_mock(options):
         score(open_scans(catalog), results, job, None, Stages(MockDecode, MockPredict))
         seconds = time.perf_counter() - started
     peak_driver, first = watch.driver, time.perf_counter()
-    again = plan_only(open_scans(catalog), results, replace(job, limit=None))
+    with Watch() as planning:
+        again = plan_only(open_scans(catalog), results, replace(job, limit=None))
     second_night = time.perf_counter() - first
+    first = time.perf_counter()
     with Watch() as checking:
         report = verify(results)
+    verified = time.perf_counter() - first
     assert (again.remaining, report.scans, report.differences) == (0, count, [])
     sizes = [path.stat().st_size for path in Path(results).glob("rows/*/*.parquet")]
     return {
@@ -204,6 +220,8 @@ def score_mock(options):
         "largest_worker_mb": watch.worker / 1e6,
         "all_workers_mb": watch.workers / 1e6,
         "second_night_plan_s": second_night,
+        "plan_driver_mb": planning.driver / 1e6,
+        "verify_s": verified,
         "verify_driver_mb": checking.driver / 1e6,
         "files": len(sizes),
         "bytes_per_scan": sum(sizes) / count,
@@ -215,16 +233,43 @@ def run(options):
     """Each size in a process of its own."""
     jobs = []
     for count in options.scans:
-        with tempfile.TemporaryDirectory(prefix="bench-scale-") as work:
+        with tempfile.TemporaryDirectory(prefix="bench-scale-", dir=options.folder) as work:
+            require_disk(work, count)
             common.untrained_bundle(Path(work) / "bundle")
             values = {"count": count, "work": work, "block-size": options.block_size}
-            jobs.append(common.child(__file__, "job", **values))
+            jobs.append(common.child(__file__, "job", timeout_s=options.limit_s, **values))
             print(jobs[-1], file=sys.stderr, flush=True)
     return {"jobs": jobs, "machine": common.machine()}
 
 
+def require_disk(work, count):
+    """Stop before a run that would fill the disk."""
+    need, free = count * BYTES_PER_SCAN, shutil.disk_usage(work).free
+    if need > free:
+        raise SystemExit(
+            f"{count:,} rows need {need / 1e9:.0f} GB below '{work}', {free / 1e9:.0f} GB are free; "
+            "give another --folder"
+        )
+
+
+def along_a_line(small, large, key, scans=TEN_MILLION):
+    """What two sizes say of another one, if a figure grows along a line; never less than seen."""
+    slope = (large[key] - small[key]) / (large["scans"] - small["scans"])
+    return max(large[key] + slope * (scans - large["scans"]), small[key], large[key])
+
+
+def bars_at_ten_million(small, large):
+    """Each limit, with what was seen, or with what the two sizes say."""
+    seen = large["scans"] >= TEN_MILLION
+    how = "" if seen else f", from {small['scans']:,} and {large['scans']:,} rows along a line"
+    return [
+        (f"10 million rows{how}: {key}", along_a_line(small, large, key), "<=", bar)
+        for key, bar in BARS.items()
+    ]
+
+
 def checks(small, large):
-    """Flat: ten times the scans, within 10%."""
+    """Flat: ten times the scans, within 10%; and the limits at 10 million rows."""
     times = f"{large['scans'] / small['scans']:.0f}x the scans"
     list_ = [
         (f"{times}: peak memory of the driver", large["driver_mb"] / small["driver_mb"], "<=", 1.1),
@@ -238,7 +283,7 @@ def checks(small, large):
     if small["steady_scans_per_s"]:
         rate = large["steady_scans_per_s"] / small["steady_scans_per_s"]
         list_.append((f"{times}: scans/s", rate, ">=", 0.9))
-    return list_
+    return list_ + bars_at_ten_million(small, large)
 
 
 def report(options):
@@ -281,13 +326,18 @@ def draw(path, jobs):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--scans", type=int, nargs="+", default=[30_000, 300_000])
+    parser.add_argument("--ten-million", action="store_true", help="1 and 10 million rows")
     parser.add_argument("--block-size", type=int, default=512)
+    parser.add_argument("--folder", help="for catalogs and results: 6 GB for 10 million rows")
+    parser.add_argument("--limit-s", type=float, default=4 * 3600, help="of one size, in seconds")
     parser.add_argument("--tiny", action="store_true", help="seconds only: does it still run?")
     parser.add_argument("--output", default=common.OUTPUT)
     parser.add_argument("--role", default="whole", choices=["whole", "job"], help=argparse.SUPPRESS)
     parser.add_argument("--count", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--work", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.ten_million:
+        options.scans = [TEN_MILLION // 10, TEN_MILLION]
     if options.tiny:
         options.scans, options.block_size = [40, 400], 40
     if options.role == "job":
