@@ -1,7 +1,7 @@
 """Does the archive job stay flat? A catalog of many rows, a mock model, no decoding.
 
     python benchmarks/scale.py [--scans 30000 300000] [--output DIR]
-    python benchmarks/scale.py --ten-million [--folder FOLDER]    # 1 and 10 million rows: 1 to 2 hours
+    python benchmarks/scale.py --ten-million [--folder FOLDER]    # 1 and 10 million rows, hours
 
 Everything but decoding and the network is real: catalog, plan, Ray Data with checkpoints, Parquet,
 manifest, verify. Each size runs in a fresh process. Memory is each process's own (RSS less what it
@@ -247,8 +247,8 @@ def require_disk(work, count):
     need, free = count * BYTES_PER_SCAN, shutil.disk_usage(work).free
     if need > free:
         raise SystemExit(
-            f"{count:,} rows need {need / 1e9:.0f} GB below '{work}', {free / 1e9:.0f} GB are free; "
-            "give another --folder"
+            f"{count:,} rows need {need / 1e9:.0f} GB below '{work}', {free / 1e9:.0f} GB are "
+            "free; give another --folder"
         )
 
 

@@ -65,6 +65,28 @@ def test_scale(tmp_path):
     assert found["jobs"][1]["steady_scans_per_s"] > 0
 
 
+def test_a_size_that_was_not_run_is_estimated_from_two_that_were():
+    from benchmarks.scale import along_a_line, bars_at_ten_million
+
+    small = {"scans": 1_000_000, "driver_mb": 400, "second_night_plan_s": 1.0}
+    large = {"scans": 2_000_000, "driver_mb": 450, "second_night_plan_s": 2.0}
+    assert along_a_line(small, large, "driver_mb") == 450 + 8 * 50
+    assert along_a_line(small, large | {"driver_mb": 300}, "driver_mb") == 400  # never shrinks
+    more = {"plan_driver_mb": 1, "verify_driver_mb": 1}
+    said = {what: seen for what, seen, *_ in bars_at_ten_million(small | more, large | more)}
+    (line,) = [what for what in said if what.endswith("second_night_plan_s")]
+    assert "along a line" in line
+    assert said[line] == 10
+
+
+@pytest.mark.slow
+def test_catalog(tmp_path):
+    jobs = tiny("catalog", tmp_path)["jobs"]
+    ways = [(job["files"], job["way"]) for job in jobs]
+    assert {(400, way) for way in ("find", "new", "since", "listing")} < {*ways}
+    assert all(job["files_per_s"] > 0 and job["peak_mb"] > 0 for job in jobs)
+
+
 @pytest.mark.slow
 @pytest.mark.ray
 def test_feed(tmp_path):
