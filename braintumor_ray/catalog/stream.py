@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -49,6 +49,7 @@ from braintumor_ray.types import Progress
 
 RUN = 50_000  # files sorted in memory at a time: 30 MB
 READ = 512  # rows of a run that are in memory while runs are merged
+TASK = 16  # files that a thread opens, one after the other
 BATCH = 1_000  # files opened before their rows are written
 ROW_GROUP = 20_000
 MADE_WITH = b"made_with"  # in a catalog's metadata: options that its rows depend on
@@ -269,17 +270,24 @@ class _Building:
             for batch in _chunks(self._runs.merged(), BATCH):
                 files = [self._file(listed) for listed in batch]
                 known, files = self._known(files)
-                probes = (
-                    pool.map(reader.probe_file, files)
-                    if self._options.probe_headers
-                    else (Probe(frames=1) for _ in files)
-                )
+                probes = self._probes(reader, pool, files)
                 opened = self._opened(files, probes)
                 self._add(opened if known is None else _by_path(known, opened))
                 done += len(batch)
                 if progress:
                     progress(done, self._runs.files)
         self._flush()
+
+    def _probes(
+        self, reader: HeaderReader, pool: ThreadPoolExecutor, files: list[FoundFile]
+    ) -> Iterable[Probe]:
+        """Headers of files in their order; a task for each file would cost as much as the file."""
+        if not self._options.probe_headers:
+            return [Probe(frames=1)] * len(files)
+        each = max(1, min(TASK, len(files) // self._options.threads))
+        tasks = [files[start : start + each] for start in range(0, len(files), each)]
+        done = pool.map(lambda task: [reader.probe_file(file) for file in task], tasks)
+        return chain.from_iterable(done)
 
     def note(self, found: Listing) -> None:
         """Note in the file what is known of the whole."""

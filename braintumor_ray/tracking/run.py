@@ -218,7 +218,9 @@ def _started(
         with _environment(CHECK):
             mlflow.set_tracking_uri(uri)
             client = mlflow.MlflowClient(uri)
-            run_id = _remembered(client, folder, shown) or _new_run(client, experiment, name)
+            run_id = _remembered(mlflow, client, folder, shown) or _new_run(
+                client, experiment, name
+            )
     except (mlflow.exceptions.MlflowException, OSError) as error:
         raise TrackingError(
             f"--mlflow '{shown}' does not work: {_short(error)}; start the server, correct the "
@@ -236,14 +238,24 @@ def _new_run(client: Any, experiment: str, name: str) -> str:  # noqa: ANN401 - 
     return str(client.create_run(where, run_name=name).info.run_id)
 
 
-def _remembered(client: Any, folder: Folder | None, shown: str) -> str | None:  # noqa: ANN401
-    """The id of an unfinished run that the folder remembers, running again; None: there is none."""
+def _remembered(
+    mlflow: ModuleType,
+    client: Any,  # noqa: ANN401 - no stubs
+    folder: Folder | None,
+    shown: str,
+) -> str | None:
+    """The run that the folder remembers, running again; None: there is none, or it was deleted."""
     if folder is None or NOTE not in folder.names():
         return None
     note = folder.read_json(NOTE)
     if note["tracking_uri"] != shown:
         return None
-    client.update_run(note["run_id"], status="RUNNING")
+    try:
+        client.update_run(note["run_id"], status="RUNNING")
+    except mlflow.exceptions.MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise
     return str(note["run_id"])
 
 

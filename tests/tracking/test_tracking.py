@@ -1,6 +1,7 @@
 """Runs in MLflow, in the file store of a folder; a server that is not there."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -114,6 +115,9 @@ def test_an_interrupted_run_goes_on_and_a_failed_one_is_marked(mlflow, tmp_path)
     found = mlflow.MlflowClient().get_run(ids[0])
     assert found.info.status == "FINISHED"
     assert found.data.params == {"workers": "1", "more": "3"}
+    shutil.rmtree(tmp_path / "mlruns" / found.info.experiment_id / ids[0])
+    with tracked(options, "a", print, tmp_path / "run") as told:
+        assert told.run_id != ids[0]  # somebody has deleted it
 
 
 def test_a_server_that_does_not_answer_is_one_line_without_the_password(mlflow):
