@@ -11,7 +11,6 @@ EXTRAS = {  # package: our extra
     "dicomweb_client": "hospital",
     "duckdb": "sql",
     "highdicom": "hospital",
-    "httpx": "hub",
     "huggingface_hub": "hub",
     "mlflow": "mlflow",
     "onnx": "onnx",
