@@ -217,7 +217,8 @@ def _hub_errors(repository: str) -> Iterator[Any]:
     """The library; its errors become one line, without a token."""
     hub = require("huggingface_hub")
     # Its versions differ in their HTTP library, whose own error is a base of this one.
-    failures = (*hub.errors.HfHubHTTPError.__bases__, OSError, ValueError)
+    own = require("huggingface_hub.errors").HfHubHTTPError
+    failures = (*own.__bases__, OSError, ValueError)
     try:
         yield hub
     except BundleError:

@@ -7,6 +7,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 import yaml
+from huggingface_hub.errors import HfHubHTTPError
 
 from braintumor_ray import Predictor
 from braintumor_ray.errors import BundleError
@@ -145,7 +146,7 @@ def test_nothing_is_overwritten(bundle, tmp_path):
 @pytest.mark.parametrize(
     "failure",
     [
-        huggingface_hub.errors.HfHubHTTPError.__bases__[0]("no route hf_AbC123\nmore"),
+        HfHubHTTPError.__bases__[0]("no route hf_AbC123\nmore"),
         OSError("hf_AbC123 refused"),
     ],
 )
