@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from itertools import chain, islice
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -230,25 +230,27 @@ def _stored_infos(filesystem: Any, base: str) -> Iterator[Any]:  # noqa: ANN401 
     """
     from pyarrow.fs import FileSelector, FileType
 
-    prefixes = [base]
+    prefixes, whole = [base], list[str]()
     with ThreadPoolExecutor(LISTERS) as pool:
         for _ in range(MOST_LEVELS):
-            levels = pool.map(lambda p: filesystem.get_file_info(FileSelector(p)), prefixes)
-            below = []
-            for info in chain.from_iterable(levels):
-                if info.type == FileType.Directory:
-                    below.append(info.path)
-                yield info
+            lists = pool.map(lambda one: filesystem.get_file_info(FileSelector(one)), prefixes)
+            below: list[str] = []
+            for prefix, infos in zip(prefixes, lists, strict=True):
+                folders = [info.path for info in infos if info.type == FileType.Directory]
+                if any("" in path.split("/")[1:] for path in folders):
+                    whole.append(prefix)  # by its name, a part '' would lead back to its parent
+                    continue
+                yield from (info for info in infos if info.type != FileType.Directory)
+                below += folders
             prefixes = below
             if len(prefixes) >= PREFIXES or not prefixes:
                 break
-        whole = (FileSelector(prefix, recursive=True) for prefix in prefixes)
-        waiting = deque(
-            pool.submit(filesystem.get_file_info, one) for one in islice(whole, LISTERS)
-        )
+        selectors = (FileSelector(one, recursive=True) for one in [*whole, *prefixes])
+        tasks = (pool.submit(filesystem.get_file_info, one) for one in selectors)
+        waiting = deque(islice(tasks, LISTERS))
         while waiting:
             yield from waiting.popleft().result()
-            waiting.extend(pool.submit(filesystem.get_file_info, one) for one in islice(whole, 1))
+            waiting.extend(islice(tasks, 1))
 
 
 def _local_entries(root: str) -> Iterator[Entry]:

@@ -9,10 +9,11 @@ from urllib.parse import quote_plus
 
 import pyarrow as pa
 import pyarrow.csv
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
-from braintumor_ray.catalog import stream
+from braintumor_ray.catalog import listing, stream
 from braintumor_ray.catalog.build import HeaderReader, load_catalog
 from braintumor_ray.catalog.identity import IdentityHash, compile_patient_pattern
 from braintumor_ray.catalog.listing import list_files
@@ -76,6 +77,18 @@ def same(one, other):
 
 def test_rows_order_types_and_notes_are_those_of_the_catalog_in_memory(archive, tmp_path):
     assert same(made(archive, tmp_path / "c.parquet"), load_catalog(archive, OPTIONS))
+
+
+@pytest.mark.parametrize("prefixes", [1, 3, 64])
+def test_a_store_is_listed_by_prefixes_and_each_file_once(archive, monkeypatch, prefixes):
+    monkeypatch.setattr(listing, "PREFIXES", prefixes)
+    (archive / "a" / "deep" / "er").mkdir(parents=True)
+    (archive / "a" / "deep" / "er" / "x.png").write_bytes(b"x")
+    os.unlink(os.fsencode(archive / "z") + b"/\xff.png")
+    store = pafs.LocalFileSystem()
+    infos = listing._stored_infos(store, str(archive))
+    found = [info.path for info in infos if info.type != pafs.FileType.Directory]
+    assert sorted(found) == sorted(str(path) for path in archive.rglob("*") if not path.is_dir())
 
 
 def test_a_volume_has_its_frames(tmp_path):
