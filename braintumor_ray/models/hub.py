@@ -160,18 +160,16 @@ def metadata(fields: BundleFields, fingerprint: str, license_id: str) -> str:
 
 def _to_folder(folder: Path, place: str) -> str:
     target = Folder(place.rstrip("/"))
-    if target.names():
-        raise BundleError(f"'{place}' is not empty; choose another folder")
-    for name in LAYOUT:
-        _write(target.at(name), (folder / name).read_bytes())
-    return target.location
-
-
-def _write(location: str, data: bytes) -> None:
     try:
-        write_atomically(location, data)
+        if target.names():
+            raise BundleError(f"'{place}' is not empty; choose another folder")
+        for name in LAYOUT:
+            write_atomically(target.at(name), (folder / name).read_bytes())
     except OSError as error:
-        raise BundleError(f"'{location}' cannot be written: {error.strerror or error}") from error
+        raise BundleError(
+            f"'{place}' cannot be written: {error.strerror or error}; choose another folder"
+        ) from error
+    return target.location
 
 
 def _from_folder(place: str, work: Path) -> None:

@@ -164,6 +164,12 @@ def test_a_hub_that_fails_is_one_line_without_the_token(bundle, hub, tmp_path, f
     assert not (tmp_path / "back").exists()
 
 
+def test_a_file_in_place_of_the_folder_is_one_line(bundle, tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(BundleError, match="cannot be written"):
+        push_bundle(bundle, str(tmp_path / "file"))
+
+
 def test_a_folder_that_is_no_bundle_says_what_is_missing(tmp_path):
     with pytest.raises(BundleError, match=r"README.md cannot be read"):
         pull_bundle(str(tmp_path / "none"), tmp_path / "back")
