@@ -26,10 +26,10 @@ class BundleModel(mlflow.pyfunc.PythonModel):
         self._predictor = Predictor.from_bundle(context.artifacts["bundle"])
 
     # MLflow would check the input by an annotation of it, and it has several kinds.
-    def predict(  # noqa: D417
+    def predict(  # type: ignore[no-untyped-def]  # noqa: D417
         self,
         context: Any,  # noqa: ANN401
-        model_input,  # type: ignore[no-untyped-def]  # noqa: ANN001
+        model_input,  # noqa: ANN001
         params: dict[str, Any] | None = None,
     ) -> pd.DataFrame:
         """Predict scans.

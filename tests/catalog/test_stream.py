@@ -85,6 +85,7 @@ def test_a_store_is_listed_by_prefixes_and_each_file_once(archive, monkeypatch, 
     (archive / "a" / "deep" / "er").mkdir(parents=True)
     (archive / "a" / "deep" / "er" / "x.png").write_bytes(b"x")
     os.unlink(os.fsencode(archive / "z") + b"/\xff.png")
+    (archive / "z" / "dangling.png").unlink()  # pyarrow does not list it
     store = pafs.LocalFileSystem()
     infos = listing._stored_infos(store, str(archive))
     found = [info.path for info in infos if info.type != pafs.FileType.Directory]
@@ -119,10 +120,9 @@ def test_only_new_and_changed_files_are_opened(archive, tmp_path, opened):
     last = tmp_path / "last.parquet"
     stream_catalog(str(archive), last, OPTIONS)
     unreadable = {path for path in opened if path.startswith("z/")}
+    expected = load_catalog(archive, OPTIONS)
     opened.clear()
-    assert same(
-        made(archive, tmp_path / "c.parquet", since=str(last)), load_catalog(archive, OPTIONS)
-    )
+    assert same(made(archive, tmp_path / "c.parquet", since=str(last)), expected)
     assert {*opened} == unreadable
     (archive / "a.png").unlink()
     shutil.copy(archive / "a" / "x.png", archive / "a" / "new.png")
