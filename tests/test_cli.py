@@ -301,9 +301,11 @@ def test_labels_are_mapped_to_the_bundles_classes_by_evaluate(tmp_path, bundle_p
 
 
 def test_messages_name_only_options_that_some_command_has():
+    commands = [*typer.main.get_command(app).commands.values()]
+    commands += [inner for group in commands for inner in getattr(group, "commands", {}).values()]
     known = {
         option
-        for command in typer.main.get_command(app).commands.values()
+        for command in commands
         for parameter in command.params
         for option in (*parameter.opts, *parameter.secondary_opts)
     }
