@@ -3,8 +3,8 @@
 Gray is ITU-R BT.601 luma as Pillow rounds it (``convert("L")``); for a YCbCr JPEG it is the Y
 plane that the file stores. Gray pixels (R = G = B) keep their value exactly, so an L image and
 its RGB copy give the same array. Transparent pixels are laid over black, as MR backgrounds are.
-OpenCV decodes JPEG to the same bytes a little faster, but fills truncated files with gray in
-silence and writes warnings to stderr; it is used for 16-bit color only, which Pillow cannot keep.
+OpenCV decodes JPEG to the same bytes, but fills truncated files with gray in silence and writes
+warnings to stderr; it is used for 16-bit color only, which Pillow cannot keep.
 """
 
 import io
