@@ -139,7 +139,8 @@ def _look(stop: threading.Event, seen: dict, period_s: float) -> None:
                 continue
             seconds = times.user + times.system
             if process.pid == own.pid:
-                title, seconds = "driver", seconds - before.user - before.system
+                title = "driver"
+                seconds -= before.user + before.system + time.thread_time()  # without these looks
             part = part_of(title)
             if part == "other Ray workers" and process.pid in seen:
                 part = seen[process.pid][0]  # an idle one has done what it was last seen at

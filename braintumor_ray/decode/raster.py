@@ -3,12 +3,11 @@
 Gray is ITU-R BT.601 luma as Pillow rounds it (``convert("L")``); for a YCbCr JPEG it is the Y
 plane that the file stores. Gray pixels (R = G = B) keep their value exactly, so an L image and
 its RGB copy give the same array. Transparent pixels are laid over black, as MR backgrounds are.
-OpenCV decodes JPEG to the same bytes a little faster, but fills truncated files with gray in
-silence and writes warnings to stderr; it is used for 16-bit color only, which Pillow cannot keep.
+OpenCV decodes JPEG to the same bytes, but fills truncated files with gray in silence and writes
+warnings to stderr; it is used for 16-bit color only, which Pillow cannot keep.
 """
 
 import io
-import re
 import struct
 import zlib
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
+from braintumor_ray.decode import jpeg
 from braintumor_ray.decode.intensity import robust_range, to_gray, why_blank
 from braintumor_ray.decode.tiff import Page, is_odd, odd_pages, samples_of
 from braintumor_ray.decode.types import (
@@ -47,13 +47,6 @@ _PLUGINS: dict[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
 _ORIENTATION_TAG = 0x0112
 _PHOTOMETRIC_TAG = 262
 _WIDE_MODES = ("I", "F")
-_EOI, _SOI = 0xD9, 0xD8
-# A marker, or a fill byte before one: neither a stuffed byte nor a restart (T.81, table B.1).
-_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7]", re.DOTALL)
-_FILL = 0xFF
-_TEM = 0x01  # the one marker of the others that has no segment
-# Entropy-coded bits that no decoder skips; holds no 0xFF, so no marker can arise.
-_PADDING = bytes((0x55, 0xA3, 0x1C, 0x72)) * 16
 _LUMA_BGR = np.array([0.114, 0.587, 0.299], np.float32)  # ITU-R BT.601
 _UPRIGHT: dict[int, Callable[[Gray], Gray]] = {  # EXIF 2.3, tag 0x0112
     2: lambda gray: gray[:, ::-1],
@@ -107,6 +100,10 @@ def _decoded(data: bytes, name: str, limits: DecodeLimits, frame: int) -> tuple[
         data, page, frame = pages[frame].data, pages[frame], 0
         if is_odd(page):
             return _odd_tiff_gray(page, limits), page.mode
+    plain = jpeg.plain_gray(data, limits) if name == "jpeg" and not frame else None
+    if plain:
+        jpeg.check_end(data, plain[0])
+        return plain
     image = _PLUGINS[name](io.BytesIO(data))
     if frame:
         _check_frame(frame, _frames(image))
@@ -220,7 +217,7 @@ def _gray(image: ImageFile.ImageFile, data: bytes, frame: int) -> Gray:
         image.load()
         gray = _narrow_gray(image)
     if isinstance(image, JpegImageFile):
-        _check_jpeg_end(data, gray)
+        jpeg.check_end(data, gray)
     return np.ascontiguousarray(_UPRIGHT.get(_orientation(image), np.asarray)(gray))
 
 
@@ -270,46 +267,6 @@ def _orientation(image: ImageFile.ImageFile) -> int:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
     except (SyntaxError, struct.error, TypeError, ValueError, OSError, KeyError):
         return 1  # a damaged note, with intact pixels; upright is what every viewer assumes
-
-
-def _check_jpeg_end(data: bytes, stored: Gray) -> None:
-    """Find JPEGs that lost pixel data but still end in a way that libjpeg accepts.
-
-    libjpeg fills blocks that it has no data for with flat gray 128 and only warns, which Pillow
-    does not show. So where the last pixel is 128, decode again with more entropy-coded data before
-    the end marker: only an image that lacked data takes it up and changes.
-    """
-    end = _jpeg_end(data)
-    if stored[-1, -1] != 128:
-        return
-    image = JpegImageFile(io.BytesIO(data[:end] + _PADDING + data[end:]))
-    image.draft("L", None)
-    if not np.array_equal(np.asarray(image.convert("L")), stored):
-        raise Unreadable("truncated JPEG: ends before the last scan is complete")
-
-
-def _jpeg_end(data: bytes) -> int:
-    """Where the end marker of the first picture is, by walking its markers (T.81, B.1).
-
-    What follows it (a trailer, further pictures of an MPO) is not looked at, and neither is what
-    lies inside of segments, such as a thumbnail.
-
-    Raises:
-        Unreadable: there is none before the data end, or another picture begins.
-    """
-    at = 2
-    while found := _MARKER.search(data, at):
-        at = found.end()
-        marker = data[at - 1]
-        if marker == _EOI:
-            return at - 2
-        if marker == _SOI:
-            raise Unreadable("truncated JPEG: another picture begins before its end")
-        if marker == _FILL:
-            at -= 1
-        elif marker != _TEM:
-            at += data[at] << 8 | data[at + 1] if at + 1 < len(data) else 0
-    raise Unreadable("truncated JPEG: no end marker after the last scan")
 
 
 def _damage(error: Exception, name: str) -> str:

@@ -9,6 +9,7 @@ A subprocess with pipes rather than multiprocessing: it must work inside Ray wor
 """
 
 import fcntl
+import io
 import mmap
 import os
 import pickle
@@ -29,6 +30,7 @@ Item = tuple[bytes | None, Any]
 _START_TIMEOUT_S = 120.0  # imports on a busy machine; not held against any file
 _PIPE_BYTES = 2**20
 _LOOK_MS = 1000.0
+_SMALL = 2**16  # bytes that are copied rather than sent by a call of their own
 
 
 class SandboxError(BrainTumorError):
@@ -82,6 +84,7 @@ class Child:
         self._poll.register(self._stdout, select.POLLIN)
         self._unsent: deque[memoryview] = deque()
         self._options: Any = self  # of the last item; at first none that can come
+        self._unread: deque[Outcome] = deque()  # of a frame whose others were given
         self._n_read = 0
         self._ready = False
 
@@ -92,9 +95,11 @@ class Child:
         if options is not self._options:
             self._options, head = options, pickle.dumps(options, protocol=5)
         n_body = MISSING if data is None else len(data)
-        self._unsent.append(memoryview(FRAME.pack(len(head), n_body) + head))
-        if data:
-            self._unsent.append(memoryview(data))
+        frame = FRAME.pack(len(head), n_body) + head
+        if data and len(data) < _SMALL:
+            self._unsent.append(memoryview(frame + data))
+        else:
+            self._unsent += [memoryview(part) for part in (frame, data) if part]
         self._send_some()
 
     def wait_ready(self) -> None:
@@ -120,15 +125,20 @@ class Child:
         Raises:
             ChildGone: if the child dies, or spends more than `timeout_s` seconds on one item.
         """
+        if not self._unread:
+            self._read_answers(timeout_s)
+        return self._unread.popleft()
+
+    def _read_answers(self, timeout_s: float) -> None:
         head, body = self._receive(timeout_s)
-        self._n_read += 1
-        payload, lengths = pickle.loads(head)
+        payload, lengths, count = pickle.loads(head)
         buffers, start = [], 0
         for length in lengths:
             buffers.append(body[start : start + length])
             start += length
-        value, reason = pickle.loads(payload, buffers=buffers)
-        return Outcome(value, reason)
+        answers = pickle.Unpickler(io.BytesIO(payload), buffers=buffers)
+        self._unread += [Outcome(*answers.load()) for _ in range(count)]
+        self._n_read += count
 
     def n_unread(self) -> int:
         """Items the child has done whose replies have not been read."""
@@ -274,6 +284,7 @@ class DecodeSandbox:
         self._timeout_s = timeout_s
         self._tries = tries
         self._memory_bytes = memory_bytes
+        self._n_flying_bytes = 0
         self._child: Child | None = self._start()  # it imports while the caller goes on
 
     def run(self, data: bytes | None, options: object = None) -> Outcome:
@@ -292,10 +303,11 @@ class DecodeSandbox:
             self._drop_child()  # it died idle: no item's fault
         source = iter(items)
         flying: deque[_Job] = deque()
+        self._n_flying_bytes = 0
         try:
             while self._fill(flying, source):
                 outcome = self._first_outcome(flying)
-                flying.popleft()
+                self._n_flying_bytes -= len(flying.popleft().item[0] or b"")
                 yield outcome
         finally:
             if flying:  # replies still to come belong to nobody: never let them meet the next map
@@ -322,13 +334,12 @@ class DecodeSandbox:
 
     def _fill(self, flying: deque[_Job], source: Iterator[Item]) -> bool:
         """Top up the items in flight; False when there are none left."""
-        n_bytes = sum(len(job.item[0] or b"") for job in flying)
-        while len(flying) < _AHEAD and (not flying or n_bytes < _AHEAD_BYTES):
+        while len(flying) < _AHEAD and (not flying or self._n_flying_bytes < _AHEAD_BYTES):
             item = next(source, None)
             if item is None:
                 break
             flying.append(_Job(item))
-            n_bytes += len(item[0] or b"")
+            self._n_flying_bytes += len(item[0] or b"")
             if self._child is not None:
                 self._child.queue(item)
         return bool(flying)

@@ -5,11 +5,13 @@ Started by `decode.sandbox` as ``python -m braintumor_ray.decode.sandbox_child``
 
 Wire format, both ways: ``<QQ`` lengths of head and body, head (pickle), body (raw bytes). Both ends
 are ours and run the same code, which is what makes pickle safe here. A request's head is empty
-where its options are those of the request before. A shared counter of items done tells the parent
-which one was at work when the process died, as finished replies may wait.
+where its options are those of the request before. A reply's frame holds the answers to several
+requests, in one pickle: what their values share is written once. A shared counter of items done
+tells the parent which one was at work when the process died, as finished answers may wait.
 """
 
 import importlib
+import io
 import logging
 import mmap
 import os
@@ -30,6 +32,7 @@ MISSING = 2**64 - 1  # length of the body of a request without data
 _BATCH = 8
 _BATCH_BYTES = 2**19
 Worker = Callable[[bytes | None, Any], Any]
+Answer = tuple[Any, str | None]  # what the worker gave, or the reason why it gave nothing
 
 
 def main(arguments: list[str]) -> int:
@@ -51,11 +54,9 @@ def main(arguments: list[str]) -> int:
     try:
         worker = load_worker(worker_name)
     except Exception:  # the parent reports it: it is the caller's mistake, not an item's
-        out.add(pickle.dumps(traceback.format_exc(limit=-1).strip().splitlines()[-1]), [])
-        out.flush()
+        out.send(pickle.dumps(traceback.format_exc(limit=-1).strip().splitlines()[-1]), [])
         return 1
-    out.add(pickle.dumps(None), [])
-    out.flush()
+    out.send(pickle.dumps(None), [])
     try:
         _serve(worker, requests, out, fuse_s, counter)
     except BrokenPipeError:
@@ -71,7 +72,7 @@ def load_worker(name: str) -> Worker:
 
 
 class _Replies:
-    """Frames on their way to the parent.
+    """Answers on their way to the parent.
 
     Several are sent at a time, as each waking of the parent costs; whatever is ready goes as soon
     as no request is waiting.
@@ -79,34 +80,58 @@ class _Replies:
 
     def __init__(self, fd: int, requests: int) -> None:
         self._fd = fd
-        self._views: list[memoryview] = []
-        self._n_frames = self._n_bytes = 0
         self._waiting = select.poll()
         self._waiting.register(requests, select.POLLIN)
+        self._begin()
 
-    def add(self, head: bytes, body: list[memoryview]) -> None:
-        """Line up one frame; `body` is sent without being joined or copied."""
-        n_body = sum(map(len, body))
-        self._views += [memoryview(FRAME.pack(len(head), n_body) + head), *filter(len, body)]
-        self._n_frames += 1
-        self._n_bytes += n_body
+    def _begin(self) -> None:
+        self._n_answers = self._n_bytes = 0
+        self._stream = io.BytesIO()
+        self._buffers: list[memoryview] = []
+        # One for all answers of a frame: it writes names of classes and fields once.
+        self._pickler = pickle.Pickler(self._stream, 5, buffer_callback=self._keep)
+
+    def _keep(self, buffer: pickle.PickleBuffer) -> None:
+        self._buffers.append(buffer.raw())
+        self._n_bytes += len(self._buffers[-1])
+
+    def add(self, answer: Answer) -> None:
+        """Line up one answer; one that does not pickle becomes a reason."""
+        size, n_buffers = self._stream.tell(), len(self._buffers)
+        try:
+            self._pickler.dump(answer)
+        except Exception as error:
+            # Half of it is written, and its pickler would refer to what is taken back.
+            self._stream.truncate(size)
+            del self._buffers[n_buffers:]
+            self.flush()
+            self._pickler.dump((None, _why(error)))
+        self._n_answers += 1
 
     def flush_if_due(self) -> None:
         """Send if a batch is full or the parent has nothing more for us to do."""
-        full = self._n_frames >= _BATCH or self._n_bytes >= _BATCH_BYTES
+        full = self._n_answers >= _BATCH or self._n_bytes >= _BATCH_BYTES
         if full or not self._waiting.poll(0):
             self.flush()
 
     def flush(self) -> None:
-        """Send everything; blocks while the parent does not read."""
-        views = self._views
+        """Send all answers; blocks while the parent does not read."""
+        if self._n_answers:
+            lengths = [len(buffer) for buffer in self._buffers]
+            head = pickle.dumps((self._stream.getvalue(), lengths, self._n_answers))
+            self.send(head, self._buffers)
+        self._begin()
+
+    def send(self, head: bytes, body: list[memoryview]) -> None:
+        """Send one frame; `body` is sent without being joined or copied."""
+        n_body = sum(map(len, body))
+        views = [memoryview(FRAME.pack(len(head), n_body) + head), *filter(len, body)]
         while views:
             written = os.writev(self._fd, views[:1000])  # IOV_MAX is 1024
             while views and written >= len(views[0]):
                 written -= len(views.pop(0))
             if views:
                 views[0] = views[0][written:]
-        self._n_frames = self._n_bytes = 0
 
 
 def _take_pipes() -> tuple[int, int]:
@@ -139,28 +164,25 @@ def _serve(worker: Worker, requests: int, out: _Replies, fuse_s: float, counter:
         options = pickle.loads(head) if head else options
         # SIGALRM's default action ends the process even inside a C loop: no orphan runs forever.
         signal.setitimer(signal.ITIMER_REAL, fuse_s)
-        out.add(*_answer(worker, data, options))
+        out.add(_answer(worker, data, options))
         signal.setitimer(signal.ITIMER_REAL, 0)  # a parent may take its time to read
         n_done += 1
         COUNTER.pack_into(counter, 0, n_done)
         out.flush_if_due()
 
 
-def _answer(worker: Worker, data: bytes | None, options: object) -> tuple[bytes, list[memoryview]]:
+def _answer(worker: Worker, data: bytes | None, options: object) -> Answer:
     try:
-        return _pack(worker(data, options), None)
-    except MemoryError:
-        return _pack(None, "decoder ran out of memory")
+        return worker(data, options), None
     except Exception as error:  # one bad item must not end the process that serves the others
-        traceback.print_exc()
-        return _pack(None, f"decoder raised {type(error).__name__}")
+        return None, _why(error)
 
 
-def _pack(value: object, reason: str | None) -> tuple[bytes, list[memoryview]]:
-    buffers: list[pickle.PickleBuffer] = []
-    payload = pickle.dumps((value, reason), protocol=5, buffer_callback=buffers.append)
-    views = [buffer.raw() for buffer in buffers]
-    return pickle.dumps((payload, [len(view) for view in views])), views
+def _why(error: Exception) -> str:
+    if isinstance(error, MemoryError):
+        return "decoder ran out of memory"
+    traceback.print_exception(error)
+    return f"decoder raised {type(error).__name__}"
 
 
 def _read(fd: int, n_bytes: int) -> bytes | None:

@@ -1,7 +1,10 @@
 """The archive job's first stage, catalog rows to decoded rows; neither Ray nor torch in here."""
 
+import os
+import stat
 import time
-from typing import Any
+from collections.abc import Iterator
+from datetime import datetime, timezone
 
 import cv2
 import numpy as np
@@ -18,7 +21,7 @@ from braintumor_ray.decode.sandbox import DecodeSandbox
 from braintumor_ray.explain.regions import head_weights
 from braintumor_ray.predict.schema import KEYS
 from braintumor_ray.scoring.options import DecodeSettings
-from braintumor_ray.storage import is_local, open_filesystem, split_uri
+from braintumor_ray.storage import is_local, local_path, open_filesystem, split_uri
 from braintumor_ray.types import Mask
 
 ROW_COLUMNS = ("scan_id", "uri", "frame", *KEYS)
@@ -101,11 +104,11 @@ class ArchiveDecodeStage(DecodeStage):
 
 def changed_files(rows: pa.Table) -> Mask:
     """Which rows' files are there and differ from the catalog in size or time of change."""
-    uris = locations(rows)
-    found = {uri: (info.size, info.mtime) for uri, info in _stat(list(dict.fromkeys(uris)))}
     changed = np.zeros(rows.num_rows, bool)
     if not {"size", "mtime"} <= {*rows.column_names}:
         return changed
+    uris = locations(rows)
+    found = dict(_states(list(dict.fromkeys(uris))))
     then = zip(rows["size"].to_pylist(), rows["mtime"].to_pylist(), strict=True)
     for index, (uri, (size, mtime)) in enumerate(zip(uris, then, strict=True)):
         if uri in found and size is not None:
@@ -114,20 +117,37 @@ def changed_files(rows: pa.Table) -> Mask:
     return changed
 
 
-def _stat(uris: list[str]) -> list[tuple[str, Any]]:
+State = tuple[int, datetime]  # size and time of change
+
+
+def _states(uris: list[str]) -> Iterator[tuple[str, State]]:
     """What is known of the files that are there; of none where the store does not say."""
     by_store: dict[str, list[str]] = {}
     for uri in uris:
         by_store.setdefault(_store_of(uri), []).append(uri)
-    found = []
+    for uri in by_store.pop("", []):
+        if (state := _local_state(uri)) is not None:
+            yield uri, state
     for group in by_store.values():
         filesystem, _ = open_filesystem(group[0])
         try:
             infos = filesystem.get_file_info([open_filesystem(uri)[1] for uri in group])
         except OSError:
             continue  # its rows have their reason already
-        found += [(u, i) for u, i in zip(group, infos, strict=True) if i.type.name == "File"]
-    return found
+        for uri, info in zip(group, infos, strict=True):
+            if info.type.name == "File":
+                yield uri, (info.size, info.mtime)
+
+
+def _local_state(location: str) -> State | None:
+    # A tenth of the time that Arrow's file system takes.
+    try:
+        status = os.stat(local_path(location))
+    except OSError:
+        return None  # its row has its reason already
+    if not stat.S_ISREG(status.st_mode):
+        return None
+    return status.st_size, datetime.fromtimestamp(status.st_mtime_ns / 1e9, timezone.utc)
 
 
 def _store_of(uri: str) -> str:

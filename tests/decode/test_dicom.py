@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from pydicom.dataset import Dataset
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -13,6 +14,8 @@ from pydicom.uid import (
 )
 
 from braintumor_ray.decode.decode import decode, decode_frames, probe, sniff
+from braintumor_ray.decode.dicom import tagged_window
+from braintumor_ray.decode.dicom_tags import Tags
 from braintumor_ray.decode.types import DecodeLimits, DecodeOptions
 from tests.decode.mutations import slice_like
 from tests.decode.volume_files import AXIAL, dicom_bytes, item, mr_dataset, saved, without_preamble
@@ -342,3 +345,15 @@ def test_the_real_variants_end_as_they_should(real_data):
         "JPEG2000": ("skipped", "not MR: another modality"),
         "examples_overlay": ("ok", None),
     }
+
+
+@pytest.mark.parametrize("kind", ["u1", "u2", "i2", "i4"])
+@pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID"])
+def test_a_window_by_look_up_is_the_window_of_each_value(kind, function):
+    tags = Tags(Dataset())
+    window = tags.dataset
+    window.WindowCenter, window.WindowWidth, window.VOILUTFunction = 60.5, 91, function
+    least = 0 if kind.startswith("u") else -120
+    values = np.random.default_rng(5).integers(least, 121, (40, 50)).astype(kind)
+    one_by_one = [[tagged_window(v.reshape(1, 1), tags)[0, 0] for v in row] for row in values]
+    np.testing.assert_array_equal(tagged_window(values, tags), one_by_one)

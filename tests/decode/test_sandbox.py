@@ -45,6 +45,7 @@ def test_missing_data_reaches_the_worker_as_none(sandbox):
         (b"z", "decoder took longer than 1 s, twice"),
         (b"m", "decoder ran out of memory"),
         (b"e", "decoder raised ValueError"),
+        (b"u", "decoder raised TypeError"),
     ],
 )
 @pytest.mark.parametrize("where", [0, 13, 39])
