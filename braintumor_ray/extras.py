@@ -15,6 +15,7 @@ EXTRAS = {  # package: our extra
     "onnxruntime": "onnx",
     "openvino": "openvino",
     "pyiceberg": "iceberg",
+    "pynetdicom": "hospital",
 }
 
 

@@ -25,13 +25,15 @@ class PublishOptions:
 
     Attributes:
         output: folder or URI for the objects; None: they are sent only.
-        to: URL of a DICOMweb server; None: they are written only.
+        to: URL of a DICOMweb server, or AE@HOST:PORT; None: they are written only.
         decision: rows of this tumor decision.
         worklist: worklist.csv of `worklist`: its scans, in its order.
         since: scored at this moment or later.
         limit: at most so many scans; None: all.
         allow_burned_in: also scans whose header tells of burned-in annotation.
         wait: how long a server that is down is waited for, in seconds.
+        aet: our application entity title, of C-STORE.
+        tls: C-STORE over TLS.
     """
 
     output: Annotated[
@@ -41,8 +43,9 @@ class PublishOptions:
     to: Annotated[
         str | None,
         Option(
-            "DICOMweb server to send to (STOW-RS); credentials: see docs/hospital.md.",
-            "URL",
+            "Server to send to: DICOMweb (STOW-RS) or an application entity (C-STORE); "
+            "credentials: see docs/hospital.md.",
+            "URL|AE@HOST:PORT",
             panel=SERVER,
         ),
     ] = None
@@ -67,3 +70,9 @@ class PublishOptions:
         float,
         Option("Seconds to wait for a server that is down.", "X", least=0, panel=SERVER),
     ] = 300.0
+    aet: Annotated[
+        str, Option("Our application entity title, for C-STORE.", "TITLE", panel=SERVER)
+    ] = "BRAINTUMOR"
+    tls: Annotated[bool, Option("C-STORE over TLS; certificates as for https.", panel=SERVER)] = (
+        False
+    )

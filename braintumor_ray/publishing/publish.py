@@ -4,7 +4,7 @@ import io
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from typing import Any
 
@@ -13,9 +13,11 @@ from pydicom.dataset import Dataset
 
 from braintumor_ray.errors import PublishError, UsageError
 from braintumor_ray.predict.results import ResultsFolder, results_folder
+from braintumor_ray.publishing.dimse import Peer, is_dimse
 from braintumor_ray.publishing.ledger import Ledger
 from braintumor_ray.publishing.objects import derived_objects
 from braintumor_ray.publishing.options import PublishOptions
+from braintumor_ray.publishing.patience import Patience
 from braintumor_ray.publishing.rows import Chosen, chosen_rows
 from braintumor_ray.publishing.server import Server
 from braintumor_ray.publishing.source import Refused, read_source
@@ -48,7 +50,7 @@ def publish(
         UsageError: neither a folder nor a server is given, or the extra is not installed.
     """
     if options.output is None and options.to is None:
-        raise UsageError("nowhere to publish to; give --output FOLDER or --to URL")
+        raise UsageError("nowhere to publish to; give --output FOLDER or --to URL|AE@HOST:PORT")
     folder = results_folder(results)
     files = dict(zip(archive["path"].to_pylist(), archive["uri"].to_pylist(), strict=True))
     found: Counter[str] = Counter(scans=0, objects=0, sent_before=0)
@@ -72,13 +74,19 @@ def _destination(folder: ResultsFolder, options: PublishOptions) -> Iterator[Put
     if options.to is None:
         yield lambda row, make: _counted(_write(make(), row, options))
         return
-    server = Server(options.to, options.wait)
-    with Ledger(folder, options.to) as ledger:
+    with Ledger(folder, options.to) as ledger, closing(_server(options)) as server:
         yield lambda row, make: _send(row, make, server, ledger, options)
 
 
+def _server(options: PublishOptions) -> Server | Peer:
+    patience = Patience(options.wait)
+    if is_dimse(str(options.to)):
+        return Peer(str(options.to), patience, options.aet, options.tls)
+    return Server(str(options.to), patience)
+
+
 def _send(
-    row: Chosen, make: Make, server: Server, ledger: Ledger, options: PublishOptions
+    row: Chosen, make: Make, server: Server | Peer, ledger: Ledger, options: PublishOptions
 ) -> dict[str, int]:
     if ledger.has(row) and options.output is None:
         return {"sent_before": 1}

@@ -1,7 +1,6 @@
 """Sending objects to a DICOMweb server by STOW-RS (PS3.18, 10.5), each of them once."""
 
 import os
-import time
 from collections.abc import Callable, Container, Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from pydicom.dataset import Dataset
 
 from braintumor_ray.errors import PublishError, UsageError
 from braintumor_ray.extras import require
+from braintumor_ray.publishing.patience import Busy, Patience
 from braintumor_ray.publishing.source import Refused
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ CERTIFICATE, KEY = (f"BRAINTUMOR_DICOMWEB_{n}" for n in ("CERT", "KEY"))
 _BUSY = {408, 429, 502, 503, 504}
 _NO_ACCESS = {401, 403}
 _DUPLICATE = 0x0111  # PS3.7, C.5.9: the server has an object of that UID
-_LONGEST_PAUSE_S = 30.0
 
 
 class Server:
@@ -28,18 +27,20 @@ class Server:
 
     Args:
         url: of the service, such as https://host/dicom-web.
-        wait: how long it is waited for while it is down, in seconds.
-        sleep: pauses; tests give another one.
+        patience: how long it is waited for while it is down.
 
     Raises:
         UsageError: dicomweb-client is not installed, or the URL is none of http or https.
     """
 
-    def __init__(self, url: str, wait: float, sleep: Callable[[float], None] = time.sleep) -> None:
+    def __init__(self, url: str, patience: Patience) -> None:
         if not url.startswith(("http://", "https://")):
-            raise UsageError(f"--to '{url}' is not a DICOMweb URL; write https://host/dicom-web")
-        self.url, self._wait, self._sleep = url.rstrip("/"), wait, sleep
-        self._client = _client(self.url)
+            raise UsageError(
+                f"--to '{url}' is no server; write https://host/dicom-web or AE@HOST:PORT"
+            )
+        self.url, self._patience = url.rstrip("/"), patience
+        self._session = _session()
+        self._client = _client(self.url, self._session)
 
     def store(self, objects: Sequence[Dataset]) -> None:
         """Send the objects of a scan; what the server has already is no error.
@@ -60,6 +61,10 @@ class Server:
             if code != _DUPLICATE and not all(map(self._has, named)):
                 raise Refused(f"server: refused an object (failure reason {code:#06x})")
 
+    def close(self) -> None:
+        """Close its connections."""
+        self._session.close()
+
     def _has(self, each: Dataset) -> bool:
         uids = (each.StudyInstanceUID, each.SeriesInstanceUID, each.SOPInstanceUID)
         found = self._patiently(lambda: self._client.retrieve_instance_metadata(*uids), (404, 410))
@@ -69,55 +74,68 @@ class Server:
         self, ask: Callable[[], Any], none_for: Container[int] = (HTTPStatus.CONFLICT,)
     ) -> Any:  # noqa: ANN401 - what was asked for
         """An answer, waiting for a server that is down; None for these codes."""
+        return self._patience.ask(self.url, lambda: self._once(ask, none_for))
+
+    def _once(self, ask: Callable[[], Any], none_for: Container[int]) -> Any:  # noqa: ANN401
         import requests
 
-        deadline, pause = time.monotonic() + self._wait, 1.0
-        while True:
-            try:
-                return ask()
-            except requests.exceptions.SSLError as error:
-                raise PublishError(
-                    f"TLS of '{self.url}' is not verified; set REQUESTS_CA_BUNDLE to the "
-                    "certificate of its authority"
-                ) from error
-            except requests.HTTPError as error:
-                code = error.response.status_code if error.response is not None else 0
-                if code in none_for:
-                    return None
-                cause = self._cause(code, error)
-            except (requests.ConnectionError, requests.Timeout) as error:
-                cause = type(error).__name__
-            if time.monotonic() + pause > deadline:
-                raise PublishError(
-                    f"'{self.url}' is down ({cause}) and was waited for {self._wait:g} s (--wait); "
-                    "publish again: what was sent is not sent twice"
-                )
-            self._sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE_S)
+        try:
+            return ask()
+        except requests.exceptions.SSLError as error:
+            raise tls_error(self.url, error) from error
+        except requests.HTTPError as error:
+            code = error.response.status_code if error.response is not None else 0
+            if code in none_for:
+                return None
+            raise self._failure(code) from error
+        except (requests.ConnectionError, requests.Timeout) as error:
+            raise Busy(type(error).__name__) from error
 
-    def _cause(self, code: int, error: Exception) -> str:
-        """What to write of a server that is busy.
-
-        Raises:
-            Refused, PublishError: it is not, and asking again is of no use.
-        """
+    def _failure(self, code: int) -> PublishError:
+        """What an HTTP code means: `Busy`, `Refused` for this scan, or the end of the command."""
         if code in _BUSY:
-            return f"HTTP {code}"
+            return Busy(f"HTTP {code}")
         if code in _NO_ACCESS:
-            raise PublishError(
+            return PublishError(
                 f"'{self.url}' refuses access (HTTP {code}); set {TOKEN}, or {USER} and {PASSWORD},"
                 f" or {CERTIFICATE} and {KEY}"
-            ) from error
+            )
         if code == HTTPStatus.NOT_FOUND:
-            raise PublishError(
+            return PublishError(
                 f"'{self.url}' is no DICOMweb service (HTTP 404); write the address of its root, "
                 "such as https://host/dicom-web"
-            ) from error
-        raise Refused(f"server: HTTP {code}") from error
+            )
+        return Refused(f"server: HTTP {code}")
 
 
-def _client(url: str) -> Any:  # noqa: ANN401 - an optional library
-    client = require("dicomweb_client.api").DICOMwebClient(url, session=_session())
+def tls_error(server: str, error: Exception) -> PublishError:
+    """One line for a TLS connection that failed on either side."""
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return PublishError(
+            f"TLS of '{server}' is not verified; set REQUESTS_CA_BUNDLE to the certificate of its "
+            "authority"
+        )
+    return PublishError(
+        f"'{server}' refuses the TLS connection; if it wants a client certificate, set "
+        f"{CERTIFICATE} and {KEY}"
+    )
+
+
+def client_certificate() -> tuple[str, str | None] | None:
+    """Files of certificate and key from the environment; the key may be in the certificate's.
+
+    Raises:
+        UsageError: one of them is not there.
+    """
+    certificate, key = os.environ.get(CERTIFICATE), os.environ.get(KEY) or None
+    for name, path in ((CERTIFICATE, certificate), (KEY, key)):
+        if path and not os.path.isfile(path):
+            raise UsageError(f"{name} names '{path}', which is no file")
+    return (certificate, key) if certificate else None
+
+
+def _client(url: str, session: "Session") -> Any:  # noqa: ANN401 - an optional library
+    client = require("dicomweb_client.api").DICOMwebClient(url, session=session)
     client.set_http_retry_params(retry=False)  # `_patiently` waits, and knows for how long
     return client
 
@@ -132,6 +150,6 @@ def _session() -> "Session":
         session.headers["Authorization"] = f"Bearer {token}"
     elif user:
         session.auth = (user, os.environ.get(PASSWORD, ""))
-    if certificate := os.environ.get(CERTIFICATE):
-        session.cert = (certificate, os.environ[KEY]) if os.environ.get(KEY) else certificate
+    if certificate := client_certificate():
+        session.cert = certificate if certificate[1] else certificate[0]
     return session

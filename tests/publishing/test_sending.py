@@ -8,6 +8,7 @@ import pytest
 
 from braintumor_ray.errors import PublishError
 from braintumor_ray.publishing.options import PublishOptions
+from braintumor_ray.publishing.patience import Patience
 from braintumor_ray.publishing.publish import publish
 from braintumor_ray.publishing.server import Server
 from tests.publishing.dicomweb import Store, serving
@@ -93,7 +94,7 @@ def test_a_busy_server_is_waited_for(results, archive):
     store.answers = [503, 429]
     pauses = []
     with serving(store) as url:
-        server = Server(url, wait=60, sleep=pauses.append)
+        server = Server(url, Patience(60, pauses.append))
         server.store([scan_dataset(0, ORIENTATIONS["axial"])])
     assert pauses == [1.0, 2.0]
     assert len(store.arrived) == 1
