@@ -1,10 +1,8 @@
 """Sending objects by C-STORE (PS3.4, annex B) to a server that has no DICOMweb."""
 
-import os
 import re
-import socket
-import ssl
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pydicom.dataset import Dataset
@@ -13,7 +11,7 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from braintumor_ray.errors import PublishError, UsageError
 from braintumor_ray.extras import require
 from braintumor_ray.publishing.patience import Busy, Patience
-from braintumor_ray.publishing.server import client_certificate, tls_error
+from braintumor_ray.publishing.server import failed_handshake, tls_context, tls_error
 from braintumor_ray.publishing.source import Refused
 
 if TYPE_CHECKING:
@@ -58,7 +56,7 @@ class Peer:
                 f"--aet '{title}' is no AE title; write 1 to 16 characters without backslash"
             ) from error
         self._entity.connection_timeout = 30
-        self._tls = (_tls_context(), self._host) if tls else None
+        self._tls = (tls_context(), self._host) if tls else None
         self._association: Association | None = None
         self._asked: set[UID] = set()
 
@@ -71,7 +69,7 @@ class Peer:
         """
         classes = {each.SOPClassUID for each in objects}
         for each in objects:
-            self._patience.ask(self.address, lambda each=each: self._send(each, classes))
+            self._patience.ask(self.address, partial(self._send, each, classes))
 
     def close(self) -> None:
         """Release the association."""
@@ -139,7 +137,7 @@ class Peer:
                 f"'{self.address}' rejects the association ({told}); it must know our title "
                 f"'{self._entity.ae_title}' (--aet), and --to its own"
             )
-        if self._tls and (error := _failed_handshake(self._host, self._port, self._tls[0])):
+        if self._tls and (error := failed_handshake(self._host, self._port, self._tls[0])):
             return tls_error(self.address, error)
         if made.rejected_contexts:  # it accepted us and none of the classes: pynetdicom aborts
             names = ", ".join(sorted(each.name for each in self._asked))
@@ -151,30 +149,3 @@ def _meaning(code: int) -> str:
     from pynetdicom.status import STORAGE_SERVICE_CLASS_STATUS
 
     return STORAGE_SERVICE_CLASS_STATUS.get(code, ("", "not in the standard"))[1]
-
-
-def _tls_context() -> ssl.SSLContext:
-    """Of the environment, as for DICOMweb."""
-    certificate = client_certificate()
-    try:
-        context = ssl.create_default_context(cafile=os.environ.get("REQUESTS_CA_BUNDLE") or None)
-        if certificate:
-            context.load_cert_chain(*certificate)
-    except OSError as error:  # also ssl.SSLError
-        raise UsageError(f"certificate or key of TLS cannot be read ({error.strerror})") from error
-    return context
-
-
-def _failed_handshake(host: str, port: int, context: ssl.SSLContext) -> Exception | None:
-    """Why TLS fails: pynetdicom does not tell. None where something else is the matter."""
-    try:
-        with (
-            socket.create_connection((host, port), timeout=5) as plain,
-            context.wrap_socket(plain, server_hostname=host) as secure,
-        ):
-            secure.recv(1)  # TLS 1.3: a missing client certificate is told after the handshake
-    except ssl.SSLError as error:
-        return error
-    except OSError:
-        return None
-    return None

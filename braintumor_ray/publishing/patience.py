@@ -1,8 +1,9 @@
 """Waiting for a server that is down, alike for each way of sending."""
 
+import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from braintumor_ray.errors import PublishError
@@ -21,11 +22,11 @@ class Patience:
 
     Attributes:
         wait: in seconds, for each answer.
-        sleep: pauses; tests give another one.
+        ended: set when nothing is to be waited for any longer.
     """
 
     wait: float
-    sleep: Callable[[float], None] = time.sleep
+    ended: threading.Event = field(default_factory=threading.Event)
 
     def ask(self, server: str, question: Callable[[], T]) -> T:
         """The answer, asked for again while the question raises `Busy`.
@@ -39,10 +40,10 @@ class Patience:
                 return question()
             except Busy as error:
                 cause = str(error)
-            if time.monotonic() + pause > deadline:
+            if time.monotonic() + pause > deadline or self.ended.is_set():
                 raise PublishError(
                     f"'{server}' is down ({cause}) and was waited for {self.wait:g} s (--wait); "
                     "publish again: what was sent is not sent twice"
                 )
-            self.sleep(pause)
+            self.ended.wait(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_S)

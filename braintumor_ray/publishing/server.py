@@ -1,9 +1,12 @@
 """Sending objects to a DICOMweb server by STOW-RS (PS3.18, 10.5), each of them once."""
 
 import os
+import socket
+import ssl
 from collections.abc import Callable, Container, Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from pydicom.dataset import Dataset
 
@@ -89,7 +92,18 @@ class Server:
                 return None
             raise self._failure(code) from error
         except (requests.ConnectionError, requests.Timeout) as error:
+            if failed := self._failed_handshake():
+                raise tls_error(self.url, failed) from error
             raise Busy(type(error).__name__) from error
+
+    def _failed_handshake(self) -> Exception | None:
+        """Of https: a client certificate that is missing ends a connection without a reason."""
+        from requests.certs import where
+
+        address = urlsplit(self.url)
+        if address.scheme != "https" or address.hostname is None:
+            return None
+        return failed_handshake(address.hostname, address.port or 443, tls_context(where()))
 
     def _failure(self, code: int) -> PublishError:
         """What an HTTP code means: `Busy`, `Refused` for this scan, or the end of the command."""
@@ -121,8 +135,8 @@ def tls_error(server: str, error: Exception) -> PublishError:
     )
 
 
-def client_certificate() -> tuple[str, str | None] | None:
-    """Files of certificate and key from the environment; the key may be in the certificate's.
+def client_certificate() -> tuple[str, str] | None:
+    """Files of certificate and key from the environment; without a key, it is with the certificate.
 
     Raises:
         UsageError: one of them is not there.
@@ -131,7 +145,40 @@ def client_certificate() -> tuple[str, str | None] | None:
     for name, path in ((CERTIFICATE, certificate), (KEY, key)):
         if path and not os.path.isfile(path):
             raise UsageError(f"{name} names '{path}', which is no file")
-    return (certificate, key) if certificate else None
+    return (certificate, key or certificate) if certificate else None
+
+
+def tls_context(authorities: str | None = None) -> ssl.SSLContext:
+    """Verifies by REQUESTS_CA_BUNDLE, else by the given file, else by the system's authorities.
+
+    Raises:
+        UsageError: a file of the environment cannot be read.
+    """
+    certificate = client_certificate()
+    try:
+        context = ssl.create_default_context(
+            cafile=os.environ.get("REQUESTS_CA_BUNDLE") or authorities
+        )
+        if certificate:
+            context.load_cert_chain(*certificate)
+    except OSError as error:  # also ssl.SSLError
+        raise UsageError(f"certificate or key of TLS cannot be read ({error.strerror})") from error
+    return context
+
+
+def failed_handshake(host: str, port: int, context: ssl.SSLContext) -> Exception | None:
+    """Why TLS fails: pynetdicom does not tell. None where something else is the matter."""
+    try:
+        with (
+            socket.create_connection((host, port), timeout=5) as plain,
+            context.wrap_socket(plain, server_hostname=host) as secure,
+        ):
+            secure.recv(1)  # TLS 1.3: a missing client certificate is told after the handshake
+    except ssl.SSLError as error:
+        return error
+    except OSError:
+        return None
+    return None
 
 
 def _client(url: str, session: "Session") -> Any:  # noqa: ANN401 - an optional library
@@ -150,6 +197,5 @@ def _session() -> "Session":
         session.headers["Authorization"] = f"Bearer {token}"
     elif user:
         session.auth = (user, os.environ.get(PASSWORD, ""))
-    if certificate := client_certificate():
-        session.cert = certificate if certificate[1] else certificate[0]
+    session.cert = client_certificate()
     return session

@@ -1,5 +1,6 @@
 """A certificate authority of the test's own, with a certificate for 127.0.0.1."""
 
+import ssl
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,15 @@ def certificates(folder):
              "-CAcreateserial", "-out", files.certificate, "-days", "2",
              "-extfile", extensions)  # fmt: skip
     return files
+
+
+def server_context(files, wants_certificate=False):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(files.certificate, files.key)
+    if wants_certificate:
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_verify_locations(files.authority)
+    return context
 
 
 def _openssl(*arguments):

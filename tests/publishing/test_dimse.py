@@ -4,7 +4,6 @@ import os
 import shutil
 import signal
 import socket
-import ssl
 import subprocess
 import sys
 import time
@@ -19,7 +18,8 @@ from braintumor_ray.publishing.dimse import Peer, is_dimse
 from braintumor_ray.publishing.options import PublishOptions
 from braintumor_ray.publishing.patience import Patience
 from braintumor_ray.publishing.publish import publish
-from tests.publishing.certificates import certificates
+from tests.publishing.certificates import certificates, server_context
+from tests.publishing.dicomweb import Pauses
 from tests.publishing.scans import ORIENTATIONS, scan_dataset, scored, write
 from tests.publishing.test_publish import archive_table
 
@@ -150,7 +150,7 @@ def test_a_full_server_is_waited_for():
     store, pauses = Store(), []
     store.answers = [0xA700, 0xA701]
     with serving(store) as address:
-        peer = Peer(address, Patience(60, pauses.append), "ME")
+        peer = Peer(address, Patience(60, Pauses(pauses)), "ME")
         peer.store([with_meta(0)])
         peer.close()
     assert pauses == [1.0, 2.0]
@@ -167,7 +167,7 @@ def test_a_server_that_ends_the_association_is_sent_the_object_again():
     store, pauses = Store(), []
     with serving(store) as address:
         store.after = lambda event: event.assoc.abort() if len(store.arrived) == 1 else None
-        peer = Peer(address, Patience(60, pauses.append), "ME")
+        peer = Peer(address, Patience(60, Pauses(pauses)), "ME")
         for number in range(3):
             peer.store([with_meta(number)])
         peer.close()
@@ -177,7 +177,7 @@ def test_a_server_that_ends_the_association_is_sent_the_object_again():
 def test_an_idle_association_that_the_server_ended_is_made_anew():
     store = Store()
     with serving(store, entity={"network_timeout": 0.3}) as address:
-        peer = Peer(address, Patience(60, lambda s: None), "ME")
+        peer = Peer(address, Patience(60, Pauses([])), "ME")
         peer.store([with_meta(0)])
         time.sleep(1.5)
         peer.store([with_meta(1)])
@@ -219,15 +219,6 @@ def test_a_server_that_stays_down_ends_it_with_nothing_lost(results, archive):
     with serving(store, port):
         assert sent(results, archive, address)["scans"] == SCANS - 1
     assert len(store.arrived) == SCANS * EACH
-
-
-def server_context(files, wants_certificate=False):
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(files.certificate, files.key)
-    if wants_certificate:
-        context.verify_mode = ssl.CERT_REQUIRED
-        context.load_verify_locations(files.authority)
-    return context
 
 
 def test_tls_is_verified_and_a_client_certificate_is_shown(results, archive, tmp_path, monkeypatch):
