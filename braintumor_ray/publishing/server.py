@@ -98,12 +98,14 @@ class Server:
 
     def _failed_handshake(self) -> Exception | None:
         """Of https: a client certificate that is missing ends a connection without a reason."""
-        from requests.certs import where
+        from requests.utils import DEFAULT_CA_BUNDLE_PATH
 
         address = urlsplit(self.url)
         if address.scheme != "https" or address.hostname is None:
             return None
-        return failed_handshake(address.hostname, address.port or 443, tls_context(where()))
+        return failed_handshake(
+            address.hostname, address.port or 443, tls_context(DEFAULT_CA_BUNDLE_PATH)
+        )
 
     def _failure(self, code: int) -> PublishError:
         """What an HTTP code means: `Busy`, `Refused` for this scan, or the end of the command."""
