@@ -17,6 +17,7 @@ EXTRAS = {  # package: our extra
     "onnxruntime": "onnx",
     "openvino": "openvino",
     "pyiceberg": "iceberg",
+    "pynetdicom": "hospital",
 }
 
 

@@ -13,6 +13,8 @@ Mask = Bools
 """True where a pixel, or a row, is meant."""
 GrayImage = NDArray[np.uint8]
 """(H, W), 0 black to 255 white."""
+MANUFACTURER = "braintumor-ray"
+"""In DICOM objects of ours."""
 Progress = Callable[[int, int], None]
 """Told how many are done, and of how many."""
 EngineName = Literal["torch", "openvino", "onnxruntime"]

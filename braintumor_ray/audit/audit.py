@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from braintumor_ray.audit.copies import (
     KINDS,
@@ -153,6 +154,7 @@ def audit_scans(
         "datasets": _by_dataset(scans),
         "scans": _class_table(split_names, splits, label_names, labels),
         "unreadable": _unreadable(scans),
+        "burned_in": _burned_in(scans),
         "surplus": {kind: surplus(keys.of(kind)) for kind in KINDS},
         "cross_split": {k: int((partner_before(keys.of(k), splits) >= 0).sum()) for k in KINDS},
         "splits": {
@@ -233,6 +235,17 @@ def _unreadable(scans: pa.Table) -> dict[str, Any]:
         "skipped": status["skipped"],
         "by_reason": dict(Counter(found["reason"].to_pylist()).most_common()),
         "examples": found.select(["path", "reason"]).slice(0, _EXAMPLES).to_pylist(),
+    }
+
+
+def _burned_in(scans: pa.Table) -> dict[str, Any]:
+    """Scans with burned-in text, by tag and by picture, with examples."""
+    found = scans.filter(pc.is_valid(scans["burned_in"]))
+    kinds = Counter(found["burned_in"].to_pylist())
+    return {
+        "tag": kinds["tag"],
+        "picture": kinds["picture"],
+        "examples": found["path"].slice(0, _EXAMPLES).to_pylist(),
     }
 
 

@@ -13,17 +13,21 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
+import pydicom
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
+from pydicom.errors import InvalidDicomError
 
+from braintumor_ray.decode.burned_in import text_lines
 from braintumor_ray.decode.decode import decode_frames
 from braintumor_ray.decode.hashes import fingerprint
 from braintumor_ray.decode.reading import run_on_scans
 from braintumor_ray.decode.sandbox import DecodeSandbox
+from braintumor_ray.decode.sniff import sniff
 from braintumor_ray.decode.types import Decoded, DecodeLimits, DecodeOptions
 from braintumor_ray.errors import CatalogError
-from braintumor_ray.types import Progress
+from braintumor_ray.types import MANUFACTURER, Progress
 
 WORKER = "braintumor_ray.audit.fingerprints:fingerprint_file"
 BLOCK_ROWS = 256
@@ -55,6 +59,8 @@ FINGERPRINT_SCHEMA = pa.schema(
         pa.field("jpeg_luma", pa.float32()),
         pa.field("jpeg_chroma", pa.float32()),
         pa.field("jpeg_progressive", pa.bool_()),
+        # Burned-in text: by `tag` (0028,0301), or found in the `picture`; null without.
+        pa.field("burned_in", pa.string()),
     ]
 )
 # A row of the schema; keys that are missing become null.
@@ -101,8 +107,11 @@ def fingerprint_file(data: bytes | None, options: DecodeOptions) -> list[Fingerp
     """
     content = data or b""
     file = {"n_bytes": len(content), "byte_sha256": hashlib.sha256(content).hexdigest()}
-    marks = _jpeg_marks(content)
-    return [_fingerprint_scan(scan, file, marks) for scan in decode_frames(data, options)]
+    marks, header = _jpeg_marks(content), _annotation(content)
+    return [
+        {**_fingerprint_scan(scan, file, marks), "burned_in": _burned_in(scan, header)}
+        for scan in decode_frames(data, options)
+    ]
 
 
 def fingerprint_catalog(
@@ -177,6 +186,30 @@ def _fingerprint_scan(decoded: Decoded, file: Fingerprint, marks: Fingerprint) -
         "dct_hash": found.dct_hash.tobytes(),
         "flat": found.flat,
     }
+
+
+def _annotation(content: bytes) -> str:
+    """What a DICOM header tells of burned-in text: `yes`, `ours` (a capture of ours) or nothing."""
+    if sniff(content) != "dicom":
+        return ""
+    try:
+        header = pydicom.dcmread(
+            io.BytesIO(content), force=True, stop_before_pixels=True,
+            specific_tags=["BurnedInAnnotation", "Manufacturer", "SOPClassUID"],
+        )  # fmt: skip
+    except (AttributeError, InvalidDicomError, OSError, TypeError, ValueError):
+        return ""  # the decoder reports what is wrong with it
+    if header.get("Manufacturer") == MANUFACTURER:
+        return "ours"
+    return "yes" if str(header.get("BurnedInAnnotation", "")).strip().upper() == "YES" else ""
+
+
+def _burned_in(decoded: Decoded, header: str) -> str | None:
+    if header == "yes":
+        return "tag"
+    if header == "ours" or decoded.gray is None or not text_lines(decoded.gray):
+        return None
+    return "picture"
 
 
 def _border(gray: NDArray[np.uint8]) -> dict[str, Any]:

@@ -114,6 +114,19 @@ def check_results(results: str, check: str | None) -> None:
         )
 
 
+def check_key(results: str, identity: IdentityHash) -> None:
+    """Refuse a key that is not the one of a results folder; none may be noted there.
+
+    Raises:
+        CatalogError: the folder's ids have another key.
+    """
+    kept = _read(f"{results.rstrip('/')}/{RESULTS_CHECK}")
+    if kept is not None and kept.get("check") != identity.check:
+        raise CatalogError(
+            f"ids in '{results}' were hashed with another key; give that key with --hash-key-file"
+        )
+
+
 def _read(location: str) -> dict[str, Any] | None:
     filesystem, path = open_filesystem(location)
     try:

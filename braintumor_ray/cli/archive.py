@@ -77,6 +77,11 @@ def explain(
             found = explain_files(files, bundle, output, options, advance)
     else:
         raise UsageError("give image files and --bundle, or --results")
+    if found["burned_in"]:
+        say(
+            f"warning: {len(found['burned_in'])} of {len(found['pictures'])} scans seem to carry "
+            "burned-in text, which can name a patient; look before you share their pictures"
+        )
     print_result(found, as_json, "\n".join(found["pictures"]))
 
 

@@ -73,6 +73,8 @@ def audit(
         f"surplus copies: {surplus['pixel_identical']} pixel-identical "
         f"({surplus['byte_identical']} byte-identical)\n"
         f"groups with conflicting labels: {found['groups']['conflicting_labels']}\n"
+        + f"burned-in text: {found['burned_in']['tag']} scans by tag, "
+        f"{found['burned_in']['picture']} by their picture\n"
         + "".join(f"{line}\n" for line in _suspect_lines(found))
         + f"report: {output / 'audit.html'}"
     )

@@ -20,11 +20,11 @@ from braintumor_ray import __version__
 from braintumor_ray.explain.overlay import METHOD_LABELS, panel, upsampled
 from braintumor_ray.extras import require
 from braintumor_ray.publishing.source import Refused, Source
+from braintumor_ray.types import MANUFACTURER
 
 if TYPE_CHECKING:
     from highdicom.sr import CodedConcept, ComprehensiveSR, MeasurementReport
 
-MANUFACTURER = "braintumor-ray"
 INTENDED_USE = "Research use, not for diagnosis"
 SCHEME = "99BTRAY"  # of codes for which the standard has none (PS3.16, 8.2)
 _NAMES = uuid.UUID("5f0a6c1e-92cf-5be1-8b5c-5f9d8a3c7a10")  # of uids; another one: other objects
@@ -149,7 +149,7 @@ def report(scored: Scored, source: Source) -> "ComprehensiveSR":
         is_complete=True,
         is_final=False,
         is_verified=False,
-        **_instance(scored, source, "report"),
+        **_instance(scored, source, "report", version=" with regions"),
         series_description=_described("report"),
     )
 
@@ -174,11 +174,12 @@ def capture(scored: Scored, source: Source) -> Dataset:
         bits_allocated=8,
         coordinate_system="PATIENT",
         patient_orientation=("L", "P"),  # highdicom wants one; see below
-        **_instance(scored, source, "capture"),
+        **_instance(scored, source, "capture", version="masked" * (source.text == "masked")),
         series_description=_described("overlay"),
     )
     made.PatientOrientation = None  # several pictures in one, with captions
-    made.BurnedInAnnotation = "NO"  # its text names nobody (PS3.3, C.7.6.1)
+    # Our own text names nobody (PS3.3, C.7.6.1); what the scan shows may.
+    made.BurnedInAnnotation = "YES" if source.text == "shown" else "NO"
     made.DerivationDescription = INTENDED_USE
     made.SourceImageSequence = [_reference(source)]
     series = Dataset()
@@ -226,9 +227,45 @@ def _content(scored: Scored, source: Source) -> "MeasurementReport":
     return sr.MeasurementReport(
         observation_context=sr.ObservationContext(observer_device_context=observer),
         procedure_reported=_code("MRHEAD", "MR of the head"),
-        imaging_measurements=[group],
+        imaging_measurements=[group, *_hottest_cells(scored, source)],
         referenced_images=None,
     )
+
+
+def _hottest_cells(scored: Scored, source: Source) -> list[Any]:
+    """The hottest cell of each map, as a region of interest of the scan (PS3.16, TID 1410)."""
+    from highdicom import sr
+    from pydicom.sr.codedict import codes
+
+    header = source.header
+    frames = [source.frame + 1] if source.is_multiframe else None
+    image = sr.SourceImageForRegion(header.SOPClassUID, header.SOPInstanceUID, frames)
+    found = []
+    for method, cam in scored.cams.items():
+        if np.ptp(np.asarray(cam, np.float32)) == 0:
+            continue  # a flat map has no hottest cell
+        label = METHOD_LABELS.get(method, method)
+        hottest = sr.Measurement(codes.DCM.ClassActivation, float(np.max(cam)), codes.UCUM.NoUnits)
+        found.append(
+            sr.PlanarROIMeasurementsAndQualitativeEvaluations(
+                tracking_identifier=sr.TrackingIdentifier(
+                    uid=_uid(scored, source, f"tracking {method}"),
+                    identifier=f"Hottest cell, {label}",
+                ),
+                referenced_region=sr.ImageRegion("POLYLINE", _hottest_box(cam, source), image),
+                finding_type=_class_code(scored.row["cam_class"]),
+                measurements=[hottest],
+            )
+        )
+    return found
+
+
+def _hottest_box(cam: NDArray[Any], source: Source) -> NDArray[np.float64]:
+    """Corners (column, row) of the hottest cell, closed; 0 is the edge of the first pixel."""
+    row, column = np.unravel_index(int(np.argmax(cam)), cam.shape)
+    size = np.array(source.gray.shape[::-1]) / np.array(cam.shape[::-1])
+    corners = np.array([(0, 0), (1, 0), (1, 1), (0, 1), (0, 0)])
+    return np.asarray((corners + np.array([column, row])) * size, np.float64)
 
 
 def _measurements(scored: Scored) -> list[Any]:
@@ -285,14 +322,19 @@ def _code(value: str, meaning: str) -> "CodedConcept":
     return CodedConcept(value, SCHEME, meaning)
 
 
-def _instance(scored: Scored, source: Source, kind: str, method: str = "") -> dict[str, Any]:
-    """Who made an object, and its UIDs and numbers: a series per source series, kind and bundle."""
+def _instance(
+    scored: Scored, source: Source, kind: str, method: str = "", version: str = ""
+) -> dict[str, Any]:
+    """Who made an object, and its UIDs and numbers: a series per source series, kind and bundle.
+
+    Another `version` of the content of an object has another UID.
+    """
     series = f"{source.header.SeriesInstanceUID} {kind} {method} {scored.fingerprint}"
     number = _SERIES_NUMBERS[kind] + (sorted(scored.cams).index(method) if method else 0)
     made = {
         "series_instance_uid": UID(f"2.25.{uuid.uuid5(_NAMES, series).int}"),
         "series_number": number,
-        "sop_instance_uid": _uid(scored, source, f"{kind} {method}"),
+        "sop_instance_uid": _uid(scored, source, f"{kind} {method}{version}"),
         "instance_number": int(source.header.get("InstanceNumber") or 1) + source.frame,
         "manufacturer": MANUFACTURER,
         "manufacturer_model_name": MANUFACTURER,

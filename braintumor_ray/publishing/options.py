@@ -25,13 +25,21 @@ class PublishOptions:
 
     Attributes:
         output: folder or URI for the objects; None: they are sent only.
-        to: URL of a DICOMweb server; None: they are written only.
+        to: URL of a DICOMweb server, or AE@HOST:PORT; None: they are written only.
         decision: rows of this tumor decision.
         worklist: worklist.csv of `worklist`: its scans, in its order.
+        study: Study Instance UID of the scans; None: of all studies.
+        hash_key_file: secret that ids were hashed with, for `study`; None: of the environment, else
+            the user's own.
         since: scored at this moment or later.
         limit: at most so many scans; None: all.
-        allow_burned_in: also scans whose header tells of burned-in annotation.
+        allow_burned_in: also scans with burned-in annotation, by their header or their picture.
+        mask_burned_in: text that is found in a picture is black in its capture.
         wait: how long a server that is down is waited for, in seconds.
+        senders: how many scans are sent at a time; None: 4 by DICOMweb, 1 by C-STORE, where some
+            servers take one association at a time.
+        aet: our application entity title, of C-STORE.
+        tls: C-STORE over TLS.
     """
 
     output: Annotated[
@@ -41,8 +49,9 @@ class PublishOptions:
     to: Annotated[
         str | None,
         Option(
-            "DICOMweb server to send to (STOW-RS); credentials: see docs/hospital.md.",
-            "URL",
+            "Server to send to: DICOMweb (STOW-RS) or an application entity (C-STORE); "
+            "credentials: see docs/hospital.md.",
+            "URL|AE@HOST:PORT",
             panel=SERVER,
         ),
     ] = None
@@ -55,15 +64,45 @@ class PublishOptions:
     worklist: Annotated[
         str | None, Option("The scans of a worklist.csv, in its order.", "FILE", panel=SCANS)
     ] = None
+    study: Annotated[
+        str | None, Option("The scans of a study, by its Study Instance UID.", "UID", panel=SCANS)
+    ] = None
+    hash_key_file: Annotated[
+        str | None,
+        Option(
+            "For --study: the secret of hashing ids, else BRAINTUMOR_HASH_KEY, else your own.",
+            "FILE",
+            panel=SCANS,
+        ),
+    ] = None
     since: Annotated[
         datetime | None,
         Option("Scored on this date or later (UTC).", "DATE", parse=_moment, panel=SCANS),
     ] = None
     limit: Annotated[int | None, Option("At most so many scans.", least=1, panel=SCANS)] = None
     allow_burned_in: Annotated[
-        bool, Option("Also scans whose header tells of burned-in annotation.", panel=SCANS)
+        bool, Option("Also scans with burned-in text, as they are.", panel=SCANS)
+    ] = False
+    mask_burned_in: Annotated[
+        bool, Option("Also scans with burned-in text, which is masked in the capture.", panel=SCANS)
     ] = False
     wait: Annotated[
         float,
         Option("Seconds to wait for a server that is down.", "X", least=0, panel=SERVER),
     ] = 300.0
+    senders: Annotated[
+        int | None,
+        Option(
+            "Scans that are sent at a time.",
+            typed="4, 1 by C-STORE",
+            least=1,
+            most=64,
+            panel=SERVER,
+        ),
+    ] = None
+    aet: Annotated[
+        str, Option("Our application entity title, for C-STORE.", "TITLE", panel=SERVER)
+    ] = "BRAINTUMOR"
+    tls: Annotated[bool, Option("C-STORE over TLS; certificates as for https.", panel=SERVER)] = (
+        False
+    )

@@ -2,9 +2,9 @@
 
 import io
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -17,13 +17,10 @@ from braintumor_ray.publishing.ledger import Ledger
 from braintumor_ray.publishing.objects import derived_objects
 from braintumor_ray.publishing.options import PublishOptions
 from braintumor_ray.publishing.rows import Chosen, chosen_rows
-from braintumor_ray.publishing.server import Server
+from braintumor_ray.publishing.sending import Make, Senders, Tally
 from braintumor_ray.publishing.source import Refused, read_source
 from braintumor_ray.storage import write_atomically
 from braintumor_ray.types import Progress
-
-Make = Callable[[], dict[str, Dataset]]
-Put = Callable[[Chosen, Make], dict[str, int]]
 
 
 def publish(
@@ -48,59 +45,51 @@ def publish(
         UsageError: neither a folder nor a server is given, or the extra is not installed.
     """
     if options.output is None and options.to is None:
-        raise UsageError("nowhere to publish to; give --output FOLDER or --to URL")
+        raise UsageError("nowhere to publish to; give --output FOLDER or --to URL|AE@HOST:PORT")
     folder = results_folder(results)
     files = dict(zip(archive["path"].to_pylist(), archive["uri"].to_pylist(), strict=True))
-    found: Counter[str] = Counter(scans=0, objects=0, sent_before=0)
-    refused: Counter[str] = Counter()
-    with _destination(folder, options) as put, warnings.catch_warnings():
+    tally = Tally()
+    with _destination(folder, options, tally) as put, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pydicom's and highdicom's repeat names of patients
         for done, row in enumerate(chosen_rows(folder, options), start=1):
             try:
-                found.update(put(row, partial(_made, row, files, options)))
+                put(row, partial(_made, row, files, options))
             except Refused as error:
-                refused[str(error)] += 1
+                tally.refused[str(error)] += 1
             if progress:
                 progress(done, options.limit or done)
-    _check(refused, found["scans"])
-    return {**found, "refused": dict(refused)}
+    _check(tally)
+    return {**asdict(tally), "refused": dict(tally.refused)}
 
 
 @contextmanager
-def _destination(folder: ResultsFolder, options: PublishOptions) -> Iterator[Put]:
+def _destination(
+    folder: ResultsFolder, options: PublishOptions, tally: Tally
+) -> Iterator[Callable[[Chosen, Make], None]]:
     """What puts the objects of a row where they are wanted; they are made only if need be."""
     if options.to is None:
-        yield lambda row, make: _counted(_write(make(), row, options))
+        yield lambda row, make: tally.published(len(_write(make(), row, options)))
         return
-    server = Server(options.to, options.wait)
-    with Ledger(folder, options.to) as ledger:
-        yield lambda row, make: _send(row, make, server, ledger, options)
+    with Ledger(folder, options.to) as ledger, Senders(ledger, options, tally) as senders:
+        yield partial(_send, senders=senders, options=options)
 
 
-def _send(
-    row: Chosen, make: Make, server: Server, ledger: Ledger, options: PublishOptions
-) -> dict[str, int]:
-    if ledger.has(row) and options.output is None:
-        return {"sent_before": 1}
+def _send(row: Chosen, make: Make, senders: Senders, options: PublishOptions) -> None:
+    known = senders.has(row)
+    if known and options.output is None:
+        return
     made = make()
     if options.output is not None:
         _write(made, row, options)
-    if ledger.has(row):
-        return {"sent_before": 1}
-    server.store(list(made.values()))
-    ledger.add(row)
-    return _counted(made)
-
-
-def _counted(made: dict[str, Dataset]) -> dict[str, int]:
-    return {"scans": 1, "objects": len(made)}
+    if not known:
+        senders.send(row, made)
 
 
 def _made(row: Chosen, files: dict[str, str], options: PublishOptions) -> dict[str, Dataset]:
     location = files.get(row.path)
     if location is None:
         raise Refused("source: no file of that path; is it the root that was scored?")
-    source = read_source(location, row.scored.row, options.allow_burned_in)
+    source = read_source(location, row.scored.row, options.allow_burned_in, options.mask_burned_in)
     return derived_objects(row.scored, source)
 
 
@@ -114,8 +103,9 @@ def _write(made: dict[str, Dataset], row: Chosen, options: PublishOptions) -> di
     return made
 
 
-def _check(refused: Counter[str], published: int) -> None:
+def _check(tally: Tally) -> None:
+    refused = tally.refused
     if not refused:
         return
     reasons = "; ".join(f"{count} x {reason}" for reason, count in refused.most_common())
-    raise PublishError(f"{refused.total()} scans were not published, {published} were: {reasons}")
+    raise PublishError(f"{refused.total()} scans were not published, {tally.scans} were: {reasons}")

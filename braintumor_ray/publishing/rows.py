@@ -9,6 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv
 
+from braintumor_ray.catalog.identity import IdentityHash, load_identity_hash
+from braintumor_ray.catalog.local_key import check_key, own_key
 from braintumor_ray.catalog.redaction import REDACTED
 from braintumor_ray.errors import PublishError, UsageError
 from braintumor_ray.predict.results import (
@@ -51,7 +53,8 @@ def chosen_rows(folder: ResultsFolder, options: PublishOptions) -> Iterator[Chos
     Raises:
         PublishError: paths are redacted, or no such row is of a DICOM file.
         ResultsError: not a results folder, nothing committed, or a listed file is damaged.
-        UsageError: the worklist cannot be read.
+        CatalogError: ids were hashed with another key than the one for `study`.
+        UsageError: the worklist or the key cannot be read.
     """
     found = _every(folder, options)
     if options.worklist is not None:
@@ -67,7 +70,7 @@ def chosen_rows(folder: ResultsFolder, options: PublishOptions) -> Iterator[Chos
     if not count:
         raise PublishError(
             f"'{folder.location}' has no predicted DICOM scan of this choice; other formats have "
-            "no patient to publish to (see --decision, --worklist, --since)"
+            "no patient to publish to (see --decision, --worklist, --study, --since)"
         )
 
 
@@ -96,21 +99,42 @@ def _every(folder: ResultsFolder, options: PublishOptions) -> Iterator[Chosen]:
     columns = [*_COLUMNS, *further, *methods]
     manifests = committed_runs(folder)
     holders = {path: manifest for manifest in manifests for path in current_row_files(manifest)}
+    keys = _study_keys(folder, options)
     latest: tuple[int, dict[int, str]] = (-1, {})  # one generation's paths are in memory
     for path, table in current_files(folder, manifests, columns, _where(options)):
         generation = int(holders[path]["generation"])
         if latest[0] != generation:
-            latest = (generation, _dicom_paths(folder, holders[path]))
+            latest = (generation, _dicom_paths(folder, holders[path], keys))
         for row in table.to_pylist():
             place = latest[1].get(row["scan_id"])
             if place is not None:
                 yield Chosen(row["scan_id"], generation, place, _scored(row, meta))
 
 
-def _dicom_paths(folder: ResultsFolder, manifest: dict[str, Any]) -> dict[int, str]:
+def _study_keys(folder: ResultsFolder, options: PublishOptions) -> list[str] | None:
+    """What stands for the wanted study in catalogs: its hash, or where ids are clear its UID.
+
+    Raises:
+        CatalogError: ids of these results were hashed with another key.
+    """
+    if options.study is None:
+        return None
+    identity = load_identity_hash(options.hash_key_file)
+    if identity.secret is None:
+        identity = IdentityHash(own_key())
+    check_key(folder.location, identity)
+    uid = options.study.strip()
+    return [uid, str(identity(uid, "study"))]
+
+
+def _dicom_paths(
+    folder: ResultsFolder, manifest: dict[str, Any], studies: list[str] | None
+) -> dict[int, str]:
     """Path by scan id, of those that are DICOM or whose headers were not read."""
-    catalog = folder.catalog_of(manifest, ["scan_id", "path", "format"])
+    catalog = folder.catalog_of(manifest, ["scan_id", "path", "format", "study_key"])
     kept = catalog.filter(pc.fill_null(pc.equal(catalog["format"], "dicom"), True))
+    if studies is not None:
+        kept = kept.filter(pc.is_in(kept["study_key"], pa.array(studies)))
     paths: list[str] = kept["path"].to_pylist()
     if any(path.startswith(REDACTED) for path in paths):
         raise PublishError(

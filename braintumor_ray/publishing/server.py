@@ -1,15 +1,18 @@
 """Sending objects to a DICOMweb server by STOW-RS (PS3.18, 10.5), each of them once."""
 
 import os
-import time
+import socket
+import ssl
 from collections.abc import Callable, Container, Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from pydicom.dataset import Dataset
 
 from braintumor_ray.errors import PublishError, UsageError
 from braintumor_ray.extras import require
+from braintumor_ray.publishing.patience import Busy, Patience
 from braintumor_ray.publishing.source import Refused
 
 if TYPE_CHECKING:
@@ -20,7 +23,6 @@ CERTIFICATE, KEY = (f"BRAINTUMOR_DICOMWEB_{n}" for n in ("CERT", "KEY"))
 _BUSY = {408, 429, 502, 503, 504}
 _NO_ACCESS = {401, 403}
 _DUPLICATE = 0x0111  # PS3.7, C.5.9: the server has an object of that UID
-_LONGEST_PAUSE_S = 30.0
 
 
 class Server:
@@ -28,18 +30,20 @@ class Server:
 
     Args:
         url: of the service, such as https://host/dicom-web.
-        wait: how long it is waited for while it is down, in seconds.
-        sleep: pauses; tests give another one.
+        patience: how long it is waited for while it is down.
 
     Raises:
         UsageError: dicomweb-client is not installed, or the URL is none of http or https.
     """
 
-    def __init__(self, url: str, wait: float, sleep: Callable[[float], None] = time.sleep) -> None:
+    def __init__(self, url: str, patience: Patience) -> None:
         if not url.startswith(("http://", "https://")):
-            raise UsageError(f"--to '{url}' is not a DICOMweb URL; write https://host/dicom-web")
-        self.url, self._wait, self._sleep = url.rstrip("/"), wait, sleep
-        self._client = _client(self.url)
+            raise UsageError(
+                f"--to '{url}' is no server; write https://host/dicom-web or AE@HOST:PORT"
+            )
+        self.url, self._patience = url.rstrip("/"), patience
+        self._session = _session()
+        self._client = _client(self.url, self._session)
 
     def store(self, objects: Sequence[Dataset]) -> None:
         """Send the objects of a scan; what the server has already is no error.
@@ -60,6 +64,10 @@ class Server:
             if code != _DUPLICATE and not all(map(self._has, named)):
                 raise Refused(f"server: refused an object (failure reason {code:#06x})")
 
+    def close(self) -> None:
+        """Close its connections."""
+        self._session.close()
+
     def _has(self, each: Dataset) -> bool:
         uids = (each.StudyInstanceUID, each.SeriesInstanceUID, each.SOPInstanceUID)
         found = self._patiently(lambda: self._client.retrieve_instance_metadata(*uids), (404, 410))
@@ -69,55 +77,114 @@ class Server:
         self, ask: Callable[[], Any], none_for: Container[int] = (HTTPStatus.CONFLICT,)
     ) -> Any:  # noqa: ANN401 - what was asked for
         """An answer, waiting for a server that is down; None for these codes."""
+        return self._patience.ask(self.url, lambda: self._once(ask, none_for))
+
+    def _once(self, ask: Callable[[], Any], none_for: Container[int]) -> Any:  # noqa: ANN401
         import requests
 
-        deadline, pause = time.monotonic() + self._wait, 1.0
-        while True:
-            try:
-                return ask()
-            except requests.exceptions.SSLError as error:
-                raise PublishError(
-                    f"TLS of '{self.url}' is not verified; set REQUESTS_CA_BUNDLE to the "
-                    "certificate of its authority"
-                ) from error
-            except requests.HTTPError as error:
-                code = error.response.status_code if error.response is not None else 0
-                if code in none_for:
-                    return None
-                cause = self._cause(code, error)
-            except (requests.ConnectionError, requests.Timeout) as error:
-                cause = type(error).__name__
-            if time.monotonic() + pause > deadline:
-                raise PublishError(
-                    f"'{self.url}' is down ({cause}) and was waited for {self._wait:g} s (--wait); "
-                    "publish again: what was sent is not sent twice"
-                )
-            self._sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE_S)
+        try:
+            return ask()
+        except requests.exceptions.SSLError as error:
+            raise tls_error(self.url, error) from error
+        except requests.HTTPError as error:
+            code = error.response.status_code if error.response is not None else 0
+            if code in none_for:
+                return None
+            raise self._failure(code) from error
+        except (requests.ConnectionError, requests.Timeout) as error:
+            if failed := self._failed_handshake():
+                raise tls_error(self.url, failed) from error
+            raise Busy(type(error).__name__) from error
 
-    def _cause(self, code: int, error: Exception) -> str:
-        """What to write of a server that is busy.
+    def _failed_handshake(self) -> Exception | None:
+        """Of https: a client certificate that is missing ends a connection without a reason."""
+        from requests.utils import DEFAULT_CA_BUNDLE_PATH
 
-        Raises:
-            Refused, PublishError: it is not, and asking again is of no use.
-        """
+        address = urlsplit(self.url)
+        if address.scheme != "https" or address.hostname is None:
+            return None
+        return failed_handshake(
+            address.hostname, address.port or 443, tls_context(DEFAULT_CA_BUNDLE_PATH)
+        )
+
+    def _failure(self, code: int) -> PublishError:
+        """What an HTTP code means: `Busy`, `Refused` for this scan, or the end of the command."""
         if code in _BUSY:
-            return f"HTTP {code}"
+            return Busy(f"HTTP {code}")
         if code in _NO_ACCESS:
-            raise PublishError(
+            return PublishError(
                 f"'{self.url}' refuses access (HTTP {code}); set {TOKEN}, or {USER} and {PASSWORD},"
                 f" or {CERTIFICATE} and {KEY}"
-            ) from error
+            )
         if code == HTTPStatus.NOT_FOUND:
-            raise PublishError(
+            return PublishError(
                 f"'{self.url}' is no DICOMweb service (HTTP 404); write the address of its root, "
                 "such as https://host/dicom-web"
-            ) from error
-        raise Refused(f"server: HTTP {code}") from error
+            )
+        return Refused(f"server: HTTP {code}")
 
 
-def _client(url: str) -> Any:  # noqa: ANN401 - an optional library
-    client = require("dicomweb_client.api").DICOMwebClient(url, session=_session())
+def tls_error(server: str, error: Exception) -> PublishError:
+    """One line for a TLS connection that failed on either side."""
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return PublishError(
+            f"TLS of '{server}' is not verified; set REQUESTS_CA_BUNDLE to the certificate of its "
+            "authority"
+        )
+    return PublishError(
+        f"'{server}' refuses the TLS connection; if it wants a client certificate, set "
+        f"{CERTIFICATE} and {KEY}"
+    )
+
+
+def client_certificate() -> tuple[str, str] | None:
+    """Files of certificate and key from the environment; without a key, it is with the certificate.
+
+    Raises:
+        UsageError: one of them is not there.
+    """
+    certificate, key = os.environ.get(CERTIFICATE), os.environ.get(KEY) or None
+    for name, path in ((CERTIFICATE, certificate), (KEY, key)):
+        if path and not os.path.isfile(path):
+            raise UsageError(f"{name} names '{path}', which is no file")
+    return (certificate, key or certificate) if certificate else None
+
+
+def tls_context(authorities: str | None = None) -> ssl.SSLContext:
+    """Verifies by REQUESTS_CA_BUNDLE, else by the given file, else by the system's authorities.
+
+    Raises:
+        UsageError: a file of the environment cannot be read.
+    """
+    certificate = client_certificate()
+    try:
+        context = ssl.create_default_context(
+            cafile=os.environ.get("REQUESTS_CA_BUNDLE") or authorities
+        )
+        if certificate:
+            context.load_cert_chain(*certificate)
+    except OSError as error:  # also ssl.SSLError
+        raise UsageError(f"certificate or key of TLS cannot be read ({error.strerror})") from error
+    return context
+
+
+def failed_handshake(host: str, port: int, context: ssl.SSLContext) -> Exception | None:
+    """Why TLS fails: pynetdicom does not tell. None where something else is the matter."""
+    try:
+        with (
+            socket.create_connection((host, port), timeout=5) as plain,
+            context.wrap_socket(plain, server_hostname=host) as secure,
+        ):
+            secure.recv(1)  # TLS 1.3: a missing client certificate is told after the handshake
+    except ssl.SSLError as error:
+        return error
+    except OSError:
+        return None
+    return None
+
+
+def _client(url: str, session: "Session") -> Any:  # noqa: ANN401 - an optional library
+    client = require("dicomweb_client.api").DICOMwebClient(url, session=session)
     client.set_http_retry_params(retry=False)  # `_patiently` waits, and knows for how long
     return client
 
@@ -132,6 +199,5 @@ def _session() -> "Session":
         session.headers["Authorization"] = f"Bearer {token}"
     elif user:
         session.auth = (user, os.environ.get(PASSWORD, ""))
-    if certificate := os.environ.get(CERTIFICATE):
-        session.cert = (certificate, os.environ[KEY]) if os.environ.get(KEY) else certificate
+    session.cert = client_certificate()
     return session

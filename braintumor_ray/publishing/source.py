@@ -3,13 +3,14 @@
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
+from braintumor_ray.decode.burned_in import masked, text_lines
 from braintumor_ray.decode.decode import decode
 from braintumor_ray.decode.files import read_file
 from braintumor_ray.decode.hashes import pixel_sha256
@@ -23,6 +24,11 @@ _MAY_BE_EMPTY = (
     "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID",
     "StudyDate", "StudyTime", "ReferringPhysicianName",
 )  # fmt: skip
+_BURNED_IN = (
+    "burned-in text, by tag 0028,0301 or in the picture; --mask-burned-in masks what is found, "
+    "--allow-burned-in publishes it as it is"
+)
+Text: TypeAlias = Literal["none", "masked", "shown"]
 
 
 class Refused(PublishError):
@@ -35,12 +41,13 @@ class Source:
 
     Attributes:
         header: the attributes of the file without its pixels.
-        gray: uint8 (H, W), as scored.
+        gray: uint8 (H, W), as scored; text is black where it is masked.
         frame: which frame, from 0.
         position: of the center of the upper left pixel in the patient, in mm (x, y, z).
         orientation: direction of a row and of a column (6 cosines).
         spacing: between rows and between columns, in mm.
         thickness: of the slice, in mm.
+        text: burned-in text: `none`, `masked`, or `shown`.
     """
 
     header: Dataset
@@ -50,6 +57,7 @@ class Source:
     orientation: tuple[float, ...]
     spacing: tuple[float, ...]
     thickness: float
+    text: Text = "none"
 
     @property
     def is_multiframe(self) -> bool:
@@ -57,13 +65,19 @@ class Source:
         return "NumberOfFrames" in self.header
 
 
-def read_source(location: str, row: Mapping[str, Any], allow_burned_in: bool = False) -> Source:
+def read_source(
+    location: str,
+    row: Mapping[str, Any],
+    allow_burned_in: bool = False,
+    mask_burned_in: bool = False,
+) -> Source:
     """Read the file of a row again.
 
     Args:
         location: of the file, a path or URI.
         row: with `frame` and `pixel_sha256`.
-        allow_burned_in: also where the header tells of burned-in annotation.
+        allow_burned_in: also where header or picture tell of burned-in annotation.
+        mask_burned_in: make the text black that is found in the picture.
 
     Raises:
         Refused: it cannot be read, is not DICOM, has other pixels than were scored, or lacks what
@@ -77,11 +91,23 @@ def read_source(location: str, row: Mapping[str, Any], allow_burned_in: bool = F
     frame = int(row["frame"])
     gray = _scored_pixels(content.data, frame, row["pixel_sha256"])
     header = _header(content.data)
-    if str(header.get("BurnedInAnnotation", "")).strip().upper() == "YES" and not allow_burned_in:
-        raise Refused("burned-in annotation (tag 0028,0301); --allow-burned-in publishes it")
+    gray, text = _without_text(gray, header, mask_burned_in)
+    if text == "shown" and not allow_burned_in:
+        raise Refused(_BURNED_IN)
     if gray.shape != (header.Rows, header.Columns):
         raise Refused("source: a mosaic, whose slices have no position of their own")
-    return Source(header, gray, frame, *_place(header, frame))
+    return Source(header, gray, frame, *_place(header, frame), text)
+
+
+def _without_text(
+    gray: NDArray[np.uint8], header: Dataset, mask: bool
+) -> tuple[NDArray[np.uint8], Text]:
+    """The picture, masked if wanted, and what is with its text by tag (0028,0301) or measure."""
+    told = str(header.get("BurnedInAnnotation", "")).strip().upper() == "YES"
+    lines = text_lines(gray)
+    if lines and mask:
+        return masked(gray, lines), "masked"
+    return gray, "shown" if lines or told else "none"
 
 
 def _scored_pixels(data: bytes, frame: int, expected: str | None) -> NDArray[np.uint8]:

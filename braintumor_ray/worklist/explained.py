@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from braintumor_ray.decode.burned_in import text_lines
 from braintumor_ray.decode.reading import run_on_scans
 from braintumor_ray.decode.sandbox import DecodeSandbox
 from braintumor_ray.decode.types import Decoded, DecodeOptions
@@ -49,8 +50,9 @@ def explain_files(
     """Predict and draw files, and those in folders; unreadable ones are named with their reason.
 
     Returns:
-        `pictures` (paths), `predictions` (a record per file), `unreadable` (file -> reason), and
-        what ran the network (`Predictor.runs_in`).
+        `pictures` (paths), `predictions` (a record per file), `unreadable` (file -> reason),
+        `burned_in` (names of scans that seem to carry text, as their pictures then do), and what
+        ran the network (`Predictor.runs_in`).
 
     Raises:
         UsageError: a method, layer or class is unknown, or no file can be read.
@@ -105,6 +107,7 @@ def explain_files(
             progress(index + 1, len(scans))
     _sheets(output, panels, pictures, compared, options, files)
     found = {"pictures": pictures, "predictions": predictions, "unreadable": unreadable}
+    found["burned_in"] = _with_text(compared)
     return found | predictor.runs_in
 
 
@@ -169,7 +172,11 @@ def explain_results(
         if progress:
             progress(index + 1, table.num_rows)
     _sheets(output, panels, pictures, compared, options)
-    return {"pictures": pictures, "unreadable": unreadable}
+    return {"pictures": pictures, "unreadable": unreadable, "burned_in": _with_text(compared)}
+
+
+def _with_text(compared: Sequence[Compared]) -> list[str]:
+    return [each.name for each in compared if text_lines(each.gray)]
 
 
 def _panel(

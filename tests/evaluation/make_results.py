@@ -57,6 +57,18 @@ def make_results(
     return folder
 
 
+def add_generation(folder, number, catalog, *, seed=1, cam_shape=(7, 7)):
+    """A further run, of new rows, in a results folder of `make_results`."""
+    rng = np.random.default_rng(seed)
+    chances = rng.dirichlet((0.6,) * len(CLASSES), catalog.num_rows)
+    maps = rng.random((catalog.num_rows, *cam_shape), np.float32)
+    rows = [
+        _row(scan, chances[i], dict.fromkeys(METHODS, maps[i]), False)
+        for i, scan in enumerate(catalog.to_pylist())
+    ]
+    _write_generation(folder, number, catalog, rows, cam_shape, ())
+
+
 def results_meta(cam_shape):
     """Content of results.json."""
     return {

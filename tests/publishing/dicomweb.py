@@ -26,6 +26,18 @@ class Store:
         return 409 if known else 200
 
 
+class Pauses(threading.Event):
+    """Notes how long was waited, and does not wait."""
+
+    def __init__(self, noted):
+        super().__init__()
+        self.noted = noted
+
+    def wait(self, timeout=None):
+        self.noted.append(timeout)
+        return False
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
@@ -68,13 +80,16 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving(store, port=0):
+def serving(store, port=0, context=None):
     """The server's address."""
     server = ThreadingHTTPServer(("127.0.0.1", port), _Handler)
     server.store = store
+    if context:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()
+    scheme = "https" if context else "http"
     try:
-        yield f"http://127.0.0.1:{server.server_port}"
+        yield f"{scheme}://127.0.0.1:{server.server_port}"
     finally:
         server.shutdown()
         server.server_close()

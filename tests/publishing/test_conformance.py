@@ -1,22 +1,15 @@
 """Other people's tools take the objects: dciodvfy finds no error, Orthanc keeps each once."""
 
-import json
 import shutil
-import socket
 import subprocess
-import time
-import urllib.error
-import urllib.request
-from pathlib import Path
 
 import pytest
 
 from braintumor_ray.publishing.options import PublishOptions
 from braintumor_ray.publishing.publish import publish
+from tests.publishing.orthanc import Orthanc, needs_orthanc
 from tests.publishing.scans import ORIENTATIONS, scan_dataset, scored, write
 from tests.publishing.test_publish import archive_table, published
-
-PLUGINS = [*Path("/usr/share/orthanc/plugins").glob("*OrthancDicomWeb*.so")]
 
 
 @pytest.fixture(scope="module")
@@ -39,51 +32,19 @@ def test_dciodvfy_finds_no_error(tmp_path, archive):
         assert not [line for line in lines if line.startswith("Error")], path.name
 
 
-@pytest.fixture
-def orthanc(tmp_path):
-    """The address of an Orthanc of the test's own."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    settings = {
-        "StorageDirectory": str(tmp_path / "orthanc"),
-        "IndexDirectory": str(tmp_path / "orthanc"),
-        "HttpPort": port,
-        "DicomServerEnabled": False,
-        "RemoteAccessAllowed": False,
-        "AuthenticationEnabled": False,
-        "Plugins": [str(path) for path in PLUGINS],
-        "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
-    }
-    (tmp_path / "orthanc.json").write_text(json.dumps(settings))
-    process = subprocess.Popen(
-        ["Orthanc", str(tmp_path / "orthanc.json")],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    address = f"http://127.0.0.1:{port}"
+@needs_orthanc
+def test_orthanc_keeps_each_object_once(tmp_path, archive):
+    orthanc = Orthanc(tmp_path)
+    orthanc.start()
     try:
-        for _ in range(100):
-            try:
-                stored(address)
-                break
-            except urllib.error.URLError:
-                time.sleep(0.2)
-        yield address
+        keeps_each_once(tmp_path, archive, orthanc)
     finally:
-        process.terminate()
-        process.wait(timeout=30)
+        orthanc.end()
 
 
-def stored(address):
-    with urllib.request.urlopen(f"{address}/statistics", timeout=10) as answer:
-        return json.load(answer)["CountInstances"]
-
-
-@pytest.mark.skipif(not (PLUGINS and shutil.which("Orthanc")), reason="Orthanc is not installed")
-def test_orthanc_keeps_each_object_once(tmp_path, archive, orthanc):
+def keeps_each_once(tmp_path, archive, orthanc):
     for name in ("one", "another ledger"):
         results = scored(tmp_path / name, archive)
-        options = PublishOptions(to=f"{orthanc}/dicom-web", wait=20)
+        options = PublishOptions(to=orthanc.dicomweb, wait=20)
         assert publish(str(results), archive_table(archive), options)["objects"] == 12
-        assert stored(orthanc) == 12
+        assert orthanc.instances() == 12

@@ -4,17 +4,20 @@ import json
 import warnings
 from datetime import datetime, timezone
 
+import cv2
 import highdicom as hd
 import numpy as np
 import pyarrow.parquet as pq
 import pydicom
 import pytest
 
+from braintumor_ray.audit.fingerprints import fingerprint_file
 from braintumor_ray.catalog.build import load_catalog
 from braintumor_ray.catalog.identity import IdentityHash
 from braintumor_ray.catalog.options import CatalogOptions
 from braintumor_ray.catalog.redaction import UriRedaction, redact_catalog
-from braintumor_ray.errors import PublishError, UsageError
+from braintumor_ray.decode.types import DecodeOptions
+from braintumor_ray.errors import CatalogError, PublishError, UsageError
 from braintumor_ray.explain.overlay import upsampled
 from braintumor_ray.predict.results import read_results
 from braintumor_ray.publishing.options import PublishOptions
@@ -27,6 +30,7 @@ from tests.publishing.scans import (
     plant,
     scan_dataset,
     scored,
+    uid,
     write,
 )
 
@@ -152,6 +156,7 @@ def test_the_report_tells_the_figures_and_what_it_is_not_for(tmp_path, archive, 
     for name, row in rows_by_name(results).items():
         read = hd.sr.srread(tmp_path / "out" / name / "report.dcm")
         (group,) = read.content.get_image_measurement_groups()
+        assert len(read.content.get_planar_roi_measurement_groups()) == 2
         values = {m.name.meaning: m.value for m in group.get_measurements()}
         assert values["Probability of glioma_tumor"] == pytest.approx(row["probabilities"][0])
         told = {e.name.meaning: e.value.meaning for e in group.get_qualitative_evaluations()}
@@ -160,6 +165,41 @@ def test_the_report_tells_the_figures_and_what_it_is_not_for(tmp_path, archive, 
         assert told["Decision: tumor"] == ("Yes" if row["decision"] else "No")
         assert "f" * 32 in str(read)
         assert read.VerificationFlag == "UNVERIFIED"
+
+
+def test_the_report_marks_the_hottest_cell_on_the_scan(tmp_path, archive, results):
+    plant(results, 2, 5)
+    published(results, archive, tmp_path / "out", limit=1)
+    (path,) = (tmp_path / "out").rglob("report.dcm")
+    groups = hd.sr.srread(path).content.get_planar_roi_measurement_groups()
+    (group,) = [g for g in groups if g.tracking_identifier == "Hottest cell, Grad-CAM"]
+    box = group.roi.value  # column, row
+    height, width = SHAPE
+    np.testing.assert_allclose(box.min(axis=0), [5 / 7 * width, 2 / 7 * height], rtol=1e-6)
+    np.testing.assert_allclose(box.max(axis=0), [6 / 7 * width, 3 / 7 * height], rtol=1e-6)
+    (measured,) = group.get_measurements()
+    assert measured.value == 1
+    source = pydicom.dcmread(archive / "axial.dcm")
+    referenced = group.roi.ContentSequence[0].ReferencedSOPSequence[0].ReferencedSOPInstanceUID
+    assert referenced in {source.SOPInstanceUID, *(uid("scan", n) for n in range(3))}
+
+
+def test_the_scans_of_a_study_are_chosen_by_its_uid_and_the_key(tmp_path, monkeypatch):
+    monkeypatch.setenv("BRAINTUMOR_HASH_KEY", "key")
+    for number in range(3):
+        study = uid("one" if number else "other")
+        dataset = scan_dataset(number, ORIENTATIONS["axial"], StudyInstanceUID=study)
+        write(tmp_path / "archive", f"{number}.dcm", dataset)
+    results = scored(tmp_path / "results", tmp_path / "archive")
+    found = published(results, tmp_path / "archive", tmp_path / "out", study=uid("one"))
+    assert found["scans"] == 2
+    assert {each.StudyInstanceUID for each in objects(tmp_path / "out").values()} == {uid("one")}
+    with pytest.raises(PublishError, match="no predicted DICOM scan of this choice"):
+        published(results, tmp_path / "archive", tmp_path / "no", study=uid("third"))
+    (results / "hash_key.json").write_text(json.dumps({"check": IdentityHash(b"key").check}))
+    monkeypatch.setenv("BRAINTUMOR_HASH_KEY", "another")
+    with pytest.raises(CatalogError, match="hashed with another key"):
+        published(results, tmp_path / "archive", tmp_path / "no", study=uid("one"))
 
 
 def test_another_source_is_refused_and_the_others_are_published(tmp_path, archive, results):
@@ -173,7 +213,7 @@ def test_burned_in_annotation_is_refused_unless_it_is_allowed(tmp_path):
     dataset = scan_dataset(0, ORIENTATIONS["axial"], BurnedInAnnotation="YES")
     write(tmp_path / "archive", "a.dcm", dataset)
     results = scored(tmp_path / "results", tmp_path / "archive")
-    with pytest.raises(PublishError, match="burned-in annotation"):
+    with pytest.raises(PublishError, match="burned-in text, by tag 0028,0301"):
         published(results, tmp_path / "archive", tmp_path / "out")
     assert not objects(tmp_path / "out")
     assert published(results, tmp_path / "archive", tmp_path / "out", allow_burned_in=True)
@@ -235,3 +275,50 @@ def test_warnings_of_the_libraries_do_not_name_the_patient(tmp_path, capfd):
         published(results, tmp_path / "archive", tmp_path / "out")
     assert not [each for each in raised if "Planted" in str(each.message)]
     assert "Planted" not in "".join(capfd.readouterr())
+
+
+def annotated(number=0, **tags):
+    """A scan with a name in its picture, at its foot."""
+    dataset = scan_dataset(number, ORIENTATIONS["axial"], **tags)
+    picture = dataset.pixel_array.copy()
+    text = np.zeros(SHAPE, np.uint8)
+    cv2.putText(text, "DOE^JANE 70", (4, SHAPE[0] - 4), cv2.FONT_HERSHEY_SIMPLEX, 0.3, 255)
+    picture[text > 100] = picture.max()
+    dataset.PixelData = picture.tobytes()
+    return dataset
+
+
+@pytest.fixture
+def named(tmp_path):
+    write(tmp_path / "named", "a.dcm", annotated())
+    return tmp_path / "named", scored(tmp_path / "named results", tmp_path / "named")
+
+
+def test_text_in_a_picture_is_refused_and_can_be_masked_or_allowed(tmp_path, named):
+    archive, results = named
+    with pytest.raises(PublishError, match=r"burned-in text.*--mask-burned-in"):
+        published(results, archive, tmp_path / "refused")
+    assert not objects(tmp_path / "refused")
+    for way in ("mask_burned_in", "allow_burned_in"):
+        published(results, archive, tmp_path / way, **{way: True})
+    made = {way: objects(tmp_path / way) for way in ("mask_burned_in", "allow_burned_in")}
+    (mask,) = [each for (_, kind), each in made["mask_burned_in"].items() if kind == "capture"]
+    (open_,) = [each for (_, kind), each in made["allow_burned_in"].items() if kind == "capture"]
+    assert (mask.BurnedInAnnotation, open_.BurnedInAnnotation) == ("NO", "YES")
+    assert mask.SOPInstanceUID != open_.SOPInstanceUID
+    assert mask.SeriesInstanceUID == open_.SeriesInstanceUID
+    changed = np.any(mask.pixel_array != open_.pixel_array, axis=-1)
+    assert 0 < changed.mean() < 0.3
+
+
+def test_our_own_captures_are_excepted_from_the_audit(tmp_path, named):
+    archive, results = named
+    published(results, archive, tmp_path / "out", allow_burned_in=True)
+    (capture,) = (tmp_path / "out").rglob("capture.dcm")
+    assert fingerprint_file(capture.read_bytes(), DecodeOptions())[0]["burned_in"] is None
+    source = (archive / "a.dcm").read_bytes()
+    assert fingerprint_file(source, DecodeOptions())[0]["burned_in"] == "picture"
+    tagged = scan_dataset(1, ORIENTATIONS["axial"], BurnedInAnnotation="YES")
+    write(tmp_path, "tagged.dcm", tagged)
+    content = (tmp_path / "tagged.dcm").read_bytes()
+    assert fingerprint_file(content, DecodeOptions())[0]["burned_in"] == "tag"

@@ -6,11 +6,13 @@ import sys
 
 import pytest
 
-from braintumor_ray.errors import PublishError
+from braintumor_ray.errors import PublishError, UsageError
 from braintumor_ray.publishing.options import PublishOptions
+from braintumor_ray.publishing.patience import Patience
 from braintumor_ray.publishing.publish import publish
 from braintumor_ray.publishing.server import Server
-from tests.publishing.dicomweb import Store, serving
+from tests.publishing.certificates import certificates, server_context
+from tests.publishing.dicomweb import Pauses, Store, serving
 from tests.publishing.scans import ORIENTATIONS, scan_dataset, scored, write
 from tests.publishing.test_publish import archive_table, published
 
@@ -64,7 +66,9 @@ def test_a_killed_publish_goes_on_without_duplicates(results, archive, moment):
     with serving(store) as url:
         setattr(store, moment, kill)
         command = [sys.executable, "-m", "braintumor_ray.cli", "publish", str(results)]
-        process = subprocess.Popen([*command, "--source", str(archive), "--to", url])
+        process = subprocess.Popen(
+            [*command, "--source", str(archive), "--to", url, "--senders", "1"]
+        )
         assert process.wait(timeout=120) == -signal.SIGKILL
         arrived = len(set(store.arrived))
         assert 2 * EACH <= arrived < SCANS * EACH
@@ -93,7 +97,7 @@ def test_a_busy_server_is_waited_for(results, archive):
     store.answers = [503, 429]
     pauses = []
     with serving(store) as url:
-        server = Server(url, wait=60, sleep=pauses.append)
+        server = Server(url, Patience(60, Pauses(pauses)))
         server.store([scan_dataset(0, ORIENTATIONS["axial"])])
     assert pauses == [1.0, 2.0]
     assert len(store.arrived) == 1
@@ -133,3 +137,42 @@ def test_with_a_folder_objects_are_written_and_sent(results, archive, tmp_path):
     with serving(store) as url:
         published(results, archive, tmp_path / "out", to=url, limit=1)
     assert len(store.arrived) == len([*(tmp_path / "out").rglob("*.dcm")]) == EACH
+
+
+def test_tls_is_verified(results, archive, tmp_path, monkeypatch):
+    files, store = certificates(tmp_path), Store()
+    with serving(store, context=server_context(files)) as url:
+        with pytest.raises(PublishError, match=r"not verified; set REQUESTS_CA_BUNDLE") as error:
+            sent(results, archive, url, wait=0)
+        assert "\n" not in str(error.value)
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(files.authority))
+        assert sent(results, archive, url)["scans"] == SCANS
+    assert len(store.arrived) == SCANS * EACH
+
+
+def test_a_client_certificate_is_shown_where_the_server_wants_one(
+    results, archive, tmp_path, monkeypatch
+):
+    files, store = certificates(tmp_path), Store()
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(files.authority))
+    with serving(store, context=server_context(files, wants_certificate=True)) as url:
+        with pytest.raises(PublishError, match="client certificate, set BRAINTUMOR_DICOMWEB_CERT"):
+            sent(results, archive, url, wait=0)
+        monkeypatch.setenv("BRAINTUMOR_DICOMWEB_CERT", str(files.certificate))
+        monkeypatch.setenv("BRAINTUMOR_DICOMWEB_KEY", str(files.key))
+        assert sent(results, archive, url)["scans"] == SCANS
+    monkeypatch.setenv("BRAINTUMOR_DICOMWEB_KEY", str(tmp_path / "none"))
+    with pytest.raises(UsageError, match=r"BRAINTUMOR_DICOMWEB_KEY names .* which is no file"):
+        sent(results, archive, url)
+
+
+def test_scans_that_arrived_are_noted_when_another_ends_the_command(results, archive):
+    store = Store()
+    store.answers = [200, 200, 401]  # of scans that are sent at the same time
+    with serving(store) as url:
+        with pytest.raises(PublishError, match="refuses access"):
+            sent(results, archive, url, senders=3)
+        text = "\n".join(path.read_text() for path in results.glob("published/*/*"))
+        noted = [line for line in text.split("\n") if line]
+        assert len(noted) >= 2
+        assert sent(results, archive, url)["sent_before"] == len(noted)
