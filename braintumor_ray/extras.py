@@ -11,6 +11,7 @@ EXTRAS = {  # package: our extra
     "dicomweb_client": "hospital",
     "duckdb": "sql",
     "highdicom": "hospital",
+    "nncf": "quantize",
     "onnx": "onnx",
     "onnxruntime": "onnx",
     "openvino": "openvino",
