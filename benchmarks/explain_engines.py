@@ -10,7 +10,8 @@ job runs them: a batch for each thread, each batch on one thread. In fp32 and, f
 - int8, forward and ours: the quantized network (its other layers in bf16), where NNCF is installed;
 - openvino-xai: plain forward with its map of every class inserted (ReciproCAM), with
   `--xai-python`: the interpreter of an environment that has it, as it needs an old OpenVINO. It
-  changes the graph there; the graph runs here, in the same OpenVINO as ours;
+  changes the graph there; the graph runs here, in the same OpenVINO as ours, a scan at a time, as
+  it takes no more;
 - grad-cam, torchcam (fp32): with `--peers`.
 
 Written to DIR: explain-NAME.json and explain-NAME.png.
@@ -141,7 +142,11 @@ class Candidates:
             made = openvino.Core().read_model(
                 Path(target).read_bytes(), Path(target).with_suffix(".bin").read_bytes()
             )
-        return {f"openvino-xai, {p}": self._run_graph(made, p) for p in ("fp32", "bf16")}
+        return {f"openvino-xai, {p}": self._one_by_one(made, p) for p in ("fp32", "bf16")}
+
+    def _one_by_one(self, graph: object, precision: str) -> Call:
+        run = run_in_openvino(graph, bf16=precision == "bf16", parallel=self.parallel)
+        return lambda: [run(self.gray[i : i + 1]) for i in range(len(self.gray))]
 
     def difference(self) -> float:
         """Largest, of the fp32 maps of torch and of the engine, as a share of their scale."""

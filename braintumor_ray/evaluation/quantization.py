@@ -6,9 +6,10 @@ temperature, threshold, prediction sets and domain limit. Test scans are not loo
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +33,7 @@ from braintumor_ray.metrics.conformal import COVERAGE
 from braintumor_ray.metrics.tuning import Tuned, tune_decision
 from braintumor_ray.models.bundle import (
     Bundle,
+    BundleFields,
     QuantizationFields,
     QuantizedGraph,
     SetFields,
@@ -46,6 +48,7 @@ LARGEST_DROP = 0.5  # points of validation accuracy
 LEAST_CORRELATION = 0.98  # of each method's maps, mean over validation scans
 BATCH = 16
 SPLIT, TRAIN, VALIDATION = "split", "train", "val"
+Numbers = Literal["fp32", "bf16"]
 
 _CARD = Template("""
 ## Quantized to int8
@@ -161,8 +164,7 @@ def quantize_bundle(
     images = _squares(bundle, training, steps)
     graph = quantize_backbone(bundle.build_model(), bundle.preprocessing, images)
     compared, precision = _compare(bundle, graph, validation, options, steps)
-    figures = compared.figures()
-    problem = _too_far(figures)
+    problem = _too_far(compared.figures())
     if problem and not options.allow_drop:
         raise GateError(
             f"the quantized network is too far from the one in float: {problem}; nothing was "
@@ -236,15 +238,9 @@ def _compare(
     rows: pa.Table,
     options: QuantizeOptions,
     steps: _Steps,
-) -> tuple[Compared, Any]:
+) -> tuple[Compared, Numbers]:
     """Both networks in OpenVINO on the same scans, and the numbers of what is in float."""
-    model, cpu = bundle.build_model(), torch.device("cpu")
-    before, after = (
-        make_engine(
-            "openvino", model, bundle.preprocessing, cpu, options.precision, quantized=quantized
-        )
-        for quantized in (None, graph)
-    )
+    before, after = _engines(bundle, graph, options)
     scans: list[PreparedScan] = []
     parts = []
     for batch in _batches(bundle, rows):
@@ -254,26 +250,47 @@ def _compare(
         if images:
             parts.append(_both(before, after, np.stack(images)))
     if not parts:
-        raise UsageError(f"none of {rows.num_rows} validation scans can be read")
-    truth = true_classes(rows, bundle.fields, options.classes)
-    alike = image_groups([s.pixel_sha256 for s in scans], [s.hashes for s in scans])
-    groups, _ = clusters(rows, alike)
-    ok = np.array([scan.status == "ok" for scan in scans])
-    joined = {
-        name: np.concatenate([part[name] for part in parts])
-        for name in ("before", "after", "pooled")
-    }
-    correlation = {
-        name: np.concatenate([part["correlation"][name] for part in parts])
-        for name in SCORED_METHODS
-    }
-    compared = Compared(truth.indices[ok], groups[ok], correlation=correlation, **joined)
+        raise UsageError(f"none of {rows.num_rows} validation scans can be read; restore them")
+    compared = Compared(*_labels_and_groups(bundle, rows, scans, options), **_joined(parts))
     if not len(compared.labeled):
         raise UsageError(
             f"none of {rows.num_rows} validation scans has a label that the bundle knows; map the "
             f"labels to {', '.join(bundle.fields.class_names)} by --classes CLASS=LABEL+LABEL,..."
         )
     return compared, "bf16" if after.bf16 else "fp32"
+
+
+def _engines(
+    bundle: Bundle, graph: QuantizedGraph, options: QuantizeOptions
+) -> tuple[Engine, Engine]:
+    """The network in float, and quantized, both in OpenVINO."""
+    model, cpu = bundle.build_model(), torch.device("cpu")
+    make = partial(make_engine, "openvino", model, bundle.preprocessing, cpu, options.precision)
+    return make(), make(quantized=graph)
+
+
+def _labels_and_groups(
+    bundle: Bundle, rows: pa.Table, scans: list[PreparedScan], options: QuantizeOptions
+) -> tuple[Ints, Ints]:
+    """Of the scans that can be read; see `Compared`."""
+    truth = true_classes(rows, bundle.fields, options.classes)
+    alike = image_groups([s.pixel_sha256 for s in scans], [s.hashes for s in scans])
+    groups, _ = clusters(rows, alike)
+    ok = np.array([scan.status == "ok" for scan in scans])
+    return truth.indices[ok], groups[ok]
+
+
+def _joined(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """The batches' parts of `Compared` as one."""
+    found: dict[str, Any] = {
+        name: np.concatenate([part[name] for part in parts])
+        for name in ("before", "after", "pooled")
+    }
+    found["correlation"] = {
+        name: np.concatenate([part["correlation"][name] for part in parts])
+        for name in SCORED_METHODS
+    }
+    return found
 
 
 def _batches(bundle: Bundle, rows: pa.Table) -> Iterator[list[PreparedScan]]:
@@ -344,16 +361,32 @@ def _write(
     allowed: bool,
 ) -> dict[str, Any]:
     fields, tuned = bundle.fields, _tuned(bundle, compared)
-    figures = {
-        **compared.figures(),
+    figures = compared.figures() | {
         "temperature": tuned.temperature,
         "threshold": tuned.threshold,
         "old_temperature": fields.temperature,
         "old_threshold": fields.threshold,
         "calibration_scans": quantization.calibration_scans,
         "precision": quantization.precision,
+        "made_of": quantization.made_of,
     }
-    limit = fields.domain_limit
+    metrics = {**fields.metrics, "validation": tuned.metrics, "quantization": figures}
+    changed = _changed(bundle, quantization, compared, tuned, metrics)
+    card = model_card(location).rstrip("\n") + "\n" + _CARD.render(**figures, allowed=allowed)
+    model, gate = bundle.build_model(), bundle.gate
+    saved = save_bundle(output, changed, model, gate, card, bundle.archive, graph)
+    return {"path": str(output), "fingerprint": saved.fingerprint, **figures}
+
+
+def _changed(
+    bundle: Bundle,
+    quantization: QuantizationFields,
+    compared: Compared,
+    tuned: Tuned,
+    metrics: dict[str, Any],
+) -> BundleFields:
+    """The content of bundle.json of the quantized bundle."""
+    limit = bundle.fields.domain_limit
     if bundle.gate is not None and limit is not None:
         limit = domain_limit(bundle.gate.distance(compared.pooled))
     changes = {
@@ -364,21 +397,9 @@ def _write(
         "prediction_sets": SetFields(**asdict(tuned.sets)),
         "domain_limit": limit,
         "views": None,  # chosen by the network in float
-        "metrics": {**fields.metrics, "validation": tuned.metrics, "quantization": figures},
+        "metrics": metrics,
     }
-    made_of = quantization.made_of
-    card = model_card(location).rstrip("\n") + "\n"
-    card += _CARD.render(**figures, made_of=made_of, allowed=allowed)
-    saved = save_bundle(
-        output,
-        fields.model_copy(update=changes),
-        bundle.build_model(),
-        bundle.gate,
-        card,
-        bundle.archive,
-        graph,
-    )
-    return {"path": str(output), "fingerprint": saved.fingerprint, "made_of": made_of, **figures}
+    return bundle.fields.model_copy(update=changes)
 
 
 def _tuned(bundle: Bundle, compared: Compared) -> Tuned:
