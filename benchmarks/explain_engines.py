@@ -1,7 +1,8 @@
 """Both maps by another engine than torch: what `benchmarks/explain.py --engine NAME` runs.
 
 One process per network, in which all candidates take turns with the same pictures, as the archive
-job runs them: a batch for each thread, each batch on one thread. In fp32 and, for OpenVINO, bf16:
+job runs them: a batch for each thread, each batch on one thread, with the job's allocator. In fp32
+and, for OpenVINO, bf16:
 
 - torch, ours: both maps by the predictor's torch engine;
 - NAME, forward: plain forward of the same folded network, uint8 to logits, nothing else;
@@ -35,6 +36,7 @@ from braintumor_ray.engines.engine import make_engine, run_in_onnxruntime, run_i
 from braintumor_ray.engines.graph import ExplainedGraph, Normalized
 from braintumor_ray.explain.cam import cams, class_gradient, predicted_class
 from braintumor_ray.extras import is_installed, require
+from braintumor_ray.models.allocator import allocator_environment
 
 NETWORKS = ("mobilenetv2_100", "efficientnet_b0", "densenet121", "resnet50")
 CALIBRATION = 24  # pictures; speed does not depend on them
@@ -260,6 +262,7 @@ def report(options: argparse.Namespace) -> None:
     """Run all networks, each in a process of its own; print tables, write files."""
     networks = explain.TINY if options.tiny else NETWORKS
     values = {name: getattr(options, name) for name in ("threads", "rounds", "max_seconds")}
+    values["peers"] = options.peers
     further = {"xai_python": options.xai_python} if options.xai_python else {}
     batch = (options.batches or [2 if options.tiny else 16])[0]
     cases = {}
@@ -268,7 +271,7 @@ def report(options: argparse.Namespace) -> None:
             continue
         cases[network] = common.child(
             str(Path(explain.__file__)), "engine", network=network, batch=batch,
-            engine=options.engine, peers=int(options.peers), **values, **further,
+            engine=options.engine, environment=allocator_environment(), **values, **further,
         )  # fmt: skip
         print(f"{table({network: cases[network]})}\n", flush=True)
     found = {
