@@ -51,6 +51,7 @@ bench: $(BENCH_STAMP)
 
 bench-full: $(BENCH_STAMP)
 	$(BIN)/python benchmarks/explain.py --full
+	$(BIN)/python benchmarks/explain.py --engine openvino
 	$(BIN)/python benchmarks/score.py --full
 	$(BIN)/python benchmarks/decode.py --count 2000
 	$(BIN)/python benchmarks/startup.py

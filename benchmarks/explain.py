@@ -9,8 +9,7 @@ layout that is fastest for it. Peers run as their documentation shows, on the ne
 it; in bf16 their target layer is cast to float32, without which grad-cam fails. Written to DIR:
 explain.json and explain.png, of a GPU explain-cuda.json and explain-cuda.png.
 
-With --engine openvino (or onnxruntime) three more rows: its plain forward of the same folded
-network, both maps as the predictor makes them, and both maps as outputs of one exported graph.
+With --engine openvino (or onnxruntime) another set of rows, see `explain_engines.py`.
 """
 
 import argparse
@@ -30,14 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks import common
-from braintumor_ray.decode.preprocess import Preprocessing
-from braintumor_ray.engines.engine import (
-    for_inference,
-    make_engine,
-    run_in_onnxruntime,
-    run_in_openvino,
-)
-from braintumor_ray.engines.graph import ExplainedGraph, Normalized
+from braintumor_ray.engines.engine import for_inference
 from braintumor_ray.explain.cam import cams, class_gradient, predicted_class
 from braintumor_ray.models.classifier import Architecture, Classifier
 
@@ -54,9 +46,7 @@ Maps = dict[str, np.ndarray]
 class Case:
     """One network, batch and precision, and what can be run on it."""
 
-    def __init__(
-        self, network: str, batch: int, precision: str, device: str, engine: str = "torch"
-    ) -> None:
+    def __init__(self, network: str, batch: int, precision: str, device: str) -> None:
         self.bf16, self.device = precision == "bf16", torch.device(device)
         self.size = SIZES.get(network, 224)
         self.plain = build(network, self.size).to(self.device)
@@ -65,32 +55,6 @@ class Case:
         self.ours = for_inference(ready, self.device, bf16=self.bf16)
         self.images = pictures(batch, self.size).to(self.device)
         self.fast_images = self.images.contiguous(memory_format=torch.channels_last)
-        self.engine, self.gray = engine, gray_pictures(batch, self.size)
-        self.in_engine = {} if engine == "torch" else self._engine_calls()
-
-    def _engine_calls(self) -> dict[str, Callable[[], object]]:
-        """What another engine than torch does, from gray uint8 pictures."""
-        preprocessing = Preprocessing(self.size, "area", (MEAN,) * 3, (STD,) * 3)
-        model, precision = self.plain.cpu(), "bf16" if self.bf16 else "fp32"
-        engine = make_engine(self.engine, model, preprocessing, self.device, precision)
-
-        def explain() -> dict[str, Tensor]:
-            features = engine.features(self.gray)
-            return cams(features, class_gradient(engine.model, features, predicted_class))
-
-        def run(module: nn.Module, outputs: tuple[str, ...]) -> Callable[[], object]:
-            if self.engine == "openvino":
-                made = run_in_openvino(module.eval(), self.size, outputs, bf16=self.bf16)
-            else:
-                made = run_in_onnxruntime(module.eval(), self.size, outputs)
-            return lambda: made(self.gray)
-
-        graph = ExplainedGraph(model, preprocessing, 1.0)
-        return {
-            f"{self.engine}, forward": run(Plain(model, preprocessing), ("logits",)),
-            f"{self.engine}, ours": explain,
-            f"{self.engine}, ours, one graph": run(graph, graph.output_names),
-        }
 
     def candidates(self) -> dict[str, Callable[[], object]]:
         calls = {
@@ -105,7 +69,6 @@ class Case:
         }
         if not torchcam_is_here():
             calls = {name: call for name, call in calls.items() if "torchcam" not in name}
-        calls |= self.in_engine
         return {name: self._synchronized(call) for name, call in calls.items()}
 
     def _synchronized(self, call: Callable[[], object]) -> Callable[[], object]:
@@ -195,13 +158,6 @@ class Case:
             }
             for name, raw in found.items()
         }
-
-
-class Plain(Normalized):
-    """The folded network without maps, uint8 to logits."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.network.logits(super().forward(images))
 
 
 class Tapped(nn.Module):
@@ -296,7 +252,7 @@ def torchcam_methods() -> dict[str, Callable]:
 
 
 def time_case(options: argparse.Namespace) -> dict:
-    case = Case(options.network, options.batch, options.precision, options.device, options.engine)
+    case = Case(options.network, options.batch, options.precision, options.device)
     calls, memory = case.candidates(), {}
     if case.device.type == "cuda":
         memory = gpu_memory(calls)
@@ -316,13 +272,6 @@ def time_case(options: argparse.Namespace) -> dict:
     for peer in ("grad-cam", "torchcam", "torchcam, one forward for both"):
         if peer in times:
             against[f"ours / {peer}"] = common.ratios(times[peer], times["ours"])
-    if case.in_engine:
-        name = options.engine
-        for own in (f"{name}, ours", f"{name}, ours, one graph"):
-            against[f"{own} / {name}, forward"] = common.ratios(
-                times[f"{name}, forward"], times[own]
-            )
-            against[f"{own} / ours"] = common.ratios(times["ours"], times[own])
     shown = {name: mb for name, mb in memory.items() if name in MEASURED_FOR_MEMORY}
     agreement = case.agreement()
     return {"rates": rates, "ratios": against, "agreement": agreement, "memory_mb": shown}
@@ -374,7 +323,6 @@ def run_cases(options: argparse.Namespace, earlier: dict) -> dict:
             **common_values,
             rounds=options.rounds,
             max_seconds=options.max_seconds,
-            engine=options.engine,
         )
         memory = timed["memory_mb"] or {
             candidate: common.child(__file__, "memory", **common_values, candidate=candidate)["mb"]
@@ -441,19 +389,7 @@ def checks(cases: dict) -> list[tuple[str, float, str, float]]:
             for name, value in seen.items()
             if value is not None
         ]
-    return found + engine_checks(cases) + best_checks(pooled)
-
-
-def engine_checks(cases: dict) -> list[tuple[str, float, str, float]]:
-    """Another engine: maps cost next to nothing there, and it gains over torch."""
-    bars = ((" / openvino, forward", 0.95), (" / ours", 1.4))
-    return [
-        (f"{key}: {name}", ratio["median"], ">=", bar)
-        for name, case in cases.items()
-        for key, ratio in case["ratios"].items()
-        for end, bar in bars
-        if key.startswith("openvino") and key.endswith(end)
-    ]
+    return found + best_checks(pooled)
 
 
 def best_checks(cases: dict) -> list[tuple[str, float, str, float]]:
@@ -483,7 +419,6 @@ def report(options: argparse.Namespace) -> None:
     found = {"machine": common.machine(), "threads": options.threads, "cases": cases}
     found["checks"] = checks(cases)
     shown = ("forward", "forward, channels last", "ours", "torchcam", "grad-cam")
-    shown += ("openvino, forward", "openvino, ours", "onnxruntime, forward", "onnxruntime, ours")
     groups = {
         name: {label: case["rates"][label] for label in shown if label in case["rates"]}
         for name, case in cases.items()
@@ -513,7 +448,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--engine", choices=["torch", "openvino", "onnxruntime"], default="torch")
-    parser.add_argument("--role", choices=["whole", "time", "memory"], default="whole")
+    parser.add_argument("--xai-python", help="interpreter that has openvino-xai, with --engine")
+    parser.add_argument("--peers", type=int, nargs="?", const=1, default=0, help="with --engine")
+    parser.add_argument("--role", choices=["whole", "time", "memory", "engine"], default="whole")
     parser.add_argument("--network")
     parser.add_argument("--batch", type=int)
     parser.add_argument("--precision")
@@ -530,6 +467,13 @@ def main() -> None:
         print(json.dumps(time_case(options)))
     elif options.role == "memory":
         print(json.dumps(measure_memory(options)))
+    elif options.engine != "torch":
+        from benchmarks import explain_engines
+
+        if options.role == "engine":
+            print(json.dumps(explain_engines.time_network(options)))
+        else:
+            explain_engines.report(options)
     else:
         report(options)
 

@@ -1,6 +1,6 @@
 """Files to Parquet, scans/s: ours beside a plain script, Ray's documented pattern, and the limit.
 
-    python benchmarks/score.py [--count N] [--full] [--output DIR]
+    python benchmarks/score.py [--count N] [--full] [--engine NAME] [--output DIR]
 
 - limit: cores / (decode + model), in core-seconds per scan, measured by running each alone on all
   cores, before and after each round of ours: its share is of the mean of those two. decode:
@@ -11,7 +11,8 @@
 - plain: what a user would write: DataLoader, grad-cam twice, 224 x 224 maps; `--plain` scans.
 - ray: Ray's documented batch inference, `read_images` and `map_batches`, predictions only.
 
-`--full` adds 1,000, 3,000 and 10,000 scans (the same files under other names).
+`--full` adds 1,000, 3,000 and 10,000 scans (the same files under other names). `--engine openvino`
+runs each round with torch and with that engine, by turns; the limit is then of that engine.
 """
 
 import argparse
@@ -95,7 +96,9 @@ def model_alone(options: argparse.Namespace) -> dict:
     from braintumor_ray.predict.predictor import Predictor
     from braintumor_ray.scoring.predict_stage import ParallelPredictor
 
-    predictor = Predictor.from_bundle(options.bundle, precision=options.precision)
+    predictor = Predictor.from_bundle(
+        options.bundle, precision=options.precision, engine=options.engine, parallel=CORES
+    )
     squares, heads = prepared(predictor, files_below(options.scans)[: options.sample])
     parallel = ParallelPredictor(predictor, CORES)
     parallel.predict(squares, heads)
@@ -126,7 +129,12 @@ def ours(options: argparse.Namespace) -> dict:
     from braintumor_ray.scoring.options import PredictSettings
 
     job = ScoreOptions(
-        PredictSettings(options.bundle, precision=options.precision, batch_size=options.batch),
+        PredictSettings(
+            options.bundle,
+            precision=options.precision,
+            batch_size=options.batch,
+            engine=options.engine,
+        ),
         block_size=options.block,
     )
     with watched() as seen:
@@ -350,19 +358,24 @@ def run(options: argparse.Namespace) -> dict:
             found["kind"] = linked_scans(count, work / str(count), work)
         scans = str(work / str(options.count))
         values = {"scans": scans, "bundle": bundle, "precision": options.precision}
+        values["engine"] = options.engine
         settings = {"block": options.block, "batch": options.batch or 0}
 
-        def ours_on(count: int, again: int = 0) -> dict:
+        def ours_on(count: int, again: int = 0, engine: str = options.engine) -> dict:
             place = {
                 "scans": str(work / str(count)),
-                "results": str(work / f"ours-{count}-{again}"),
+                "results": str(work / f"ours-{count}-{again}-{engine}"),
+                "engine": engine,
             }
             job = common.child(__file__, "ours", **values | place, **settings)
             print(job, file=sys.stderr, flush=True)
             return job
 
         found["limits"].append(limit(values, options.sample))
+        by_torch = []
         for number in range(options.rounds):
+            if options.engine != "torch":
+                by_torch.append(ours_on(options.count, number, "torch"))
             found["rounds"].append(ours_on(options.count, number))
             found["limits"].append(limit(values, options.sample))
         for count in counts:
@@ -378,6 +391,10 @@ def run(options: argparse.Namespace) -> dict:
     found["shares"] = shares(found["rounds"], found["limits"])
     main = f"ours, {options.count}"
     found["jobs"] = {main: median_job(found["rounds"])} | found["jobs"]
+    if by_torch:
+        found["jobs"][f"{main}, torch"] = median_job(by_torch)
+        pairs = zip(found["rounds"], by_torch, strict=True)
+        found["gains"] = [gain(one, other) for one, other in pairs]
     found["main"] = main
     return found
 
@@ -391,6 +408,12 @@ def shares(rounds: Sequence[dict], limits: Sequence[dict]) -> list[float]:
         for job, rate in zip(rounds, around, strict=True)
         if job["steady_per_s"]
     ]
+
+
+def gain(job: dict, other: dict) -> float:
+    """Steady state over another's; start included where jobs are too short for one."""
+    key = "steady_per_s" if job["steady_per_s"] and other["steady_per_s"] else "whole_per_s"
+    return job[key] / other[key]
 
 
 def median_job(rounds: Sequence[dict]) -> dict:
@@ -434,7 +457,8 @@ def report(options: argparse.Namespace) -> None:
     jobs, main = found["jobs"], found["jobs"][found["main"]]
     found["checks"] = checks(found, main)
     found["machine"] = common.machine()
-    known = common.write_json(options.output, "score", found)
+    name = "score" if options.engine == "torch" else f"score-{options.engine}"
+    known = common.write_json(options.output, name, found)
     draw(known.with_suffix(".png"), found, main)
     print(common.table([job_row(name, job) for name, job in jobs.items()]))
     print("steady state / limit, by round:", [round(share, 3) for share in found["shares"]])
@@ -490,6 +514,9 @@ def checks(found: dict, main: dict) -> list[tuple[str, float, str, float]]:
     if found["shares"]:
         share = common.spread(found["shares"])["median"]
         list_.append(("steady state / limit, median", share, ">=", 0.85))
+    if found.get("gains"):
+        middle = common.spread(found["gains"])["median"]
+        list_.append(("this engine / torch, steady state, median", middle, ">=", 1.4))
     if "plain" in jobs:
         plain, ray_job = jobs["plain"], jobs["ray"]
         list_ += [
@@ -541,6 +568,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--output", default=common.OUTPUT)
     parser.add_argument("--bundle", help="default: an untrained mobilenetv2_100")
     parser.add_argument("--precision", default="auto")
+    parser.add_argument("--engine", default="torch", help="also 'openvino' or 'onnxruntime'")
     parser.add_argument("--block", type=int, default=256)
     parser.add_argument("--batch", type=lambda text: int(text) or None, default=None)
     parser.add_argument("--role", default="whole", choices=["whole", *ROLES])

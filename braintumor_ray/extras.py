@@ -13,6 +13,7 @@ EXTRAS = {  # package: our extra
     "highdicom": "hospital",
     "huggingface_hub": "hub",
     "mlflow": "mlflow",
+    "nncf": "quantize",
     "onnx": "onnx",
     "onnxruntime": "onnx",
     "openvino": "openvino",

@@ -1,13 +1,21 @@
-"""Commands on bundles: export; bundle push, bundle pull."""
+"""Commands on bundles: export, quantize; bundle push, bundle pull."""
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
-from braintumor_ray.cli.console import short_errors
-from braintumor_ray.cli.options import Json, flag, print_result, takes
+from braintumor_ray.cli.console import progress_bar, short_errors
+from braintumor_ray.cli.options import (
+    Json,
+    anonymous_options,
+    flag,
+    load_source,
+    print_result,
+    takes,
+)
 from braintumor_ray.engines.options import ExportOptions
+from braintumor_ray.evaluation.options import QuantizeOptions
 
 app = typer.Typer()
 bundle_app = typer.Typer(help="Bundles to and from the Hugging Face Hub.", no_args_is_help=True)
@@ -39,6 +47,48 @@ def export(
 
     found = export_bundle(bundle, output, options)
     print_result(found, as_json, "\n".join(found["files"]))
+
+
+@app.command()
+@short_errors
+@takes(options=QuantizeOptions)
+def quantize(
+    bundle: Annotated[
+        str, typer.Argument(metavar="BUNDLE", help="Folder or URI: RUN/bundle of a run.")
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="BUNDLE8", help="The new bundle.")
+    ],
+    options: QuantizeOptions,
+    calibrate: Annotated[
+        Optional[str],  # noqa: UP045 - typer reads it
+        typer.Option(
+            metavar="SOURCE", help="Scans for calibration; default: RUN/catalog.parquet, 'train'."
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Make a bundle with int8 layers for OpenVINO, with its own temperature and threshold.
+
+    Refused (exit 3) where validation scans show another network.
+    """
+    from braintumor_ray.evaluation.quantization import quantize_bundle
+
+    source = None if calibrate is None else load_source(calibrate, anonymous_options())
+    with progress_bar("quantizing") as advance:
+        found = quantize_bundle(bundle, output, options, source, advance)
+    print_result(found, as_json, _quantized_lines(found))
+
+
+def _quantized_lines(found: dict[str, Any]) -> str:
+    maps = ", ".join(f"{n} {v['mean']:.4f}" for n, v in found["map_correlation"].items())
+    return (
+        f"bundle: {found['path']} (run it with --engine openvino)\n"
+        f"accuracy on {found['n']} validation scans: {found['accuracy_before']:.4f} in float, "
+        f"{found['accuracy']:.4f} in int8\n"
+        f"correlation of the maps: {maps}\n"
+        f"temperature {found['temperature']:.4f}, threshold {found['threshold']:.4f}"
+    )
 
 
 @bundle_app.command()

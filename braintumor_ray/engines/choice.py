@@ -19,11 +19,11 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 import torch
 
-from braintumor_ray.engines.engine import make_engine
+from braintumor_ray.engines.engine import make_engine, not_quantized
 from braintumor_ray.errors import UsageError
 from braintumor_ray.extras import is_installed
 from braintumor_ray.models.allocator import allocator_environment
-from braintumor_ray.models.bundle import Bundle, load_bundle
+from braintumor_ray.models.bundle import Bundle, BundleFields, load_bundle, read_bundle_fields
 from braintumor_ray.models.device import choose_device
 from braintumor_ray.recipes.schema import Precision
 from braintumor_ray.types import EngineChoice, EngineName
@@ -51,6 +51,19 @@ class Choice:
         """One line for people."""
         measured = ", ".join(f"{name} {rate:.0f}" for name, rate in self.scans_per_s.items())
         return f"engine: {self.engine}" + (f" (measured, scans/s: {measured})" if measured else "")
+
+
+def possible_engine(engine: EngineChoice, fields: BundleFields) -> EngineChoice:
+    """What a bundle leaves of a choice: one that is quantized has one engine.
+
+    Raises:
+        UsageError: the chosen engine cannot run the bundle.
+    """
+    if fields.quantization is None:
+        return engine
+    if engine not in ("auto", "openvino"):
+        raise not_quantized(engine)
+    return "openvino"
 
 
 def fastest_engine(
@@ -110,8 +123,10 @@ def settled_engine(
         parallel: batches at a time.
 
     Raises:
-        UsageError: it could not be measured.
+        BundleError: the bundle cannot be read.
+        UsageError: it could not be measured, or the bundle is quantized and needs another engine.
     """
+    engine = possible_engine(engine, read_bundle_fields(bundle))
     if engine != "auto":
         return Choice(engine)
     chosen = choose_device(device)

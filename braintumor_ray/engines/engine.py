@@ -18,6 +18,7 @@ from braintumor_ray.engines.convert import INPUT, to_onnx, to_openvino
 from braintumor_ray.engines.graph import Normalized
 from braintumor_ray.errors import UsageError
 from braintumor_ray.extras import require
+from braintumor_ray.models.bundle import QuantizedGraph
 from braintumor_ray.models.classifier import Classifier, normalize
 from braintumor_ray.models.device import use_bf16
 from braintumor_ray.models.folding import fold_batch_norms
@@ -61,6 +62,7 @@ def make_engine(
     device: torch.device,
     precision: Precision,
     parallel: int = 1,
+    quantized: QuantizedGraph | None = None,
 ) -> Engine:
     """An engine for a network.
 
@@ -72,10 +74,14 @@ def make_engine(
         precision: as for `Predictor`.
         parallel: batches that will be asked for at the same time. torch's threads, or as many as
             batches where those are more, are divided among them.
+        quantized: the backbone with int8 layers, which runs in place of the model's.
 
     Raises:
-        UsageError: the engine is not installed or cannot run on that device or in that precision.
+        UsageError: the engine is not installed, or cannot run on that device, in that precision or
+            a quantized backbone.
     """
+    if quantized is not None and name != "openvino":
+        raise not_quantized(name)
     if name == "torch":
         return TorchEngine(model, preprocessing, device, bf16=use_bf16(device, precision))
     if device.type != "cpu":
@@ -83,8 +89,17 @@ def make_engine(
             f"engine '{name}' runs on CPUs and the device is '{device}'; use --device cpu, or "
             "--engine torch"
         )
-    kind = OpenVinoEngine if name == "openvino" else OnnxEngine
-    return kind(model, preprocessing, precision, parallel)
+    if name == "openvino":
+        return OpenVinoEngine(model, preprocessing, precision, parallel, quantized)
+    return OnnxEngine(model, preprocessing, precision, parallel)
+
+
+def not_quantized(name: str) -> UsageError:
+    """What an engine other than OpenVINO answers to a quantized bundle."""
+    return UsageError(
+        f"the bundle is quantized (int8) and engine '{name}' cannot run it; use --engine openvino, "
+        "or the bundle in float that it was made of"
+    )
 
 
 class TorchEngine:
@@ -134,12 +149,17 @@ class OpenVinoEngine(_ExportedEngine):
         preprocessing: Preprocessing,
         precision: Precision,
         parallel: int = 1,
+        quantized: QuantizedGraph | None = None,
     ) -> None:
-        self.bf16 = _openvino_bf16(require("openvino").Core(), precision)
-        self.model, network = _head_and_network(model, preprocessing)
-        self._run = run_in_openvino(
-            network, preprocessing.image_size, (FEATURES,), bf16=self.bf16, parallel=parallel
-        )
+        core = require("openvino").Core()
+        self.bf16 = _openvino_bf16(core, precision)
+        if quantized is None:
+            self.model, network = _head_and_network(model, preprocessing)
+            graph = to_openvino(network, preprocessing.image_size, (FEATURES,))
+        else:
+            self.model = model
+            graph = core.read_model(quantized.xml, quantized.weights)
+        self._run = run_in_openvino(graph, bf16=self.bf16, parallel=parallel)
 
 
 class OnnxEngine(_ExportedEngine):
@@ -167,10 +187,8 @@ class OnnxEngine(_ExportedEngine):
         )
 
 
-def run_in_openvino(
-    module: nn.Module, size: int, outputs: tuple[str, ...], *, bf16: bool, parallel: int = 1
-) -> Run:
-    """A module as OpenVINO runs it on CPUs.
+def run_in_openvino(graph: Any, *, bf16: bool, parallel: int = 1) -> Run:  # noqa: ANN401
+    """An `openvino.Model` as OpenVINO runs it on CPUs.
 
     It has threads of its own: as many streams as batches at a time. They are not pinned to cores,
     as several predictors on one machine would all be pinned to the same ones.
@@ -181,8 +199,7 @@ def run_in_openvino(
         "INFERENCE_NUM_THREADS": _threads(parallel),
         "ENABLE_CPU_PINNING": False,
     }
-    core = require("openvino").Core()
-    compiled = core.compile_model(to_openvino(module, size, outputs), "CPU", settings)
+    compiled = require("openvino").Core().compile_model(graph, "CPU", settings)
     local = threading.local()  # a request is one thread's, and its outputs are views
 
     def run(images: GrayImage) -> list[NDArray[Any]]:

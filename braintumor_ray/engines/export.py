@@ -83,13 +83,14 @@ def export_bundle(
 
     Raises:
         BundleError: the bundle cannot be loaded.
-        UsageError: a head whose gradient is not known as forward operations, a package that is
-            missing, a file name that does not fit, or one that exists already.
+        UsageError: a head whose gradient is not known as forward operations, a quantized bundle, a
+            package that is missing, a file name that does not fit, or one that exists already.
     """
     options = options or ExportOptions()
     target = _target(Path(output), options.format)
     require("onnx" if options.format == "onnx" else "openvino")
     bundle = load_bundle(location)
+    bundle.require_float("export")
     fields = bundle.fields
     graph = ExplainedGraph(
         bundle.build_model(),

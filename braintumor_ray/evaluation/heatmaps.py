@@ -152,6 +152,8 @@ def faithfulness_section(
             raw.cam_classes,
             options,
         )
+        if predictor.bundle.quantized is not None:
+            return found  # randomized layers would be those of the network in float
         found["randomization"] = randomization_check(
             predictor.bundle.build_model(),
             lambda pictures: normalize(torch.from_numpy(pictures), predictor.bundle.preprocessing),

@@ -75,6 +75,30 @@ def _load_truth(location: str) -> "TruthIndex":
 
 
 @dataclass(frozen=True)
+class QuantizeOptions:
+    """How a bundle is quantized.
+
+    Attributes:
+        scans: for calibration, at most.
+        seed: of their choice.
+        classes: mapping of labels to classes; None: the bundle's own.
+        precision: numbers of the layers that stay in float, as for `Predictor`.
+        allow_drop: keep a result that differs too much.
+    """
+
+    scans: Annotated[int, Option("Calibration scans, at most.", least=1)] = 300
+    seed: Annotated[int, Option("Of their choice.", least=0)] = 0
+    classes: Annotated[
+        str | None, Option("Labels to the bundle's classes, for --calibrate.", "MAPPING")
+    ] = None
+    precision: PrecisionOption = "auto"
+    allow_drop: Annotated[
+        bool,
+        Option("Keep it though accuracy drops by over 0.5 points, or maps correlate under 0.98."),
+    ] = False
+
+
+@dataclass(frozen=True)
 class EvaluateOptions:
     """How a bundle is evaluated.
 

@@ -1,6 +1,7 @@
 """The bundle: a directory that carries a trained network to everything that uses it.
 
 `model.safetensors` (weights and domain statistics) + `bundle.json` + `model_card.md`. No pickle.
+A quantized bundle has its backbone as `quantized.xml` + `quantized.bin`, too.
 """
 
 import hashlib
@@ -30,13 +31,14 @@ from torch import Tensor
 
 from braintumor_ray.decode.head import WHOLE, Box
 from braintumor_ray.decode.preprocess import Crop, Intensity, Preprocessing
-from braintumor_ray.errors import BundleError, describe_validation
+from braintumor_ray.errors import BundleError, UsageError, describe_validation
 from braintumor_ray.models.classifier import Architecture, Classifier
 from braintumor_ray.models.domain import ArchiveReference, DomainDetector
 from braintumor_ray.models.geometry import Axis, Geometry
 from braintumor_ray.recipes.schema import Head, Neck, Pooling
 
 WEIGHTS, DESCRIPTION, CARD = "model.safetensors", "bundle.json", "model_card.md"
+GRAPH, GRAPH_WEIGHTS = "quantized.xml", "quantized.bin"
 PREDICTION_SET = "prediction_set"
 DOMAIN_COORDINATES = "domain_coordinates"
 LARGEST_MAP = 16  # larger maps are area-averaged: they would cost more than they show
@@ -103,10 +105,20 @@ class GeometryFields(_Strict):
     stride: tuple[PositiveFloat, PositiveFloat] = Field(description="from cell to cell")
 
 
+class QuantizationFields(_Strict):
+    """How the backbone became integers; see `evaluation.quantization`."""
+
+    bits: Literal[8] = 8
+    graph_sha256: str = Field(description="of quantized.xml and quantized.bin")
+    made_of: str = Field(description="fingerprint of the bundle with the network in float")
+    calibration_scans: int = Field(ge=1)
+    precision: Literal["fp32", "bf16"] = Field(description="of the other layers, when validated")
+
+
 class BundleFields(_Strict):
     """The content of bundle.json."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1, 2] = Field(1, description="2: quantized")
     architecture: ArchitectureFields
     preprocessing: PreprocessingFields
     class_names: tuple[str, ...]
@@ -134,6 +146,9 @@ class BundleFields(_Strict):
     views: ViewFields | None = Field(
         None, description="for test-time augmentation; none: an earlier bundle, or none was chosen"
     )
+    quantization: QuantizationFields | None = Field(
+        None, description="none: the network is in float"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> "BundleFields":
@@ -146,10 +161,30 @@ class BundleFields(_Strict):
             raise ValueError("positive_classes must be some, not all, of class_names")
         if self.architecture.image_size != self.preprocessing.image_size:
             raise ValueError("architecture and preprocessing disagree on image_size")
+        if (self.schema_version == 2) != (self.quantization is not None):
+            raise ValueError("schema_version must be 2 where there is quantization, else 1")
         sets = self.prediction_sets
         if sets is not None and not len(sets.thresholds) == len(sets.groups) == len(names):
             raise ValueError(f"prediction_sets needs a threshold for each of {len(names)} classes")
         return self
+
+
+@dataclass(frozen=True)
+class QuantizedGraph:
+    """A backbone with int8 layers as OpenVINO reads it: uint8 (n, S, S) to the target map.
+
+    Attributes:
+        xml: the graph.
+        weights: its constants.
+    """
+
+    xml: bytes
+    weights: bytes
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hex digest of both."""
+        return hashlib.sha256(self.xml + self.weights).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -161,6 +196,7 @@ class Bundle:
     gate: DomainDetector | None
     archive: ArchiveReference | None = None
     averaged: bool = False  # logits are averaged over views; see `averaging`
+    quantized: QuantizedGraph | None = None
 
     @cached_property
     def fingerprint(self) -> str:
@@ -191,6 +227,8 @@ class Bundle:
                     del relevant[section][name]
         if self.averaged:
             relevant["averaged"] = True
+        if self.fields.quantization is not None:
+            relevant["graph_sha256"] = self.fields.quantization.graph_sha256
         if relevant["map_geometry"] is None:  # it came later, too
             del relevant["map_geometry"]
         return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:32]
@@ -256,6 +294,9 @@ class Bundle:
     def build_model(self) -> Classifier:
         """The network in eval mode, with its weights, learning nothing.
 
+        Of a quantized bundle it is the network in float that it was made of: the head is the same,
+        the backbone is not.
+
         Raises:
             BundleError: the weights or the map's shape are not those of the architecture.
         """
@@ -273,6 +314,21 @@ class Bundle:
             )
         return model.eval().requires_grad_(False)
 
+    def require_float(self, what: str) -> None:
+        """Refuse what needs the network in torch.
+
+        Args:
+            what: subject of the message.
+
+        Raises:
+            UsageError: the bundle is quantized.
+        """
+        if self.fields.quantization is not None:
+            raise UsageError(
+                f"{what} needs the network in float and the bundle is quantized (int8); give the "
+                f"bundle that it was made of (fingerprint {self.fields.quantization.made_of})"
+            )
+
 
 def save_bundle(
     directory: str | Path,
@@ -281,8 +337,11 @@ def save_bundle(
     gate: DomainDetector | None,
     card: str,
     archive: ArchiveReference | None = None,
+    quantized: QuantizedGraph | None = None,
 ) -> Bundle:
     """Write a bundle directory; it appears whole or not at all.
+
+    `quantized` goes with `fields.quantization`.
 
     Raises:
         BundleError: the directory exists already.
@@ -301,6 +360,9 @@ def save_bundle(
         text = json.dumps(fields.model_dump(mode="json"), indent=2, ensure_ascii=False)
         (work / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
         (work / CARD).write_text(card, encoding="utf-8")
+        if quantized is not None:
+            (work / GRAPH).write_bytes(quantized.xml)
+            (work / GRAPH_WEIGHTS).write_bytes(quantized.weights)
         work.chmod(0o755)
         os.replace(work, target)
     except BaseException:
@@ -315,7 +377,8 @@ def load_bundle(directory: str | Path) -> Bundle:
     Raises:
         BundleError: something is missing, changed or not valid; says which and what to do.
     """
-    return _unpack(*_read_checked(directory))
+    fields, blob, quantized = _read_checked(directory)
+    return replace(_unpack(fields, blob), quantized=quantized)
 
 
 def check_bundle(directory: str | Path) -> None:
@@ -358,7 +421,7 @@ def read_bundle_fields(directory: str | Path) -> BundleFields:
         ) from error
 
 
-def _read_checked(directory: str | Path) -> tuple[BundleFields, bytes]:
+def _read_checked(directory: str | Path) -> tuple[BundleFields, bytes, QuantizedGraph | None]:
     fields = read_bundle_fields(directory)
     blob = _read(directory, WEIGHTS)
     digest = hashlib.sha256(blob).hexdigest()
@@ -367,7 +430,22 @@ def _read_checked(directory: str | Path) -> tuple[BundleFields, bytes]:
             f"bundle '{directory}': {WEIGHTS} has sha256 {digest[:12]}..., {DESCRIPTION} says "
             f"{fields.weights_sha256[:12]}...; the files do not belong together, copy both again"
         )
-    return fields, blob
+    return fields, blob, _read_quantized(directory, fields.quantization)
+
+
+def _read_quantized(
+    directory: str | Path, quantization: QuantizationFields | None
+) -> QuantizedGraph | None:
+    if quantization is None:
+        return None
+    graph = QuantizedGraph(_read(directory, GRAPH), _read(directory, GRAPH_WEIGHTS))
+    if graph.sha256 != quantization.graph_sha256:
+        raise BundleError(
+            f"bundle '{directory}': {GRAPH} and {GRAPH_WEIGHTS} have sha256 {graph.sha256[:12]}"
+            f"..., {DESCRIPTION} says {quantization.graph_sha256[:12]}...; the files do not belong "
+            "together, copy all again"
+        )
+    return graph
 
 
 def _read(directory: str | Path, name: str) -> bytes:

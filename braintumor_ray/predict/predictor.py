@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from braintumor_ray.decode.head import WHOLE, Box
-from braintumor_ray.engines.choice import Choice, fastest_engine
+from braintumor_ray.engines.choice import Choice, fastest_engine, possible_engine
 from braintumor_ray.engines.engine import make_engine
 from braintumor_ray.errors import UsageError
 from braintumor_ray.explain.cam import METHODS, SCORED_METHODS, cams, class_gradient
@@ -95,6 +95,7 @@ class Predictor:
         if unknown:
             raise UsageError(f"CAM method '{unknown[0]}' is unknown; use {', '.join(METHODS)}")
         self.bundle = bundle
+        engine = possible_engine(engine, bundle.fields)
         elsewhere = engine in ("openvino", "onnxruntime")
         self.device = choose_device("cpu" if elsewhere and device == "auto" else device)
         if self.device.type == "cpu":
@@ -111,6 +112,7 @@ class Predictor:
             self.device,
             precision,
             parallel,
+            bundle.quantized,
         )
         self.bf16 = self._engine.bf16
         if self.device.type == "cuda" and not self.bf16:
@@ -246,8 +248,9 @@ class Predictor:
         """One map through the grad-cam library, float32 (S, S) in [0, 1]; slow, for few scans.
 
         Raises:
-            UsageError: method or layer unknown.
+            UsageError: method or layer unknown, or the bundle is quantized.
         """
+        self.bundle.require_float(f"CAM method '{method}' of the grad-cam library")
         view, box = self._preprocessing.square(image)
         square = torch.from_numpy(view[None]).to(self.device)
         model = self.bundle.build_model().to(self.device)  # hooks touch a copy, never ours

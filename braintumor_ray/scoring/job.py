@@ -17,7 +17,7 @@ import ray
 import torch
 from ray.data.exceptions import ExecutionTimeoutError
 
-from braintumor_ray.engines.choice import Choice, settled_engine
+from braintumor_ray.engines.choice import Choice, possible_engine, settled_engine
 from braintumor_ray.errors import BrainTumorError, ResultsError
 from braintumor_ray.models.bundle import Bundle, load_bundle
 from braintumor_ray.models.device import use_bf16
@@ -35,7 +35,7 @@ from braintumor_ray.scoring.options import ScoreOptions
 from braintumor_ray.scoring.pipeline import Stages, counter_on_this_node, execute, watched
 from braintumor_ray.scoring.plan import Plan, make_plan, write_work
 from braintumor_ray.scoring.scans import Scans, are_in
-from braintumor_ray.scoring.settling import as_stored, open_results, settled
+from braintumor_ray.scoring.settling import FIRST_ENGINE, as_stored, open_results, settled
 from braintumor_ray.scoring.summary import Summary, Tally, nothing_new, summarize
 from braintumor_ray.storage import absolute
 from braintumor_ray.types import Progress
@@ -74,7 +74,7 @@ def score(
             open_results(folder, bundle, as_stored(options, folder.meta))
         with lease_on(folder.location) as lease:
             # A new folder is claimed only here: of two first runs one must find the other's claim.
-            options, choice = _settled(folder, options)
+            options, choice = _settled(folder, bundle, options)
             fingerprint = open_results(folder, bundle, options)
             tidy_newest(folder, fingerprint)
             plan = _plan(folder, catalog, fingerprint, options)
@@ -95,9 +95,14 @@ def plan_only(catalog: pa.Table | Scans, results: str, options: ScoreOptions) ->
     return _plan(folder, catalog, fingerprint, options)
 
 
-def _settled(folder: ResultsFolder, options: ScoreOptions) -> tuple[ScoreOptions, Choice]:
+def _settled(
+    folder: ResultsFolder, bundle: Bundle, options: ScoreOptions
+) -> tuple[ScoreOptions, Choice]:
     """Engine and precision decided here, once, for all predictors."""
     meta = folder.meta if META in folder.names() else None
+    if meta is None:
+        engine = possible_engine(options.predict.engine or FIRST_ENGINE, bundle.fields)
+        options = replace(options, predict=replace(options.predict, engine=engine))
     return settled(
         options, meta, lambda: _fastest_engine(options), lambda: _torch_gains_by_bf16(options)
     )

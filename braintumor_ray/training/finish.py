@@ -23,7 +23,7 @@ from braintumor_ray.models.bundle import (
     ViewFields,
 )
 from braintumor_ray.models.classifier import Architecture
-from braintumor_ray.models.domain import ArchiveReference, DomainDetector
+from braintumor_ray.models.domain import ArchiveReference, DomainDetector, domain_limit
 from braintumor_ray.models.geometry import find_geometry
 from braintumor_ray.predict.predictor import Predictor, RawOutput
 from braintumor_ray.recipes.schema import Recipe
@@ -33,10 +33,6 @@ from braintumor_ray.training.stages import State
 from braintumor_ray.types import GrayImage
 
 DOMAIN_SCANS = 2000
-IN_DOMAIN = 0.99
-# The tail of a few hundred scans is uncertain: at the bare quantile up to 3% of other scans are
-# flagged, with this much slack under 1%; foreign pictures are farther still.
-DOMAIN_SLACK = 1.1
 
 
 @dataclass(frozen=True)
@@ -74,7 +70,7 @@ def tune(
     chosen = {
         "temperature": tuned.temperature,
         "threshold": tuned.threshold,
-        "domain_limit": _domain_limit(gate.distance(validation.pooled)),
+        "domain_limit": domain_limit(gate.distance(validation.pooled)),
         "prediction_sets": SetFields(**asdict(tuned.sets)),
         "metrics": {"validation": tuned.metrics},
     }
@@ -204,8 +200,3 @@ def _read(
         table = table.filter(pc.is_in(table["scan_id"], value_set=pa.array(ids)))
         if table.num_rows:
             yield table["scan_id"].to_numpy(), squares(table["image"], size)
-
-
-def _domain_limit(distances: npt.NDArray[np.float32]) -> float:
-    """A limit that at most 1% of the validation scans exceed."""
-    return DOMAIN_SLACK * float(np.quantile(distances, IN_DOMAIN, method="higher"))

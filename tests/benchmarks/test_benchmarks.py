@@ -11,7 +11,7 @@ import pytest
 PROJECT = Path(__file__).resolve().parent.parent.parent
 
 
-def tiny(name, tmp_path, *arguments, patients=4):
+def tiny(name, tmp_path, *arguments, patients=4, written=None):
     """Run it on phantoms; returns what it wrote as JSON, having checked that there is a picture."""
     environment = os.environ | {"PYTHONPATH": str(PROJECT)}
     empty = tmp_path / "scans"  # BRAINTUMOR_DATA: the same few scans wherever this runs
@@ -29,8 +29,9 @@ def tiny(name, tmp_path, *arguments, patients=4):
         timeout=570,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert (tmp_path / f"{name}.png").stat().st_size > 5000
-    return json.loads((tmp_path / f"{name}.json").read_text())
+    written = written or name
+    assert (tmp_path / f"{written}.png").stat().st_size > 5000
+    return json.loads((tmp_path / f"{written}.json").read_text())
 
 
 @pytest.mark.slow
@@ -42,6 +43,17 @@ def test_explain(tmp_path):
     assert case["agreement"]["ours"]["gradcam"] < 1e-4
     assert case["agreement"]["ours"]["gradcam_pp"] < 1e-4
     assert case["agreement"]["grad-cam"]["gradcam"] < 1e-4
+
+
+@pytest.mark.slow
+def test_explain_by_another_engine(tmp_path):
+    arguments = ("--engine", "openvino", "--rounds", "3", "--threads", "1")
+    found = tiny("explain", tmp_path, *arguments, written="explain-openvino")
+    (case,) = found["cases"].values()
+    assert all(rate["median"] > 0 for rate in case["rates"].values())
+    assert case["ratios"]["openvino, int8, forward / openvino, forward, bf16"]["n"] == 3
+    assert case["difference"] < 1e-3
+    assert len(found["checks"]) == 5
 
 
 @pytest.mark.slow

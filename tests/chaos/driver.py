@@ -19,7 +19,7 @@ def main():
             for line in sys.stdin:
                 order = json.loads(line)
                 options = ScoreOptions(
-                    PredictSettings(order["bundle"], torch_threads=1),
+                    PredictSettings(order["bundle"], torch_threads=1, engine=order["engine"]),
                     DecodeSettings(worker="tests.scoring.workers:drowsy"),
                     block_size=5,
                     request=Request(predictors=(1, 1), decoders=(1, 1)),

@@ -10,7 +10,7 @@ from collections import Counter
 import psutil
 import pytest
 
-from braintumor_ray.predict.results import read_results
+from braintumor_ray.predict.results import read_results, results_folder
 from braintumor_ray.scoring.verify import verify
 from tests.builders import write_archive
 from tests.chaos.cluster import ClusterOfNodes, Spoken
@@ -32,7 +32,8 @@ def nodes():
 class Chaos:
     """Rounds of scoring, each disturbed once."""
 
-    def __init__(self, nodes, bundle, root, seed):
+    def __init__(self, nodes, bundle, root, seed, engine="torch"):
+        self.engine = engine
         self.nodes, self.random = nodes, random.Random(seed)
         self.archive, self.results, self.bundle = root / "archive", root / "results", bundle
         self.driver, self.story = self.start(), []
@@ -64,6 +65,7 @@ class Chaos:
 
     def order(self):
         order = {"archive": self.archive, "results": self.results, "bundle": self.bundle}
+        order["engine"] = self.engine
         self.driver.tell(json.dumps({name: str(path) for name, path in order.items()}))
 
     def wait_for_rows(self, count):
@@ -131,3 +133,20 @@ def test_rounds_of_kills_lose_nothing_and_double_nothing(nodes, bundle_path, tmp
     table = read_results(tmp_path / "results")
     assert len(set(table["uri"].to_pylist())) == table.num_rows == ROUNDS * SCANS
     assert len([node for node in chaos.spread if chaos.spread[node]]) > 1, "on one node only"
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+def test_a_killed_predictor_loses_nothing_with_other_engines(
+    engine, nodes, bundle_path, tmp_path, capsys
+):
+    chaos = Chaos(nodes, bundle_path, tmp_path, 7, engine)
+    try:
+        chaos.round(1, "actor")
+    finally:
+        chaos.driver.end()
+        with capsys.disabled():
+            print("", engine, *chaos.story, sep="\n")
+    table = read_results(tmp_path / "results")
+    assert len(set(table["uri"].to_pylist())) == table.num_rows == SCANS
+    assert results_folder(str(tmp_path / "results")).meta["engine"] == engine

@@ -174,7 +174,7 @@ def test_auto_is_torch_where_nothing_else_is_installed_and_on_gpus(bundle_path, 
     assert fastest_engine(bundle, torch.device("cuda")) == Choice("torch")
     monkeypatch.setattr(choice_module, "is_installed", lambda _: False)
     assert fastest_engine(bundle, CPU) == Choice("torch")
-    assert settled_engine("auto", "nowhere", device="cpu") == Choice("torch")
+    assert settled_engine("auto", str(bundle_path), device="cpu") == Choice("torch")
 
 
 def test_auto_of_a_job_is_measured_in_a_process_of_its_own(bundle_path):
