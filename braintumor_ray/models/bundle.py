@@ -186,6 +186,11 @@ class QuantizedGraph:
         """Hex digest of both."""
         return hashlib.sha256(self.xml + self.weights).hexdigest()
 
+    def write(self, folder: Path) -> None:
+        """Write both into a local folder that exists."""
+        (folder / GRAPH).write_bytes(self.xml)
+        (folder / GRAPH_WEIGHTS).write_bytes(self.weights)
+
 
 @dataclass(frozen=True)
 class Bundle:
@@ -361,8 +366,7 @@ def save_bundle(
         (work / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
         (work / CARD).write_text(card, encoding="utf-8")
         if quantized is not None:
-            (work / GRAPH).write_bytes(quantized.xml)
-            (work / GRAPH_WEIGHTS).write_bytes(quantized.weights)
+            quantized.write(work)
         work.chmod(0o755)
         os.replace(work, target)
     except BaseException:
@@ -399,11 +403,19 @@ def copy_bundle(directory: str | Path, folder: Path) -> BundleFields:
     Raises:
         BundleError: as `load_bundle`.
     """
-    fields, blob = _read_checked(directory)
+    fields, blob, quantized = _read_checked(directory)
     (folder / WEIGHTS).write_bytes(blob)
+    if quantized is not None:
+        quantized.write(folder)
     for name in (DESCRIPTION, CARD):
         (folder / name).write_bytes(_read(directory, name))
     return fields
+
+
+def bundle_files(fields: BundleFields) -> tuple[str, ...]:
+    """Names of the files of a bundle but for its card; bundle.json is the last."""
+    graph = () if fields.quantization is None else (GRAPH, GRAPH_WEIGHTS)
+    return (WEIGHTS, *graph, DESCRIPTION)
 
 
 def read_bundle_fields(directory: str | Path) -> BundleFields:

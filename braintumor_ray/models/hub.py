@@ -1,14 +1,15 @@
 """Bundles in the layout of the Hugging Face Hub, in a folder or on the Hub.
 
-`README.md` (the model card under a block of metadata), `model.safetensors`, `bundle.json`. The
-metadata has the bundle's fingerprint, which is compared when the bundle is read back.
+`README.md` (the model card under a block of metadata), `model.safetensors`, `bundle.json`, and the
+graph of a quantized bundle. The metadata has the bundle's fingerprint, which is compared when the
+bundle is read back.
 """
 
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,16 +20,16 @@ from braintumor_ray.extras import require
 from braintumor_ray.models.bundle import (
     CARD,
     DESCRIPTION,
-    WEIGHTS,
     Bundle,
     BundleFields,
+    bundle_files,
     copy_bundle,
     load_bundle,
+    read_bundle_fields,
 )
 from braintumor_ray.storage import Folder, is_uri, read_bytes, write_atomically
 
 README = "README.md"
-LAYOUT = (README, WEIGHTS, DESCRIPTION)  # bundle.json last: where it is, the rest is
 HUB = "hf://"
 TAGS = ("medical-imaging", "mri", "brain-tumor", "grad-cam", "research-only")
 # Our name of a figure: the Hub's type.
@@ -85,7 +86,7 @@ def push_bundle(
         text = f"---\n{metadata(fields, fingerprint, license_id)}\n---\n\n{card}"
         (folder / README).write_text(text, encoding="utf-8")
         if repository is None:
-            return _to_folder(folder, place)
+            return _to_folder(folder, place, (README, *bundle_files(fields)))
         return _to_hub(folder, repository, fields, public)
 
 
@@ -116,9 +117,11 @@ def pull_bundle(
     work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         if repository is None:
-            _from_folder(place, work)
+            _fetch(lambda name: _from_folder(place, name), work)
         else:
-            _from_hub(repository, revision, work)
+            with _hub_errors(repository) as hub:
+                api = hub.HfApi()
+                _fetch(lambda name: _from_hub(api, repository, revision, name), work)
         found = _checked(place, work, fingerprint)
         _without_metadata(work)
         work.chmod(0o755)
@@ -158,12 +161,12 @@ def metadata(fields: BundleFields, fingerprint: str, license_id: str) -> str:
     return str(about.to_yaml()).strip()
 
 
-def _to_folder(folder: Path, place: str) -> str:
+def _to_folder(folder: Path, place: str, names: Sequence[str]) -> str:
     target = Folder(place.rstrip("/"))
     try:
         if target.names():
             raise BundleError(f"'{place}' is not empty; choose another folder")
-        for name in LAYOUT:
+        for name in names:  # bundle.json is the last: where it is, the rest is
             write_atomically(target.at(name), (folder / name).read_bytes())
     except OSError as error:
         raise BundleError(
@@ -172,16 +175,27 @@ def _to_folder(folder: Path, place: str) -> str:
     return target.location
 
 
-def _from_folder(place: str, work: Path) -> None:
-    for name in LAYOUT:
-        location = f"{place.rstrip('/')}/{name}"
-        try:
-            (work / name).write_bytes(read_bytes(location))
-        except OSError as error:
-            raise BundleError(
-                f"'{place}' is not a bundle in the Hub's layout: {name} cannot be read "
-                f"({error.strerror or error}); 'braintumor-ray bundle push' writes one"
-            ) from error
+def _fetch(read: Callable[[str], bytes], work: Path) -> None:
+    """All files; bundle.json is read first, as it tells which there are."""
+    for name in (README, DESCRIPTION):
+        (work / name).write_bytes(read(name))
+    for name in bundle_files(read_bundle_fields(work)):
+        if name != DESCRIPTION:
+            (work / name).write_bytes(read(name))
+
+
+def _from_folder(place: str, name: str) -> bytes:
+    try:
+        return read_bytes(f"{place.rstrip('/')}/{name}")
+    except OSError as error:
+        raise BundleError(
+            f"'{place}' is not a bundle in the Hub's layout: {name} cannot be read "
+            f"({error.strerror or error}); 'braintumor-ray bundle push' writes one"
+        ) from error
+
+
+def _from_hub(api: Any, repository: str, revision: str | None, name: str) -> bytes:  # noqa: ANN401
+    return Path(api.hf_hub_download(repository, name, revision=revision)).read_bytes()
 
 
 def _to_hub(folder: Path, repository: str, fields: BundleFields, public: bool) -> str:
@@ -200,14 +214,6 @@ def _to_hub(folder: Path, repository: str, fields: BundleFields, public: bool) -
             repo_id=repository, folder_path=str(folder), commit_message=f"Bundle of recipe {name}"
         )
     return f"{HUB}{repository}"
-
-
-def _from_hub(repository: str, revision: str | None, work: Path) -> None:
-    with _hub_errors(repository) as hub:
-        api = hub.HfApi()
-        for name in LAYOUT:
-            found = api.hf_hub_download(repository, name, revision=revision)
-            shutil.copyfile(found, work / name)
 
 
 @contextmanager

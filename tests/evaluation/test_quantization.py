@@ -22,6 +22,7 @@ from braintumor_ray.evaluation.evaluate import evaluate
 from braintumor_ray.evaluation.options import EvaluateOptions, QuantizeOptions
 from braintumor_ray.evaluation.quantization import correlations, quantize_bundle
 from braintumor_ray.models.bundle import CARD, GRAPH, load_bundle
+from braintumor_ray.models.hub import pull_bundle, push_bundle
 from braintumor_ray.predict.results import results_folder
 from braintumor_ray.scoring.job import _settled
 from braintumor_ray.scoring.options import PredictSettings, ScoreOptions
@@ -192,3 +193,10 @@ def test_maps_without_contrast_agree_with_each_other_only():
         torch.cat([2 * slope, flat, slope, -slope]),
     )
     np.testing.assert_allclose(correlations(first, second), [1, 1, 0, -1], atol=1e-12)
+
+
+def test_its_graph_goes_through_the_layout_of_the_hub(made, tmp_path):
+    push_bundle(made.bundle, str(tmp_path / "layout"))
+    pulled = pull_bundle(str(tmp_path / "layout"), tmp_path / "back")
+    assert pulled.quantized == load_bundle(made.bundle).quantized
+    assert pulled.fingerprint == made.found["fingerprint"]
