@@ -19,6 +19,7 @@ from braintumor_ray.cli import (
     training,
 )
 from braintumor_ray.cli.console import say, short_errors
+from braintumor_ray.cli.help import use_help
 from braintumor_ray.cli.options import Json, print_result
 
 app = typer.Typer(
@@ -47,8 +48,10 @@ def demo(
 
 
 work = (data, training, scoring, archive, lake, hospital)
-for group in (*work, evaluation, bundles, serving, network):
-    app.add_typer(group.app)
+groups = [group.app for group in (*work, evaluation, bundles, serving, network)]
+use_help([app, training.recipes_app, *groups])
+for group in groups:
+    app.add_typer(group)
 
 
 def _version(wanted: bool) -> None:
