@@ -26,7 +26,7 @@ ARGUMENTS = "Arguments"
 class HelpCommand(TyperCommand):
     """A command whose help has a panel for each subject, and in it a row for each option."""
 
-    def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401, ARG002 - typer's
+    def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401 - typer's
         """Print usage, text and panels on stdout, as wide as the terminal is."""
         from rich.console import Console
         from rich.padding import Padding
