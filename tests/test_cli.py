@@ -46,17 +46,38 @@ def test_every_option_has_a_help_text():
             assert getattr(parameter, "help", None), f"{name}: {parameter.name}"
 
 
+def options_of(*command):
+    """Spellings of a command's options, those of the application for none."""
+    found = typer.main.get_command(app)
+    for name in command:
+        found = found.commands[name]
+    names = (name for p in found.params for name in (*p.opts, *p.secondary_opts))
+    return [name for name in names if name.startswith("-") and not name.startswith("--help")]
+
+
+def help_at(width, monkeypatch, *command):
+    """What `--help` prints on a terminal of so many columns."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", width)
+    shown = call(*command, "--help").stdout
+    assert max(len(line) for line in shown.splitlines()) <= width
+    return shown
+
+
+@pytest.mark.parametrize("command", [(), ("recipes", "show"), *((name,) for name in COMMANDS)])
+@pytest.mark.parametrize("width", [80, 100])
+def test_help_breaks_no_option(command, width, monkeypatch):
+    shown = help_at(width, monkeypatch, *command)
+    for spelling in options_of(*command):
+        assert re.search(rf"(?<![\w-]){spelling}(?![\w-])", shown), spelling
+    assert "\u2026" not in shown  # nothing is cut either
+
+
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_has_panels_by_subject_and_breaks_no_option(command, monkeypatch):
-    monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", 100)
-    shown = call(command, "--help").stdout
-    assert max(len(line) for line in shown.splitlines()) <= 100
-    options = [p for p in typer.main.get_command(app).commands[command].params if p.name != "help"]
-    for spelling in (name for p in options for name in (*p.opts, *p.secondary_opts)):
-        if spelling.startswith("-"):
-            assert re.search(rf"(?<![\w-]){spelling}(?![\w-])", shown), spelling
+def test_help_has_panels_by_subject(command, monkeypatch):
+    shown = help_at(100, monkeypatch, command)
     panels = re.findall(r"^\u256d\u2500 (\w+) \u2500", shown, re.MULTILINE)
-    if len(options) > 10:
+    if len(typer.main.get_command(app).commands[command].params) > 11:  # --help is one
         assert len(panels) >= 4
     assert panels.index("Options") <= 1  # what everybody needs comes first
 

@@ -19,7 +19,9 @@ from braintumor_ray.cli import (
     training,
 )
 from braintumor_ray.cli.console import say, short_errors
-from braintumor_ray.cli.options import Json, print_result
+from braintumor_ray.cli.help import use_help
+from braintumor_ray.cli.options import Json, Show, print_result, takes
+from braintumor_ray.cli.quickstart import QuickstartOptions, run_quickstart
 
 app = typer.Typer(
     name="braintumor-ray",
@@ -37,18 +39,49 @@ def demo(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where to write it all.")
     ] = (Path("demo-output")),
+    show: Show = False,
     as_json: Json = False,
 ) -> None:
-    """Everything on synthetic scans: train, score, verify, explain. No data or network needed."""
+    """Everything on synthetic scans: train, score, verify, report, worklist, pictures.
+
+    No data or network needed. In the same folder it goes on from what is finished.
+    """
     from braintumor_ray.cli.demo import run_demo
 
-    found = run_demo(output, say)
+    found = run_demo(output, say, show=show)
     print_result(found, as_json, "\n".join(f"{key}: {value}" for key, value in found.items()))
 
 
+@app.command()
+@short_errors
+@takes(options=QuickstartOptions)
+def quickstart(
+    source: Annotated[
+        str, typer.Argument(metavar="FOLDER|CSV|CATALOG", help="A folder per class, or a table.")
+    ],
+    options: QuickstartOptions,
+    show: Show = False,
+    as_json: Json = False,
+) -> None:
+    """Your own scans, from audit over training to a report and a worklist, in so many minutes.
+
+    Every step is a command, and is printed as it runs. In the same folder it goes on from what is
+    finished.
+    """
+    found = run_quickstart(source, options, _run_command, say, show=show)
+    print_result(found, as_json, "\n".join(f"{key}: {value}" for key, value in found.items()))
+
+
+def _run_command(arguments: list[str]) -> int:
+    """Run a command line in this process; its exit code."""
+    return app(arguments, standalone_mode=False) or 0
+
+
 work = (data, training, scoring, archive, lake, hospital)
-for group in (*work, evaluation, bundles, serving, network):
-    app.add_typer(group.app)
+groups = [group.app for group in (*work, evaluation, bundles, serving, network)]
+use_help([app, training.recipes_app, *groups])
+for group in groups:
+    app.add_typer(group)
 
 
 def _version(wanted: bool) -> None:

@@ -2,8 +2,9 @@
 
 import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import typer
@@ -30,6 +31,15 @@ def console() -> "Console":
 def say(line: str) -> None:
     """A line for people, on stderr."""
     typer.echo(line, err=True)
+
+
+def open_pages(pages: Sequence[str]) -> None:
+    """Show local pages and pictures in the user's browser, where there is one."""
+    import webbrowser
+
+    for page in pages:
+        if not webbrowser.open(Path(page).resolve().as_uri()):
+            say(f"no browser was found to open '{page}'")
 
 
 def short_errors(command: Callable[P, T]) -> Callable[P, T]:

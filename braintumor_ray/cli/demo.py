@@ -1,9 +1,11 @@
 """The demo: everything on synthetic scans, in a few minutes on two cores."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from braintumor_ray.cli.console import open_pages, progress_bar
 from braintumor_ray.cli.data import phantom_catalog
 from braintumor_ray.cli.scoring import ScoreRun, score_source
 from braintumor_ray.errors import UsageError
@@ -14,11 +16,18 @@ from braintumor_ray.worklist.options import ExplainOptions
 
 Say = Callable[[str], None]
 PATIENTS = 240
-OWN = {"phantoms", "run", "results", "overlays"}  # what a demo writes
+OWN = {"phantoms", "run", "results", "overlays", "report", "worklist", "picture"}  # of a demo
+RESAMPLES = 200  # for the report's intervals: enough to show them
+PAGES = ("report", "worklist", "overlays")  # what --open shows
 
 
-def run_demo(output: Path, say: Say) -> dict[str, Any]:
-    """Phantoms, training, scoring, verification and overlays below one folder.
+def run_demo(output: Path, say: Say, *, show: bool = False) -> dict[str, Any]:
+    """Phantoms, training, scoring, verification, report, worklist and overlays below one folder.
+
+    Args:
+        output: the folder.
+        say: takes a line for people.
+        show: open the pages in the browser at the end.
 
     Returns:
         Where to look, by what it is.
@@ -26,14 +35,7 @@ def run_demo(output: Path, say: Say) -> dict[str, Any]:
     Raises:
         UsageError: the folder holds something else than an earlier demo.
     """
-    found_before = {path.name for path in output.iterdir()} if output.exists() else set()
-    foreign = sorted(found_before - OWN)
-    if foreign:
-        raise UsageError(
-            f"'{output}' holds '{foreign[0]}', which is not of a demo; choose another --output"
-        )
-    if found_before:
-        say(f"going on in '{output}': what an earlier demo has finished is used again")
+    _check_folder(output, say)
     say("The demo's scans are SYNTHETIC phantoms: its figures say nothing about patients.")
     catalog = phantom_catalog(output / "phantoms", PATIENTS)
     with ray_session():
@@ -42,14 +44,30 @@ def run_demo(output: Path, say: Say) -> dict[str, Any]:
         found = _score(output, bundle, results, say)
     _verify(results, say)
     drawn = ExplainOptions(layout="compact", limit=12)
-    pictures = explain_results(results, output / "overlays", drawn)["pictures"]
+    pages = {
+        "report": _report(output, bundle, say),
+        "worklist": _worklist(output, results, say),
+        "overlays": explain_results(results, output / "overlays", drawn)["pictures"][0],
+    }
+    if show:
+        open_pages([pages[name] for name in PAGES])
     say("Look at these (all synthetic):")
-    return {
-        "overlays": pictures[0],
+    return pages | {
         "training curves": str(output / "run" / "curves.png"),
         "model card": str(output / "run" / "bundle" / "model_card.md"),
         "predictions": _predictions(results, found),
     }
+
+
+def _check_folder(output: Path, say: Say) -> None:
+    found_before = {path.name for path in output.iterdir()} if output.exists() else set()
+    foreign = sorted(found_before - OWN)
+    if foreign:
+        raise UsageError(
+            f"'{output}' holds '{foreign[0]}', which is not of a demo; choose another --output"
+        )
+    if found_before:
+        say(f"going on in '{output}': what an earlier demo has finished is used again")
 
 
 def _train(catalog: Any, output: Path, say: Say) -> str:  # noqa: ANN401 - a pyarrow table
@@ -103,3 +121,30 @@ def _verify(results: str, say: Say) -> None:
     if report.differences:
         raise UsageError(f"verify: {report.differences[0]}")
     say(f"verified: {report.scans} scans, each with one current row")
+
+
+def _report(output: Path, bundle: str, say: Say) -> str:
+    """The bundle measured on the test split; its maps against the phantoms' exact masks."""
+    from braintumor_ray.catalog.schema import read_catalog
+    from braintumor_ray.evaluation.evaluate import METRICS, REPORT, evaluate
+    from braintumor_ray.evaluation.options import EvaluateOptions
+    from braintumor_ray.localization.truth import load_truth
+
+    folder = output / "report"
+    if not (folder / REPORT).exists():
+        truth = load_truth(str(output / "phantoms" / "masks" / "tumour"))
+        options = EvaluateOptions(truth=truth, n_boot=RESAMPLES)
+        catalog = read_catalog(output / "run" / "catalog.parquet")
+        with progress_bar("evaluating") as advance:
+            evaluate(catalog, bundle, folder, options, advance)
+    metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
+    say(f"measured on {metrics['n']} test scans: accuracy {metrics['accuracy']:.2f}")
+    return str(folder / REPORT)
+
+
+def _worklist(output: Path, results: str, say: Say) -> str:
+    from braintumor_ray.worklist.worklist import PAGE, make_worklist
+
+    found = make_worklist(results, output / "worklist", overlays=24)
+    say(f"worklist: {found['positive']} of {found['ranked']} scans with a tumor by the decision")
+    return str(output / "worklist" / PAGE)

@@ -136,6 +136,7 @@ def flag(text: str, *names: str, panel: str | None = None) -> Any:  # noqa: ANN4
 
 
 Json = Annotated[bool, flag("Print results as JSON on stdout.", "--json")]
+Show = Annotated[bool, flag("Open the pages in the browser at the end.", "--open")]
 Source = Annotated[
     str,
     typer.Argument(

@@ -141,8 +141,8 @@ def prepare(catalog: pa.Table, options: TrainOptions, say: Say) -> RunInputs:
     classes = class_map(catalog, recipe)
     for line in classes.merged():
         say(line)
-    model = _network(architecture_of(recipe, len(classes.classes)), recipe)
-    preprocessing = _preprocessing(model, recipe)
+    model = network_of(architecture_of(recipe, len(classes.classes)), recipe)
+    preprocessing = preprocessing_of(model, recipe)
     truth = _truth(options, model)
     weights = _load_weights(model, options, say)
     learnt = pa.array([classes.apply(label) is not None for label in catalog["label"].to_pylist()])
@@ -323,7 +323,7 @@ def _finish(
 
 
 def architecture_of(recipe: Recipe, k: int) -> Architecture:
-    """The network of a recipe for k classes."""
+    """What a recipe builds for `k` classes."""
     section = recipe.model
     automatic = section.output == "auto" and k == 2 and section.pooling == "mean"
     sigmoid = section.output == "sigmoid" or automatic
@@ -343,7 +343,12 @@ def architecture_of(recipe: Recipe, k: int) -> Architecture:
     )
 
 
-def _network(architecture: Architecture, recipe: Recipe) -> Classifier:
+def network_of(architecture: Architecture, recipe: Recipe) -> Classifier:
+    """The network with the recipe's own random weights.
+
+    Raises:
+        UsageError: a stage names a layer that it does not have.
+    """
     import torch
 
     torch.manual_seed(recipe.seed)
@@ -353,7 +358,8 @@ def _network(architecture: Architecture, recipe: Recipe) -> Classifier:
     return model
 
 
-def _preprocessing(model: Classifier, recipe: Recipe) -> Preprocessing:
+def preprocessing_of(model: Classifier, recipe: Recipe) -> Preprocessing:
+    """How pixels reach the network."""
     mean, std = normalization_of(model.backbone)
     if recipe.model.normalization == "unit":
         mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)

@@ -1,0 +1,224 @@
+"""From a folder of class folders to a report and a worklist, by commands that are shown."""
+
+import json
+import shlex
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from braintumor_ray.cli.console import open_pages
+from braintumor_ray.cli.options import anonymous_options, load_source
+from braintumor_ray.errors import GateError, UsageError
+from braintumor_ray.options import Option
+from braintumor_ray.progress import duration
+
+if TYPE_CHECKING:
+    from braintumor_ray.catalog.labels import ClassMap
+    from braintumor_ray.training.speed import Plan
+
+Say = Callable[[str], None]
+RunCommand = Callable[[list[str]], int]  # a command line to its exit code
+PLAN = "plan.json"
+OWN = {"audit", "run", "results", "report", "worklist", PLAN}  # what a quickstart writes
+LEAST_SCANS = 10  # of a class: to train, to choose a threshold and to test on
+PAGES_S = 60.0  # starting Ray, report and pages
+
+
+@dataclass(frozen=True)
+class QuickstartOptions:
+    """How much time there is, and what is known of the scans."""
+
+    minutes: Annotated[
+        float, Option("Time for all of it; training is shortened to fit.", "N", least=1)
+    ] = 15
+    output: Annotated[
+        Path, Option("Where to write it all.", "FOLDER", flags=("--output", "-o"))
+    ] = Path("quickstart-output")
+    weights: Annotated[
+        str,
+        Option(
+            "Pretrained weights of mobilenetv2_100; with none, a small network is trained.",
+            "imagenet|none|FILE.safetensors",
+        ),
+    ] = "imagenet"
+    truth: Annotated[
+        str | None,
+        Option(
+            "Where tumors are, if that is known: teaches and measures the maps.",
+            "MASKS|BOXES|OUTLINES",
+        ),
+    ] = None
+
+
+def run_quickstart(
+    source: str, options: QuickstartOptions, run: RunCommand, say: Say, *, show: bool = False
+) -> dict[str, Any]:
+    """Audit, train, score, evaluate and list; in the same folder it goes on from what is finished.
+
+    Args:
+        source: a folder of class folders, a CSV or a catalog.
+        options: see there.
+        run: runs a command line and returns its exit code.
+        say: takes a line for people.
+        show: open the pages in the browser at the end.
+
+    Returns:
+        Where to look, by what it is, and `minutes` that it took.
+
+    Raises:
+        UsageError: scans that no network can be trained on, or a folder with something else.
+        typer.Exit: a step failed; it has told why.
+    """
+    started = time.monotonic()
+    _check_output(options.output)
+    counts, classes = check_scans(source)
+    _check_weights(options.weights)
+    with redirect_stdout(sys.stderr):
+        _Steps(source, options, run, say, started).all(counts, classes)
+    out, spent = options.output, time.monotonic() - started
+    pages = {
+        "report": str(out / "report" / "report.html"),
+        "worklist": str(out / "worklist" / "worklist.html"),
+        "audit": str(out / "audit" / "audit.html"),
+    }
+    if show:
+        open_pages(list(pages.values()))
+    say(f"{duration(spent)} of {options.minutes:g} min. Not for patients. Look at these:")
+    bundle, results = str(out / "run" / "bundle"), str(out / "results")
+    return pages | {"bundle": bundle, "results": results, "minutes": round(spent / 60, 2)}
+
+
+def check_scans(source: str) -> tuple[dict[str, int], "ClassMap"]:
+    """Scans by class, and the classes.
+
+    Raises:
+        CatalogError: there are no scans.
+        UsageError: no two classes, or a class with too few scans.
+    """
+    from braintumor_ray.recipes.loader import load_recipe
+    from braintumor_ray.training.run_data import class_map
+
+    table = load_source(source, anonymous_options())
+    classes = class_map(table, load_recipe("best"))
+    found = Counter(classes.apply(label) for label in table["label"].to_pylist())
+    counts = {name: found[name] for name in classes.classes}
+    least = min(counts, key=lambda name: counts[name])
+    if counts[least] < LEAST_SCANS:
+        raise UsageError(
+            f"'{source}': class '{least}' has {counts[least]} scans, and quickstart needs "
+            f"{LEAST_SCANS} of each class to train, to choose a threshold and to test; add scans, "
+            "or leave the class out with 'catalog' and 'train --classes'"
+        )
+    return counts, classes
+
+
+def _check_output(output: Path) -> None:
+    foreign = sorted({path.name for path in output.iterdir()} - OWN) if output.exists() else []
+    if foreign:
+        raise UsageError(
+            f"'{output}' holds '{foreign[0]}', which is not of a quickstart; choose another "
+            "--output"
+        )
+
+
+def _check_weights(weights: str) -> None:
+    """Refuse weights that cannot be had before minutes are spent."""
+    from braintumor_ray.models.classifier import build_backbone
+    from braintumor_ray.models.weights import load_pretrained
+    from braintumor_ray.recipes.loader import load_recipe
+
+    if weights != "none":
+        recipe = load_recipe("best")
+        name, size = recipe.model.backbone, recipe.data.image_size
+        load_pretrained(build_backbone(name, size), name, weights, size)
+
+
+@dataclass
+class _Steps:
+    """The commands of a quickstart."""
+
+    source: str
+    options: QuickstartOptions
+    run: RunCommand
+    say: Say
+    started: float
+
+    def all(self, counts: dict[str, int], classes: "ClassMap") -> None:
+        """Run every command that has not been finished by an earlier quickstart."""
+        from braintumor_ray.local_ray import ray_session
+
+        o, out = self.options, self.options.output
+        truth = ["--truth", o.truth] if o.truth else []
+        self._audit()
+        plan = self._plan(counts, classes)
+        with ray_session():  # of both steps that need it
+            self._train(plan, truth)
+            bundle, results = str(out / "run" / "bundle"), str(out / "results")
+            # 3: many scans cannot be read. It has been told, and the others are scored.
+            score = ["score", self.source, "--bundle", bundle, "--output", results]
+            self._step(score, accepted=(0, GateError.exit_code))
+        audit = ["--audit", str(out / "audit" / "audit.json")]
+        where = ["--bundle", bundle, "--output", str(out / "report")]
+        self._step(["evaluate", str(out / "run" / "catalog.parquet"), *where, *audit, *truth])
+        self._step(["worklist", results, "--output", str(out / "worklist")])
+
+    def _audit(self) -> None:
+        folder = self.options.output / "audit"
+        if (folder / "audit.json").exists():
+            self.say(f"audited before: {folder / 'audit.html'}")
+        else:
+            self._step(["audit", self.source, "--output", str(folder)])
+
+    def _plan(self, counts: dict[str, int], classes: "ClassMap") -> "Plan":
+        """What is trained; an interrupted run goes on with the plan that it began with."""
+        from braintumor_ray.training.speed import Plan, plan_training
+
+        path = self.options.output / PLAN
+        if path.exists():
+            plan = Plan(**json.loads(path.read_text(encoding="utf-8")))
+        else:
+            spent = time.monotonic() - self.started  # by the audit, which reads every scan once
+            left = 60 * self.options.minutes - 3 * spent - PAGES_S  # two more readings
+            pretrained = self.options.weights != "none"
+            plan = plan_training(counts, classes.positive, left, pretrained=pretrained)
+            path.write_text(json.dumps(asdict(plan), indent=1) + "\n", encoding="utf-8")
+        negative = [name for name in classes.classes if name not in classes.positive]
+        self.say(f"classes with a tumor: {_named(classes.positive)}; without: {_named(negative)}")
+        self.say(plan.sentence())
+        return plan
+
+    def _train(self, plan: "Plan", truth: list[str]) -> None:
+        from braintumor_ray.training.run_folder import run_folder
+        from braintumor_ray.training.speed import FROM_SCRATCH
+
+        output = self.options.output / "run"
+        if run_folder(output).note().get("status") == "finished":
+            self.say(f"trained before: {output / 'bundle'}")
+            return
+        weights = "none" if plan.recipe == FROM_SCRATCH else self.options.weights
+        chosen = ["--recipe", plan.recipe, "--set", plan.setting, "--weights", weights]
+        self._step(["train", self.source, *chosen, *truth, "--output", str(output)])
+
+    def _step(self, command: list[str], accepted: tuple[int, ...] = (0,)) -> None:
+        """Show a command and run it.
+
+        Raises:
+            typer.Exit: it failed.
+        """
+        self.say(f"\n$ braintumor-ray {shlex.join(command)}")
+        began = time.monotonic()
+        code = self.run(command)
+        if code not in accepted:
+            raise typer.Exit(code)
+        self.say(f"({command[0]}: {duration(time.monotonic() - began)})")
+
+
+def _named(names: Sequence[str]) -> str:
+    return ", ".join(names) or "none"

@@ -1,0 +1,168 @@
+"""Which recipe fits into a time, from a short measurement on this machine."""
+
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from braintumor_ray.models.depthwise import quicken_depthwise
+from braintumor_ray.models.device import use_bf16
+from braintumor_ray.models.freezing import set_trainable, train_mode
+from braintumor_ray.recipes.loader import load_recipe
+from braintumor_ray.recipes.schema import Recipe
+from braintumor_ray.training.augment import Augmenter, augment_batch
+from braintumor_ray.training.loop import Batch, StepSettings, TrainableNetwork, train_epoch
+from braintumor_ray.training.run import architecture_of, network_of, preprocessing_of
+from braintumor_ray.training.stages import build_optimizer
+
+PRETRAINED, FROM_SCRATCH = "best", "demo"
+LEAST_EPOCHS = 4  # fewer teach a pretrained network next to nothing
+BATCHES = 3  # measured after one to warm up
+PREDICTIONS = 3  # passes over all scans: scoring, evaluation, the tuning after training
+MARGIN = 1.2  # for checkpoints, and for the guidance that is not measured
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds that a scan costs with all cores, or on the GPU.
+
+    Attributes:
+        train: in an epoch of training, augmentation included.
+        predict: through the network once.
+    """
+
+    train: float
+    predict: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe that is shortened to fit.
+
+    Attributes:
+        recipe: its name.
+        stage: the stage whose epochs are set.
+        epochs: of that stage, at most the recipe's own.
+        own_epochs: the recipe's own.
+        epoch_s: expected seconds of an epoch.
+        fits: whether the time is enough for the fewest useful epochs.
+    """
+
+    recipe: str
+    stage: str
+    epochs: int
+    own_epochs: int
+    epoch_s: float
+    fits: bool
+
+    @property
+    def setting(self) -> str:
+        """For `--set`."""
+        return f"stages.{self.stage}.epochs={self.epochs}"
+
+    def sentence(self) -> str:
+        """What was chosen, in one line."""
+        text = (
+            f"plan: recipe '{self.recipe}', {self.epochs} of its {self.own_epochs} epochs at about "
+            f"{self.epoch_s:.0f} s (measured here)"
+        )
+        return text if self.fits else f"{text}; fewer would teach nothing: this takes longer"
+
+
+Measure = Callable[[Recipe, int], Speed]
+
+
+def plan_training(
+    counts: Mapping[str, int],
+    positive: Collection[str],
+    seconds: float,
+    *,
+    pretrained: bool,
+    measure: Measure | None = None,
+) -> Plan:
+    """The strongest recipe of which enough epochs fit.
+
+    Args:
+        counts: scans by class.
+        positive: the classes with a tumor.
+        seconds: for training, and for all predictions after it.
+        pretrained: weights for the strong recipe can be had; it is not worth much without.
+        measure: makes the `Speed` of a recipe for so many classes; for tests.
+    """
+    names = (PRETRAINED, FROM_SCRATCH) if pretrained else (FROM_SCRATCH,)
+    for name in names:
+        recipe = load_recipe(name)
+        speed = (measure or measure_speed)(recipe, len(counts))
+        plan = _fitted(recipe, counts, positive, seconds, speed)
+        if plan.fits:
+            break
+    return plan
+
+
+def _fitted(
+    recipe: Recipe,
+    counts: Mapping[str, int],
+    positive: Collection[str],
+    seconds: float,
+    speed: Speed,
+) -> Plan:
+    shares, (stage,) = recipe.data.fractions, recipe.stages
+    scans = sum(counts.values())
+    shown = sum(n * (1 if c in positive else recipe.lesions.repeat) for c, n in counts.items())
+    epoch = MARGIN * (shares["train"] * shown * speed.train + shares["val"] * scans * speed.predict)
+    room = int((seconds - PREDICTIONS * scans * speed.predict) / epoch)
+    epochs = min(max(room, LEAST_EPOCHS), stage.epochs)
+    return Plan(recipe.name, stage.name, epochs, stage.epochs, epoch, room >= LEAST_EPOCHS)
+
+
+def measure_speed(recipe: Recipe, classes: int) -> Speed:
+    """Train a few batches of noise, in this process, on all cores or on the GPU."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = network_of(architecture_of(recipe, classes), recipe)
+    preprocessing = preprocessing_of(model, recipe)
+    if device.type == "cpu":
+        quicken_depthwise(model)
+    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    settings = StepSettings(
+        preprocessing,
+        torch.ones(classes, device=device),
+        bf16=use_bf16(device, recipe.precision),
+    )
+    set_trainable(model, recipe.stages[-1].train)
+    optimizer = build_optimizer(model, recipe, recipe.stages[-1])
+    train_mode(model)
+    network = TrainableNetwork(model)
+
+    def train(number: int) -> None:
+        batches = (_batch(recipe, seed, classes, device) for seed in range(number))
+        train_epoch(network, optimizer, batches, settings)
+
+    def predict(number: int) -> None:
+        with torch.inference_mode(), settings.autocast():
+            for _ in range(number):
+                model(torch.rand(shape, device=device)).sum().item()
+
+    shape = (recipe.data.batch_size, 3, recipe.data.image_size, recipe.data.image_size)
+    trained = _seconds(train)
+    model.eval()
+    scans = BATCHES * recipe.data.batch_size
+    return Speed(trained / scans, _seconds(predict) / scans)
+
+
+def _batch(recipe: Recipe, seed: int, classes: int, device: Any) -> Batch:  # noqa: ANN401 - torch's
+    """Noise of a batch's size, changed as scans are: uint8 (B, S, S), int64 (B,)."""
+    size, number = recipe.data.image_size, recipe.data.batch_size
+    noise = np.random.default_rng(seed).integers(0, 256, (number, size, size), np.uint8)
+    changed = augment_batch(noise, np.arange(number), Augmenter(recipe.augment, seed, 0))
+    labels = torch.arange(number) % classes
+    return torch.from_numpy(changed).to(device), labels.to(device)
+
+
+def _seconds(work: Callable[[int], None]) -> float:
+    work(1)
+    started = time.perf_counter()
+    work(BATCHES)
+    return time.perf_counter() - started

@@ -1,0 +1,175 @@
+"""From a folder of class folders to report and worklist; what each step is told."""
+
+import json
+from contextlib import nullcontext
+
+import pytest
+import typer.main
+from typer.testing import CliRunner
+
+from braintumor_ray.cli import app
+from braintumor_ray.cli.quickstart import OWN, QuickstartOptions, run_quickstart
+from braintumor_ray.recipes.loader import load_recipe
+from braintumor_ray.training.speed import LEAST_EPOCHS, Speed, measure_speed, plan_training
+from tests.builders import write_archive
+
+COUNTS = {"glioma": 800, "none": 200}
+
+
+def call(*arguments):
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def planned(seconds, *, pretrained=True, train=0.02, predict=0.005):
+    asked = []
+
+    def measure(recipe, classes):
+        asked.append((recipe.name, classes))
+        return Speed(train, predict) if recipe.name == "best" else Speed(train / 10, predict / 10)
+
+    plan = plan_training(COUNTS, ["glioma"], seconds, pretrained=pretrained, measure=measure)
+    return plan, asked
+
+
+class TestPlan:
+    def test_with_time_enough_the_recipe_keeps_its_own_epochs(self):
+        plan, asked = planned(3600)
+        assert (plan.recipe, plan.epochs, plan.fits) == ("best", 30, True)
+        assert asked == [("best", 2)]
+
+    def test_epochs_fit_the_time(self):
+        plan, _ = planned(300)
+        assert plan.recipe == "best"
+        assert LEAST_EPOCHS <= plan.epochs < 30
+        # Healthy scans are shown twice, and all scans are predicted three times afterwards.
+        epoch = 1.2 * (0.8 * (800 + 2 * 200) * 0.02 + 0.1 * 1000 * 0.005)
+        assert plan.epoch_s == pytest.approx(epoch)
+        assert plan.epochs == int((300 - 3 * 1000 * 0.005) / epoch)
+
+    def test_the_small_network_takes_over_where_the_strong_one_does_not_fit(self):
+        plan, asked = planned(60)
+        assert plan.recipe == "demo"
+        assert [name for name, _ in asked] == ["best", "demo"]
+
+    def test_without_weights_only_the_small_network_is_asked(self):
+        assert planned(3600, pretrained=False)[1] == [("demo", 2)]
+
+    def test_too_little_time_is_told(self):
+        plan, _ = planned(1)
+        assert (plan.epochs, plan.fits) == (LEAST_EPOCHS, False)
+        assert "this takes longer" in plan.sentence()
+
+    def test_the_setting_is_one_that_the_recipe_has(self):
+        plan, _ = planned(300)
+        assert load_recipe(plan.recipe, [plan.setting]).stages[0].epochs == plan.epochs
+
+    def test_speed_is_measured(self):
+        speed = measure_speed(load_recipe("demo", ["data.batch_size=4"]), 3)
+        assert speed.train > speed.predict > 0
+
+
+@pytest.fixture
+def archive(tmp_path):
+    write_archive(tmp_path / "archive", 40)
+    return tmp_path / "archive"
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("classes", "number", "words"),
+        [(("glioma",), 12, "1 class (glioma)"), (("a", "no_tumor"), 6, "needs 10 of each class")],
+    )
+    def test_a_folder_that_cannot_be_trained_on(self, tmp_path, classes, number, words):
+        write_archive(tmp_path / "archive", number, classes=classes)
+        found = call("quickstart", tmp_path / "archive", "-o", tmp_path / "out")
+        assert (found.exit_code, found.stdout) == (2, "")
+        assert words in found.stderr.splitlines()[-1]
+        assert not (tmp_path / "out").exists()
+
+    def test_an_empty_folder(self, tmp_path):
+        (tmp_path / "empty").mkdir()
+        found = call("quickstart", tmp_path / "empty", "-o", tmp_path / "out")
+        assert found.exit_code == 1
+        assert found.stderr.startswith("error: ")
+        assert found.stderr.count("\n") == 1
+
+    def test_an_output_with_something_else(self, tmp_path, archive):
+        (tmp_path / "out" / "thesis").mkdir(parents=True)
+        found = call("quickstart", archive, "-o", tmp_path / "out")
+        assert (found.exit_code, found.stderr.count("\n")) == (2, 1)
+        assert "'thesis'" in found.stderr
+
+    def test_weights_that_cannot_be_had_are_noticed_before_any_step(self, tmp_path, archive):
+        found = call("quickstart", archive, "-o", tmp_path / "out", "--weights", "no.safetensors")
+        assert found.exit_code == 1
+        assert "no such file" in found.stderr
+        assert not (tmp_path / "out").exists()
+
+
+class TestSteps:
+    """With a runner that notes the commands in place of running them."""
+
+    @pytest.fixture
+    def steps(self, tmp_path, archive, monkeypatch):
+        monkeypatch.setattr("braintumor_ray.local_ray.ray_session", nullcontext)
+        codes, commands, lines = {}, [], []
+
+        def run(command):
+            commands.append(command)
+            if command[0] == "audit":
+                (tmp_path / "out" / "audit").mkdir(parents=True)
+                (tmp_path / "out" / "audit" / "audit.json").touch()
+            return codes.get(command[0], 0)
+
+        def start(**options):
+            commands.clear()
+            chosen = QuickstartOptions(output=tmp_path / "out", weights="none", **options)
+            found = run_quickstart(str(archive), chosen, run, lines.append)
+            return found, [list(command) for command in commands]
+
+        start.codes, start.lines, start.out = codes, lines, tmp_path / "out"
+        return start
+
+    def test_every_step_is_shown_as_it_runs_and_is_a_command_line_of_ours(self, steps):
+        found, commands = steps(truth="boxes.csv")
+        names = [command[0] for command in commands]
+        assert names == ["audit", "train", "score", "evaluate", "worklist"]
+        shown = "\n".join(steps.lines)
+        for name, *arguments in commands:
+            assert f"$ braintumor-ray {name} " in shown
+            typer.main.get_command(app).commands[name].make_context(name, list(arguments))
+        for name in ("train", "evaluate"):
+            command = commands[names.index(name)]
+            assert command[command.index("--truth") + 1] == "boxes.csv"
+        assert found["report"] == str(steps.out / "report" / "report.html")
+        assert {path.name for path in steps.out.iterdir()} <= OWN
+
+    def test_a_second_time_the_audit_and_the_plan_are_used_again(self, steps):
+        steps(minutes=1)
+        plan = json.loads((steps.out / "plan.json").read_text())
+        _, commands = steps(minutes=500)
+        assert commands[0][0] == "train"
+        assert f"stages.scratch.epochs={plan['epochs']}" in commands[0]
+
+    def test_a_step_that_fails_ends_it_with_its_code(self, steps):
+        steps.codes["train"] = 2
+        with pytest.raises(typer.Exit) as failed:
+            steps()
+        assert failed.value.exit_code == 2
+
+    def test_scans_that_cannot_be_read_do_not_end_it(self, steps):
+        steps.codes["score"] = 3
+        assert steps()[1][-1][0] == "worklist"
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_from_a_folder_to_pages(tmp_path, archive, cluster):
+    found = call(
+        *("quickstart", archive, "--minutes", 1, "--weights", "none", "-o", tmp_path / "out"),
+        "--json",
+    )
+    assert found.exit_code == 0, found.output
+    pages = json.loads(found.stdout)
+    for name in ("report", "worklist", "audit"):
+        assert "<html" in (tmp_path / "out" / name / f"{name}.html").read_text()[:100], pages
