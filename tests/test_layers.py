@@ -21,7 +21,7 @@ LAYERS = [  # each imports from those above it only
     {"engines"},
     {"predict", "localization", "faithfulness", "pages"},
     {"training", "scoring", "evaluation", "audit", "worklist", "neurons", "serving", "publishing"},
-    {"archive"},
+    {"archive", "review"},
     {"cli", "client", "local_ray"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -45,6 +45,7 @@ ALONE = {
     "cli/bundles.py": "one file per group of commands",
     "cli/serving.py": "one file per group of commands",
     "cli/network.py": "one file per group of commands",
+    "cli/review.py": "one file per group of commands",
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -14,6 +14,7 @@ from braintumor_ray.cli import (
     hospital,
     lake,
     network,
+    review,
     scoring,
     serving,
     training,
@@ -47,7 +48,7 @@ def demo(
 
 
 work = (data, training, scoring, archive, lake, hospital)
-for group in (*work, evaluation, bundles, serving, network):
+for group in (*work, evaluation, bundles, serving, network, review):
     app.add_typer(group.app)
 
 

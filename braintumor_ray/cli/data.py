@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from braintumor_ray.catalog.options import CatalogOptions
+from braintumor_ray.catalog.options import CatalogOptions, LabelChoice
 from braintumor_ray.cli.console import progress_bar, say, short_errors
 from braintumor_ray.cli.options import Json, Source, load_source, print_result, takes, value_counts
 
@@ -40,22 +40,27 @@ def phantom(
 
 @app.command()
 @short_errors
-@takes(catalog_options=CatalogOptions)
+@takes(catalog_options=CatalogOptions, chosen=LabelChoice)
 def catalog(
     source: Source,
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="CATALOG", help="The catalog, .parquet.")
     ],
     catalog_options: CatalogOptions,
+    chosen: LabelChoice,
     as_json: Json = False,
 ) -> None:
     """List every scan of a source: one row per file, or per frame of a volume."""
     from braintumor_ray.catalog.build import unread_tags
     from braintumor_ray.catalog.labels import remarks
     from braintumor_ray.catalog.listing import left_out_of
+    from braintumor_ray.catalog.reviewed import read_reviewed, with_reviewed_labels
     from braintumor_ray.catalog.schema import write_catalog
 
     table = load_source(source, catalog_options.with_own_key(output))
+    if chosen.labels is not None:
+        table, told = with_reviewed_labels(table, read_reviewed(chosen.labels), chosen.labels)
+        say(told)
     write_catalog(table, output)
     if unread := unread_tags(table):
         say(f"warning: {unread}")
