@@ -18,7 +18,7 @@ from braintumor_ray.catalog.reviewed import newest, read_events
 from tests.review.conftest import write_scans
 from tests.serving.browser import Browser, find_browser
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 START = "from braintumor_ray.cli import main; main()"
 SHOWN = "document.querySelectorAll('#bars .bar').length === 4"
 SAVED = "document.getElementById('saved').textContent === 'all saved'"

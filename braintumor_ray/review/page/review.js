@@ -323,11 +323,13 @@ function taken(item, answer) {
     if (scan?.scan === item.scan) { scan.review = { ...scan.review, ...answer.review }; drawReview(); }
   }
   const was = answer.before;
+  let told = "";
   if (was && was.reviewer && was.reviewer !== answer.review.reviewer && was.label && was.label !== answer.review.label) {
-    saved(queue.waiting.length, `before, ${was.reviewer} said ${words(was.label)}: both are kept, yours counts`);
+    told = `before, ${was.reviewer} said ${words(was.label)}: both are kept, yours counts`;
   }
   events = answer.events;
   progress(answer);
+  return told;
 }
 
 function waitingBoxes() {

@@ -41,7 +41,7 @@ export const blob = async (path, options) => (await ask(path, options)).blob();
 // Labels in the order in which they were given. Each has an id: sent twice, it is one label.
 export class Queue {
   constructor(taken, changed) {
-    this.taken = taken; // called with the server's answer
+    this.taken = taken; // called with the server's answer; gives a message or ""
     this.changed = changed; // called with how many wait, and a message
     this.key = QUEUE + crypto.randomUUID();
     this.waiting = [];
@@ -103,8 +103,8 @@ export class Queue {
     const item = this.waiting.shift();
     this.pause = 500;
     this.store();
-    if (answer) this.taken(item, answer);
-    this.changed(this.waiting.length, message);
+    const told = answer ? this.taken(item, answer) : "";
+    this.changed(this.waiting.length, message || told);
   }
 }
 
