@@ -5,7 +5,7 @@
 A pool of unlabeled phantoms, a test set of other patients, frozen features and a linear head, which
 is fitted again after each batch of labels. Orders: 'entropy' as `review` and `worklist` ask,
 'diverse' (the least margins, of them those that are farthest apart) and 'random' (mean of some
-draws). The figure is the area under the accuracy curve, over the range of labels, so that 1 is right
+draws). The figure is the area under the accuracy curve, over the range of labels: 1 is right
 from the first label on; the interval is Student's t over the seeds, of the difference to 'random'.
 """
 
