@@ -22,7 +22,7 @@ LAYERS = [  # each imports from those above it only
     {"predict", "localization", "faithfulness", "pages"},
     {"training", "scoring", "evaluation", "audit", "worklist", "neurons", "serving", "publishing"},
     {"tracking"},
-    {"archive"},
+    {"archive", "review"},
     {"cli", "client", "local_ray"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -46,6 +46,7 @@ ALONE = {
     "cli/bundles.py": "one file per group of commands",
     "cli/serving.py": "one file per group of commands",
     "cli/network.py": "one file per group of commands",
+    "cli/review.py": "one file per group of commands",
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -14,6 +14,19 @@ from braintumor_ray.decode.options import DEFAULT_VOLUMES, VolumeOptions
 from braintumor_ray.options import MadeOf, Option
 
 SOURCE, PRIVACY = "Source", "Privacy"
+LabelsOption = Annotated[
+    str | None,
+    Option("Labels and boxes from 'review'; the newest wins over the source's.", "FILE"),
+]
+
+
+@dataclass(frozen=True)
+class LabelChoice:
+    """Labels that take the place of the source's, see `catalog.reviewed`."""
+
+    PANEL: ClassVar = SOURCE
+
+    labels: LabelsOption = None
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ RESERVED = {
     *("patient", "split", "class_name", "duplicate_group", "pixel_sha256", "status", "reason"),
     *("hashes", "image", "head", "only_frame", "predicted_class", "probabilities", "decision"),
     *("entropy", "out_of_domain", "cam_class", "bundle_fingerprint", "scored_at"),
-    "prediction_set",
+    *("prediction_set", "label_of_source"),
 }
 # What R, pandas, BIDS and spreadsheets write where there is no value.
 MISSING = {"", "na", "n/a", "nan", "null", "#n/a", "#na", "-nan", "#n/a n/a"}

@@ -14,6 +14,7 @@ from braintumor_ray.cli import (
     hospital,
     lake,
     network,
+    review,
     scoring,
     serving,
     training,
@@ -78,7 +79,7 @@ def _run_command(arguments: list[str]) -> int:
 
 
 work = (data, training, scoring, archive, lake, hospital)
-groups = [group.app for group in (*work, evaluation, bundles, serving, network)]
+groups = [group.app for group in (*work, evaluation, bundles, serving, network, review)]
 use_help([app, training.recipes_app, *groups])
 for group in groups:
     app.add_typer(group)

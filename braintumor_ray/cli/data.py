@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from braintumor_ray.catalog.options import CatalogOptions, StreamOptions
+from braintumor_ray.catalog.options import CatalogOptions, LabelChoice, StreamOptions
 from braintumor_ray.cli.console import progress_bar, say, short_errors
 from braintumor_ray.cli.options import Json, Source, load_source, print_result, takes, value_counts
+from braintumor_ray.errors import UsageError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -43,7 +44,7 @@ def phantom(
 
 @app.command()
 @short_errors
-@takes(catalog_options=CatalogOptions, made=StreamOptions)
+@takes(catalog_options=CatalogOptions, made=StreamOptions, chosen=LabelChoice)
 def catalog(
     source: Source,
     output: Annotated[
@@ -51,6 +52,7 @@ def catalog(
     ],
     catalog_options: CatalogOptions,
     made: StreamOptions,
+    chosen: LabelChoice,
     as_json: Json = False,
 ) -> None:
     """List every scan of a source: one row per file, or per frame of a volume.
@@ -61,11 +63,13 @@ def catalog(
     from braintumor_ray.catalog.stream import can_stream, stream_catalog
 
     options = catalog_options.with_own_key(output)
-    if can_stream(source, options) or made != StreamOptions():
+    if chosen.labels is not None and made != StreamOptions():
+        raise UsageError("--labels goes without --since and --listing; make the catalog whole")
+    if chosen.labels is None and (can_stream(source, options) or made != StreamOptions()):
         with progress_bar("cataloguing") as advance:
             wrote = stream_catalog(source, output, options, made, advance)
     else:
-        wrote = _catalog_in_memory(source, output, options)
+        wrote = _catalog_in_memory(source, output, options, chosen.labels)
     if unread := unread_line(wrote.unread):
         say(f"warning: {unread}")
     counts = dict(sorted(wrote.labels.items(), key=lambda item: str(item[0])))
@@ -82,15 +86,21 @@ def catalog(
     )
 
 
-def _catalog_in_memory(source: str, output: Path, options: CatalogOptions) -> "Streamed":
-    """The catalog of a table of scans, or of another catalog."""
+def _catalog_in_memory(
+    source: str, output: Path, options: CatalogOptions, labels: str | None
+) -> "Streamed":
+    """The catalog of a table of scans, of another catalog, or with labels of reviewers."""
     from braintumor_ray.catalog.build import unread_of
     from braintumor_ray.catalog.labels import remarks
     from braintumor_ray.catalog.listing import left_out_of
+    from braintumor_ray.catalog.reviewed import read_reviewed, with_reviewed_labels
     from braintumor_ray.catalog.schema import write_catalog
     from braintumor_ray.catalog.stream import Streamed
 
     table = load_source(source, options)
+    if labels is not None:
+        table, told = with_reviewed_labels(table, read_reviewed(labels), labels)
+        say(told)
     write_catalog(table, output)
     return Streamed(
         scans=table.num_rows,
@@ -147,7 +157,6 @@ def phantom_catalog(directory: Path, patients: int = PHANTOM_PATIENTS) -> "pa.Ta
 
 
 def _fractions(text: str) -> dict[str, float]:
-    from braintumor_ray.errors import UsageError
 
     try:
         values = [float(part) for part in text.split(",")]

@@ -5,7 +5,7 @@ import io
 import json
 import posixpath
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,17 +42,31 @@ def box_outlines(text: str, location: str) -> dict[str, Outlines]:
     polygons: dict[str, list[Points]] = defaultdict(list)
     for row in rows:
         where = f"line {rows.line_num} of '{location}'"
-        x_min, y_min, x_max, y_max = box = _numbers([row[name] for name in BOX_COLUMNS], where)
-        if not (0 <= x_min < x_max <= 1 and 0 <= y_min < y_max <= 1):
-            raise TruthError(
-                f"{where}: box {tuple(box)} is not x_min < x_max, y_min < y_max in fractions from "
-                "0 to 1; divide pixels by the scan's width and height"
-            )
+        box = _numbers([row[name] for name in BOX_COLUMNS], where)
         path = posixpath.normpath((row["path"] or "").strip().replace("\\", "/"))
-        polygons[path].append(rectangle(x_min, y_min, x_max, y_max))
+        polygons[path].append(_box_points(box, where))
     if not polygons:
         raise TruthError(f"'{location}' has no boxes")
     return {path: Outlines(tuple(boxes), in_pixels=False) for path, boxes in polygons.items()}
+
+
+def of_boxes(boxes: Iterable[Sequence[float]], where: str) -> Outlines:
+    """Boxes (x_min, y_min, x_max, y_max) of one scan, in fractions.
+
+    Raises:
+        TruthError: one is not valid.
+    """
+    return Outlines(tuple(_box_points(box, where) for box in boxes), in_pixels=False)
+
+
+def _box_points(box: Sequence[float], where: str) -> Points:
+    x_min, y_min, x_max, y_max = box
+    if not (0 <= x_min < x_max <= 1 and 0 <= y_min < y_max <= 1):
+        raise TruthError(
+            f"{where}: box {tuple(box)} is not x_min < x_max, y_min < y_max in fractions from "
+            "0 to 1; divide pixels by the scan's width and height"
+        )
+    return rectangle(x_min, y_min, x_max, y_max)
 
 
 def yolo_outlines(text: str, location: str) -> Outlines:

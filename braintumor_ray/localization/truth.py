@@ -15,7 +15,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from braintumor_ray.localization.formats import box_outlines, via_outlines, yolo_outlines
+from braintumor_ray.catalog.reviewed import boxes_by_path, read_reviewed
+from braintumor_ray.localization.formats import box_outlines, of_boxes, via_outlines, yolo_outlines
 from braintumor_ray.localization.outlines import Outlines, TruthError, resized_mask
 from braintumor_ray.storage import open_filesystem, read_bytes
 from braintumor_ray.types import Mask
@@ -140,7 +141,8 @@ def load_truth(location: str | Path) -> TruthIndex:
         location: a folder of mask images (same relative paths as the scans, any image suffix,
             `_mask` or `_seg` at the end allowed; not zero = tumor), Cheng's folder of .mat files,
             a folder of YOLO .txt files (boxes or polygons in fractions), a .csv with columns path,
-            x_min, y_min, x_max, y_max (fractions, several rows per path allowed), or VIA's .json.
+            x_min, y_min, x_max, y_max (fractions, several rows per path allowed), VIA's .json, or
+            the .jsonl of `review`.
             A local path or a URI.
 
     Raises:
@@ -152,7 +154,35 @@ def load_truth(location: str | Path) -> TruthIndex:
         return TruthIndex(text, "boxes", box_outlines(_text(text), text))
     if suffix == ".json":
         return TruthIndex(text, "via", via_outlines(_text(text), text))
+    if suffix == ".jsonl":
+        return reviewed_truth(text)
     return _folder(text)
+
+
+def reviewed_truth(location: str, base: TruthIndex | None = None) -> TruthIndex:
+    """Boxes that reviewers drew, over other truth.
+
+    Args:
+        location: of a file of labels, see `catalog.reviewed`.
+        base: what is known besides; a box takes its place.
+
+    Raises:
+        CatalogError: the file cannot be read.
+        TruthError: there is no box and no other truth, or a box is not valid.
+    """
+    boxes = boxes_by_path(read_reviewed(location))
+    drawn = {path: of_boxes(found, f"'{path}' of '{location}'") for path, found in boxes.items()}
+    if base is None and not drawn:
+        raise TruthError(f"'{location}' has no boxes; draw some with 'braintumor-ray review'")
+    if base is None:
+        return TruthIndex(location, "boxes", drawn)
+    replaced = {base.find(path) or base._key(path): outlines for path, outlines in drawn.items()}
+    return TruthIndex(base.location, base.kind, {**base.entries, **replaced})
+
+
+def has_boxes(location: str) -> bool:
+    """Whether reviewers drew boxes in a file of labels."""
+    return bool(boxes_by_path(read_reviewed(location)))
 
 
 def _folder(location: str) -> TruthIndex:

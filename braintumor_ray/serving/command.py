@@ -41,13 +41,13 @@ def serve_command(
     from braintumor_ray.serving import app
     from braintumor_ray.serving.model import settle_engine
 
-    _check_port(host, port)
+    check_port(host, port)
     on_gpu = settings.device in ("auto", "cuda") and settings.engine in ("auto", "torch")
     if on_gpu and app.gpus_in_cluster():
         settings = replace(settings, gpus_per_replica=1.0)
     settings, engine = settle_engine(settings)
     secured = token_digest(settings) is not None
-    if not secured and not _is_loopback(host):
+    if not secured and not is_loopback(host):
         say(f"no token is set: whoever reaches {host}:{port} may use the service")
 
     def ready() -> None:
@@ -61,14 +61,20 @@ def serve_command(
     app.run(settings, host, port, ready)
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address."""
     try:
         return ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
 
 
-def _check_port(host: str, port: int) -> None:
+def check_port(host: str, port: int) -> None:
+    """Refuse an address that cannot be listened on.
+
+    Raises:
+        UsageError: the port is taken, or the address is not this machine's.
+    """
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

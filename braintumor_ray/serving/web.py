@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp
@@ -42,7 +43,7 @@ STATIC = {
     "/static/icon.svg": ("icon.svg", "image/svg+xml"),
 }
 OPEN_PATHS = frozenset({*STATIC, "/healthz", "/readyz"})
-_POLICY = (
+PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
@@ -66,7 +67,7 @@ def create_app(service: Service, digest: str | None = None) -> ASGIApp:
         redoc_url=None,
         openapi_url="/openapi.json",
     )
-    _add_problems(app)
+    add_problems(app)
     _add_static(app)
     _add_state(app, service)
     _add_predictions(app, service)
@@ -124,14 +125,15 @@ def _add_static(app: FastAPI) -> None:
         # Read once: a request never opens a file.
         app.add_api_route(
             path,
-            _static_route((PAGE / name).read_bytes(), media_type),
+            static_route((PAGE / name).read_bytes(), media_type),
             include_in_schema=False,
             methods=["GET", "HEAD"],
         )
 
 
-def _static_route(content: bytes, media_type: str) -> Any:  # noqa: ANN401 - an endpoint
-    headers = {"Content-Security-Policy": _POLICY, "Cache-Control": "no-cache"}
+def static_route(content: bytes, media_type: str) -> Any:  # noqa: ANN401 - an endpoint
+    """An endpoint that answers a file of the page, under the policy that loads nothing else."""
+    headers = {"Content-Security-Policy": PAGE_POLICY, "Cache-Control": "no-cache"}
 
     async def static() -> Response:
         return Response(content, media_type=media_type, headers=headers)
@@ -139,7 +141,9 @@ def _static_route(content: bytes, media_type: str) -> Any:  # noqa: ANN401 - an 
     return static
 
 
-def _add_problems(app: FastAPI) -> None:
+def add_problems(app: Starlette) -> None:
+    """Errors of an application's routes become problem documents."""
+
     async def answer(_: Request, error: Exception) -> Response:
         return _problem(error).response()
 

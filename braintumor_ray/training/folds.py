@@ -13,7 +13,7 @@ from braintumor_ray.splits.splits import grouped_folds, grouped_split
 from braintumor_ray.training.options import Say, TrainOptions
 from braintumor_ray.training.phases import FIGURES
 from braintumor_ray.training.run import prepare, train
-from braintumor_ray.training.run_data import named_catalog
+from braintumor_ray.training.run_data import named_catalog, reviewed_catalog
 from braintumor_ray.training.run_folder import run_folder
 from braintumor_ray.training.split import (
     HASH_COLUMNS,
@@ -61,6 +61,7 @@ def cross_validate(
     if options.leave_out is not None:
         raise UsageError("--folds tests every source; leave out --leave-out, or --folds")
     catalog = named_catalog(catalog, options.recipe)
+    catalog = reviewed_catalog(catalog, options.labels, options.recipe, say)
     folder = run_folder(options.output)
     options = replace(options, cache=options.cache or folder.at("cache"))
     found = []

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
+from braintumor_ray.catalog.options import LabelsOption
 from braintumor_ray.options import FIRST, MadeOf, Option, parse_range
 
 if TYPE_CHECKING:
@@ -141,6 +142,7 @@ class TrainOptions:
         leave_out: name of the source that is tested and neither trains nor validates.
         cache: folder of decoded shards; None: inside the run's folder.
         truth: where tumors are (masks, boxes or outlines), for guidance; None: not guided.
+        labels: labels and boxes of reviewers (`catalog.reviewed`); boxes are truth.
         source: how the data is named in the model card.
         synthetic: the scans are phantoms; then missing pretrained weights are no error.
         device: of the last step (temperature, threshold).
@@ -188,6 +190,7 @@ class TrainOptions:
             "Tumors of the scans: training guides the evidence to them.", "MASKS|BOXES|OUTLINES"
         ),
     ] = None
+    labels: LabelsOption = None
     source: str = ""
     synthetic: bool = False
     device: str = "auto"

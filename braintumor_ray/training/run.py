@@ -13,13 +13,15 @@ import pyarrow as pa
 from braintumor_ray.catalog.labels import ClassMap
 from braintumor_ray.decode.preprocess import Preprocessing
 from braintumor_ray.errors import TrainingError, UsageError, WeightsError
-from braintumor_ray.localization.truth import TruthIndex, load_truth
+from braintumor_ray.localization.truth import TruthIndex, has_boxes, load_truth, reviewed_truth
 from braintumor_ray.models.bundle import Bundle, ViewFields, save_bundle
 from braintumor_ray.models.classifier import Architecture, Classifier, normalization_of
 from braintumor_ray.models.freezing import set_trainable
 from braintumor_ray.models.weights import load_pretrained
+from braintumor_ray.predict.neighbors import FEATURE_SCANS, FEATURES, feature_table
 from braintumor_ray.predict.predictor import Predictor
 from braintumor_ray.recipes.schema import Recipe
+from braintumor_ray.storage import write_table
 from braintumor_ray.training.artifacts import model_card, write_history
 from braintumor_ray.training.finish import (
     DOMAIN_SCANS,
@@ -39,6 +41,8 @@ from braintumor_ray.training.run_data import (
     class_map,
     decode_run,
     named_catalog,
+    reviewed_catalog,
+    source_classes,
     split_run,
 )
 from braintumor_ray.training.run_folder import RunFolder, run_folder
@@ -96,10 +100,12 @@ def train(
     folder.refuse_foreign_bundle()
     check_split_choice(catalog, options.split())
     catalog = named_catalog(catalog, recipe)
+    catalog = reviewed_catalog(catalog, options.labels, recipe, say)
     ready = prepare(catalog, options, say)
     classes, model = ready.classes, ready.model
     most = options.workers.most
-    data = split_run(catalog, folder, ready.shards, classes, options.split(), most, say)
+    before = source_classes(catalog, recipe)
+    data = split_run(catalog, folder, ready.shards, classes, options.split(), most, say, before)
     weights = ready.weights
     guided = _guided(options, ready, data, say)
     name = _claim(folder, options, data, weights, guided)
@@ -143,7 +149,7 @@ def prepare(catalog: pa.Table, options: TrainOptions, say: Say) -> RunInputs:
         say(line)
     model = network_of(architecture_of(recipe, len(classes.classes)), recipe)
     preprocessing = preprocessing_of(model, recipe)
-    truth = _truth(options, model)
+    truth = _truth(options, model, say)
     weights = _load_weights(model, options, say)
     learnt = pa.array([classes.apply(label) is not None for label in catalog["label"].to_pylist()])
     folder = run_folder(options.output)
@@ -151,7 +157,7 @@ def prepare(catalog: pa.Table, options: TrainOptions, say: Say) -> RunInputs:
     return RunInputs(classes, model, preprocessing, shards, truth, weights)
 
 
-def _truth(options: TrainOptions, model: Classifier) -> TruthIndex | None:
+def _truth(options: TrainOptions, model: Classifier, say: Say) -> TruthIndex | None:
     """Where tumors are, read before anything is decoded.
 
     Raises:
@@ -165,7 +171,13 @@ def _truth(options: TrainOptions, model: Classifier) -> TruthIndex | None:
             f"{recipe.model.backbone} does not give; set model.head = 'linear', or leave out "
             "--truth and [lesions]"
         )
-    return None if options.truth is None else load_truth(options.truth)
+    truth = None if options.truth is None else load_truth(options.truth)
+    if options.labels is None or not has_boxes(options.labels):
+        return truth
+    if recipe.guidance.weight and model.linear is None:
+        say(f"the boxes of '{options.labels}' are not used: this head cannot be guided by them")
+        return truth
+    return reviewed_truth(options.labels, truth)
 
 
 @dataclass(frozen=True)
@@ -314,12 +326,18 @@ def _finish(
     with folder.outbox() as box:
         write_history(fitted.history, box)
         (box / "phases.json").write_text(json.dumps(phases, indent=1) + "\n", encoding="utf-8")
+        write_table(box / FEATURES, _features(data, outputs(predictor, "train", FEATURE_SCANS)))
         card = model_card(bundle, data, phases, options, weights)
         saved = save_bundle(
             box / "bundle", bundle.fields, bundle.build_model(), bundle.gate, card, bundle.archive
         )
     folder.write_note(status="finished")
     return TrainingResult(saved, folder.location, fitted.history, phases)
+
+
+def _features(data: RunData, seen: Outputs) -> pa.Table:
+    """What the network sees in its training scans, for finding similar ones."""
+    return feature_table(data.rows_of("train"), seen.scan_ids, seen.pooled)
 
 
 def architecture_of(recipe: Recipe, k: int) -> Architecture:

@@ -9,8 +9,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from braintumor_ray.catalog.labels import ClassMap, parse_groups, read_spec, with_named_folders
+from braintumor_ray.catalog.reviewed import SOURCE_LABEL, read_reviewed, with_reviewed_labels
 from braintumor_ray.catalog.schema import read_catalog, write_catalog
 from braintumor_ray.decode.preprocess import Preprocessing
+from braintumor_ray.errors import UsageError
 from braintumor_ray.progress import TenthLines
 from braintumor_ray.recipes.schema import Recipe
 from braintumor_ray.splits.splits import LeakReport
@@ -104,6 +106,36 @@ def class_map(catalog: pa.Table, recipe: Recipe) -> ClassMap:
     return ClassMap.parse(spec, labels, recipe.data.negative_classes)
 
 
+def reviewed_catalog(catalog: pa.Table, labels: str | None, recipe: Recipe, say: Say) -> pa.Table:
+    """The catalog with the labels of reviewers, where there are any.
+
+    Raises:
+        CatalogError: they cannot be read, or are of other scans.
+    """
+    if labels is None:
+        return catalog
+    spec = read_spec(recipe.data.classes)
+    groups = parse_groups(spec) if spec else None
+    catalog, told = with_reviewed_labels(catalog, read_reviewed(labels), labels, groups)
+    say(told)
+    return catalog
+
+
+def source_classes(catalog: pa.Table, recipe: Recipe) -> ClassMap | None:
+    """The classes of the source's own labels, by which scans were split before a review.
+
+    None where no reviewer changed a label, or where the source's labels are no two classes.
+    """
+    if SOURCE_LABEL not in catalog.column_names:
+        return None
+    labels = [label for label in catalog[SOURCE_LABEL].to_pylist() if label is not None]
+    spec = read_spec(recipe.data.classes)
+    try:
+        return ClassMap.parse(spec, labels, recipe.data.negative_classes)
+    except UsageError:  # an archive without labels: the reviewers' are the first
+        return None
+
+
 def named_catalog(catalog: pa.Table, recipe: Recipe) -> pa.Table:
     """The catalog with labels from folders that the recipe's classes name, such as `1,2,3`."""
     spec = read_spec(recipe.data.classes)
@@ -151,8 +183,11 @@ def split_run(
     options: SplitOptions,
     workers: int,
     say: Say,
+    before: ClassMap | None = None,
 ) -> RunData:
     """Find duplicates, split, check, and keep the catalog with the run.
+
+    `before` is of `source_classes`; the others are as for `decode_run` and `with_splits`.
 
     Raises:
         GateError: the split leaks and that was not allowed.
@@ -161,7 +196,7 @@ def split_run(
     own = has_own_split(catalog)
     if own:
         say("splits: taken from the catalog's column 'split'")
-    catalog, leaks = with_splits(catalog, shards.read(HASH_COLUMNS), classes, options)
+    catalog, leaks = with_splits(catalog, shards.read(HASH_COLUMNS), classes, options, before)
     counts = counts_by_split(catalog)
     check_counts(counts, classes, workers)
     path = folder.at("catalog.parquet")

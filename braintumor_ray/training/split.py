@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from braintumor_ray.catalog.labels import ClassMap
+from braintumor_ray.catalog.reviewed import SOURCE_LABEL
 from braintumor_ray.catalog.sources import SOURCE, require_source
 from braintumor_ray.decode.hashes import HASHES
 from braintumor_ray.decode.reading import hash_scans
@@ -22,7 +23,11 @@ HASH_COLUMNS = ["scan_id", "status", "reason", "pixel_sha256", HASHES]
 
 
 def with_splits(
-    catalog: pa.Table, hashes: pa.Table, classes: ClassMap, options: SplitOptions
+    catalog: pa.Table,
+    hashes: pa.Table,
+    classes: ClassMap,
+    options: SplitOptions,
+    before: ClassMap | None = None,
 ) -> tuple[pa.Table, LeakReport]:
     """The catalog with class_name, status, reason, pixel_sha256, hashes, duplicate_group and split.
 
@@ -31,6 +36,8 @@ def with_splits(
         hashes: columns `HASH_COLUMNS` of the decoded shards, in any order.
         classes: which labels are learnt.
         options: see `SplitOptions`.
+        before: classes of the source's own labels where reviewers gave others: scans are split
+            by these, so that a review moves no scan out of the test split.
 
     Raises:
         GateError: the split leaks and that was not allowed.
@@ -42,7 +49,7 @@ def with_splits(
     digests = hashes["pixel_sha256"].to_pylist()
     groups = scan_groups(catalog, hashes)
     names = learnt_names(catalog, hashes, classes)
-    split = _assign(catalog, names, groups, options)
+    split = _split_as_before(catalog, hashes, names, groups, options, before)
     leaks = check_leaks(split, groups, digests)
     if leaks.leaky and not options.allow_leakage:
         raise GateError(
@@ -128,7 +135,11 @@ def split_catalog(
     classes = ClassMap.parse(None, labels)
     bare = catalog.drop_columns([c for c in ("split",) if c in catalog.column_names])
     options = SplitOptions(fractions, seed=seed)
-    return with_splits(bare, hash_scans(bare, progress), classes, options)[0]
+    before = None
+    if SOURCE_LABEL in catalog.column_names:
+        own = [label for label in catalog[SOURCE_LABEL].to_pylist() if label is not None]
+        before = ClassMap.parse(None, own) if len(set(own)) > 1 else None
+    return with_splits(bare, hash_scans(bare, progress), classes, options, before)[0]
 
 
 def counts_by_split(catalog: pa.Table) -> dict[str, dict[str, int]]:
@@ -179,6 +190,33 @@ def scan_groups(catalog: pa.Table, hashes: pa.Table) -> npt.NDArray[np.int64]:
     """
     images = image_groups(hashes["pixel_sha256"].to_pylist(), hashes[HASHES].to_pylist())
     return merge_groups(catalog["patient_key"].to_pylist(), images)
+
+
+def _split_as_before(
+    catalog: pa.Table,
+    hashes: pa.Table,
+    names: list[str | None],
+    groups: npt.NDArray[np.int64],
+    options: SplitOptions,
+    before: ClassMap | None,
+) -> list[str | None]:
+    """The split that the scans had by the source's labels; scans that had none join training.
+
+    A scan that joins follows its copies and its patient into validation or test.
+    """
+    if SOURCE_LABEL not in catalog.column_names or before is None or options.leave_out is not None:
+        return _assign(catalog, names, groups, options)
+    own = catalog.drop_columns(["label"]).append_column("label", catalog[SOURCE_LABEL])
+    known = learnt_names(own, hashes, before)
+    split = _assign(catalog, known, groups, options)
+    place: dict[int, str] = {}
+    for wanted in ("train", "val", "test"):  # the last one counts
+        place |= {int(g): wanted for g, s in zip(groups, split, strict=True) if s == wanted}
+    joined = [
+        place.get(int(group), "train") if old is None and found is None else found
+        for group, old, found in zip(groups, known, split, strict=True)
+    ]
+    return [found if name else None for found, name in zip(joined, names, strict=True)]
 
 
 def _assign(

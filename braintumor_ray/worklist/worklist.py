@@ -108,7 +108,7 @@ def make_worklist(
     summary = {
         "by": by,
         "sets": sets,
-        "shifts": _shifts(folder),
+        "shifts": run_shifts(folder),
         "scans": listed.num_rows,
         "patients": listed_patients.num_rows if known else None,
         "ranked": ranked.num_rows,
@@ -122,19 +122,24 @@ def make_worklist(
     return summary | {"scans_drawn": drawn}
 
 
-def _shifts(folder: ResultsFolder) -> list[str]:
+def run_shifts(folder: ResultsFolder) -> list[str]:
+    """A sentence for each run whose scans differ from those of training."""
     runs = [manifest.get("summary", {}) for manifest in folder.manifests()]
     shifts = [(run.get("generation"), Shift.of_run(run)) for run in runs]
     return [f"Run {n}: {s.sentence()}." for n, s in shifts if s is not None and s.differs]
 
 
-def load_rows(folder: ResultsFolder) -> pa.Table:
+def load_rows(folder: ResultsFolder, columns: Sequence[str] = ()) -> pa.Table:
     """Current rows with the catalog's `path` and label (`known_label`), one per scan.
+
+    Args:
+        folder: the results.
+        columns: further ones of the results.
 
     Raises:
         ResultsError: nothing committed, or no row has a prediction.
     """
-    further = [PREDICTION_SET] if has_sets(folder) else []
+    further = [*columns, *([PREDICTION_SET] if has_sets(folder) else [])]
     rows = read_results(folder.location, [*_READ, *further, *folder.meta["cam_methods"]])
     if "ok" not in rows["status"].to_pylist():
         raise ResultsError(

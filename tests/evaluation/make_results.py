@@ -85,7 +85,7 @@ def results_meta(cam_shape):
 
 
 def _row(scan, p, maps, unreadable):
-    row = {name: scan[name] for name in ("scan_id", "uri", "frame", "patient_key")}
+    row = {name: scan[name] for name in ("scan_id", "uri", "frame", "patient_key", "series_key")}
     if unreadable:
         return row | {"status": "quarantined", "reason": "JPEG is damaged"}
     decoded = decode(read_bytes(scan["uri"]), frame=scan["frame"]).gray

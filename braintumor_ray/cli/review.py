@@ -1,0 +1,47 @@
+"""The command of people who look at scored scans: review."""
+
+from dataclasses import replace
+from typing import Annotated, Optional
+
+import typer
+
+from braintumor_ray.cli.console import say, short_errors
+from braintumor_ray.cli.options import Json, anonymous_options, load_source, print_result, takes
+from braintumor_ray.review.options import ReviewOptions
+
+app = typer.Typer()
+
+
+@app.command()
+@short_errors
+@takes(options=ReviewOptions)
+def review(
+    results: Annotated[str, typer.Argument(metavar="RESULTS", help="A results folder or URI.")],
+    options: ReviewOptions,
+    source: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            metavar="FOLDER|CSV|CATALOG|URI",
+            help="Where the scans are now, if not where they were scored.",
+        ),
+    ] = None,
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Address to listen on.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[
+        int, typer.Option(min=1, max=65535, metavar="N", help="Port to listen on.")
+    ] = 8100,
+    as_json: Json = False,
+) -> None:
+    """Look at scored scans in a browser and label them; ends with Ctrl-C. See docs/review.md.
+
+    Every label is on the disk before the page says so. 'train --labels FILE' learns from them.
+    """
+    from braintumor_ray.review.command import review_command
+
+    archive = None
+    if source is not None:
+        archive = load_source(source, replace(anonymous_options(), probe_headers=False))
+    found = review_command(results, archive, options, host, port, say)
+    text = f"{found['done']} of {found['total']} scans reviewed: {found['labels']}"
+    print_result(found, as_json, text)

@@ -1,0 +1,44 @@
+"""What a review shows and where its labels go."""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+from braintumor_ray.options import FIRST, Device, Option
+
+Order = Literal["urgency", "uncertainty", "disagreement"]
+ORDERS: tuple[Order, ...] = ("urgency", "uncertainty", "disagreement")
+LABELS = "review/labels.jsonl"  # below the results folder
+
+
+@dataclass(frozen=True)
+class ReviewOptions:
+    """How a results folder is reviewed.
+
+    Attributes:
+        labels: the file that labels are appended to, local; None: `LABELS` in the results folder.
+        reviewer: whose labels they are, until the page is told another name.
+        order: the first order of the list.
+        bundle: RUN/bundle, for maps of other classes and neighbors; None: stored maps only.
+        device: of the bundle's network.
+        token_file: as for `serve`.
+    """
+
+    PANEL: ClassVar = FIRST
+
+    labels: Annotated[
+        str | None,
+        Option("Labels are appended here; else RESULTS/review/labels.jsonl.", "FILE.jsonl"),
+    ] = None
+    reviewer: Annotated[str, Option("Your name, kept with each label.", "NAME")] = ""
+    order: Annotated[Order, Option("Which scans come first.", choices=ORDERS)] = "urgency"
+    bundle: Annotated[
+        str | None,
+        Option(
+            "RUN/bundle that scored them: maps of any class, and nearest training scans.",
+            "BUNDLE",
+        ),
+    ] = None
+    device: Device = "auto"
+    token_file: Annotated[
+        str | None, Option("Token that requests must carry; else BRAINTUMOR_TOKEN.", "FILE")
+    ] = None
