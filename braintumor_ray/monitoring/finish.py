@@ -110,8 +110,9 @@ def _post(url: str, body: bytes) -> None:
 
 def _may_pass(error: Exception) -> bool:
     """Whether another try may help: not where the server has refused the request as such."""
-    refused = isinstance(error, urllib.error.HTTPError) and error.code < 500
-    return not (refused and error.code not in (408, 429)) and not isinstance(error, ValueError)
+    if isinstance(error, urllib.error.HTTPError):
+        return error.code >= 500 or error.code in (408, 429)
+    return not isinstance(error, ValueError)  # no address
 
 
 def _cause(error: Exception) -> str:

@@ -182,10 +182,17 @@ def _to(stream: TextIO, known: Sequence[str]) -> None:
     logging.getLogger(PACKAGE).setLevel(logging.INFO)
 
 
-def _warned(message: Warning | str, category: type[Warning], filename: str, *_: object) -> None:
+def _warned(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
     """The text is left out: libraries quote what headers hold."""
     where = os.path.basename(filename)
-    logging.getLogger("py.warnings").warning("%s in %s", category.__name__, where)
+    logging.getLogger("py.warnings").warning("%s in %s:%d", category.__name__, where, lineno)
 
 
 def log_line(line: str, fields: Mapping[str, Any] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Prometheus metrics of a running archive job, through Ray: each node's agent exports them.
+"""Prometheus metrics of jobs and of the service, through Ray: each node's agent exports them.
 
 Ray puts `ray_` in front of every name, and `_total` behind that of a counter. Its histograms know
 only buckets, and their sum is made of the buckets' middles: exact times are counters here.
@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from ray.util.metrics import Counter, Gauge, Histogram
 
+LATENCY = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0]
 SECONDS = [0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0]
 
 
@@ -84,3 +85,22 @@ class RunMeters:
     def backlog(self, scans: int) -> None:
         """So many scans have no row yet."""
         self._backlog.set(scans)
+
+
+class RequestMeters:
+    """What one front of the service has answered."""
+
+    def __init__(self) -> None:
+        keys = ("route", "code")
+        self._requests = Counter("braintumor_requests", "requests that were answered", keys)
+        self._latency = Histogram(
+            "braintumor_request_latency_seconds",
+            "from the headers to the answer",
+            LATENCY,
+            ("route",),
+        )
+
+    def answered(self, route: str, code: int, seconds: float) -> None:
+        """Count an answer."""
+        self._requests.inc(1, {"route": route, "code": str(code)})
+        self._latency.observe(seconds, {"route": route})

@@ -34,6 +34,7 @@ HELP = {
     "shift_limit": "what chance and usual differences explain",
     "drift_distance": "of a figure from those of the last runs",
     "drift_limit": "more is drift",
+    "drifts": "1: the figure differs from those of the last runs by more than chance",
     "bundle_info": "what made the newest generation; always 1",
 }
 
@@ -131,6 +132,7 @@ def _of_comparison(comparison: Mapping[str, Any]) -> Iterator[Sample]:
         labels = {"figure": figure["name"]}
         yield Sample("drift_distance", figure["distance"], labels)
         yield Sample("drift_limit", figure["limit"], labels)
+        yield Sample("drifts", figure["drifts"], labels)  # fewer quarantined scans do not
 
 
 def _earlier(path: str, results: str) -> list[Sample]:
