@@ -67,6 +67,7 @@ def write_metrics_file(path: str, run: FinishedRun) -> None:
 
     Raises:
         OSError: it cannot be written.
+        ValueError: it is there and holds something else than metrics.
     """
     from prometheus_client import CollectorRegistry, Gauge, write_to_textfile
 
@@ -143,6 +144,8 @@ def _earlier(path: str, results: str) -> list[Sample]:
         families = list(text_string_to_metric_families(Path(path).read_text(encoding="utf-8")))
     except FileNotFoundError:
         return []
+    except ValueError as error:
+        raise ValueError(f"it holds something else than metrics ({error}); remove it") from error
     found = []
     for sample in (sample for family in families for sample in family.samples):
         name = sample.name.removeprefix(f"{PREFIX}_")

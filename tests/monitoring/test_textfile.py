@@ -87,7 +87,7 @@ def test_a_file_that_nobody_would_read_is_refused_before_the_run(tmp_path, name)
 
 def test_a_file_of_somebody_else_is_not_replaced(path):
     path.write_text("this is no metrics file {")
-    with pytest.raises(ValueError, match="metrics"):
+    with pytest.raises(ValueError, match="holds something else"):
         write_metrics_file(str(path), finished(found=summary()))
     assert path.read_text() == "this is no metrics file {"
 
