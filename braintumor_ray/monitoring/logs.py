@@ -26,7 +26,9 @@ WORKER_HOOK = f"{__name__}.log_as_worker"
 # In quotation marks with a slash in it, or a URI, or a path from the root; a word after a blank
 # that has a slash in it goes on with the path.
 _PATHS = re.compile(
-    r"'([^'\n]*/[^'\n]*)'|\"([^\"\n]*/[^\"\n]*)\"|(?<![\w.])((?:[a-z][\w+.-]*:/)?/[^\s'\",;]+(?: [^\s'\",;]*/[^\s'\",;]*)*)"
+    r"'([^'\n]*/[^'\n]*)'"
+    r"|\"([^\"\n]*/[^\"\n]*)\""
+    r"|(?<![\w.])((?:[a-z][\w+.-]*:/)?/[^\s'\",;]+(?: [^\s'\",;]*/[^\s'\",;]*)*)"
 )
 # What Ray prints of a worker: "(MapWorker(MapBatches(Decode)) pid=12, ip=10.0.0.3) line".
 _OF_WORKER = re.compile(r"^(?:\x1b\[[0-9;]*m)*\(.*?pid=\d+.*?\)(?:\x1b\[[0-9;]*m)* ?")
