@@ -76,8 +76,8 @@ def _where(address: str | None, cpus: int, metrics_port: int | None) -> dict[str
     if address:
         if metrics_port:
             raise UsageError(
-                f"--metrics-port {metrics_port}: the nodes of the cluster at RAY_ADDRESS '{address}' "
-                "have ports of their own; leave it out"
+                f"--metrics-port {metrics_port}: the cluster at RAY_ADDRESS '{address}' has "
+                "ports of its own; leave it out"
             )
         return {"address": address}
     if metrics_port:

@@ -148,6 +148,8 @@ def test_the_log_is_json_and_names_nobody(seen):
     keys = {"time", "level", "logger", "message", "run_id", "fields"}
     assert all(set(record) == keys for record in records)
     assert len({record["run_id"] for record in records}) == 1
+    (worker, *_) = [r for r in records if r["logger"].endswith("predict_stage")]
+    assert worker["fields"]["engine"] == "torch", "a process of Ray's has logged it"
     assert records[-1]["message"] == "nightly ended"
     assert records[-1]["fields"]["exit_code"] == 0
     assert "DOE" not in text
