@@ -77,9 +77,14 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": message,
             "run_id": self._run,
-            "fields": {k: v for k, v in vars(record).items() if k not in _STANDARD},
+            "fields": {k: v for k, v in vars(record).items() if not _is_standard(k)},
         }
         return json.dumps(found, default=str)
+
+
+def _is_standard(attribute: str) -> bool:
+    """Whether each record has it; Ray adds some that begin with an underscore."""
+    return attribute in _STANDARD or attribute.startswith("_")
 
 
 def describe(error: BaseException) -> str:
