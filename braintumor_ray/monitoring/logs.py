@@ -22,6 +22,7 @@ RUN_ID = "BRAINTUMOR_RUN_ID"
 HIDDEN = "[path]"
 PACKAGE = "braintumor_ray"
 CONSOLE = f"{PACKAGE}.console"
+PRINTED = "stderr"  # what came as a line, not as a record
 WORKER_HOOK = f"{__name__}.log_as_worker"
 # In quotation marks with a slash in it, or a URI, or a path from the root; a word after a blank
 # that has a slash in it goes on with the path.
@@ -127,7 +128,7 @@ class LinesAsRecords(io.TextIOBase):
         if record := _record_in(line):
             print(record, file=self._out, flush=True)
         elif line.strip() and not worker:
-            logging.getLogger("stderr").info("%s", line)
+            logging.getLogger(PRINTED).info("%s", line)
 
 
 def _record_in(line: str) -> str | None:
@@ -187,7 +188,8 @@ def _to(stream: TextIO, known: Sequence[str]) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
-    logging.getLogger(PACKAGE).setLevel(logging.INFO)
+    for told in (PACKAGE, PRINTED):
+        logging.getLogger(told).setLevel(logging.INFO)
 
 
 def _warned(

@@ -16,11 +16,9 @@ from braintumor_ray.monitoring.logs import json_logs, log_as_worker, without_pat
 
 
 @pytest.fixture
-def lines(monkeypatch):
+def lines(capsys):
     """What is written on stderr, as a list of objects."""
-    stderr = io.StringIO()
-    monkeypatch.setattr(sys, "stderr", stderr)
-    return lambda: [json.loads(line) for line in stderr.getvalue().splitlines()]
+    return lambda: [json.loads(line) for line in capsys.readouterr().err.splitlines()]
 
 
 def test_a_line_for_people_becomes_a_record(lines):
