@@ -54,8 +54,8 @@ class Job:
         (archive / "no_tumor" / "DOE_broken.png").write_bytes(b"no picture")
         copy = f"import sys, pathlib; pathlib.Path({str(self.told)!r}).write_text(sys.stdin.read())"
         arguments = [
-            *("nightly", archive, "--bundle", bundle, "--output", self.results, "--json"),
-            *("--tta", "--block-size", 8, "--metrics-port", self.port, "--metrics-file", self.metrics),
+            *("nightly", archive, "--bundle", bundle, "--output", self.results, "--json", "--tta"),
+            *("--block-size", 8, "--metrics-port", self.port, "--metrics-file", self.metrics),
             *("--log-json", "--on-finish", f"{shlex.quote(sys.executable)} -c {shlex.quote(copy)}"),
         ]
         environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
