@@ -41,8 +41,6 @@ def ray_session(workers: int = 2, metrics_port: int | None = None) -> Iterator[N
     cpus = max(os.cpu_count() or 1, LEAST_CPUS, workers + SPARE_CPUS)
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value.format(cpus=cpus))
-    if are_json():
-        os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # Ray would join records that look alike
     _let_arrow_give_memory_back()
     import logging
 

@@ -20,11 +20,15 @@ app = typer.Typer()
 def serve(
     settings: ServingSettings,
     live: LiveMetrics,
-    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Address to listen on.")] = (
-        "127.0.0.1"
-    ),
+    host: Annotated[
+        str,
+        typer.Option(metavar="ADDRESS", rich_help_panel="Network", help="Address to listen on."),
+    ] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option(min=1, max=65535, metavar="N", help="Port to listen on.")
+        int,
+        typer.Option(
+            min=1, max=65535, metavar="N", rich_help_panel="Network", help="Port to listen on."
+        ),
     ] = 8000,
     replicas: Annotated[
         str, typer.Option(metavar="N|MIN:MAX", help="Predictors; MIN:MAX: scaled by load.")

@@ -32,7 +32,7 @@ _PATHS = re.compile(
     r"|(?<![\w.])((?:[a-z][\w+.-]*:/)?/[^\s'\",;]+(?: [^\s'\",;]*/[^\s'\",;]*)*)"
 )
 # What Ray prints of a worker: "(MapWorker(MapBatches(Decode)) pid=12, ip=10.0.0.3) line".
-_OF_WORKER = re.compile(r"^(?:\x1b\[[0-9;]*m)*\(.*?pid=\d+.*?\)(?:\x1b\[[0-9;]*m)* ?")
+_OF_RAY = re.compile(r"^(?:\x1b\[[0-9;]*m)*\((?:.*?pid=\d+|raylet|autoscaler|gcs_server)\b.*?\)")
 _STANDARD = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}
 
 
@@ -124,10 +124,9 @@ class LinesAsRecords(io.TextIOBase):
         return False
 
     def _line(self, line: str) -> None:
-        worker = _OF_WORKER.match(line)
         if record := _record_in(line):
             print(record, file=self._out, flush=True)
-        elif line.strip() and not worker:
+        elif line.strip() and not _OF_RAY.match(line):
             logging.getLogger(PRINTED).info("%s", line)
 
 
@@ -154,6 +153,7 @@ def json_logs(wanted: bool, known: Sequence[str] = ()) -> Iterator[None]:
     if not wanted:
         yield
         return
+    os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # read as Ray is imported: it joins like lines
     root, stderr, shown = logging.getLogger(), sys.stderr, warnings.showwarning
     before = root.handlers[:], root.level
     _to(stderr, known)

@@ -80,11 +80,11 @@ class RunMeters:
         self._made_by = Gauge(
             "braintumor_run_info", "what makes the rows; always 1", ("results", *made_by)
         ).set_default_tags({**where, **made_by})
-        self._made_by.set(1)
 
     def backlog(self, scans: int) -> None:
-        """So many scans have no row yet."""
+        """So many scans have no row yet. Call it often: Ray drops a gauge that nobody sets."""
         self._backlog.set(scans)
+        self._made_by.set(1)
 
 
 class RequestMeters:

@@ -57,6 +57,7 @@ def test_records_of_workers_pass_and_their_other_lines_do_not(lines):
         prefix = "\x1b[36m(MapWorker(MapBatches(PredictStage)) pid=12, ip=10.0.0.3)\x1b[0m "
         print(prefix + own.getvalue().strip(), file=sys.stderr)
         print(prefix + "Traceback of /archive/DOE^JOHN.dcm", file=sys.stderr)
+        print("\x1b[33m(raylet)\x1b[0m [2026-11-26 I 1] a remark of Ray's core", file=sys.stderr)
     (record,) = lines()
     assert (record["logger"], record["message"]) == ("braintumor_ray.worker", "a remark")
 
