@@ -1,12 +1,15 @@
 """Starting Ray for a command: on the cluster that is there, or on this machine alone."""
 
 import os
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from typing import Any
 
 from braintumor_ray.errors import UsageError
+from braintumor_ray.monitoring.logs import are_json, worker_environment
 
 SPARE_CPUS = 2  # logical, for reading and data, next to the workers
 LEAST_CPUS = 4  # with fewer the archive job's stages wait for each other for ever
@@ -20,7 +23,7 @@ _ENVIRONMENT = {
 
 
 @contextmanager
-def ray_session(workers: int = 2) -> Iterator[None]:
+def ray_session(workers: int = 2, metrics_port: int | None = None) -> Iterator[None]:
     """A Ray connection, closed at the end if it was opened here.
 
     What Ray prints meanwhile goes to stderr: stdout is for results.
@@ -28,8 +31,12 @@ def ray_session(workers: int = 2) -> Iterator[None]:
     With `RAY_ADDRESS` set, that cluster; else a local one with enough logical CPUs: more than the
     machine has is fine, as stages wait for each other most of the time.
 
+    Args:
+        workers: processes that need a CPU each.
+        metrics_port: where a local Ray exports Prometheus metrics; None: at a free port.
+
     Raises:
-        UsageError: the cluster at RAY_ADDRESS does not answer.
+        UsageError: the cluster at RAY_ADDRESS does not answer, or the port is not free.
     """
     cpus = max(os.cpu_count() or 1, LEAST_CPUS, workers + SPARE_CPUS)
     for name, value in _ENVIRONMENT.items():
@@ -43,10 +50,10 @@ def ray_session(workers: int = 2) -> Iterator[None]:
         yield
         return
     address = os.environ.get("RAY_ADDRESS")
+    where = _where(address, cpus, metrics_port) | _logs()
     try:
-        where = {"address": address} if address else {"num_cpus": cpus, "include_dashboard": False}
         with _stderr_held():
-            ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(**where, logging_level=logging.ERROR)
     except ConnectionError as error:
         raise UsageError(
             f"RAY_ADDRESS '{address}': no cluster answers ({error}); unset it to run here alone"
@@ -60,6 +67,39 @@ def ray_session(workers: int = 2) -> Iterator[None]:
             raise
         finally:
             ray.shutdown()  # prints what is left, too
+
+
+def _where(address: str | None, cpus: int, metrics_port: int | None) -> dict[str, Any]:
+    """What `ray.init` needs to know of the place."""
+    if address:
+        if metrics_port:
+            raise UsageError(
+                f"--metrics-port {metrics_port}: the cluster at RAY_ADDRESS '{address}' has "
+                "ports of its own; leave it out"
+            )
+        return {"address": address}
+    if metrics_port:
+        _check_free(metrics_port)
+    return {"num_cpus": cpus, "include_dashboard": False, "_metrics_export_port": metrics_port}
+
+
+def _check_free(port: int) -> None:
+    """Ray itself would go on without metrics."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            raise UsageError(
+                f"--metrics-port {port}: cannot listen there ({error.strerror}); choose another"
+            ) from error
+
+
+def _logs() -> dict[str, Any]:
+    """Lines of workers reach this process only as records, with --log-json."""
+    if not are_json():
+        return {"log_to_driver": False}
+    return {"log_to_driver": True, "runtime_env": worker_environment()}
 
 
 def wants_gpu(wanted: bool | None) -> bool:
@@ -96,12 +136,13 @@ def _stderr_held() -> Iterator[None]:
         sys.stderr.flush()
         saved = os.dup(2)
         os.dup2(kept.fileno(), 2)
+        failed = True
         try:
             yield
-        except BaseException:
-            kept.seek(0)
-            os.write(saved, kept.read())
-            raise
+            failed = False
         finally:
             os.dup2(saved, 2)
             os.close(saved)
+            if failed:
+                kept.seek(0)
+                sys.stderr.write(kept.read().decode("utf-8", "replace"))

@@ -110,6 +110,14 @@ def absolute(location: str) -> str:
     return location if is_uri(location) else os.path.abspath(local_path(location))
 
 
+def location_label(location: str) -> str:
+    """A location as metrics and messages to others name it: without a user and a password."""
+    uri = split_uri(location)
+    if uri is None:
+        return spelled(absolute(location)).rstrip("/")
+    return f"{uri.scheme}://{uri.authority.rpartition('@')[2]}/{uri.path}".rstrip("/")
+
+
 # A name that is no UTF-8 cannot be in Parquet or JSON. Each of its odd bytes 0x80..0xFF becomes a
 # character U+EF80..U+EFFF, private ones that MirBSD uses for this (OPTU encoding). A name that
 # has such a character itself is spelled by that character's bytes, so that nothing is ambiguous.

@@ -18,6 +18,7 @@ from braintumor_ray.cli import app, scoring
 from braintumor_ray.cli.console import short_errors
 from braintumor_ray.cli.options import takes
 from braintumor_ray.errors import BundleError, UsageError
+from braintumor_ray.monitoring.options import RunReport
 from braintumor_ray.options import Option, parse_range
 from braintumor_ray.scoring.options import ScoreOptions
 from braintumor_ray.serving.command import serving_settings
@@ -156,7 +157,7 @@ class TestDeclaredOptions:
         got, plan = [], job.plan_only
         monkeypatch.setattr(job, "plan_only", lambda *a: got.append(a[-1]) or plan(*a))
         scorer = typer.Typer()
-        scorer.command()(takes(run=MoreRun)(inspect.unwrap(scoring.score)))
+        scorer.command()(takes(run=MoreRun, report=RunReport)(inspect.unwrap(scoring.score)))
         assert "TRIES" in CliRunner().invoke(scorer, ["--help"]).stdout
         write_archive(tmp_path / "archive", 4)
         words = [str(tmp_path / "archive"), "-b", str(bundle_path), "-o", "r", "--dry-run"]

@@ -1,24 +1,37 @@
 """What commands share on the terminal: progress on stderr, errors as one line, exit codes."""
 
 import functools
+import inspect
+import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from braintumor_ray.errors import BrainTumorError
+from braintumor_ray.monitoring.logs import are_json, json_logs, log_line
 from braintumor_ray.progress import TenthLines
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-P = ParamSpec("P")
 T = TypeVar("T")
 Advance = Callable[[int, int], None]
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+LogJson = Annotated[
+    bool,
+    typer.Option(
+        "--log-json",
+        help="Log JSON on stderr, an object a line; see docs/monitoring.md.",
+        metavar="",
+        show_default=False,
+        rich_help_panel="Monitoring",
+    ),
+]
+log = logging.getLogger(__name__)
 
 
 def console() -> "Console":
@@ -28,9 +41,12 @@ def console() -> "Console":
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-def say(line: str) -> None:
-    """A line for people, on stderr."""
-    typer.echo(line, err=True)
+def say(line: str, fields: Mapping[str, Any] | None = None) -> None:
+    """A line for people, on stderr; with `--log-json` a record that has these fields, too."""
+    if are_json():
+        log_line(line, fields)
+    else:
+        typer.echo(line, err=True)
 
 
 def open_pages(pages: Sequence[str]) -> None:
@@ -42,21 +58,43 @@ def open_pages(pages: Sequence[str]) -> None:
             say(f"no browser was found to open '{page}'")
 
 
-def short_errors(command: Callable[P, T]) -> Callable[P, T]:
-    """Domain errors become one line and their exit code; anything else keeps its traceback."""
+def short_errors(command: Callable[..., T]) -> Callable[..., T]:
+    """Domain errors become one line and their exit code; anything else keeps its traceback.
+
+    Gives the command the option `--log-json`.
+    """
 
     @functools.wraps(command)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
-        try:
-            return command(*args, **kwargs)
-        except BrainTumorError as error:
-            say(f"error: {error}")
-            raise typer.Exit(error.exit_code) from error
-        except KeyboardInterrupt:
-            say("interrupted; what is finished is kept: the same command goes on from there")
-            raise typer.Exit(INTERRUPTED) from None
+    def wrapped(*args: Any, log_json: bool = False, **kwargs: Any) -> T:  # noqa: ANN401 - typer's
+        with json_logs(log_json, _known_places(kwargs)):
+            try:
+                return command(*args, **kwargs)
+            except BrainTumorError as error:
+                say(f"error: {error}")
+                raise typer.Exit(error.exit_code) from error
+            except KeyboardInterrupt:
+                say("interrupted; what is finished is kept: the same command goes on from there")
+                raise typer.Exit(INTERRUPTED) from None
+            except Exception as error:
+                if not log_json or isinstance(error, typer.Exit | typer.Abort | typer.BadParameter):
+                    raise
+                log.exception("unexpected failure")
+                raise typer.Exit(1) from error
 
+    signature = inspect.signature(command)
+    own = inspect.Parameter(
+        "log_json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=LogJson
+    )
+    wrapped.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[*signature.parameters.values(), own]
+    )
+    wrapped.__annotations__ = {**command.__annotations__, "log_json": LogJson}
     return wrapped
+
+
+def _known_places(options: Mapping[str, Any]) -> list[str]:
+    """What a log may show of paths: where results and bundles are."""
+    return [str(options[name]) for name in ("output", "results", "bundle") if options.get(name)]
 
 
 @contextmanager

@@ -9,6 +9,8 @@ from braintumor_ray.catalog.options import CatalogOptions
 from braintumor_ray.cli.console import progress_bar, say, short_errors
 from braintumor_ray.cli.lake import compact_line
 from braintumor_ray.cli.options import Json, Source, flag, print_result, takes
+from braintumor_ray.cli.reporting import reported
+from braintumor_ray.monitoring.options import RunReport
 from braintumor_ray.options import Option
 from braintumor_ray.scoring.options import ScoreOptions
 
@@ -44,11 +46,12 @@ class ScoreRun:
 
 @app.command()
 @short_errors
-@takes(run=ScoreRun)
+@takes(run=ScoreRun, report=RunReport)
 def score(
     source: Source,
     output: Output,
     run: ScoreRun,
+    report: RunReport,
     dry_run: Annotated[bool, flag("Print what would be scored, and end.")] = False,
     plan: Annotated[bool, flag("Print what it asks of a cluster, by a sample, and end.")] = False,
     gpu_scans_per_s: Annotated[
@@ -75,18 +78,21 @@ def score(
         text = f"{found['would_score']} of {found['scans']} scans would be scored into {output}"
         print_result(found, as_json, text)
         return
-    found = score_source(source, output, run)
-    print_result(found, as_json, _score_lines(found, output))
-    _gate_quarantine(found, run.max_quarantine_fraction)
+    with reported("score", output, report) as ended:
+        found = score_source(source, output, run, report.live.metrics_port)
+        ended.summary = found
+        print_result(found, as_json, _score_lines(found, output))
+        _gate_quarantine(found, run.max_quarantine_fraction)
 
 
 @app.command()
 @short_errors
-@takes(run=ScoreRun)
+@takes(run=ScoreRun, report=RunReport)
 def nightly(
     source: Source,
     output: Output,
     run: ScoreRun,
+    report: RunReport,
     verify_all: Annotated[
         bool, flag("Verify every row ever scored, not only tonight's.", panel="Gates")
     ] = False,
@@ -109,20 +115,31 @@ def nightly(
     whole differ from those that the bundle was trained on.
     """
     from braintumor_ray.errors import GateError
+
+    with reported("nightly", output, report) as ended:
+        found = score_source(source, output, run, report.live.metrics_port)
+        ended.summary = found
+        lines, gates = _judged(output, found, run, verify_all, compact_after)
+        print_result(found, as_json, "\n".join(lines))
+        for gate in gates:
+            say(f"gate: {gate}")
+        if gates:
+            raise GateError(f"{len(gates)} gates not met in '{output}'; the rows are committed")
+
+
+def _judged(
+    output: str, found: dict[str, Any], run: ScoreRun, verify_all: bool, compact_after: int | None
+) -> tuple[list[str], list[str]]:
+    """Lines for people and the gates that are not met; what was found gets the verdict."""
     from braintumor_ray.scoring.nightly import judge
 
-    found = score_source(source, output, run)
     night = judge(output, found, run.max_quarantine_fraction, None if verify_all else 1)
     lines = [_score_lines(found, output), *night.report]
     joined = None if night.gates else _compact_after(output, compact_after)
     if joined:
         lines.append(f"compaction: {compact_line(joined)}")
     found |= {"night": asdict(night), "compaction": joined}
-    print_result(found, as_json, "\n".join(lines))
-    for gate in night.gates:
-        say(f"gate: {gate}")
-    if night.gates:
-        raise GateError(f"{len(night.gates)} gates not met in '{output}'; the rows are committed")
+    return lines, night.gates
 
 
 def _compact_after(output: str, most: int | None) -> dict[str, int] | None:
@@ -138,19 +155,23 @@ def _compact_after(output: str, most: int | None) -> dict[str, int] | None:
     return asdict(compact(output, CompactOptions(expire=True)))
 
 
-def score_source(source: str, output: str, run: ScoreRun) -> dict[str, Any]:
+def score_source(
+    source: str, output: str, run: ScoreRun, metrics_port: int | None = None
+) -> dict[str, Any]:
     """Score a source into a results folder, with progress; the summary as a dictionary."""
     from braintumor_ray.catalog.local_key import check_results
     from braintumor_ray.local_ray import ray_session
+    from braintumor_ray.predict.results import results_folder
     from braintumor_ray.scoring.job import score as score_scans
 
     scans, options = _open(source, output, run)
     check_results(output, scans.key_check)
     least = (options.request.predictors or (1, 1))[0]
-    with ray_session(least + 1), progress_bar("scoring") as advance:
+    with ray_session(least + 1, metrics_port), progress_bar("scoring") as advance:
         summary = score_scans(scans, output, options, advance)
     return asdict(summary) | {
         "quarantine_fraction": summary.quarantine_fraction,
+        "bundle_fingerprint": results_folder(output).meta["bundle_fingerprint"],
         "left_out": scans.left_out.left_out,
     }
 

@@ -7,6 +7,7 @@ import typer
 
 from braintumor_ray.cli.console import say, short_errors
 from braintumor_ray.cli.options import takes
+from braintumor_ray.monitoring.options import LiveMetrics
 from braintumor_ray.options import parse_range
 from braintumor_ray.serving.settings import ServingSettings
 
@@ -15,14 +16,19 @@ app = typer.Typer()
 
 @app.command()
 @short_errors
-@takes(settings=ServingSettings)
+@takes(settings=ServingSettings, live=LiveMetrics)
 def serve(
     settings: ServingSettings,
-    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Address to listen on.")] = (
-        "127.0.0.1"
-    ),
+    live: LiveMetrics,
+    host: Annotated[
+        str,
+        typer.Option(metavar="ADDRESS", rich_help_panel="Network", help="Address to listen on."),
+    ] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option(min=1, max=65535, metavar="N", help="Port to listen on.")
+        int,
+        typer.Option(
+            min=1, max=65535, metavar="N", rich_help_panel="Network", help="Port to listen on."
+        ),
     ] = 8000,
     replicas: Annotated[
         str, typer.Option(metavar="N|MIN:MAX", help="Predictors; MIN:MAX: scaled by load.")
@@ -36,5 +42,5 @@ def serve(
     number = parse_range("--replicas", replicas)
     least, most = number if isinstance(number, tuple) else (number, None)
     settings = serving_settings(replace(settings, replicas=least, max_replicas=most))
-    with haproxy_environment(), ray_session((most or least) + 1):
+    with haproxy_environment(), ray_session((most or least) + 1, live.metrics_port):
         serve_command(settings, host, port, say)

@@ -15,6 +15,7 @@ from braintumor_ray.cli.console import say, short_errors
 from braintumor_ray.cli.data import phantom_catalog
 from braintumor_ray.cli.options import Json, flag, load_source, print_result, takes
 from braintumor_ray.errors import UsageError
+from braintumor_ray.monitoring.options import LiveMetrics
 from braintumor_ray.storage import is_local, local_path
 from braintumor_ray.tracking.options import TrainTrackingOptions
 from braintumor_ray.training.options import TrainOptions
@@ -79,11 +80,17 @@ def _phantoms_with_their_recipe(command: Callable[..., None]) -> Callable[..., N
 @app.command()
 @short_errors
 @_phantoms_with_their_recipe
-@takes(options=TrainOptions, catalog_options=CatalogOptions, tracking=TrainTrackingOptions)
+@takes(
+    options=TrainOptions,
+    catalog_options=CatalogOptions,
+    tracking=TrainTrackingOptions,
+    live=LiveMetrics,
+)
 def train(
     options: TrainOptions,
     catalog_options: CatalogOptions,
     tracking: TrainTrackingOptions,
+    live: LiveMetrics,
     sources: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Argument(
@@ -121,7 +128,8 @@ def train(
         if preview_augmentation:
             found = _preview(table, options)
         else:
-            found = _train_on_ray(table, options, folds, run, tracking.mlflow_model)
+            model, port = tracking.mlflow_model, live.metrics_port
+            found = _train_on_ray(table, options, folds, run, model, port)
     print_result(found | {"left_out": left_out.left_out}, as_json, _train_lines(found))
 
 
@@ -176,11 +184,16 @@ def _preview(table: "pa.Table", options: TrainOptions) -> dict[str, Any]:
 
 
 def _train_on_ray(
-    table: "pa.Table", options: TrainOptions, folds: int | None, run: "Run", model: str | None
+    table: "pa.Table",
+    options: TrainOptions,
+    folds: int | None,
+    run: "Run",
+    model: str | None,
+    metrics_port: int | None,
 ) -> dict[str, Any]:
     from braintumor_ray.local_ray import ray_session, wants_gpu
 
-    with ray_session(options.workers.most):
+    with ray_session(options.workers.most, metrics_port):
         workers = replace(options.workers, use_gpu=wants_gpu(options.workers.use_gpu))
         options = replace(options, workers=workers)
         run.parameters(_parameters(options, folds))

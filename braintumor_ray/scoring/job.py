@@ -21,6 +21,7 @@ from braintumor_ray.engines.choice import Choice, possible_engine, settled_engin
 from braintumor_ray.errors import BrainTumorError, ResultsError
 from braintumor_ray.models.bundle import Bundle, load_bundle
 from braintumor_ray.models.device import use_bf16
+from braintumor_ray.monitoring.meters import RunMeters
 from braintumor_ray.predict.results import (
     MANIFESTS,
     META,
@@ -37,7 +38,7 @@ from braintumor_ray.scoring.plan import Plan, make_plan, write_work
 from braintumor_ray.scoring.scans import Scans, are_in
 from braintumor_ray.scoring.settling import FIRST_ENGINE, as_stored, open_results, settled
 from braintumor_ray.scoring.summary import Summary, Tally, nothing_new, summarize
-from braintumor_ray.storage import absolute
+from braintumor_ray.storage import absolute, location_label
 from braintumor_ray.types import Progress
 
 ATTEMPTS = 5  # executions of one run: nodes and workers die, and orphans of theirs are tidied up
@@ -184,6 +185,7 @@ def _run(
     attempt = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S%fZ")
     catalogs = write_work(plan, attempt)
     counter = counter_on_this_node()
+    progress = _metered(plan, bundle, options, progress)
     for number in range(1, ATTEMPTS + 1):
         if not _missing(plan):
             break
@@ -198,11 +200,30 @@ def _run(
             f"{lost} of {plan.work.num_rows} scans have no committed row after {ATTEMPTS} "
             "attempts; nothing was published; run the same command again"
         )
-    if progress:
-        progress(plan.work.num_rows, plan.work.num_rows)
+    progress(plan.work.num_rows, plan.work.num_rows)
     predicted, seconds = ray.get(counter.read.remote())
     speed = predicted / seconds if seconds else 0.0
     return _commit(plan, catalogs, lease, started, speed, options, Tally(bundle))
+
+
+def _metered(
+    plan: Plan, bundle: Bundle, options: ScoreOptions, progress: Progress | None
+) -> Progress:
+    """Progress that is exported, too."""
+    predict = options.predict
+    made_by = {
+        "engine": str(predict.engine),
+        "precision": predict.precision,
+        "bundle_fingerprint": bundle.fingerprint,
+    }
+    meters = RunMeters(location_label(plan.generation.folder.location), made_by)
+
+    def report(done: int, total: int) -> None:
+        meters.backlog(total - done + plan.backlog)
+        if progress:
+            progress(done, total)
+
+    return report
 
 
 def _commit(

@@ -1,17 +1,20 @@
 """The archive job's pipeline on Ray Data: read, decode, predict, write with checkpoints."""
 
 import math
+import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
+import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, SaveMode
 from ray.data.checkpoint import CheckpointConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from braintumor_ray.models.bundle import Bundle
+from braintumor_ray.monitoring.meters import StageMeters
 from braintumor_ray.parquet_dataset import read_rows
 from braintumor_ray.progress import repeated
 from braintumor_ray.scoring.decode_stage import ArchiveDecodeStage
@@ -20,7 +23,7 @@ from braintumor_ray.scoring.layout import Layout
 from braintumor_ray.scoring.options import PredictSettings, ScoreOptions
 from braintumor_ray.scoring.predict_stage import PredictStage
 from braintumor_ray.scoring.scans import ROWS_PER_PART
-from braintumor_ray.storage import absolute, open_filesystem
+from braintumor_ray.storage import absolute, location_label, open_filesystem
 from braintumor_ray.types import Progress
 
 
@@ -30,6 +33,24 @@ class Stages:
 
     decode: type = ArchiveDecodeStage
     predict: type = PredictStage
+
+
+def measured(stage: type, name: str, results: str) -> Any:  # noqa: ANN401 - a class
+    """The stage's class with metrics of its blocks; in Ray's lists it keeps its name."""
+
+    class Measured(stage):
+        def __init__(self, *args: Any) -> None:  # noqa: ANN401 - the stage's own
+            super().__init__(*args)
+            self._meters = StageMeters(results, name)
+
+        def __call__(self, rows: pa.Table) -> pa.Table:
+            started = time.perf_counter()
+            made = super().__call__(rows)
+            self._meters.block(made, time.perf_counter() - started)
+            return made
+
+    Measured.__name__ = Measured.__qualname__ = stage.__name__
+    return Measured
 
 
 @ray.remote(num_cpus=0)
@@ -85,11 +106,12 @@ def execute(
     # With Ray's 2, a task that cuts a part into blocks of rows waits, with its CPU and its process,
     # until nearly its last block is wanted. Parts are smaller than this, and their rows are small.
     blocks = math.ceil(2 * ROWS_PER_PART / options.block_size)
+    results = location_label(generation.folder.location)
     context._max_num_blocks_in_streaming_gen_buffer = blocks
     scored = (
         data.repartition(target_num_rows_per_block=options.block_size)
         .map_batches(
-            stages.decode,
+            measured(stages.decode, "decode", results),
             fn_constructor_args=(
                 bundle.preprocessing,
                 options.decode,
@@ -101,7 +123,7 @@ def execute(
             compute=_pool(layout.decoders),
         )
         .map_batches(
-            stages.predict,
+            measured(stages.predict, "predict", results),
             fn_constructor_args=(
                 _on_layout(options.predict, layout),
                 bundle.fingerprint,
@@ -146,11 +168,9 @@ def watched(
     counter: Any,  # noqa: ANN401 - an actor handle
     done: int,
     total: int,
-    progress: Progress | None,
+    progress: Progress,
 ) -> AbstractContextManager[None]:
     """Passes the counter on to `progress` twice a second while the job runs."""
-    if progress is None:
-        return nullcontext()
 
     def read() -> None:
         with suppress(ray.exceptions.RayError):  # the job itself will report it

@@ -48,6 +48,7 @@ class Plan:
         resumed: how many of them an interrupted attempt has committed already.
         known: catalog rows that earlier generations have scored.
         supersedes: scan ids that stop being current, by the generation that holds their row.
+        backlog: new scans that the limit leaves for later runs.
     """
 
     generation: Generation
@@ -55,6 +56,7 @@ class Plan:
     resumed: int
     known: int
     supersedes: dict[int, list[int]] = field(default_factory=dict)
+    backlog: int = 0
 
     @property
     def remaining(self) -> int:
@@ -96,13 +98,15 @@ def make_plan(
     known = scans.num_rows - int(np.count_nonzero(wanted))
     done = np.sort(generation.committed_ids())
     carried = _carried(generation, done[~are_in(done, np.sort(scans.ids[wanted]))])
+    new = int(np.count_nonzero(wanted))
     if limit is not None:
         committed = are_in(scans.ids, done)
         wanted &= committed | (np.cumsum(wanted & ~committed) <= limit)
     work = Work(scans, wanted, carried)
     supersedes = _superseded(generation, work, manifests, redaction)
     resumed = int(np.count_nonzero(are_in(work.ids, done)))
-    return Plan(generation, work, resumed, known, supersedes)
+    backlog = new - int(np.count_nonzero(wanted))
+    return Plan(generation, work, resumed, known, supersedes, backlog)
 
 
 def write_work(plan: Plan, attempt: str, redaction: UriRedaction | None = None) -> list[str]:

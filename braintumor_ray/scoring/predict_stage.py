@@ -1,5 +1,6 @@
 """The archive job's second stage, decoded rows to result rows; no Ray in here."""
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ from braintumor_ray.scoring.options import PredictSettings
 from braintumor_ray.types import GrayImage
 
 Report = Callable[[int, float], None]
+log = logging.getLogger(__name__)
 
 
 class PredictStage:
@@ -39,6 +41,9 @@ class PredictStage:
             parallel=settings.torch_threads or 1,
             tta=settings.tta,
         )
+        chosen = self._predictor
+        made = {"engine": chosen.choice.engine, "precision": chosen.precision}
+        log.info("predictor is ready", extra=made | {"device": str(chosen.device)})
         threads = settings.torch_threads
         parallel = ParallelPredictor(self._predictor, threads) if threads else self._predictor
         self._predict = parallel.predict

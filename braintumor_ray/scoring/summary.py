@@ -21,6 +21,7 @@ class Summary:
         generation: its number; None where there was nothing to score.
         scans: rows committed by this generation, `resumed` of them by an interrupted attempt.
         known: scans of the source that earlier generations had scored.
+        backlog: new scans of the source that `limit` left for later runs.
         status, classes, reasons: counts; classes of ok rows, reasons of the others.
         mean_entropy, entropy_deviation: over ok rows, 0 to 1; None where there are none.
         out_of_domain: ok rows flagged.
@@ -51,6 +52,7 @@ class Summary:
     engine: EngineName = "torch"
     precision: str | None = None
     engine_scans_per_s: dict[str, float] = field(default_factory=dict)
+    backlog: int = 0
 
     @property
     def quarantine_fraction(self) -> float:
@@ -117,7 +119,7 @@ class Tally:
 
 def nothing_new(plan: Plan) -> Summary:
     """Of a run that had nothing to score."""
-    return Summary(None, 0, 0, plan.known)
+    return Summary(None, 0, 0, plan.known, backlog=plan.backlog)
 
 
 def summarize(plan: Plan, tally: Tally, seconds: float, model_scans_per_s: float) -> Summary:
@@ -130,6 +132,7 @@ def summarize(plan: Plan, tally: Tally, seconds: float, model_scans_per_s: float
         scans=tally.scans,
         resumed=plan.resumed,
         known=plan.known,
+        backlog=plan.backlog,
         status=dict(tally.status.most_common()),
         classes=dict(tally.classes.most_common()),
         reasons=dict(tally.reasons.most_common()),

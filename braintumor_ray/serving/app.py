@@ -21,6 +21,8 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 from ray.util.metrics import Histogram
 
+from braintumor_ray.monitoring.meters import RequestMeters
+from braintumor_ray.serving.access import MeteredApp
 from braintumor_ray.serving.batching import Batcher
 from braintumor_ray.serving.decoders import DecoderPool
 from braintumor_ray.serving.model import (
@@ -37,7 +39,7 @@ from braintumor_ray.serving.model import (
 from braintumor_ray.serving.problems import busy
 from braintumor_ray.serving.service import Service, not_ready
 from braintumor_ray.serving.settings import ServingSettings, parse_settings, token_digest
-from braintumor_ray.serving.web import create_app
+from braintumor_ray.serving.web import ROUTES, create_app
 from braintumor_ray.types import GrayImage
 
 APP_NAME = "braintumor"
@@ -147,7 +149,8 @@ def build_application(settings: ServingSettings, digest: str | None) -> Applicat
         decoders = DecoderPool(
             settings.decoders, settings.decode_timeout_s, settings.decode_memory_mib * 2**20
         )
-        return create_app(Service(settings, RemoteModel(handle), decoders), digest)
+        app = create_app(Service(settings, RemoteModel(handle), decoders), digest)
+        return MeteredApp(app, ROUTES, RequestMeters().answered)
 
     front = serve.deployment(
         name="Front",

@@ -42,6 +42,7 @@ STATIC = {
     "/static/example.png": ("example.png", "image/png"),
     "/static/icon.svg": ("icon.svg", "image/svg+xml"),
 }
+ROUTES = ("/", "/v1/predict", "/v1/predict/batch", "/v1/model", "/healthz", "/readyz")
 OPEN_PATHS = frozenset({*STATIC, "/healthz", "/readyz"})
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
