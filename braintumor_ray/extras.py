@@ -8,6 +8,7 @@ from braintumor_ray.errors import UsageError
 
 EXTRAS = {  # package: our extra
     "cleanlab": "labels",
+    "cryptography": "hospital",
     "dicomweb_client": "hospital",
     "duckdb": "sql",
     "highdicom": "hospital",
@@ -15,6 +16,7 @@ EXTRAS = {  # package: our extra
     "onnxruntime": "onnx",
     "openvino": "openvino",
     "pyiceberg": "iceberg",
+    "requests": "hospital",
 }
 
 

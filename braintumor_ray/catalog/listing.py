@@ -44,12 +44,16 @@ _LEFT_OUT = b"left_out"  # key in a catalog's metadata
 
 @dataclass(frozen=True)
 class FoundFile:
-    """A file as its store lists it; `size` and `mtime` are None for one that is missing."""
+    """A file as its store lists it; `size` and `mtime` are None for one that is missing.
+
+    Also for one that is there and `unsized`: its store does not tell them, and never changes it.
+    """
 
     path: str  # below the root, with /
     uri: str
     size: int | None
     mtime: datetime | None
+    unsized: bool = False
 
 
 @dataclass(frozen=True)
