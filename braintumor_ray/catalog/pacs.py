@@ -27,6 +27,7 @@ class PacsListing:
         identity: its key hides UIDs in paths and URIs; ids in clear keep them.
         progress: told how many files were found so far, of 0: nobody knows of how many.
         known: int64, sorted: `scan_id` of first frames that are not listed again.
+            Where there are some, that nothing new is found is no error.
 
     Raises:
         CatalogError: there is no key, and ids are not wanted in clear.
@@ -43,7 +44,7 @@ class PacsListing:
         self.query = parse_query(source)
         self.key = _key(identity)
         self._lister = Lister(Service(self.query.url, patience_s()), self.query)
-        self._progress, self._known = progress, known
+        self._progress, self.known = progress, known
         self.found = self.skipped = 0
 
     def chunks(self) -> Iterator[list[FoundFile]]:
@@ -68,7 +69,7 @@ class PacsListing:
                     held = []
         if held:
             yield held
-        if not self.found:
+        if not self.found and (self.known is None or not len(self.known)):
             raise CatalogError(
                 f"{self.query} has no image that matches; look at the dates and the modality"
             )
@@ -85,11 +86,11 @@ class PacsListing:
         return FoundFile(path, f"{self.query.root}/{path}", None, None, unsized=True)
 
     def _is_known(self, file: FoundFile) -> bool:
-        if self._known is None or not len(self._known):
+        if self.known is None or not len(self.known):
             return False
         own = scan_id(file.path, 0, None, None)
-        place = int(self._known.searchsorted(own))
-        return place < len(self._known) and int(self._known[place]) == own
+        place = int(self.known.searchsorted(own))
+        return place < len(self.known) and int(self.known[place]) == own
 
 
 def _key(identity: IdentityHash) -> bytes | None:

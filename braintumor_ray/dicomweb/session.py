@@ -144,7 +144,8 @@ def session() -> "Session":
     elif user:
         made.auth = (user, os.environ.get(PASSWORD, ""))
     if certificate := client_certificate():
-        made.cert = certificate if certificate[1] else certificate[0]
+        path, key = certificate
+        made.cert = (path, key) if key else path
     return made
 
 
