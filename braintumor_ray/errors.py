@@ -44,6 +44,10 @@ class PublishError(BrainTumorError):
     """Scans that cannot become DICOM objects, or a server that does not take them."""
 
 
+class ServerError(BrainTumorError):
+    """A DICOMweb server that is down, refuses access or is none."""
+
+
 class TrainingError(BrainTumorError):
     """A training run that cannot start, or that must not be repeated under the same name."""
 

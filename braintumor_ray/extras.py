@@ -8,6 +8,7 @@ from braintumor_ray.errors import UsageError
 
 EXTRAS = {  # package: our extra
     "cleanlab": "labels",
+    "cryptography": "hospital",
     "dicomweb_client": "hospital",
     "duckdb": "sql",
     "highdicom": "hospital",
@@ -19,6 +20,7 @@ EXTRAS = {  # package: our extra
     "openvino": "openvino",
     "pyiceberg": "iceberg",
     "pynetdicom": "hospital",
+    "requests": "hospital",
 }
 
 

@@ -22,6 +22,8 @@ MAX_ATTEMPTS = 8
 RETRY_LIMIT_S = 30.0
 CONNECT_TIMEOUT_S = 10.0
 REQUEST_TIMEOUT_S = 60.0  # without a byte; a slow read that goes on is not cut off
+DICOMWEB = ("dicomweb+https", "dicomweb+http")  # schemes of a PACS's objects
+_DICOMWEB_CLASS = "braintumor_ray.dicomweb.filesystem.DicomwebFileSystem"
 
 
 def open_store(scheme: str, authority: str) -> Any:  # noqa: ANN401 - pyarrow has no stubs
@@ -155,6 +157,8 @@ def _filesystem(scheme: str, authority: str) -> tuple[Any, Any]:  # pyarrow has 
     except (ValueError, OSError):
         import fsspec
 
+        for known in DICOMWEB:  # by name: what is above us stays unknown here until it is asked for
+            fsspec.register_implementation(known, _DICOMWEB_CLASS)
         try:
             inner = fsspec.filesystem(scheme)
         except (ValueError, ImportError) as error:

@@ -11,9 +11,10 @@ from braintumor_ray.extras import EXTRAS
 
 PACKAGE = Path(__file__).resolve().parent.parent / "braintumor_ray"
 LAYERS = [  # each imports from those above it only
-    {"errors", "types", "progress", "extras", "recipes"},
+    {"errors", "types", "progress", "extras", "recipes", "hash_key"},
     {"options"},
     {"storage", "monitoring"},
+    {"dicomweb"},
     {"decode", "phantom", "parquet_dataset"},
     {"catalog", "splits"},
     {"models"},

@@ -23,6 +23,7 @@ from braintumor_ray.catalog.listing import (
 )
 from braintumor_ray.catalog.local_key import check_catalog, noted
 from braintumor_ray.catalog.options import CatalogOptions
+from braintumor_ray.catalog.pacs import PacsListing
 from braintumor_ray.catalog.schema import (
     CATALOG_SCHEMA,
     check_ids,
@@ -34,6 +35,9 @@ from braintumor_ray.decode.decode import probe
 from braintumor_ray.decode.sandbox import DecodeSandbox
 from braintumor_ray.decode.sniff import sniff
 from braintumor_ray.decode.types import DEFAULT_LIMITS, DecodeLimits, Probe, VolumeOptions
+from braintumor_ray.dicomweb.query import is_dicomweb
+from braintumor_ray.dicomweb.session import ANSWERS, ATTEMPTS
+from braintumor_ray.errors import ServerError
 from braintumor_ray.storage import open_filesystem, spelled
 from braintumor_ray.types import Progress
 
@@ -66,6 +70,10 @@ def load_catalog(
         sidecar = read_sidecar(text, options)
         files = stat_files(sidecar.root, sidecar.paths)
         return build_catalog(files, options, sidecar, progress)
+    if is_dicomweb(text):
+        pacs = PacsListing(text, options.identity, progress)
+        table = joined(catalog_parts(pacs, options), options)
+        return with_left_out(table, pacs.left_out())
     found = list_files(text)
     return with_left_out(build_catalog(found.files, options, None, progress), found)
 
@@ -78,7 +86,8 @@ def build_catalog(
 ) -> pa.Table:
     """Rows for files that were found; see `load_catalog`."""
     probes = _probe_all(files, options, progress)
-    labels = folder_labels([file.path for file in files])
+    # The parts of a DICOM object's path are UIDs, not names that people gave.
+    labels = folder_labels(["" if file.unsized else file.path for file in files])
     rows: list[dict[str, Any]] = []
     unread: Counter[str] = Counter()
     for index, (file, found) in enumerate(zip(files, probes, strict=True)):
@@ -88,6 +97,30 @@ def build_catalog(
     rows.sort(key=lambda row: (row["path"], row["frame"]))
     extra = [pa.field(name, pa.string()) for name in (sidecar.extra if sidecar else ())]
     table = pa.Table.from_pylist(rows, schema=pa.schema([*CATALOG_SCHEMA, *extra]))
+    return _complete(table, unread, options)
+
+
+def catalog_parts(found: PacsListing, options: CatalogOptions) -> Iterator[pa.Table]:
+    """The catalog of a DICOMweb source in parts, so that only one is in memory; see `joined`."""
+    for files in found.chunks():
+        yield build_catalog(files, options)
+
+
+def joined(parts: Iterable[pa.Table], options: CatalogOptions) -> pa.Table:
+    """One catalog of the parts of a source, sorted by path and frame."""
+    tables = list(parts)
+    unread: Counter[str] = Counter()
+    for table in tables:
+        unread.update(json.loads((table.schema.metadata or {}).get(_UNREAD, b"{}")))
+    bare = [table.replace_schema_metadata(None) for table in tables]
+    whole = pa.concat_tables([CATALOG_SCHEMA.empty_table(), *bare])
+    return _complete(
+        whole.sort_by([("path", "ascending"), ("frame", "ascending")]), unread, options
+    )
+
+
+def _complete(table: pa.Table, unread: Counter[str], options: CatalogOptions) -> pa.Table:
+    """The catalog with what it remembers of its making."""
     check_ids(table)
     return noted(with_unread(table, unread), options.identity)
 
@@ -152,20 +185,38 @@ class HeaderReader:
             self._sandbox.close()
 
     def probe_file(self, file: FoundFile) -> Probe:
-        """The header of one file, or the reason why there is none."""
-        if file.size is None:
+        """The header of one file, or the reason why there is none.
+
+        Raises:
+            ServerError: a server that is down was asked often enough. A row without its header
+                would not tell the frames.
+        """
+        if not file.unsized:
+            return self._probe(file)
+        for _ in range(ATTEMPTS):
+            try:
+                return self._probe(file)
+            except OSError as error:
+                cause = error
+        raise ServerError(f"{cause}; run the same command again: what is finished is kept")
+
+    def _probe(self, file: FoundFile) -> Probe:
+        size = self._limits.max_bytes if file.unsized else file.size
+        if size is None:
             return Probe(reason="file missing or unreadable")
         filesystem, path = open_filesystem(file.uri)
         try:
             with filesystem.open_input_file(path) as stream:
                 head = stream.read(HEAD_BYTES)
-                if file.size > HEAD_BYTES and sniff(head) in HEADER_ANYWHERE:
-                    return self._probe_on(stream, file.size, Probe(format=sniff(head)))
+                if size > HEAD_BYTES and sniff(head) in HEADER_ANYWHERE:
+                    return self._probe_on(stream, size, Probe(format=sniff(head)))
                 found = probe(head, volumes=self._volumes)
-                if found.reason and file.size > HEAD_BYTES and found.format in LONG_HEADERS:
-                    return self._probe_on(stream, file.size, found)
+                if found.reason and size > HEAD_BYTES and found.format in LONG_HEADERS:
+                    return self._probe_on(stream, size, found)
                 return found
-        except OSError:
+        except OSError as error:
+            if file.unsized and not isinstance(error, ANSWERS):
+                raise
             return Probe(reason="file missing or unreadable")
 
     def _probe_on(self, stream: Any, size: int, found: Probe) -> Probe:  # noqa: ANN401 - pyarrow

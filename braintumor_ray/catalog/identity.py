@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from braintumor_ray.errors import CatalogError, UsageError
-
-KEY_VARIABLE = "BRAINTUMOR_HASH_KEY"
+from braintumor_ray.hash_key import KEY_VARIABLE
 
 
 @dataclass(frozen=True)

@@ -49,12 +49,16 @@ _LEFT_OUT = b"left_out"  # key in a catalog's metadata
 
 @dataclass(frozen=True)
 class FoundFile:
-    """A file as its store lists it; `size` and `mtime` are None for one that is missing."""
+    """A file as its store lists it; `size` and `mtime` are None for one that is missing.
+
+    Also for one that is there and `unsized`: its store does not tell them, and never changes it.
+    """
 
     path: str  # below the root, with /
     uri: str
     size: int | None
     mtime: datetime | None
+    unsized: bool = False
 
 
 Entry = FoundFile | tuple[str, str]  # a file, or the path and why it is left out

@@ -9,19 +9,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from braintumor_ray.catalog.identity import KEY_VARIABLE, IdentityHash
+from braintumor_ray.catalog.identity import IdentityHash
 from braintumor_ray.errors import CatalogError, UsageError
+from braintumor_ray.hash_key import KEY_VARIABLE, key_path
 from braintumor_ray.storage import is_uri, open_filesystem, write_atomically
 
 CHECK = b"hash_key_check"  # in a catalog's metadata
 RESULTS_CHECK = "hash_key.json"  # in a results folder
 HASHED = ("patient_key", "study_key", "series_key", "sop_key")
-
-
-def key_path() -> Path:
-    """Where the key of this user is: `braintumor-ray/hash_key` in the configuration folder."""
-    base = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
-    return Path(base).expanduser() / "braintumor-ray" / "hash_key"
 
 
 def own_key() -> bytes:

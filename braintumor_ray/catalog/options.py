@@ -11,6 +11,7 @@ from braintumor_ray.catalog.identity import (
     load_identity_hash,
 )
 from braintumor_ray.decode.options import DEFAULT_VOLUMES, VolumeOptions
+from braintumor_ray.dicomweb.tokens import share_key, uid_key
 from braintumor_ray.options import MadeOf, Option
 
 SOURCE, PRIVACY = "Source", "Privacy"
@@ -42,8 +43,14 @@ class IdentityChoice:
     clear_ids: Annotated[bool, Option("Keep patient ids readable: they may name people.")] = False
 
     def load(self) -> IdentityHash:
-        """The hash with its key, see `load_identity_hash`."""
-        return load_identity_hash(self.hash_key_file, self.clear_ids)
+        """The hash with its key, see `load_identity_hash`.
+
+        A key of a file is shared with the processes that this one starts: DICOMweb URIs need it.
+        """
+        found = load_identity_hash(self.hash_key_file, self.clear_ids)
+        if self.hash_key_file is not None and found.secret is not None:
+            share_key(uid_key(found.secret))
+        return found
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from braintumor_ray.catalog.folders import folders_of
-from braintumor_ray.catalog.identity import KEY_VARIABLE, IdentityHash
+from braintumor_ray.catalog.identity import IdentityHash
 from braintumor_ray.catalog.schema import CATALOG_SCHEMA
 from braintumor_ray.errors import UsageError
+from braintumor_ray.hash_key import KEY_VARIABLE
 
 REDACTED = "redacted:"  # begins what replaces a path or URI
 

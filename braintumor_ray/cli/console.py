@@ -118,6 +118,6 @@ def progress_bar(title: str) -> Iterator[Advance]:
         def advance(done: int, total: int) -> None:
             elapsed = bar.tasks[0].elapsed
             speed = f"{done / elapsed:.0f}/s" if elapsed and done else ""
-            bar.update(task, completed=done, total=total, speed=speed)
+            bar.update(task, completed=done, total=total or None, speed=speed)
 
         yield advance

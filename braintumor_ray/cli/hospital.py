@@ -30,9 +30,14 @@ def publish(
 
     They refer to their scans and carry their patient (extra 'hospital'). Research use only.
     """
+    from braintumor_ray.dicomweb.query import is_dicomweb
     from braintumor_ray.publishing.publish import publish as make
+    from braintumor_ray.scoring.pacs import scored_objects
 
-    archive = load_source(source, replace(anonymous_options(), probe_headers=False))
+    if is_dicomweb(source):
+        archive = scored_objects(results, source)
+    else:
+        archive = load_source(source, replace(anonymous_options(), probe_headers=False))
     with progress_bar("publishing") as advance:
         found = make(results, archive, options, advance)
     before = f"; {found['sent_before']} scans were there already" if found["sent_before"] else ""

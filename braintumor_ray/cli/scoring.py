@@ -163,12 +163,15 @@ def score_source(
     from braintumor_ray.local_ray import ray_session
     from braintumor_ray.predict.results import results_folder
     from braintumor_ray.scoring.job import score as score_scans
+    from braintumor_ray.scoring.pacs import drop_listing
 
     scans, options = _open(source, output, run)
     check_results(output, scans.key_check)
     least = (options.request.predictors or (1, 1))[0]
     with ray_session(least + 1, metrics_port), progress_bar("scoring") as advance:
         summary = score_scans(scans, output, options, advance)
+    if options.limit is None:
+        drop_listing(output)
     return asdict(summary) | {
         "quarantine_fraction": summary.quarantine_fraction,
         "bundle_fingerprint": results_folder(output).meta["bundle_fingerprint"],
@@ -180,7 +183,7 @@ def _dry_run(source: str, output: str, run: ScoreRun) -> dict[str, Any]:
     """What would be scored; writes nothing and needs no Ray."""
     from braintumor_ray.scoring.job import plan_only
 
-    scans, options = _open(source, output, run)
+    scans, options = _open(source, output, run, kept=False)
     plan = plan_only(scans, output, options)
     return {
         "would_score": plan.remaining,
@@ -196,14 +199,19 @@ def _plan(source: str, output: str, run: ScoreRun, gpu_scans_per_s: float | None
     from braintumor_ray.scoring.job import plan_only
     from braintumor_ray.scoring.settling import stored_options
 
-    scans, options = _open(source, output, run)
+    scans, options = _open(source, output, run, kept=False)
     remaining = plan_only(scans, output, options).remaining
     return estimate(scans, remaining, stored_options(output, options), gpu_scans_per_s)
 
 
-def _open(source: str, output: str, run: ScoreRun) -> tuple["Scans", ScoreOptions]:
+def _open(
+    source: str, output: str, run: ScoreRun, *, kept: bool = True
+) -> tuple["Scans", ScoreOptions]:
+    """The scans of a source; what is listed of a PACS is kept in the results folder if wished."""
     from braintumor_ray.catalog.redaction import uri_redaction
+    from braintumor_ray.dicomweb.query import is_dicomweb
     from braintumor_ray.models.bundle import read_bundle_fields
+    from braintumor_ray.scoring.pacs import open_pacs
     from braintumor_ray.scoring.scans import open_scans
 
     options, catalog = run.options, run.catalog.with_own_key(output)
@@ -213,7 +221,11 @@ def _open(source: str, output: str, run: ScoreRun) -> tuple["Scans", ScoreOption
     # A wrong path is found before the archive is listed; the job reads the weights, once.
     read_bundle_fields(options.predict.bundle)
     with progress_bar("cataloguing") as advance:
-        scans = open_scans(source, catalog, advance)
+        if is_dicomweb(source) and kept:
+            retry = options.retry_quarantined
+            scans = open_pacs(source, output, catalog, retry_quarantined=retry, progress=advance)
+        else:
+            scans = open_scans(source, catalog, advance)
     if scans.left_out.left_out:
         say(scans.left_out.describe())
     return scans, options

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from braintumor_ray.catalog.redaction import UriRedaction, redact_catalog
 from braintumor_ray.catalog.schema import CATALOG_SCHEMA, completed, same_id
+from braintumor_ray.dicomweb.query import is_dicomweb
 from braintumor_ray.errors import CatalogError
 from braintumor_ray.predict.results import (
     CATALOGS,
@@ -94,14 +95,15 @@ def make_plan(
     generation = Generation(folder, newest + 1, fingerprint)
     wanted = _not_committed(folder, scans, manifests, redaction)
     if retry_quarantined:
-        wanted |= are_in(scans.ids, np.sort(_quarantined_ids(folder, manifests)))
-    known = scans.num_rows - int(np.count_nonzero(wanted))
+        wanted |= are_in(scans.ids, np.sort(quarantined_ids(folder, manifests)))
+    known = scans.known + scans.num_rows - int(np.count_nonzero(wanted))
     done = np.sort(generation.committed_ids())
     carried = _carried(generation, done[~are_in(done, np.sort(scans.ids[wanted]))])
     new = int(np.count_nonzero(wanted))
     if limit is not None:
         committed = are_in(scans.ids, done)
-        wanted &= committed | (np.cumsum(wanted & ~committed) <= limit)
+        chosen = wanted & (committed | (np.cumsum(wanted & ~committed) <= limit))
+        wanted = _whole_objects(scans, wanted, chosen)
     work = Work(scans, wanted, carried)
     supersedes = _superseded(generation, work, manifests, redaction)
     resumed = int(np.count_nonzero(are_in(work.ids, done)))
@@ -137,7 +139,7 @@ def _rechunked(parts: Iterator[pa.Table]) -> Iterator[pa.Table]:
         yield rest
 
 
-def _earlier(folder: ResultsFolder, manifest: dict[str, Any]) -> Scans:
+def earlier_scans(folder: ResultsFolder, manifest: dict[str, Any]) -> Scans:
     """The catalog of a committed generation."""
     filesystem, base = open_filesystem(folder.location)
     paths = [f"{base}/{path}" for path in manifest["catalogs"]]
@@ -154,7 +156,7 @@ def _not_committed(
     _check_distinct(scans, ids)
     fresh = np.ones(len(ids), dtype=bool)
     for manifest in manifests:
-        for part in _earlier(folder, manifest).parts(["scan_id", "path", "frame"]):
+        for part in earlier_scans(folder, manifest).parts(["scan_id", "path", "frame"]):
             part_ids = part["scan_id"].to_numpy()
             place = np.minimum(np.searchsorted(ids, part_ids), max(len(ids) - 1, 0))
             seen = ids[place] == part_ids if len(ids) else np.zeros(len(part_ids), bool)
@@ -165,6 +167,28 @@ def _not_committed(
                 _clash(scans, int(rows[other[0]]), both["path"][int(other[0])].as_py(), redaction)
             fresh[rows] = False
     return fresh
+
+
+def _whole_objects(scans: Scans, wanted: Mask, chosen: Mask) -> Mask:
+    """What a limit chose, and the other frames of the last one if it is an object of a PACS.
+
+    Objects of a PACS are known by their first frame and never looked at again.
+    """
+    if not chosen.any():
+        return chosen
+    last, start, uri = int(np.flatnonzero(chosen)[-1]), 0, None
+    for part in scans.parts(["uri"]):
+        stop = start + part.num_rows
+        if last < stop:
+            uri = part["uri"][last - start].as_py() if uri is None else uri
+            same = pc.equal(part["uri"], uri).to_numpy()
+            if not is_dicomweb(uri):
+                break
+            chosen[start:stop] |= wanted[start:stop] & same
+            if not same[-1]:
+                break
+        start = stop
+    return chosen
 
 
 def _keys(rows: Scans | Work, name: str, redaction: UriRedaction | None) -> Ids:
@@ -197,7 +221,7 @@ def _path_of(scans: Scans, row: int) -> str:
     raise IndexError(row)
 
 
-def _quarantined_ids(folder: ResultsFolder, manifests: Manifests) -> Ids:
+def quarantined_ids(folder: ResultsFolder, manifests: Manifests) -> Ids:
     """Scans whose current row is quarantined."""
     superseded = superseded_rows(manifests)
     found = []
@@ -233,7 +257,8 @@ def _superseded(
     columns = ["scan_id", "uri", "frame"]
     suspects = {
         int(manifest["generation"]): pa.concat_tables(
-            _with_keys(part, keys) for part in _earlier(generation.folder, manifest).parts(columns)
+            _with_keys(part, keys)
+            for part in earlier_scans(generation.folder, manifest).parts(columns)
         )
         for manifest in manifests
         if manifest["catalogs"]

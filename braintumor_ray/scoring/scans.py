@@ -35,12 +35,14 @@ class Scans:
             all), always in the same order.
         left_out: entries of the source that are no scans, where it was listed for this.
         key_check: tells which key hashed the ids; None: not known, or there are none.
+        known: objects of the source that are scored and were not looked at again.
     """
 
     num_rows: int
     read_parts: Callable[[Sequence[str] | None], Iterator[pa.Table]]
     left_out: Listing = field(default_factory=lambda: Listing([]))
     key_check: str | None = None
+    known: int = 0
 
     def parts(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """Tables of at most `ROWS_PER_PART` rows."""
