@@ -1,0 +1,285 @@
+"""A PACS as a source: listed by pages, read as stored, no UID in what is kept, errors in a line."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from braintumor_ray.catalog.build import load_catalog
+from braintumor_ray.catalog.identity import IdentityHash
+from braintumor_ray.catalog.options import CatalogOptions
+from braintumor_ray.decode.files import read_file
+from braintumor_ray.decode.reading import hash_scans
+from braintumor_ray.decode.types import DEFAULT_LIMITS
+from braintumor_ray.dicomweb import filesystem
+from braintumor_ray.dicomweb.query import parse_query
+from braintumor_ray.dicomweb.tokens import hide_uid, show_uid, uid_key
+from braintumor_ray.errors import CatalogError, ServerError, UsageError
+from braintumor_ray.scoring import pacs as nights
+from braintumor_ray.scoring.plan import make_plan
+from braintumor_ray.storage import is_local, read_bytes
+from tests.dicomweb.pacs import Pacs, serving
+from tests.evaluation.make_results import make_results
+from tests.publishing.orthanc import Orthanc, needs_orthanc
+from tests.publishing.scans import ORIENTATIONS, enhanced_dataset, scan_dataset, uid, write
+
+SECRET = b"key"
+OPTIONS = CatalogOptions(identity=IdentityHash(SECRET))
+PARAMETRIC_MAP = "1.2.840.10008.5.1.4.1.1.30"
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("BRAINTUMOR_UID_KEYS", "")  # restored at the end: keys are added to it
+    monkeypatch.setenv("BRAINTUMOR_DICOMWEB_WAIT", "0")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.delenv("BRAINTUMOR_HASH_KEY", raising=False)
+    filesystem._service.cache_clear()  # credentials are those of the environment
+
+
+def study_of(number):
+    dataset = scan_dataset(number, ORIENTATIONS["axial"])
+    dataset.StudyInstanceUID = uid("study", number // 3)
+    dataset.SeriesInstanceUID = uid("series", number // 2)
+    return dataset
+
+
+def archive(folder, numbers):
+    for number in numbers:
+        write(folder, f"{number:03d}.dcm", study_of(number))
+    return folder
+
+
+@pytest.fixture
+def scans(tmp_path):
+    archive(tmp_path / "scans", range(7))
+    write(tmp_path / "scans", "enhanced.dcm", enhanced_dataset(ORIENTATIONS["oblique"]))
+    return tmp_path / "scans"
+
+
+@pytest.fixture
+def pacs(scans):
+    return Pacs(scans)
+
+
+@pytest.fixture
+def source(pacs):
+    with serving(pacs) as address:
+        yield address
+
+
+def by_pixels(catalog):
+    hashes = hash_scans(catalog)
+    assert set(hashes["status"].to_pylist()) == {"ok"}
+    return sorted(hashes["pixel_sha256"].to_pylist())
+
+
+def kept_columns(catalog):
+    names = ("frame", "format", "mode", "height", "width", "modality", "plane", "sequence")
+    keys = ("patient_key", "study_key", "series_key", "sop_key")
+    rows = catalog.select([*names, *keys]).to_pylist()
+    return sorted(rows, key=lambda row: (row["sop_key"], row["frame"]))
+
+
+@pytest.mark.parametrize("most", [None, 1, 2])
+def test_its_catalog_is_that_of_the_same_files_in_a_folder(source, pacs, scans, most):
+    pacs.most = most
+    found, folder = load_catalog(source, OPTIONS), load_catalog(scans, OPTIONS)
+    assert found.num_rows == 9  # the enhanced object has two frames
+    assert kept_columns(found) == kept_columns(folder)
+    assert by_pixels(found) == by_pixels(folder)
+    assert set(found["size"].to_pylist()) == set(found["label"].to_pylist()) == {None}
+
+
+def test_an_object_is_read_as_stored_whatever_way_it_is_sent(source, pacs):
+    stored = sorted(data for _, data in pacs.objects.values())
+    uris = {*load_catalog(source, OPTIONS)["uri"].to_pylist()}
+    assert not any(map(is_local, uris))
+    for single in (False, True):
+        pacs.single_part = single
+        assert sorted(map(read_bytes, uris)) == stored
+        assert sorted(read_file(uri, DEFAULT_LIMITS).data for uri in uris) == stored
+
+
+def test_a_second_listing_gives_the_same_ids_and_another_key_gives_others(source):
+    one, two = (load_catalog(source, OPTIONS) for _ in range(2))
+    assert one["scan_id"] == two["scan_id"]
+    other = load_catalog(source, CatalogOptions(identity=IdentityHash(b"other")))
+    assert not {*one["scan_id"].to_pylist()} & {*other["scan_id"].to_pylist()}
+
+
+def test_no_uid_and_no_name_is_in_the_catalog_unless_it_is_wanted(source, pacs):
+    def text(identity):
+        found = load_catalog(source, CatalogOptions(identity=identity))
+        return str(found.to_pylist()) + str(found.schema.metadata)
+
+    secrets = {part for uids in pacs.objects for part in uids} | {"PLANTED", "Planted"}
+    hidden = text(IdentityHash(SECRET))
+    assert not [secret for secret in secrets if secret in hidden]
+    clear = text(IdentityHash(clear=True))
+    assert [part for uids in pacs.objects for part in uids if part not in clear] == []
+
+
+def test_a_uid_is_read_with_its_own_key_and_at_its_own_place_only(monkeypatch):
+    token = hide_uid("1.2.840.10008.1", "study", uid_key(SECRET))
+    assert len(token) == 64
+    with pytest.raises(UsageError, match="hash key that this process does not have"):
+        show_uid(token, "study")
+    monkeypatch.setenv("BRAINTUMOR_HASH_KEY", SECRET.decode())
+    assert show_uid(token, "study") == "1.2.840.10008.1"
+    with pytest.raises(UsageError):
+        show_uid(token, "sop")
+
+
+def test_objects_that_are_no_images_are_left_out_and_counted(source, pacs):
+    uids = (uid("study", 0), uid("maps"), uid("a map"))
+    pacs.objects[uids] = (PARAMETRIC_MAP, b"")
+    pacs.objects[uid("study", 0), uid("maps"), "1.2/../3"] = ("1.2.3", b"")
+    found = load_catalog(source, OPTIONS)
+    assert found.num_rows == 9
+    note = found.schema.metadata[b"left_out"].decode()
+    assert '"objects that are no images": 1' in note
+    assert '"objects whose UIDs are not valid": 1' in note
+
+
+def test_an_object_that_is_gone_is_one_bad_row(source, pacs):
+    catalog = load_catalog(source, OPTIONS)
+    pacs.gone.add(uid("scan", 3))
+    hashes = hash_scans(catalog)
+    assert hashes["status"].to_pylist().count("ok") == 8
+    assert [r for r in hashes["reason"].to_pylist() if r] == [
+        "file not found (deleted or moved since it was catalogued)"
+    ]
+    gone = load_catalog(source, OPTIONS)  # between the listing and its header
+    assert gone.num_rows == 9
+    assert gone["format"].null_count == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        (401, "refuses access .HTTP 401.; set BRAINTUMOR_DICOMWEB_TOKEN"),
+        (403, "refuses access .HTTP 403."),
+        (404, "is no DICOMweb service .HTTP 404."),
+        (500, "refuses: HTTP 500"),
+        (503, "is down .HTTP 503. and was waited for 0 s"),
+    ],
+)
+def test_a_server_that_gives_no_list_is_one_line(source, pacs, code, text):
+    pacs.answers = [code]
+    with pytest.raises(ServerError, match=text) as error:
+        load_catalog(source, OPTIONS)
+    assert "\n" not in str(error.value)
+
+
+def test_a_server_that_is_busy_for_a_moment_is_waited_for(source, pacs, monkeypatch):
+    monkeypatch.setenv("BRAINTUMOR_DICOMWEB_WAIT", "60")
+    pacs.answers = [503]
+    assert load_catalog(source, OPTIONS).num_rows == 9
+
+
+def test_no_server_no_image_and_no_dicom_are_one_line_each(source, pacs):
+    with pytest.raises(ServerError, match=r"is down \(ConnectionError\)"):
+        load_catalog("dicomweb+http://127.0.0.1:9/dicom-web", OPTIONS)
+    pacs.objects = {}
+    with pytest.raises(CatalogError, match=r"\(ModalitiesInStudy, Modality, PatientID\) has no im"):
+        load_catalog(f"{source}?PatientID=PLANTED77", OPTIONS)
+    pacs.body = b"<html>log in</html>"
+    with pytest.raises(ServerError, match="does not answer in DICOM JSON"):
+        load_catalog(source, OPTIONS)
+
+
+def test_a_server_without_paging_is_refused_if_it_may_have_more(source, pacs, monkeypatch):
+    pacs.ignores_offset = True
+    assert load_catalog(source, OPTIONS).num_rows == 9  # all on one page
+    monkeypatch.setattr("braintumor_ray.dicomweb.query.Lister.__init__.__defaults__", (2,))
+    with pytest.raises(ServerError, match="it ignores 'offset'"):
+        load_catalog(source, OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("dicomweb+http://pacs/dicom-web", "unencrypted"),
+        ("dicomweb+https://pacs/dicom-web?Colour=red", "'Colour' is no key"),
+        ("dicomweb+https://user:word@pacs/dicom-web", "credentials come from the environment"),
+    ],
+)
+def test_a_source_that_is_not_written_well_is_refused(text, message):
+    with pytest.raises(UsageError, match=message):
+        load_catalog(text, OPTIONS)
+
+
+def test_keys_of_a_query_are_asked_for_at_their_level(source, pacs):
+    load_catalog(f"{source}?StudyDate=20261101-&SeriesDescription=t1+gd", OPTIONS)
+    studies = next(path for path in pacs.asked if "/studies?" in path)
+    assert "StudyDate=20261101-" in studies
+    assert "ModalitiesInStudy=MR" in studies
+    series = next(path for path in pacs.asked if "/series?" in path)
+    assert "Modality=MR&SeriesDescription=t1%2Bgd" in series
+    assert parse_query("dicomweb+https://h/d?Modality=CT").studies["ModalitiesInStudy"] == "CT"
+
+
+def test_credentials_come_from_the_environment(source, pacs, monkeypatch):
+    monkeypatch.setenv("BRAINTUMOR_DICOMWEB_TOKEN", "abc")
+    uri = load_catalog(source, OPTIONS)["uri"][0].as_py()
+    assert pacs.credentials == "Bearer abc"
+    pacs.answers = [401]
+    with pytest.raises(ServerError, match="refuses access"):  # would be so for every other object
+        read_file(uri, DEFAULT_LIMITS)
+    pacs.answers = [403]
+    assert read_file(uri, DEFAULT_LIMITS).reason == "file not readable: permission denied"
+
+
+def test_the_next_night_reads_only_what_is_new(tmp_path, source, pacs):
+    first = load_catalog(source, OPTIONS)
+    results = str(make_results(tmp_path / "results", first) or tmp_path / "results")
+    pacs.sent = 0
+    again = nights.open_pacs(source, results, OPTIONS)
+    assert (again.num_rows, again.known, pacs.sent) == (0, 8, 0)
+    pacs.add(archive(tmp_path / "more", range(7, 11)))
+    later = nights.open_pacs(source, results, OPTIONS)
+    assert (later.num_rows, later.known, pacs.sent) == (4, 8, 4)
+    resumed = nights.open_pacs(source, results, OPTIONS)  # as after a kill
+    assert (resumed.num_rows, resumed.known, pacs.sent) == (4, 8, 4)
+    assert not {*later.ids.tolist()} & {*first["scan_id"].to_pylist()}
+    nights.drop_listing(results)
+    assert not (tmp_path / "results" / nights.LISTING).exists()
+    pacs.objects = {}
+    assert nights.open_pacs(source, results, OPTIONS).num_rows == 0  # a quiet day
+
+
+def test_a_limit_does_not_cut_an_object(tmp_path, source):
+    from braintumor_ray.predict.results import results_folder
+
+    catalog = load_catalog(source, OPTIONS)
+    frames = np.array(catalog["frame"].to_pylist())
+    first = int(np.flatnonzero(frames == 1)[0])  # rows up to its frame 0
+    plan = make_plan(results_folder(tmp_path / "none"), catalog, [], "f", limit=first)
+    assert plan.work.num_rows == first + 1
+
+
+def test_where_scored_objects_are_is_known_without_asking(tmp_path, source, pacs):
+    catalog = load_catalog(source, OPTIONS)
+    make_results(tmp_path / "results", catalog)
+    pacs.asked = []
+    found = nights.scored_objects(str(tmp_path / "results"), f"{source}?StudyDate=20261101-")
+    assert {*found["uri"].to_pylist()} == {*catalog["uri"].to_pylist()}
+    assert isinstance(found, pa.Table)
+    assert pacs.asked == []
+
+
+@needs_orthanc
+def test_orthanc_is_listed_and_read(tmp_path, scans):
+    import urllib.request
+
+    server = Orthanc(tmp_path)
+    server.start()
+    try:
+        for path in scans.glob("*.dcm"):
+            urllib.request.urlopen(f"{server.address}/instances", path.read_bytes()).close()
+        found = load_catalog(f"dicomweb+{server.dicomweb}?Modality=MR", OPTIONS)
+        folder = load_catalog(scans, OPTIONS)
+        assert kept_columns(found) == kept_columns(folder)
+        assert by_pixels(found) == by_pixels(folder)
+    finally:
+        server.end()
