@@ -241,8 +241,8 @@ def _stored_infos(filesystem: Any, base: str) -> Iterator[Any]:  # noqa: ANN401 
             below: list[str] = []
             for prefix, infos in zip(prefixes, lists, strict=True):
                 folders = [info.path for info in infos if info.type == FileType.Directory]
-                if any("" in path.split("/")[1:] for path in folders):
-                    whole.append(prefix)  # by its name, a part '' would lead back to its parent
+                if any(path.rstrip("/") == prefix or "//" in path for path in folders):
+                    whole.append(prefix)  # an empty part has its parent's path: no way down
                     continue
                 yield from (info for info in infos if info.type != FileType.Directory)
                 below += folders

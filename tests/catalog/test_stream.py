@@ -92,6 +92,27 @@ def test_a_store_is_listed_by_prefixes_and_each_file_once(archive, monkeypatch, 
     assert sorted(found) == sorted(str(path) for path in archive.rglob("*") if not path.is_dir())
 
 
+class Bucket:
+    """A store as pyarrow shows it: a prefix with an empty name has the path of its parent."""
+
+    keys = ("b/x/a//b.png", "b/x/a/c.png", "b/x/ok/1.png", "b/x/2.png")
+
+    def get_file_info(self, selector):
+        start = f"{selector.base_dir}/"
+        below = [key for key in self.keys if key.startswith(start)]
+        if selector.recursive:
+            return [pafs.FileInfo(key, pafs.FileType.File) for key in below]
+        heads = {key.removeprefix(start).partition("/")[:2] for key in below}
+        kinds = {"/": pafs.FileType.Directory, "": pafs.FileType.File}
+        return [pafs.FileInfo((start + name).rstrip("/"), kinds[end]) for name, end in heads]
+
+
+def test_a_key_with_an_empty_part_is_listed_once():
+    found = listing._stored_infos(Bucket(), "b/x")
+    paths = [info.path for info in found if info.type == pafs.FileType.File]
+    assert sorted(paths) == sorted(Bucket.keys)
+
+
 def test_a_volume_has_its_frames(tmp_path):
     nibabel = pytest.importorskip("nibabel")
     import numpy as np
