@@ -128,7 +128,7 @@ async function show(name) {
   const mine = turn;
   const alive = () => mine === turn;
   let found;
-  try { found = await json(`/v1/scans/${name}`); } catch (error) { if (alive()) fail(error); return; }
+  try { found = await json(`/v1/scans/${name}`); } catch (error) { if (alive()) again(name, error); return; }
   if (!alive()) return;
   scan = found;
   mapClass = "";
@@ -140,8 +140,16 @@ async function show(name) {
   drawReview();
   drawSeries();
   classOptions();
-  await Promise.all([drawScan(alive).then(() => alive() && ready()), drawMap(alive), drawNeighbors(alive)]);
+  const picture = drawScan(alive).then(() => alive() && ready(), (error) => alive() && again(name, error));
+  await Promise.all([picture, drawMap(alive), drawNeighbors(alive)]);
   if (alive()) ahead();
+}
+
+// Without an answer it is asked for again, until another scan is chosen.
+function again(name, error) {
+  fail(error);
+  const mine = turn;
+  if (!(error instanceof Refused)) setTimeout(() => mine === turn && show(name), 1500);
 }
 
 function ready() {
@@ -159,6 +167,7 @@ async function drawScan(alive) {
   try {
     await stage.showScan(picturePath(scan.scan), alive);
   } catch (error) {
+    if (!(error instanceof Refused)) throw error;
     if (!alive()) return;
     stage.showNothing(scan.width, scan.height);
     $("missing").textContent = `No picture: ${error.message}. The map is shown alone.`;
