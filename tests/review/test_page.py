@@ -23,7 +23,12 @@ START = "from braintumor_ray.cli import main; main()"
 SHOWN = "document.querySelectorAll('#bars .bar').length === 4"
 SAVED = "document.getElementById('saved').textContent === 'all saved'"
 TITLE = "document.getElementById('scan-title').textContent"
-CURRENT = "document.querySelector('[aria-selected=true]').id"
+CURRENT = "document.querySelector('[aria-selected=true]')?.id"
+LOOKED = (
+    "document.getElementById('view-panel').getAttribute('aria-busy') === 'false' && "
+    "document.getElementById('view-panel').dataset.scan === "
+    "document.querySelector('[aria-selected=true]').dataset.scan"
+)
 
 
 def free_port():
@@ -95,10 +100,7 @@ def test_200_scans_are_labeled_by_keyboard_and_a_killed_server_loses_none(tmp_pa
     results = results_of(tmp_path, 200)
     with reviewed(results) as (address, box), tab(address) as browser:
         for number in range(200):
-            browser.wait_until(f"document.getElementById('row-{number}') !== null && {CURRENT} "
-                               f"=== 'row-{number}'")  # fmt: skip
-            name = "document.querySelector('[aria-selected=true] .name')?.textContent"
-            browser.wait_until(f"{name} === {TITLE}.replace(/, frame.*/, '')")
+            browser.wait_until(f"{CURRENT} === 'row-{number}' && {LOOKED}")
             if number == 100:  # between two labels
                 box[0].send_signal(signal.SIGKILL)
                 box[0].wait()
@@ -106,8 +108,6 @@ def test_200_scans_are_labeled_by_keyboard_and_a_killed_server_loses_none(tmp_pa
                 browser.wait_until("document.getElementById('saved').textContent.includes('1 not')")
                 box[0] = start(results, box[1])
                 browser.wait_until(SAVED, 120)
-                browser.press("k")
-                browser.press("j")
                 continue
             if number % 50 == 7:  # a box by keys, then the label
                 for key in ("b", "ArrowRight", "ArrowDown", "Enter", "Escape"):
@@ -122,9 +122,27 @@ def test_200_scans_are_labeled_by_keyboard_and_a_killed_server_loses_none(tmp_pa
     assert {seen.reviewer for seen in states.values()} == {"R. One"}
 
 
+def test_keys_that_come_before_the_next_scan_is_shown_label_nothing(tmp_path):
+    results = results_of(tmp_path, 8)
+    with reviewed(results) as (address, _), tab(address) as browser:
+        browser.wait_until(LOOKED)
+        before = browser.evaluate("document.getElementById('view-panel').dataset.scan")
+        press = (
+            "document.body.dispatchEvent(new KeyboardEvent('keydown', {key: '%s', bubbles: true}))"
+        )
+        # In one turn of the page: no answer can have come between the two.
+        browser.evaluate("; ".join(press % key for key in "jr") + "; 0")
+        browser.wait_until(f"{LOOKED} && {CURRENT} === 'row-1'")
+        assert browser.evaluate("document.getElementById('view-panel').dataset.scan") != before
+        assert not (results / "review" / "labels.jsonl").read_text()
+
+
 def test_of_two_tabs_the_later_label_counts_and_both_are_kept(tmp_path):
     results = results_of(tmp_path, 8)
     with reviewed(results) as (address, _), tab(address) as first, tab(address) as second:
+        for browser in (first, second):
+            browser.wait_until(LOOKED)
+        first.evaluate("document.getElementById('advance').checked = false")
         title = first.evaluate(TITLE)
         assert second.evaluate(TITLE) == title
         first.evaluate("document.getElementById('reviewer').value = 'R. Two'")
@@ -136,7 +154,7 @@ def test_of_two_tabs_the_later_label_counts_and_both_are_kept(tmp_path):
         (state,) = newest(events).values()
         assert [event["label"] for event in events] == ["glioma_tumor", "meningioma_tumor"]
         assert (state.label, state.reviewer) == ("meningioma_tumor", "R. One")
-        first.press("k")  # it sees what the other one has said
+        # The first tab sees what the other one has said.
         first.wait_until("document.getElementById('given').textContent.includes('meningioma')", 30)
 
 

@@ -6,10 +6,11 @@ const PAGE = 100; // rows fetched at a time
 const AROUND = 6; // rows drawn above and below those in sight
 
 export class List {
-  constructor(box, spacer, chosen, describe) {
+  constructor(box, spacer, chosen, describe, left) {
     this.box = box;
     this.spacer = spacer;
     this.chosen = chosen; // called with a row when it becomes the current one
+    this.left = left; // called when another row is chosen, before its facts are there
     this.describe = describe; // (row) -> {label, kind}
     this.pages = new Map();
     this.drawn = new Map();
@@ -110,6 +111,7 @@ export class List {
       this.drawn.set(index, element);
     }
     element.dataset.filled = Boolean(row);
+    if (row) element.dataset.scan = row.scan;
     delete element.dataset.stale;
     element.setAttribute("aria-selected", index === this.current);
     element.replaceChildren(...(row ? this.describe(row, index) : ["…"]));
@@ -133,7 +135,9 @@ export class List {
   async select(index) {
     if (!this.total) return;
     const wanted = Math.min(Math.max(index, 0), this.total - 1);
+    if (wanted === this.current) return; // the first or the last one
     this.current = wanted;
+    this.left();
     for (const [at, element] of this.drawn) element.setAttribute("aria-selected", at === wanted);
     this.reveal(wanted);
     this.draw();

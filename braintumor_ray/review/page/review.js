@@ -14,14 +14,15 @@ const percent = (value) => `${(value * 100).toFixed(1)}%`;
 const words = (name) => name.replaceAll("_", " ");
 
 let about = null;
-let scan = null; // facts of the scan that is shown
+let scan = null; // facts of the scan that is shown; null while the next one comes
+let looked = false; // its picture is there, or cannot be had: it may be labeled
 let method = "";
 let mapClass = "";
 let mapShown = true;
 let turn = 0; // the newest request to show something wins
 let events = 0;
 
-const list = new List($("list"), $("spacer"), (row) => show(row.scan), describe);
+const list = new List($("list"), $("spacer"), (row) => show(row.scan), describe, leave);
 const stage = new Stage($("stage"), (boxes) => tell({ boxes }));
 const queue = new Queue(taken, saved);
 
@@ -112,11 +113,22 @@ function describe(row, index) {
   return [name, facts, marks];
 }
 
+// Another scan was chosen: until it is shown, no key may label the one before or one not yet seen.
+function leave() {
+  turn += 1;
+  scan = null;
+  looked = false;
+  $("view-panel").setAttribute("aria-busy", "true");
+  stage.setBoxes([]);
+  stage.blank();
+}
+
 async function show(name) {
-  const mine = ++turn;
+  leave();
+  const mine = turn;
   const alive = () => mine === turn;
   let found;
-  try { found = await json(`/v1/scans/${name}`); } catch (error) { if (alive()) fail(error); return; }
+  try { found = await json(`/v1/scans/${name}`); } catch (error) { if (alive()) again(name, error); return; }
   if (!alive()) return;
   scan = found;
   mapClass = "";
@@ -128,8 +140,22 @@ async function show(name) {
   drawReview();
   drawSeries();
   classOptions();
-  await Promise.all([drawScan(alive), drawMap(alive), drawNeighbors(alive)]);
+  const picture = drawScan(alive).then(() => alive() && ready(), (error) => alive() && again(name, error));
+  await Promise.all([picture, drawMap(alive), drawNeighbors(alive)]);
   if (alive()) ahead();
+}
+
+// Without an answer it is asked for again, until another scan is chosen.
+function again(name, error) {
+  fail(error);
+  const mine = turn;
+  if (!(error instanceof Refused)) setTimeout(() => mine === turn && show(name), 1500);
+}
+
+function ready() {
+  looked = true;
+  $("view-panel").dataset.scan = scan.scan;
+  $("view-panel").setAttribute("aria-busy", "false");
 }
 
 const base = () => `/v1/scans/${scan.scan}`;
@@ -137,17 +163,17 @@ const picturePath = (name) => `/v1/scans/${name}/picture?size=1024`;
 const mapPath = (name, of) => `/v1/scans/${name}/map?${new URLSearchParams({ method, class: of })}`;
 
 async function drawScan(alive) {
-  stage.blank(); // never one scan's picture under another one's name
   $("missing").hidden = true;
   try {
     await stage.showScan(picturePath(scan.scan), alive);
   } catch (error) {
+    if (!(error instanceof Refused)) throw error;
     if (!alive()) return;
     stage.showNothing(scan.width, scan.height);
     $("missing").textContent = `No picture: ${error.message}. The map is shown alone.`;
     $("missing").hidden = false;
   }
-  $("scan").setAttribute("aria-label", `Scan ${lastPart(scan.path)}, predicted ${words(scan.predicted_class)}`);
+  if (alive()) $("scan").setAttribute("aria-label", `Scan ${lastPart(scan.path)}, predicted ${words(scan.predicted_class)}`);
 }
 
 async function drawMap(alive = () => true) {
@@ -289,7 +315,7 @@ function neighbor(near) {
 // Labels
 
 function judge(change) {
-  if (!scan) return;
+  if (!looked) { saved(queue.waiting.length, "the scan is not shown yet: press again"); return; }
   tell(change);
   if (change.label && $("advance").checked) list.select(list.current + 1);
   if (change.verdict === "right" && $("advance").checked) list.select(list.current + 1);
@@ -297,7 +323,7 @@ function judge(change) {
 }
 
 function tell(change) {
-  if (!scan) return;
+  if (!looked) return;
   const shown = preview(change);
   Object.assign(scan.review, shown);
   drawReview();
@@ -360,7 +386,7 @@ setInterval(async () => {
       list.refresh();
       if (scan) {
         const fresh = await json(base());
-        if (fresh.scan === scan.scan && !queue.waiting.length) { scan.review = fresh.review; stage.setBoxes(fresh.review.boxes); drawReview(); }
+        if (fresh.scan === scan?.scan && !queue.waiting.length) { scan.review = fresh.review; stage.setBoxes(fresh.review.boxes); drawReview(); }
       }
     }
   } catch { /* told when something is asked of the server */ }
@@ -383,7 +409,7 @@ $("opacity").addEventListener("input", () => { mapShown = true; ranges(); });
 $("zoom").addEventListener("input", () => { stage.setZoom($("zoom").value / 100); ranges(); });
 $("stage").addEventListener("zoomed", () => { $("zoom").value = Math.round(stage.zoom * 100); ranges(); });
 $("method").addEventListener("change", () => { method = $("method").value; if (scan) drawMap(); });
-$("class").addEventListener("change", () => { mapClass = $("class").value === scan.cam_class ? "" : $("class").value; drawMap(); });
+$("class").addEventListener("change", () => { if (!scan) return; mapClass = $("class").value === scan.cam_class ? "" : $("class").value; drawMap(); });
 $("order").addEventListener("change", reload);
 $("filter").addEventListener("change", reload);
 $("previous").addEventListener("click", () => list.select(list.current - 1));
@@ -391,7 +417,7 @@ $("next").addEventListener("click", () => list.select(list.current + 1));
 $("right").addEventListener("click", () => judge({ verdict: "right" }));
 $("wrong").addEventListener("click", () => judge({ verdict: "wrong" }));
 $("clear").addEventListener("click", () => judge({ verdict: null, label: null }));
-$("unbox").addEventListener("click", () => { stage.setBoxes([]); tell({ boxes: [] }); });
+$("unbox").addEventListener("click", () => { if (looked) { stage.setBoxes([]); tell({ boxes: [] }); } });
 $("reset").addEventListener("click", resetView);
 $("box").addEventListener("click", () => setDrawing(!stage.drawing));
 $("help-open").addEventListener("click", () => $("help").showModal());
@@ -441,7 +467,7 @@ const KEYS = {
   PageDown: () => list.select(list.current + 10), PageUp: () => list.select(list.current - 10),
   ArrowLeft: () => stepSlice(-1), ArrowRight: () => stepSlice(1),
   r: () => judge({ verdict: "right" }), w: () => judge({ verdict: "wrong" }), u: () => judge({ verdict: null, label: null }),
-  n: () => $("note").focus(), b: () => setDrawing(!stage.drawing), z: resetView,
+  n: () => $("note").focus(), b: () => setDrawing(!stage.drawing && looked), z: resetView,
   h: () => { mapShown = !mapShown; ranges(); },
   m: () => { const all = Object.keys(about.methods); $("method").value = all[(all.indexOf(method) + 1) % all.length]; $("method").dispatchEvent(new Event("change")); },
   "[": () => nudge("opacity", -10), "]": () => nudge("opacity", 10), "+": () => nudge("zoom", 25), "-": () => nudge("zoom", -25),
