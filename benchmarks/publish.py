@@ -62,7 +62,7 @@ def write_scans(folder, count):
     for number in range(count):
         picture = cv2.resize(slices[number % len(slices)].image, (SIDE, SIDE))
         dataset = scan_dataset(number, orientations[number // 20 % len(orientations)])
-        dataset.PixelData = (picture.astype(np.uint16) + number % 200).tobytes()
+        dataset.PixelData = np.asarray(picture ^ (number % 4), np.uint8).tobytes()
         dataset.Rows = dataset.Columns = SIDE
         dataset.StudyInstanceUID = uid("study", number // 20)
         dataset.SeriesInstanceUID = uid("series", number // 20)

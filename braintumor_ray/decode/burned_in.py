@@ -21,6 +21,7 @@ _SCALES = ((1024, 7), (512, 13))
 _MOST_ENLARGED = 3  # times; smaller letters than that shows cannot be read
 _CONTRASTS = (40, 80, 150)  # of strokes over what surrounds them, gray levels
 _HEIGHTS = (7, 80)  # of a glyph, pixels
+_FEW = 6  # glyphs; shorter lines must be straighter and more even
 _MOST_GLYPHS = 1500  # strokes of one picture; more are texture
 
 
@@ -136,8 +137,12 @@ def _is_text(line: NDArray[np.float64]) -> bool:
     """Whether glyphs that follow each other are enough, on one line and of one gray level."""
     left, top, width, height, _, level = line.T
     tall, feet = float(np.median(height)), top + height
-    straight = np.median(np.abs(feet - np.median(feet))) <= 0.08 * tall + 0.5
+    apart = np.abs(feet - np.median(feet))
+    straight = np.median(apart) <= 0.08 * tall + 0.5
     even = height.std() <= 0.2 * tall and level.std() <= 15
+    if len(line) < _FEW:  # folds of the brain are four alike now and then
+        straight &= apart.max() <= 0.12 * tall + 0.5
+        even &= height.std() <= 0.12 * tall
     long = (left + width).max() - left.min() >= 2 * tall
     return bool(len(line) >= LEAST_GLYPHS and straight and even and long)
 

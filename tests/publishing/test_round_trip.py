@@ -26,7 +26,6 @@ from braintumor_ray.phantom.dataset import patient_slices
 from braintumor_ray.publishing.options import PublishOptions
 from braintumor_ray.publishing.publish import publish
 from braintumor_ray.storage import read_bytes
-from tests.decode.volume_files import mr_dataset
 from tests.evaluation.make_results import add_generation, make_results
 from tests.publishing.orthanc import Orthanc, needs_orthanc
 from tests.publishing.scans import ORIENTATIONS, scan_dataset, uid, write
@@ -45,7 +44,7 @@ def phantom_scans(folder, patients, per_patient=5):
         for at, each in enumerate(slices):
             small = cv2.resize(each.image, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
             dataset = scan_dataset(at, orientation, PatientID=f"PLANTED{number}")
-            dataset.PixelData = mr_dataset(small.astype(np.uint16)).PixelData
+            dataset.PixelData = np.asarray(small, np.uint8).tobytes()
             dataset.Rows, dataset.Columns = small.shape
             dataset.StudyInstanceUID, dataset.SeriesInstanceUID = uid("s", number), uid("e", number)
             dataset.SOPInstanceUID = uid("i", number, at)
