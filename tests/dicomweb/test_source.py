@@ -181,7 +181,7 @@ def test_no_server_no_image_and_no_dicom_are_one_line_each(source, pacs):
     with pytest.raises(ServerError, match=r"is down \(ConnectionError\)"):
         load_catalog("dicomweb+http://127.0.0.1:9/dicom-web", OPTIONS)
     pacs.objects = {}
-    with pytest.raises(CatalogError, match=r"\(ModalitiesInStudy, Modality, PatientID\) has no im"):
+    with pytest.raises(CatalogError, match=r"\(ModalitiesInStudy, PatientID, Modality\) has no im"):
         load_catalog(f"{source}?PatientID=PLANTED77", OPTIONS)
     pacs.body = b"<html>log in</html>"
     with pytest.raises(ServerError, match="does not answer in DICOM JSON"):
