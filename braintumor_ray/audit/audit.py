@@ -52,6 +52,7 @@ def run_audit(
     workers: int = 2,
     seed: int = 0,
     shortcuts: bool = True,
+    burned_in: bool = True,
     max_pairs: int = 36,
     labels: LabelOptions | None = None,
     limits: DecodeLimits | None = None,
@@ -67,6 +68,7 @@ def run_audit(
         workers: decoding processes.
         seed: of the shortcut classifier's folds.
         shortcuts: train the shortcut classifier.
+        burned_in: look for burned-in text.
         max_pairs: most pairs of pictures in the contact sheet.
         labels: how suspect labels are found; None: as by default, not at all.
         limits: what a file may cost.
@@ -83,7 +85,10 @@ def run_audit(
 
     _check_names(catalogs)
     scans = combine(
-        [(name, _fingerprinted(table, workers, limits, progress)) for name, table in catalogs]
+        [
+            (name, _fingerprinted(table, workers, burned_in, limits, progress))
+            for name, table in catalogs
+        ]
     )
     folder, keys = Path(output), copy_keys(scans)
     audit = audit_scans(scans, keys, seed=seed, shortcuts=shortcuts)
@@ -275,11 +280,15 @@ def _own_groups(groups: Ints) -> Ints:
 
 
 def _fingerprinted(
-    table: pa.Table, workers: int, limits: DecodeLimits | None, progress: Progress | None
+    table: pa.Table,
+    workers: int,
+    text: bool,
+    limits: DecodeLimits | None,
+    progress: Progress | None,
 ) -> pa.Table:
     if set(FINGERPRINT_SCHEMA.names) <= set(table.column_names):
         return table
-    return fingerprint_catalog(table, workers=workers, limits=limits, progress=progress)
+    return fingerprint_catalog(table, workers=workers, text=text, limits=limits, progress=progress)
 
 
 def _audited_columns(name: str, table: pa.Table) -> pa.Table:

@@ -7,6 +7,7 @@ of a Ray Data job as well as a thread's worker here.
 import hashlib
 import io
 import queue
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from typing import Any, TypeAlias
@@ -30,6 +31,7 @@ from braintumor_ray.errors import CatalogError
 from braintumor_ray.types import MANUFACTURER, Progress
 
 WORKER = "braintumor_ray.audit.fingerprints:fingerprint_file"
+TEXT_WORKER = "braintumor_ray.audit.fingerprints:fingerprint_file_and_text"
 BLOCK_ROWS = 256
 _BLACK = 8  # gray levels; JPEG noise in an empty background stays below
 
@@ -59,7 +61,8 @@ FINGERPRINT_SCHEMA = pa.schema(
         pa.field("jpeg_luma", pa.float32()),
         pa.field("jpeg_chroma", pa.float32()),
         pa.field("jpeg_progressive", pa.bool_()),
-        # Burned-in text: by `tag` (0028,0301), or found in the `picture`; null without.
+        # Burned-in text: by `tag` (0028,0301), or found in the `picture`; null without, or where
+        # it was not looked for.
         pa.field("burned_in", pa.string()),
     ]
 )
@@ -75,11 +78,14 @@ class FingerprintStage:
     Args:
         limits: what a file may cost.
         timeout_s: longest time for one file, seconds.
+        text: look for burned-in text: several times the work.
     """
 
-    def __init__(self, limits: DecodeLimits | None = None, timeout_s: float = 30.0) -> None:
+    def __init__(
+        self, limits: DecodeLimits | None = None, timeout_s: float = 30.0, text: bool = True
+    ) -> None:
         self._options = DecodeOptions(limits=limits or DecodeLimits())
-        self._sandbox = DecodeSandbox(WORKER, timeout_s)
+        self._sandbox = DecodeSandbox(TEXT_WORKER if text else WORKER, timeout_s)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """Fingerprint a block of rows; needs `uri` and `frame`, keeps order and number."""
@@ -105,19 +111,30 @@ def fingerprint_file(data: bytes | None, options: DecodeOptions) -> list[Fingerp
     Returns:
         One row of `FINGERPRINT_SCHEMA` per frame, in order; never raises for a bad file.
     """
+    return _fingerprints(data, decode_frames(data, options))
+
+
+def fingerprint_file_and_text(data: bytes | None, options: DecodeOptions) -> list[Fingerprint]:
+    """As `fingerprint_file`, and look for burned-in text."""
+    header, scans = _annotation(data or b""), decode_frames(data, options)
+    return [
+        {**found, "burned_in": _burned_in(scan, header)}
+        for found, scan in zip(_fingerprints(data, scans), scans, strict=True)
+    ]
+
+
+def _fingerprints(data: bytes | None, scans: Sequence[Decoded]) -> list[Fingerprint]:
     content = data or b""
     file = {"n_bytes": len(content), "byte_sha256": hashlib.sha256(content).hexdigest()}
-    marks, header = _jpeg_marks(content), _annotation(content)
-    return [
-        {**_fingerprint_scan(scan, file, marks), "burned_in": _burned_in(scan, header)}
-        for scan in decode_frames(data, options)
-    ]
+    marks = _jpeg_marks(content)
+    return [_fingerprint_scan(scan, file, marks) for scan in scans]
 
 
 def fingerprint_catalog(
     catalog: pa.Table,
     *,
     workers: int = 2,
+    text: bool = True,
     limits: DecodeLimits | None = None,
     progress: Progress | None = None,
 ) -> pa.Table:
@@ -146,7 +163,7 @@ def fingerprint_catalog(
     # The pool ends first: no stage is closed while a thread uses it.
     with ExitStack() as stages, ThreadPoolExecutor(count) as pool:
         for _ in range(count):
-            free.put(stages.enter_context(closing(FingerprintStage(limits))))
+            free.put(stages.enter_context(closing(FingerprintStage(limits, text=text))))
         for block in pool.map(run, starts):
             blocks.append(block)
             if progress:

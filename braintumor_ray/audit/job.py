@@ -9,11 +9,12 @@ from braintumor_ray.audit.fingerprints import FingerprintStage
 SCANS_PER_BLOCK = 512
 
 
-def fingerprint_on_cluster(catalog: pa.Table) -> pa.Table:
+def fingerprint_on_cluster(catalog: pa.Table, text: bool = True) -> pa.Table:
     """Fingerprint every scan of a catalog on all of the cluster's CPUs.
 
     Args:
         catalog: as `data.catalog.load_catalog` gives it.
+        text: look for burned-in text.
 
     Returns:
         The catalog with the columns of `fingerprints.FINGERPRINT_SCHEMA`, in the catalog's order;
@@ -27,6 +28,7 @@ def fingerprint_on_cluster(catalog: pa.Table) -> pa.Table:
     ]
     data = ray.data.from_arrow(blocks).map_batches(
         FingerprintStage,
+        fn_constructor_kwargs={"text": text},
         batch_format="pyarrow",
         batch_size=None,
         num_cpus=1,

@@ -42,6 +42,10 @@ def audit(
         bool,
         typer.Option(metavar="", help="Can size, border, compression alone predict the class?"),
     ] = True,
+    burned_in: Annotated[
+        bool,
+        typer.Option(metavar="", help="Look for burned-in text in pictures."),
+    ] = True,
     workers: Annotated[int, typer.Option(min=1, metavar="N", help="Decoding processes.")] = 2,
     on_ray: Annotated[
         bool, flag("Read the files with Ray Data, on the whole cluster.", "--ray")
@@ -60,11 +64,11 @@ def audit(
         from braintumor_ray.local_ray import ray_session
 
         with ray_session(workers):
-            tables = [(name, fingerprint_on_cluster(table)) for name, table in tables]
+            tables = [(name, fingerprint_on_cluster(table, burned_in)) for name, table in tables]
     with progress_bar("auditing") as advance:
         found = run_audit(
-            tables, output, workers=workers, shortcuts=shortcuts, labels=label_options,
-            progress=advance,
+            tables, output, workers=workers, shortcuts=shortcuts, burned_in=burned_in,
+            labels=label_options, progress=advance,
         )  # fmt: skip
     cross, surplus = found["cross_split"], found["surplus"]
     text = (

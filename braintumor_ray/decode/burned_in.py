@@ -17,7 +17,7 @@ from braintumor_ray.decode.types import Gray
 
 LEAST_GLYPHS = 4  # of a line; names, dates and ids have more, side marks and 'T1' fewer
 # Longest side that is looked at and widest stroke there, in pixels: small text, then large text.
-_SCALES = ((1024, 7), (512, 13))
+_SCALES = ((768, 7), (512, 13))
 _MOST_ENLARGED = 3  # times; smaller letters than that shows cannot be read
 _CONTRASTS = (40, 80, 150)  # of strokes over what surrounds them, gray levels
 _HEIGHTS = (7, 80)  # of a glyph, pixels

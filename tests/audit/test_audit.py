@@ -197,7 +197,9 @@ def test_too_few_groups_are_said_not_guessed():
 @pytest.mark.real
 @pytest.mark.slow
 def test_the_public_set_leaks_as_was_counted(real_data, tmp_path):
-    audit = run_audit([("mri4", load_catalog(real_data / "mri4"))], tmp_path, shortcuts=False)
+    audit = run_audit(
+        [("mri4", load_catalog(real_data / "mri4"))], tmp_path, shortcuts=False, burned_in=False
+    )
     assert audit["cross_split"]["pixel_identical"] == 206
     assert audit["cross_split"]["byte_identical"] == 72
     assert audit["surplus"]["pixel_identical"] == 325

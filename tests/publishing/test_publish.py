@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pydicom
 import pytest
 
-from braintumor_ray.audit.fingerprints import fingerprint_file
+from braintumor_ray.audit.fingerprints import fingerprint_file_and_text
 from braintumor_ray.catalog.build import load_catalog
 from braintumor_ray.catalog.identity import IdentityHash
 from braintumor_ray.catalog.options import CatalogOptions
@@ -315,10 +315,10 @@ def test_our_own_captures_are_excepted_from_the_audit(tmp_path, named):
     archive, results = named
     published(results, archive, tmp_path / "out", allow_burned_in=True)
     (capture,) = (tmp_path / "out").rglob("capture.dcm")
-    assert fingerprint_file(capture.read_bytes(), DecodeOptions())[0]["burned_in"] is None
+    assert fingerprint_file_and_text(capture.read_bytes(), DecodeOptions())[0]["burned_in"] is None
     source = (archive / "a.dcm").read_bytes()
-    assert fingerprint_file(source, DecodeOptions())[0]["burned_in"] == "picture"
+    assert fingerprint_file_and_text(source, DecodeOptions())[0]["burned_in"] == "picture"
     tagged = scan_dataset(1, ORIENTATIONS["axial"], BurnedInAnnotation="YES")
     write(tmp_path, "tagged.dcm", tagged)
     content = (tmp_path / "tagged.dcm").read_bytes()
-    assert fingerprint_file(content, DecodeOptions())[0]["burned_in"] == "tag"
+    assert fingerprint_file_and_text(content, DecodeOptions())[0]["burned_in"] == "tag"
