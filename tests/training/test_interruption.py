@@ -11,11 +11,16 @@ def rays_handler(_number, _frame):
     raise SystemExit(0)
 
 
-def test_ctrl_c_is_a_keyboard_interrupt_and_its_handler_is_put_back():
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt), _interruptible():
+def interrupted_run():
+    with _interruptible():
         signal.signal(signal.SIGINT, rays_handler)  # as Ray Train does when a run starts
         signal.raise_signal(signal.SIGINT)
+
+
+def test_ctrl_c_is_a_keyboard_interrupt_and_its_handler_is_put_back():
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        interrupted_run()
     assert signal.getsignal(signal.SIGINT) is before
 
 
