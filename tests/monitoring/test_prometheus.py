@@ -26,7 +26,7 @@ pytestmark = [
 ]
 DASHBOARD = json.loads((PROJECT / "cluster" / "grafana-dashboard.json").read_text())
 ALERTS = yaml.safe_load((PROJECT / "cluster" / "alerts.yaml").read_text())
-TOTAL = 600  # some scrapes long, with --tta
+TOTAL = 480  # blocks of 4 last for some scrapes
 # No service runs here: its metrics are in tests/serving/test_real.py.
 OF_SERVICE = ("ray_braintumor_requests", "ray_braintumor_request_latency", "ray_braintumor_batch")
 
@@ -52,8 +52,8 @@ class Job:
         (archive / "no_tumor" / "DOE_broken.png").write_bytes(b"no picture")
         copy = f"import sys, pathlib; pathlib.Path({str(self.told)!r}).write_text(sys.stdin.read())"
         arguments = [
-            *("nightly", archive, "--bundle", bundle, "--output", self.results, "--json", "--tta"),
-            *("--block-size", 8, "--metrics-port", self.port, "--metrics-file", self.metrics),
+            *("nightly", archive, "--bundle", bundle, "--output", self.results, "--json"),
+            *("--block-size", 4, "--metrics-port", self.port, "--metrics-file", self.metrics),
             *("--log-json", "--on-finish", f"{shlex.quote(sys.executable)} -c {shlex.quote(copy)}"),
         ]
         environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
