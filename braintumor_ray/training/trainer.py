@@ -1,6 +1,8 @@
 """Ray Train: who trains, on which share of the data, and what they end in."""
 
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -100,6 +102,22 @@ def _forward_epochs(board: Any, on_epoch: OnEpoch | None) -> Iterator[None]:  # 
         read()
 
 
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C ends as everywhere, in KeyboardInterrupt.
+
+    Ray Train's own handler aborts the run, exits with code 0, and stays in place after the run.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as ended:
+        raise KeyboardInterrupt from ended
+    finally:
+        if before is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
+
+
 def scaling(workers: Workers) -> ScalingConfig:
     """What the run asks Ray for."""
     resources = {"CPU": 1.0, "GPU": 1.0} if workers.use_gpu else {"CPU": 1.0}
@@ -184,7 +202,7 @@ def fit(
             execution_options=ExecutionOptions(preserve_order=True),
         ),
     )
-    with _forward_epochs(board, on_epoch):
+    with _forward_epochs(board, on_epoch), _interruptible():
         return trainer.fit()
 
 
