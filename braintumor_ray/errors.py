@@ -18,6 +18,10 @@ class UsageError(BrainTumorError):
     exit_code = 2
 
 
+class StartError(BrainTumorError):
+    """Something that the work needs does not start on this machine."""
+
+
 class GateError(BrainTumorError):
     """A gate was not met (leaky split, too many unreadable scans, verify differs); exits 3."""
 

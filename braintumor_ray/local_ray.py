@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
-from braintumor_ray.errors import UsageError
+from braintumor_ray.errors import StartError, UsageError
 from braintumor_ray.monitoring.logs import are_json, worker_environment
 
 SPARE_CPUS = 2  # logical, for reading and data, next to the workers
@@ -37,6 +37,7 @@ def ray_session(workers: int = 2, metrics_port: int | None = None) -> Iterator[N
 
     Raises:
         UsageError: the cluster at RAY_ADDRESS does not answer, or the port is not free.
+        StartError: a local Ray does not start in time.
     """
     cpus = max(os.cpu_count() or 1, LEAST_CPUS, workers + SPARE_CPUS)
     for name, value in _ENVIRONMENT.items():
@@ -57,6 +58,13 @@ def ray_session(workers: int = 2, metrics_port: int | None = None) -> Iterator[N
     except ConnectionError as error:
         raise UsageError(
             f"RAY_ADDRESS '{address}': no cluster answers ({error}); unset it to run here alone"
+        ) from error
+    except Exception as error:  # Ray has no class of its own for it
+        if "timed out during startup" not in str(error):
+            raise
+        raise StartError(
+            "Ray did not start on this machine in time; it is overloaded, or short of memory: try "
+            "again when less runs on it"
         ) from error
     with redirect_stdout(sys.stderr):
         try:

@@ -18,6 +18,7 @@ from braintumor_ray.cli import app, scoring
 from braintumor_ray.cli.console import short_errors
 from braintumor_ray.cli.options import takes
 from braintumor_ray.errors import BundleError, UsageError
+from braintumor_ray.local_ray import ray_session
 from braintumor_ray.monitoring.options import RunReport
 from braintumor_ray.options import Option, parse_range
 from braintumor_ray.scoring.options import ScoreOptions
@@ -65,7 +66,15 @@ def help_at(width, monkeypatch, *command):
     return shown
 
 
-@pytest.mark.parametrize("command", [(), ("recipes", "show"), *((name,) for name in COMMANDS)])
+def every_command(command=None, path=()):
+    """The words of each command, of groups, and of what is in them."""
+    yield path
+    found = typer.main.get_command(app) if command is None else command
+    for name, inner in getattr(found, "commands", {}).items():
+        yield from every_command(inner, (*path, name))
+
+
+@pytest.mark.parametrize("command", every_command(), ids=" ".join)
 @pytest.mark.parametrize("width", [80, 100])
 def test_help_breaks_no_option(command, width, monkeypatch):
     shown = help_at(width, monkeypatch, *command)
@@ -215,6 +224,26 @@ class TestBundlesAreReadOnce:
         (broken / "model.safetensors").write_bytes(b"no")
         with pytest.raises(BundleError, match="do not belong together"):
             serving_settings(ServingSettings(str(broken)))
+
+
+def test_a_ray_that_does_not_start_in_time_is_one_line(monkeypatch):
+    def init(**_):
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", init)
+    starter = typer.Typer()
+
+    @starter.command()
+    @short_errors
+    def start() -> None:
+        with ray_session():
+            raise AssertionError
+
+    found = CliRunner().invoke(starter, [])
+    assert found.exit_code == 1
+    assert found.stderr.startswith("error: Ray did not start")
+    assert found.stderr.count("\n") == 1
 
 
 def test_version():

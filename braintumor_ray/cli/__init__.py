@@ -79,10 +79,9 @@ def _run_command(arguments: list[str]) -> int:
 
 
 work = (data, training, scoring, archive, lake, hospital)
-groups = [group.app for group in (*work, evaluation, bundles, serving, network, review)]
-use_help([app, training.recipes_app, *groups])
-for group in groups:
-    app.add_typer(group)
+for group in (*work, evaluation, bundles, serving, network, review):
+    app.add_typer(group.app)
+use_help(app)
 
 
 def _version(wanted: bool) -> None:

@@ -51,11 +51,13 @@ class HelpCommand(TyperCommand):
                 yield Panel(_table(found), title=title, title_align="left", border_style="dim")
 
 
-def use_help(apps: list[typer.Typer]) -> None:
-    """Let all commands of some groups show their help so."""
-    for app in apps:
-        for command in app.registered_commands:
-            command.cls = HelpCommand
+def use_help(app: typer.Typer) -> None:
+    """Let all commands of an application, those of its groups included, show their help so."""
+    for command in app.registered_commands:
+        command.cls = HelpCommand
+    for group in app.registered_groups:
+        if group.typer_instance is not None:
+            use_help(group.typer_instance)
 
 
 def _table(rows: list[tuple[str, str]]) -> "RenderableType":
