@@ -114,8 +114,8 @@ class Instance:
 class Lister:
     """Lists the images of a service that match a query; counts what it leaves out."""
 
-    def __init__(self, service: Service, query: Query, page: int = PAGE) -> None:
-        self._service, self._query, self._page = service, query, page
+    def __init__(self, service: Service, query: Query) -> None:
+        self._service, self._query = service, query
         self.left_out: Counter[str] = Counter()
 
     def studies(self) -> Iterator[list[Instance]]:
@@ -161,9 +161,9 @@ class Lister:
         seen: set[str] = set()
         count = 0
         while told is None or count < told:
-            page = self._results(path, {**keys, "limit": self._page, "offset": count})
+            page = self._results(path, {**keys, "limit": PAGE, "offset": count})
             fresh = [each for each in page if _value(each, tag) not in seen]
-            if page and not fresh and len(page) == self._page:
+            if page and not fresh and len(page) == PAGE:
                 raise ServerError(
                     f"'{self._service.url}' gives no more than its first {len(page)} results "
                     "(it ignores 'offset'); ask for less at a time, such as one day of StudyDate"

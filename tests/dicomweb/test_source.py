@@ -10,7 +10,7 @@ from braintumor_ray.catalog.options import CatalogOptions
 from braintumor_ray.decode.files import read_file
 from braintumor_ray.decode.reading import hash_scans
 from braintumor_ray.decode.types import DEFAULT_LIMITS
-from braintumor_ray.dicomweb import filesystem
+from braintumor_ray.dicomweb import filesystem, query
 from braintumor_ray.dicomweb.query import parse_query
 from braintumor_ray.dicomweb.tokens import hide_uid, show_uid, uid_key
 from braintumor_ray.errors import CatalogError, ServerError, UsageError
@@ -191,7 +191,7 @@ def test_no_server_no_image_and_no_dicom_are_one_line_each(source, pacs):
 def test_a_server_without_paging_is_refused_if_it_may_have_more(source, pacs, monkeypatch):
     pacs.ignores_offset = True
     assert load_catalog(source, OPTIONS).num_rows == 9  # all on one page
-    monkeypatch.setattr("braintumor_ray.dicomweb.query.Lister.__init__.__defaults__", (2,))
+    monkeypatch.setattr(query, "PAGE", 2)
     with pytest.raises(ServerError, match="it ignores 'offset'"):
         load_catalog(source, OPTIONS)
 
@@ -232,7 +232,7 @@ def test_credentials_come_from_the_environment(source, pacs, monkeypatch):
 
 def test_the_next_night_reads_only_what_is_new(tmp_path, source, pacs):
     first = load_catalog(source, OPTIONS)
-    results = str(make_results(tmp_path / "results", first) or tmp_path / "results")
+    results = str(make_results(tmp_path / "results", first))
     pacs.sent = 0
     again = nights.open_pacs(source, results, OPTIONS)
     assert (again.num_rows, again.known, pacs.sent) == (0, 8, 0)
