@@ -83,7 +83,7 @@ def write_pacs_catalog(
 ) -> None:
     """Write the catalog of a DICOMweb source; killed and called again, it goes on.
 
-    Parts are in `OUTPUT.listing` until then. Rows are in memory as Arrow has them, about 0.7 KB each.
+    Parts are in `OUTPUT.listing` until then. All rows are in memory at the end, about 0.7 KB each.
 
     Raises:
         ServerError, CatalogError, UsageError: see `kept_parts`.
