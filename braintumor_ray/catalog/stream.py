@@ -43,6 +43,7 @@ from braintumor_ray.catalog.local_key import CHECK, HASHED, check_catalog
 from braintumor_ray.catalog.options import CatalogOptions, StreamOptions
 from braintumor_ray.catalog.schema import CATALOG_SCHEMA, check_columns, check_ids
 from braintumor_ray.decode.types import Probe
+from braintumor_ray.dicomweb.query import is_dicomweb
 from braintumor_ray.errors import CatalogError, UsageError
 from braintumor_ray.storage import is_local, local_path, open_filesystem, spelled
 from braintumor_ray.types import Progress
@@ -88,10 +89,11 @@ def can_stream(source: str, options: CatalogOptions) -> bool:
     """Whether a source is made into a catalog a part at a time; else `build.load_catalog` does it.
 
     A table of scans is not: its paths may begin anywhere. Neither are other ways to cut volumes:
-    their mark in the paths changes the order.
+    their mark in the paths changes the order. Nor is a DICOMweb source, see `pacs_parts`.
     """
-    return not source.rstrip("/").lower().endswith((".csv", ".tsv", ".parquet")) and (
-        not options.volumes.mark
+    whole = (".csv", ".tsv", ".parquet")
+    return not (
+        is_dicomweb(source) or source.rstrip("/").lower().endswith(whole) or options.volumes.mark
     )
 
 

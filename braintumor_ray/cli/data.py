@@ -93,10 +93,16 @@ def _catalog_in_memory(
     from braintumor_ray.catalog.build import unread_of
     from braintumor_ray.catalog.labels import remarks
     from braintumor_ray.catalog.listing import left_out_of
+    from braintumor_ray.catalog.pacs_parts import write_pacs_catalog
     from braintumor_ray.catalog.reviewed import read_reviewed, with_reviewed_labels
     from braintumor_ray.catalog.schema import write_catalog
     from braintumor_ray.catalog.stream import Streamed
+    from braintumor_ray.dicomweb.query import is_dicomweb
 
+    if is_dicomweb(source):
+        with progress_bar("cataloguing") as advance:
+            write_pacs_catalog(source, str(output), options, advance)
+        source = str(output)
     table = load_source(source, options)
     if labels is not None:
         table, told = with_reviewed_labels(table, read_reviewed(labels), labels)

@@ -3,10 +3,15 @@
 import numpy as np
 import pyarrow as pa
 import pytest
+from typer.testing import CliRunner
 
+from braintumor_ray.catalog import build as parts_of
 from braintumor_ray.catalog.build import load_catalog
 from braintumor_ray.catalog.identity import IdentityHash
 from braintumor_ray.catalog.options import CatalogOptions
+from braintumor_ray.catalog.pacs_parts import write_pacs_catalog
+from braintumor_ray.catalog.schema import read_catalog
+from braintumor_ray.cli import app
 from braintumor_ray.decode.files import read_file
 from braintumor_ray.decode.reading import hash_scans
 from braintumor_ray.decode.types import DEFAULT_LIMITS
@@ -283,3 +288,52 @@ def test_orthanc_is_listed_and_read(tmp_path, scans):
         assert by_pixels(found) == by_pixels(folder)
     finally:
         server.end()
+
+
+def test_an_object_that_is_refused_is_a_bad_row_and_a_missing_key_ends_the_job(
+    source, pacs, monkeypatch
+):
+    uri = load_catalog(source, OPTIONS)["uri"][0].as_py()
+    pacs.answers = [500]
+    assert read_file(uri, DEFAULT_LIMITS).reason == "file not readable: RefusedError"
+    pacs.answers = [503]
+    assert read_file(uri, DEFAULT_LIMITS).reason == "file not readable: OSError"  # is waited for
+    monkeypatch.setenv("BRAINTUMOR_UID_KEYS", "")
+    with pytest.raises(UsageError, match="hash key that this process does not have"):
+        read_file(uri, DEFAULT_LIMITS)
+
+
+def test_a_catalog_that_was_stopped_goes_on_and_is_the_same(tmp_path, source, pacs, monkeypatch):
+    monkeypatch.setattr("braintumor_ray.catalog.pacs._FILES", 3)
+    write_pacs_catalog(source, str(tmp_path / "whole.parquet"), OPTIONS)
+    build, calls = parts_of.build_catalog, []
+
+    def stopped(files, options):
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        calls.append(files)
+        return build(files, options)
+
+    monkeypatch.setattr(parts_of, "build_catalog", stopped)
+    output = tmp_path / "catalog.parquet"
+    with pytest.raises(KeyboardInterrupt):
+        write_pacs_catalog(source, str(output), OPTIONS)
+    assert not output.exists()
+    monkeypatch.setattr(parts_of, "build_catalog", build)
+    pacs.sent = 0
+    write_pacs_catalog(source, str(output), OPTIONS)
+    assert 0 < pacs.sent == 8 - sum(map(len, calls))
+    assert read_catalog(output).equals(read_catalog(tmp_path / "whole.parquet"))
+    assert not (tmp_path / "catalog.parquet.listing").exists()
+
+
+def test_the_command_writes_a_catalog_that_can_be_scored(tmp_path, source, monkeypatch):
+    monkeypatch.setenv("BRAINTUMOR_HASH_KEY", SECRET.decode())
+    output = tmp_path / "catalog.parquet"
+    run = CliRunner().invoke(app, ["catalog", source, "-o", str(output), "--json"])
+    assert run.exit_code == 0, run.output
+    assert by_pixels(load_catalog(output, OPTIONS)) == by_pixels(load_catalog(source, OPTIONS))
+    refused = CliRunner().invoke(
+        app, ["catalog", source, "-o", str(output), "--since", str(output)]
+    )
+    assert refused.exit_code == 2
