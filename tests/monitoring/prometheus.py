@@ -58,7 +58,7 @@ def prometheus(folder, targets):
                 "static_configs": [{"targets": [host]}],
             }
         )
-    settings = {"global": {"scrape_interval": "4s", "scrape_timeout": "4s"}, "scrape_configs": jobs}
+    settings = {"global": {"scrape_interval": "2s", "scrape_timeout": "2s"}, "scrape_configs": jobs}
     (folder / "prometheus.yml").write_text(yaml.safe_dump(settings))
     port = free_port()
     command = [

@@ -26,7 +26,7 @@ pytestmark = [
 ]
 DASHBOARD = json.loads((PROJECT / "cluster" / "grafana-dashboard.json").read_text())
 ALERTS = yaml.safe_load((PROJECT / "cluster" / "alerts.yaml").read_text())
-TOTAL = 480  # blocks of 4 last for some scrapes
+TOTAL = 800  # blocks of 4 last for some scrapes
 # No service runs here: its metrics are in tests/serving/test_real.py.
 OF_SERVICE = ("ray_braintumor_requests", "ray_braintumor_request_latency", "ray_braintumor_batch")
 
@@ -61,7 +61,8 @@ class Job:
             [sys.executable, "-m", "braintumor_ray.cli", *map(str, arguments)],
             stdout=(folder / "stdout").open("wb"),
             stderr=(folder / "stderr").open("wb"),
-            env=environment | {"RAY_metrics_report_interval_ms": "1000"},
+            # Ray drops gauges after two intervals; those of the node come every 5 s.
+            env=environment | {"RAY_metrics_report_interval_ms": "3000"},
             cwd=PROJECT,
         )
 
@@ -70,9 +71,10 @@ class Job:
 
     def watch(self, server):
         """Ask until the job ends; the moments at which its metrics were there, the last first."""
-        moments, rates = [], "sum(rate(ray_braintumor_scans_total[1m])) > 0"
+        moments = []
+        seen = "sum(ray_braintumor_scans_total) and sum(rate(ray_braintumor_scans_total[1m])) > 0"
         while self.runs():
-            if server.query(rates):
+            if server.query(seen):
                 moments.append(time.time())
             time.sleep(0.5)
         return moments[::-1]
@@ -90,6 +92,7 @@ def seen(tmp_path_factory, bundle_path):
         targets = [f"127.0.0.1:{job.port}/metrics", f"{files}/a.prom", f"{files}/b.prom"]
         with prometheus(folder, targets) as server:
             moments = job.watch(server)
+            assert job.process.returncode == 0, (folder / "stderr").read_text()[-3000:]
             # Ended: the file has been written, and is scraped.
             wait_for(lambda: server.query("braintumor_ray_known_scans")[1:], 60)
             yield server, moments, job
@@ -102,7 +105,6 @@ def first_found(server, moments, query):
 
 def test_the_job_is_seen_while_it_runs(seen):
     server, moments, job = seen
-    assert job.process.returncode == 0, (job.folder / "stderr").read_text()[-3000:]
     assert moments, "no scan was seen before the job ended"
     (found,) = server.query("sum by (results) (ray_braintumor_scans_total)", moments[0])
     assert found["metric"] == {"results": str(job.results)}
