@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from braintumor_ray.engines.engine import make_engine, not_quantized
-from braintumor_ray.errors import UsageError
+from braintumor_ray.errors import BundleError, UsageError
 from braintumor_ray.extras import is_installed
 from braintumor_ray.models.allocator import allocator_environment
 from braintumor_ray.models.bundle import Bundle, BundleFields, load_bundle, read_bundle_fields
@@ -105,6 +105,16 @@ def fastest_engine(
     return Choice(best if rates[best] >= GAIN * rates["torch"] else "torch", rates)
 
 
+def _possible_here(engine: EngineChoice, bundle: str) -> EngineChoice:
+    try:
+        fields = read_bundle_fields(bundle)
+    except BundleError:
+        if engine == "auto":
+            raise
+        return engine  # the bundle may be on other nodes only; their predictors check it
+    return possible_engine(engine, fields)
+
+
 def settled_engine(
     engine: EngineChoice,
     bundle: str,
@@ -123,10 +133,10 @@ def settled_engine(
         parallel: batches at a time.
 
     Raises:
-        BundleError: the bundle cannot be read.
+        BundleError: 'auto', and the bundle cannot be read.
         UsageError: it could not be measured, or the bundle is quantized and needs another engine.
     """
-    engine = possible_engine(engine, read_bundle_fields(bundle))
+    engine = _possible_here(engine, bundle)
     if engine != "auto":
         return Choice(engine)
     chosen = choose_device(device)

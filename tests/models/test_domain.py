@@ -8,9 +8,8 @@ from braintumor_ray.decode.decode import decode
 from braintumor_ray.decode.preprocess import Preprocessing
 from braintumor_ray.explain.regions import head_regions
 from braintumor_ray.models.classifier import build_backbone, normalization_of, normalize
-from braintumor_ray.models.domain import DomainDetector
+from braintumor_ray.models.domain import DomainDetector, domain_limit
 from braintumor_ray.models.weights import load_pretrained
-from braintumor_ray.training import finish
 from tests.foreign_images import foreign_images
 
 
@@ -89,7 +88,7 @@ def test_foreign_pictures_are_stopped_and_held_out_scans_pass(real_data):
     chosen = np.random.default_rng(0).permutation(len(paths))[:650]
     scans, _ = pooled([decode(paths[i].read_bytes()).gray for i in chosen[:450]])
     gate = DomainDetector.fit(scans[:250])
-    limit = finish._domain_limit(gate.distance(scans[250:]))
+    limit = domain_limit(gate.distance(scans[250:]))
 
     def flagged(grays):
         found, headless = pooled(grays)

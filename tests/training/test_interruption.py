@@ -7,6 +7,14 @@ import pytest
 from braintumor_ray.training.trainer import _interruptible
 
 
+@pytest.fixture(autouse=True)
+def pythons_handler():
+    """Other tests of this process may have left one that Python cannot tell."""
+    found = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, found or signal.default_int_handler)
+
+
 def rays_handler(_number, _frame):
     raise SystemExit(0)
 
