@@ -6,7 +6,7 @@ import os
 import re
 import secrets
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -126,6 +126,11 @@ def location_label(location: str) -> str:
 _PRIVATE, _SURROGATE = 0xEF00, 0xDC00
 _ODD = re.compile("[\uef80-\uefff\udc80-\udcff]")
 _SPELLED = re.compile("[\uef80-\uefff]")
+
+
+def modified(status: os.stat_result) -> datetime:
+    """When a local file was changed, as pyarrow computes it: ids must not depend on who looked."""
+    return datetime.fromtimestamp(status.st_mtime_ns / 1e9, timezone.utc)
 
 
 def spelled(path: str) -> str:

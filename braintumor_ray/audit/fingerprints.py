@@ -20,7 +20,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 from pydicom.errors import InvalidDicomError
 
-from braintumor_ray.decode.burned_in import text_lines
+from braintumor_ray.decode.burned_in import is_tagged, text_lines
 from braintumor_ray.decode.decode import decode_frames
 from braintumor_ray.decode.hashes import fingerprint
 from braintumor_ray.decode.reading import run_on_scans
@@ -218,7 +218,7 @@ def _annotation(content: bytes) -> str:
         return ""  # the decoder reports what is wrong with it
     if header.get("Manufacturer") == MANUFACTURER:
         return "ours"
-    return "yes" if str(header.get("BurnedInAnnotation", "")).strip().upper() == "YES" else ""
+    return "yes" if is_tagged(header) else ""
 
 
 def _burned_in(decoded: Decoded, header: str) -> str | None:

@@ -111,7 +111,7 @@ def joined(parts: Iterable[pa.Table], options: CatalogOptions) -> pa.Table:
     tables = list(parts)
     unread: Counter[str] = Counter()
     for table in tables:
-        unread.update(json.loads((table.schema.metadata or {}).get(_UNREAD, b"{}")))
+        unread.update(unread_of(table.schema))
     bare = [table.replace_schema_metadata(None) for table in tables]
     whole = pa.concat_tables([CATALOG_SCHEMA.empty_table(), *bare])
     return _complete(

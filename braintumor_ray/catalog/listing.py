@@ -9,14 +9,21 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import datetime
 from itertools import islice
 from typing import Any
 
 import pyarrow as pa
 
 from braintumor_ray.errors import CatalogError
-from braintumor_ray.storage import is_local, local_path, open_filesystem, spelled, split_uri
+from braintumor_ray.storage import (
+    is_local,
+    local_path,
+    modified,
+    open_filesystem,
+    spelled,
+    split_uri,
+)
 
 SIDECARS = {
     *(".csv", ".tsv", ".json", ".txt", ".md", ".xml", ".html", ".htm", ".yaml", ".yml"),
@@ -293,9 +300,7 @@ def _local_entry(base: str, entry: os.DirEntry[str]) -> Entry:
         return FoundFile(path, uri, None, None)
     if not stat.S_ISREG(status.st_mode):
         return path, NO_FILE
-    # As pyarrow computes it, so that ids do not depend on who looked.
-    mtime = datetime.fromtimestamp(status.st_mtime_ns / 1e9, timezone.utc)
-    return FoundFile(path, uri, status.st_size, mtime)
+    return FoundFile(path, uri, status.st_size, modified(status))
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -7,13 +7,16 @@ a number is. Nothing is read: what a line tells is not known.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from braintumor_ray.decode.types import Gray
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
 
 LEAST_GLYPHS = 4  # of a line; names, dates and ids have more, side marks and 'T1' fewer
 # Longest side that is looked at and widest stroke there, in pixels: small text, then large text.
@@ -36,6 +39,11 @@ class TextLine:
     left: int
     bottom: int
     right: int
+
+
+def is_tagged(header: "Dataset") -> bool:
+    """Whether a DICOM header says so itself: Burned In Annotation (0028,0301) is YES."""
+    return str(header.get("BurnedInAnnotation", "")).strip().upper() == "YES"
 
 
 def text_lines(gray: Gray) -> list[TextLine]:

@@ -106,7 +106,7 @@ class Service:
                 timeout=_TIMEOUT_S,
             )
         except requests.exceptions.SSLError as error:
-            raise ServerError(_tls(self.url, str(error))) from None
+            raise ServerError(tls_failure(self.url, str(error))) from None
         except (requests.ConnectionError, requests.Timeout) as error:
             return type(error).__name__
         except requests.RequestException as error:  # their texts have the path
@@ -143,14 +143,12 @@ def session() -> "Session":
         made.headers["Authorization"] = f"Bearer {token}"
     elif user:
         made.auth = (user, os.environ.get(PASSWORD, ""))
-    if certificate := client_certificate():
-        path, key = certificate
-        made.cert = (path, key) if key else path
+    made.cert = client_certificate()
     return made
 
 
-def client_certificate() -> tuple[str, str | None] | None:
-    """Files of certificate and key from the environment; the key may be in the certificate's.
+def client_certificate() -> tuple[str, str] | None:
+    """Files of certificate and key from the environment; without a key, it is with the certificate.
 
     Raises:
         UsageError: one of them is not there.
@@ -159,10 +157,11 @@ def client_certificate() -> tuple[str, str | None] | None:
     for name, path in ((CERTIFICATE, certificate), (KEY, key)):
         if path and not os.path.isfile(path):
             raise UsageError(f"{name} names '{path}', which is no file")
-    return (certificate, key) if certificate else None
+    return (certificate, key or certificate) if certificate else None
 
 
-def _tls(url: str, cause: str) -> str:
+def tls_failure(url: str, cause: str) -> str:
+    """One line for a TLS connection that failed on either side."""
     if "CERTIFICATE_VERIFY_FAILED" in cause:
         return (
             f"TLS of '{url}' is not verified; set REQUESTS_CA_BUNDLE to the certificate of its "

@@ -11,14 +11,18 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from braintumor_ray.errors import PublishError, UsageError
 from braintumor_ray.extras import require
 from braintumor_ray.publishing.patience import Busy, Patience
-from braintumor_ray.publishing.server import failed_handshake, tls_context, tls_error
+from braintumor_ray.publishing.server import (
+    DUPLICATE,
+    failed_handshake,
+    tls_context,
+    tls_error,
+)
 from braintumor_ray.publishing.source import Refused
 
 if TYPE_CHECKING:
     from pynetdicom.association import Association
 
 _ADDRESS = re.compile(r"(?P<title>[^@\\/]{1,16})@(?P<host>\[[^\]]+\]|[^:/@]+):(?P<port>\d{1,5})")
-_DUPLICATE = 0x0111  # PS3.7, C.5.9: the server has an object of that UID
 _NO_ACCESS = 0x0124
 _NO_RESOURCES = range(0xA700, 0xA800)
 _WARNINGS = range(0xB000, 0xC000)  # stored, with a remark (PS3.4, B.2.3)
@@ -97,7 +101,7 @@ class Peer:
         if "Status" not in status:  # no answer in time, or the connection ended
             raise Busy("association lost")
         code = int(status.Status)
-        if code in (0, _DUPLICATE) or code in _WARNINGS:
+        if code in (0, DUPLICATE) or code in _WARNINGS:
             return
         told = f"{code:#06x}, {_meaning(code)}"
         if code in _NO_RESOURCES:

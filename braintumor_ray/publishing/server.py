@@ -10,6 +10,14 @@ from urllib.parse import urlsplit
 
 from pydicom.dataset import Dataset
 
+from braintumor_ray.dicomweb.session import (
+    BUSY,
+    CREDENTIALS,
+    NO_ACCESS,
+    client_certificate,
+    session,
+    tls_failure,
+)
 from braintumor_ray.errors import PublishError, UsageError
 from braintumor_ray.extras import require
 from braintumor_ray.publishing.patience import Busy, Patience
@@ -18,11 +26,7 @@ from braintumor_ray.publishing.source import Refused
 if TYPE_CHECKING:
     from requests import Session
 
-TOKEN, USER, PASSWORD = (f"BRAINTUMOR_DICOMWEB_{n}" for n in ("TOKEN", "USER", "PASSWORD"))
-CERTIFICATE, KEY = (f"BRAINTUMOR_DICOMWEB_{n}" for n in ("CERT", "KEY"))
-_BUSY = {408, 429, 502, 503, 504}
-_NO_ACCESS = {401, 403}
-_DUPLICATE = 0x0111  # PS3.7, C.5.9: the server has an object of that UID
+DUPLICATE = 0x0111  # PS3.7, C.5.9: the server has an object of that UID
 
 
 class Server:
@@ -42,7 +46,7 @@ class Server:
                 f"--to '{url}' is no server; write https://host/dicom-web or AE@HOST:PORT"
             )
         self.url, self._patience = url.rstrip("/"), patience
-        self._session = _session()
+        self._session = session()
         self._client = _client(self.url, self._session)
 
     def store(self, objects: Sequence[Dataset]) -> None:
@@ -61,7 +65,7 @@ class Server:
         for failed in answer.get("FailedSOPSequence") or ():
             code = int(failed.get("FailureReason") or 0)
             named = [e for e in objects if e.SOPInstanceUID == failed.ReferencedSOPInstanceUID]
-            if code != _DUPLICATE and not all(map(self._has, named)):
+            if code != DUPLICATE and not all(map(self._has, named)):
                 raise Refused(f"server: refused an object (failure reason {code:#06x})")
 
     def close(self) -> None:
@@ -109,13 +113,10 @@ class Server:
 
     def _failure(self, code: int) -> PublishError:
         """What an HTTP code means: `Busy`, `Refused` for this scan, or the end of the command."""
-        if code in _BUSY:
+        if code in BUSY:
             return Busy(f"HTTP {code}")
-        if code in _NO_ACCESS:
-            return PublishError(
-                f"'{self.url}' refuses access (HTTP {code}); set {TOKEN}, or {USER} and {PASSWORD},"
-                f" or {CERTIFICATE} and {KEY}"
-            )
+        if code in NO_ACCESS:
+            return PublishError(f"'{self.url}' refuses access (HTTP {code}); set {CREDENTIALS}")
         if code == HTTPStatus.NOT_FOUND:
             return PublishError(
                 f"'{self.url}' is no DICOMweb service (HTTP 404); write the address of its root, "
@@ -126,28 +127,7 @@ class Server:
 
 def tls_error(server: str, error: Exception) -> PublishError:
     """One line for a TLS connection that failed on either side."""
-    if "CERTIFICATE_VERIFY_FAILED" in str(error):
-        return PublishError(
-            f"TLS of '{server}' is not verified; set REQUESTS_CA_BUNDLE to the certificate of its "
-            "authority"
-        )
-    return PublishError(
-        f"'{server}' refuses the TLS connection; if it wants a client certificate, set "
-        f"{CERTIFICATE} and {KEY}"
-    )
-
-
-def client_certificate() -> tuple[str, str] | None:
-    """Files of certificate and key from the environment; without a key, it is with the certificate.
-
-    Raises:
-        UsageError: one of them is not there.
-    """
-    certificate, key = os.environ.get(CERTIFICATE), os.environ.get(KEY) or None
-    for name, path in ((CERTIFICATE, certificate), (KEY, key)):
-        if path and not os.path.isfile(path):
-            raise UsageError(f"{name} names '{path}', which is no file")
-    return (certificate, key or certificate) if certificate else None
+    return PublishError(tls_failure(server, str(error)))
 
 
 def tls_context(authorities: str | None = None) -> ssl.SSLContext:
@@ -183,21 +163,7 @@ def failed_handshake(host: str, port: int, context: ssl.SSLContext) -> Exception
     return None
 
 
-def _client(url: str, session: "Session") -> Any:  # noqa: ANN401 - an optional library
-    client = require("dicomweb_client.api").DICOMwebClient(url, session=session)
+def _client(url: str, connection: "Session") -> Any:  # noqa: ANN401 - an optional library
+    client = require("dicomweb_client.api").DICOMwebClient(url, session=connection)
     client.set_http_retry_params(retry=False)  # `_patiently` waits, and knows for how long
     return client
-
-
-def _session() -> "Session":
-    """Credentials of the environment; none are given on the command line, where others see them."""
-    import requests
-
-    session = requests.Session()
-    token, user = os.environ.get(TOKEN), os.environ.get(USER)
-    if token:
-        session.headers["Authorization"] = f"Bearer {token}"
-    elif user:
-        session.auth = (user, os.environ.get(PASSWORD, ""))
-    session.cert = client_certificate()
-    return session

@@ -10,7 +10,7 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from braintumor_ray.decode.burned_in import masked, text_lines
+from braintumor_ray.decode.burned_in import is_tagged, masked, text_lines
 from braintumor_ray.decode.decode import decode
 from braintumor_ray.decode.files import read_file
 from braintumor_ray.decode.hashes import pixel_sha256
@@ -103,11 +103,10 @@ def _without_text(
     gray: NDArray[np.uint8], header: Dataset, mask: bool
 ) -> tuple[NDArray[np.uint8], Text]:
     """The picture, masked if wanted, and what is with its text by tag (0028,0301) or measure."""
-    told = str(header.get("BurnedInAnnotation", "")).strip().upper() == "YES"
     lines = text_lines(gray)
     if lines and mask:
         return masked(gray, lines), "masked"
-    return gray, "shown" if lines or told else "none"
+    return gray, "shown" if lines or is_tagged(header) else "none"
 
 
 def _scored_pixels(data: bytes, frame: int, expected: str | None) -> NDArray[np.uint8]:

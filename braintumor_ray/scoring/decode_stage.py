@@ -4,7 +4,7 @@ import os
 import stat
 import time
 from collections.abc import Iterator
-from datetime import datetime, timezone
+from datetime import datetime
 
 import cv2
 import numpy as np
@@ -21,7 +21,7 @@ from braintumor_ray.decode.sandbox import DecodeSandbox
 from braintumor_ray.explain.regions import head_weights
 from braintumor_ray.predict.schema import KEYS
 from braintumor_ray.scoring.options import DecodeSettings
-from braintumor_ray.storage import is_local, local_path, open_filesystem, split_uri
+from braintumor_ray.storage import is_local, local_path, modified, open_filesystem, split_uri
 from braintumor_ray.types import Mask
 
 ROW_COLUMNS = ("scan_id", "uri", "frame", *KEYS)
@@ -147,7 +147,7 @@ def _local_state(location: str) -> State | None:
         return None  # its row has its reason already
     if not stat.S_ISREG(status.st_mode):
         return None
-    return status.st_size, datetime.fromtimestamp(status.st_mtime_ns / 1e9, timezone.utc)
+    return status.st_size, modified(status)
 
 
 def _store_of(uri: str) -> str:

@@ -44,6 +44,11 @@ class Outputs:
     pooled: npt.NDArray[np.float32]
     labels: npt.NDArray[np.int64]
 
+    def only(self, scan_ids: npt.NDArray[np.int64]) -> "Outputs":
+        """Those of some scans."""
+        kept = np.isin(self.scan_ids, scan_ids)
+        return Outputs(self.scan_ids[kept], self.logits[kept], self.pooled[kept], self.labels[kept])
+
 
 def tune(
     bundle: Bundle,

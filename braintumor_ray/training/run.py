@@ -291,18 +291,23 @@ def _finish(
 ) -> TrainingResult:
     """Tune on validation, look at the test split once, and write what the run ends in."""
 
-    def outputs(predictor: Predictor, split: str, most: int | None = None) -> Outputs:
+    def sample(split: str, most: int | None = None) -> tuple[Any, Any]:
+        """Ids and labels; a smaller sample is part of a larger one."""
         ids, labels = data.of(split)
-        sample = np.random.default_rng(options.recipe.seed).permutation(len(ids))[:most]
+        chosen = np.random.default_rng(options.recipe.seed).permutation(len(ids))[:most]
+        return ids[chosen], labels[chosen]
+
+    def outputs(predictor: Predictor, split: str, most: int | None = None) -> Outputs:
         return split_outputs(
-            predictor, data.shards.paths, data.shards.location, ids[sample], labels[sample]
+            predictor, data.shards.paths, data.shards.location, *sample(split, most)
         )
 
     predictor = Predictor(provisional, device=options.device)
     validation = outputs(predictor, "val")
+    trained = outputs(predictor, "train", FEATURE_SCANS)
     bundle = tune(
         provisional,
-        outputs(predictor, "train", DOMAIN_SCANS),
+        trained.only(sample("train", DOMAIN_SCANS)[0]),
         validation,
         options.recipe,
         data.groups_of(validation.scan_ids),
@@ -326,7 +331,7 @@ def _finish(
     with folder.outbox() as box:
         write_history(fitted.history, box)
         (box / "phases.json").write_text(json.dumps(phases, indent=1) + "\n", encoding="utf-8")
-        write_table(box / FEATURES, _features(data, outputs(predictor, "train", FEATURE_SCANS)))
+        write_table(box / FEATURES, _features(data, trained))
         card = model_card(bundle, data, phases, options, weights)
         saved = save_bundle(
             box / "bundle", bundle.fields, bundle.build_model(), bundle.gate, card, bundle.archive
