@@ -77,12 +77,15 @@ def audit(
         f"surplus copies: {surplus['pixel_identical']} pixel-identical "
         f"({surplus['byte_identical']} byte-identical)\n"
         f"groups with conflicting labels: {found['groups']['conflicting_labels']}\n"
-        + f"burned-in text: {found['burned_in']['tag']} scans by tag, "
-        f"{found['burned_in']['picture']} by their picture\n"
+        + (_burned_in_line(found["burned_in"]) if burned_in else "")
         + "".join(f"{line}\n" for line in _suspect_lines(found))
         + f"report: {output / 'audit.html'}"
     )
     print_result(found, as_json, text)
+
+
+def _burned_in_line(found: dict[str, Any]) -> str:
+    return f"burned-in text: {found['tag']} scans by tag, {found['picture']} by their picture\n"
 
 
 @app.command()

@@ -174,7 +174,8 @@ class _Steps:
         if (folder / "audit.json").exists():
             self.say(f"audited before: {folder / 'audit.html'}")
         else:
-            self._step(["audit", self.source, "--output", str(folder)])
+            # Burned-in text would take several times what reading does, by which the plan is made.
+            self._step(["audit", self.source, "--output", str(folder), "--no-burned-in"])
 
     def _plan(self, counts: dict[str, int], classes: "ClassMap") -> "Plan":
         """What is trained; an interrupted run goes on with the plan that it began with."""
