@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from braintumor_ray.catalog.options import IdentityChoice
 from braintumor_ray.cli.console import progress_bar, short_errors
 from braintumor_ray.cli.options import Json, anonymous_options, load_source, print_result, takes
 from braintumor_ray.publishing.options import PublishOptions
@@ -35,6 +36,7 @@ def publish(
     from braintumor_ray.scoring.pacs import scored_objects
 
     if is_dicomweb(source):
+        IdentityChoice(options.hash_key_file).load()  # the key opens the URIs, too
         archive = scored_objects(results, source)
     else:
         archive = load_source(source, replace(anonymous_options(), probe_headers=False))

@@ -70,7 +70,7 @@ class PublishOptions:
     hash_key_file: Annotated[
         str | None,
         Option(
-            "For --study: the secret of hashing ids, else BRAINTUMOR_HASH_KEY, else your own.",
+            "For --study or a PACS: hash key of ids; else BRAINTUMOR_HASH_KEY, else your own.",
             "FILE",
             panel=SCANS,
         ),

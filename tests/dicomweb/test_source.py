@@ -337,3 +337,22 @@ def test_the_command_writes_a_catalog_that_can_be_scored(tmp_path, source, monke
         app, ["catalog", source, "-o", str(output), "--since", str(output)]
     )
     assert refused.exit_code == 2
+
+
+def test_publish_opens_the_scans_of_a_pacs_by_the_key_of_its_option(tmp_path, monkeypatch):
+    token = hide_uid("1.2.840.10008.1", "study", uid_key(SECRET))
+    shown = []
+
+    def publish(*_):
+        shown.append(show_uid(token, "study"))
+        return {"scans": 0, "objects": 0, "sent_before": 0}
+
+    monkeypatch.setattr("braintumor_ray.publishing.publish.publish", publish)
+    monkeypatch.setattr(nights, "scored_objects", lambda *_: None)
+    (tmp_path / "key").write_bytes(SECRET)
+    (tmp_path / "key").chmod(0o600)
+    command = ["publish", "results", "--source", "dicomweb+https://host/dicom-web"]
+    command += ["--output", str(tmp_path / "objects")]
+    assert CliRunner().invoke(app, command).exit_code != 0
+    done = CliRunner().invoke(app, [*command, "--hash-key-file", str(tmp_path / "key")])
+    assert (done.exit_code, shown) == (0, ["1.2.840.10008.1"]), done.output
