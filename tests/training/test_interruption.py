@@ -1,39 +1,40 @@
 """Ctrl-C during Ray Train, whose own handler would end the program with exit code 0."""
 
-import signal
+import subprocess
+import sys
 
 import pytest
 
+# In a process of its own: a signal that nobody takes would end all tests.
+PROGRAM = """
+import signal
 from braintumor_ray.training.trainer import _interruptible
 
-
-@pytest.fixture(autouse=True)
-def pythons_handler():
-    """Other tests of this process may have left one that Python cannot tell."""
-    found = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, found or signal.default_int_handler)
-
-
-def rays_handler(_number, _frame):
+def rays_handler(number, frame):
     raise SystemExit(0)
 
-
-def interrupted_run():
+before = signal.getsignal(signal.SIGINT)
+try:
     with _interruptible():
         signal.signal(signal.SIGINT, rays_handler)  # as Ray Train does when a run starts
-        signal.raise_signal(signal.SIGINT)
+        {during}
+    print("ended")
+except KeyboardInterrupt:
+    print("interrupted")
+assert signal.getsignal(signal.SIGINT) is before
+"""
 
 
-def test_ctrl_c_is_a_keyboard_interrupt_and_its_handler_is_put_back():
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        interrupted_run()
-    assert signal.getsignal(signal.SIGINT) is before
-
-
-def test_a_run_that_ends_leaves_the_handler_of_before():
-    before = signal.getsignal(signal.SIGINT)
-    with _interruptible():
-        signal.signal(signal.SIGINT, rays_handler)
-    assert signal.getsignal(signal.SIGINT) is before
+@pytest.mark.parametrize(
+    ("during", "told"),
+    [("signal.raise_signal(signal.SIGINT)", "interrupted"), ("pass", "ended")],
+)
+def test_ctrl_c_is_a_keyboard_interrupt_and_the_handler_of_before_is_put_back(during, told):
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM.format(during=during)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, told), done.stderr[-2000:]
