@@ -51,6 +51,7 @@ class Batcher(Generic[Item, Result]):
         self._share = max(1, max_size // lanes)
         self._waiting: list[tuple[Item, asyncio.Future[Result]]] = []
         self._working: set[asyncio.Task[None]] = set()
+        self._pausing = False
 
     async def __call__(self, item: Item) -> Result:
         """The result for one item.
@@ -60,10 +61,7 @@ class Batcher(Generic[Item, Result]):
         """
         result: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, result))
-        if self._free:
-            task = asyncio.create_task(self._work(self._free.pop()))
-            self._working.add(task)  # the loop itself holds tasks only weakly
-            task.add_done_callback(self._working.discard)
+        self._start_a_lane()
         return await result
 
     def warm_up(self, items: Sequence[Item]) -> None:
@@ -72,13 +70,24 @@ class Batcher(Generic[Item, Result]):
             for alone in (True, False) if lane == 0 else (False,):
                 thread.submit(self._run, items, alone).result()
 
+    def _start_a_lane(self) -> None:
+        if self._free and self._waiting:
+            task = asyncio.create_task(self._work(self._free.pop()))
+            self._working.add(task)  # the loop itself holds tasks only weakly
+            task.add_done_callback(self._working.discard)
+
     async def _work(self, lane: int) -> None:
         try:
             while self._waiting:
                 if self._others_work and len(self._waiting) < WORTHWHILE_BATCH:
+                    if self._pausing:
+                        return  # that lane takes what waits; a second would count as work beside it
+                    self._pausing = True
                     await asyncio.sleep(PAUSE_S)
+                    self._pausing = False
                 most = self._share if self._others_work else self._max_size
                 batch, self._waiting = self._waiting[:most], self._waiting[most:]
+                self._start_a_lane()  # for what is left
                 batch = [(item, result) for item, result in batch if not result.cancelled()]
                 if batch:
                     await self._one_batch(lane, batch)

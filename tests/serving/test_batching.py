@@ -74,22 +74,19 @@ def test_one_batch_alone_may_use_every_core_and_two_at_a_time_share():
 
     async def scene():
         batcher = Batcher(run, max_size=4, lanes=2)
-        tasks = [asyncio.create_task(batcher(0))]
-        await asyncio.sleep(0.05)
-        for number in range(1, 4):
+        tasks = []
+        for number in range(4):
             tasks.append(asyncio.create_task(batcher(number)))
-            await asyncio.sleep(0.05)
+            while len(seen) < min(number + 1, 2):  # the others wait
+                await asyncio.sleep(0.01)
         free.set()
         await asyncio.gather(*tasks)
         return await batcher(9)
 
     assert asyncio.run(scene()) == 9
-    assert [(items, alone) for items, alone, _ in seen] == [
-        ([0], True),
-        ([1], False),
-        ([2, 3], False),
-        ([9], True),
-    ]
+    assert [(items, alone) for items, alone, _ in seen[:2]] == [([0], True), ([1], False)]
+    assert seen[2][0] == [2, 3]  # alone or not: whichever thread was free first takes them
+    assert [(items, alone) for items, alone, _ in seen[3:]] == [([9], True)]
     assert seen[0][2] != seen[1][2]
 
 
