@@ -30,6 +30,8 @@ def network(
     architecture = loaded.fields.architecture
     blocks = blocks_of(loaded.build_model(), _stages(loaded.fields.recipe))
     title = f"{architecture.backbone}, {architecture.head} head, {architecture.image_size} px"
+    if not output.suffix:
+        output = output.with_suffix(".png")
     draw_blocks(blocks, output, title)
     found = {"layers": [block._asdict() for block in blocks], "picture": str(output)}
     print_result(found, as_json, "\n".join([*table_lines(blocks), f"picture: {output}"]))

@@ -63,6 +63,12 @@ def open_results(folder: ResultsFolder, bundle: Bundle, options: ScoreOptions) -
     if META not in folder.names():
         folder.write_json(wanted, META)
     meta = folder.meta
+    if bool(meta.get("tta")) != bundle.averaged:  # it changes the fingerprint, which tells nothing
+        had, way = ("with", "give it") if meta.get("tta") else ("without", "leave it out")
+        raise ResultsError(
+            f"results '{folder.location}' were made {had} --tta; {way}, or score into another "
+            "folder"
+        )
     for key, value in wanted.items():
         had = meta.get(key, EARLIER.get(key))
         if had != value and not _undecided(key, had, value):

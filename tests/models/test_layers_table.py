@@ -1,7 +1,9 @@
 """The table of a network: every parameter once, and what learns in each stage."""
 
 import pytest
+from typer.testing import CliRunner
 
+from braintumor_ray.cli.network import app
 from braintumor_ray.models.layers import blocks_of, draw_blocks, table_lines
 from tests.builders import make_model
 
@@ -37,3 +39,10 @@ def test_a_neck_learns_in_every_stage():
     )
     neck = next(b for b in blocks if b.name == "neck")
     assert neck.learns == (neck.parameters,)
+
+
+def test_a_picture_without_an_ending_is_a_png_and_the_command_tells_its_name(bundle_path, tmp_path):
+    done = CliRunner().invoke(app, [str(bundle_path), "--output", str(tmp_path / "net")])
+    assert done.exit_code == 0, done.output
+    assert f"picture: {tmp_path / 'net.png'}" in done.output
+    assert (tmp_path / "net.png").read_bytes().startswith(b"\x89PNG")

@@ -77,10 +77,12 @@ def test_results_of_views_are_another_folders(path, tmp_path):
     open_results(folder, bundle.averaging(), views)
     meta = results_folder(tmp_path / "r").meta
     assert (meta["tta"], meta["threshold"]) == (True, 0.31)
-    with pytest.raises(ResultsError, match="bundle_fingerprint"):
+    with pytest.raises(ResultsError, match="made with --tta; give it, or score into another"):
         open_results(results_folder(tmp_path / "r"), bundle, options)
     open_results(results_folder(tmp_path / "plain"), bundle, options)
     assert "tta" not in results_folder(tmp_path / "plain").meta
+    with pytest.raises(ResultsError, match="made without --tta; leave it out"):
+        open_results(results_folder(tmp_path / "plain"), bundle.averaging(), views)
 
 
 def test_the_service_offers_them(path):
