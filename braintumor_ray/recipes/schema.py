@@ -182,7 +182,8 @@ class GuidanceSection(Section):
 
     What learns where tumors are is the gate of the neck, or without one the evidence of each cell,
     e_c = W_c . A, whose ReLU is Grad-CAM's map. Scans of negative classes count as known: no tumor
-    anywhere. Of positive scans without truth `somewhere` alone is asked.
+    anywhere. Positive scans without truth take no part; where no tumor at all is known, `somewhere`
+    is asked of them.
     """
 
     weight: float = Field(1.0, ge=0, description="factor on all of guidance; 0: none")
@@ -196,7 +197,7 @@ class GuidanceSection(Section):
     somewhere: float = Field(
         0.0,
         ge=0,
-        description="of positive scans without truth: some cells show the tumor, most do not",
+        description="without --truth, of positive scans: some cells show a tumor, most do not",
     )
 
 

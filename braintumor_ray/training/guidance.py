@@ -25,7 +25,7 @@ from braintumor_ray.training.options import Say
 from braintumor_ray.types import GrayImage
 
 FULL = 255
-LEAST_SHARE, MOST_SHARE = 0.01, 0.15  # of the cells, that a tumor covers
+LEAST_SHARE, MOST_SHARE = 0.01, 0.06  # of the cells, that a tumor covers
 _FINE = (1024, 1024)  # of a mask before it is cut, pixels
 _SHARPNESS = 10.0  # of the softplus: evidence is small where the gate is nearly shut
 
@@ -61,7 +61,9 @@ class GuidanceLoss:
             loss = self._known(evidence[known].float(), shown, labels[known], coverage[known])
         if self.settings.somewhere and not known.all():
             cells = self._cells(evidence, gate, labels)[~known]
-            loss = loss + self.settings.somewhere * _somewhere_loss(cells, len(labels))
+            loss = loss + self.settings.somewhere * _somewhere_loss(
+                cells, self.settings.outside, len(labels)
+            )
         return self.settings.weight * loss
 
     def _known(
@@ -115,16 +117,17 @@ def _dice_loss(cells: Tensor, target: Tensor) -> Tensor:
     return (1 - (2 * common + 0.5) / (both + 0.5)).mean()
 
 
-def _somewhere_loss(cells: Tensor, batch: int) -> Tensor:
+def _somewhere_loss(cells: Tensor, outside: float, batch: int) -> Tensor:
     """Some cells are positive and most are negative, (n, cells) of scans with a tumor somewhere.
 
     Multiple-instance learning with bounds on the size (Kervadec et al. 2019, arXiv 1805.04628):
     without it all that is known of a gate is where it must be shut, and it never opens.
     """
-    least = max(1, round(LEAST_SHARE * cells.shape[1]))
-    seen = functional.softplus(-cells.topk(least, dim=1).values).mean(dim=1)
-    excess = (cells.sigmoid().mean(dim=1) - MOST_SHARE).clamp(min=0) / MOST_SHARE
-    return (seen + excess).sum() / batch
+    count = cells.shape[1]
+    ordered = cells.sort(dim=1, descending=True).values
+    seen = functional.softplus(-ordered[:, : max(1, round(LEAST_SHARE * count))]).mean(dim=1)
+    rest = functional.softplus(ordered[:, round(MOST_SHARE * count) :]).mean(dim=1)
+    return (seen + outside * rest).sum() / batch
 
 
 def _mass_loss(cells: Tensor, target: Tensor) -> Tensor:

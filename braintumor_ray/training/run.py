@@ -239,6 +239,17 @@ def begin_gate(model: Classifier, guided: Guided | None) -> None:
         model.neck.set_gate(0.0)
 
 
+def without_somewhere(recipe: Recipe, guided: Guided | None) -> Recipe:
+    """The recipe as workers train it: where some tumors are known, the others are asked nothing.
+
+    What is known teaches more exactly where tumors are.
+    """
+    if guided is None or not guided.knows_some:
+        return recipe
+    guidance = recipe.guidance.model_copy(update={"somewhere": 0.0})
+    return recipe.model_copy(update={"guidance": guidance})
+
+
 def _donors(data: RunData, scans: pa.Table, masks: list[bytes | None], size: int) -> list[Donor]:
     """Training scans whose tumor may be transplanted."""
     ids = scans["scan_id"].to_numpy()
@@ -276,7 +287,7 @@ def _fit(
     rows = guided.rows if guided else None
     ids, labels = data.of("train")
     result = fit(
-        recipe,
+        without_somewhere(recipe, guided),
         model.architecture,
         ready.preprocessing,
         {k: v.detach().clone() for k, v in model.state_dict().items()},

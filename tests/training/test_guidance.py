@@ -22,7 +22,7 @@ from braintumor_ray.training.guidance import (
     unpack_mask,
 )
 from braintumor_ray.training.loop import StepSettings, TrainableNetwork, train_epoch
-from braintumor_ray.training.run import Guided, begin_gate
+from braintumor_ray.training.run import Guided, begin_gate, without_somewhere
 from braintumor_ray.training.shards import GuidedRows
 from tests.builders import CLASSES, make_model
 from tests.training.test_loop import PREPROCESSING
@@ -201,8 +201,14 @@ def test_a_gate_begins_half_open_where_no_tumor_is_known(masks):
     model = make_model("mobilenetv2_100", neck="topdown", neck_stride=16, gate=True)
     begin_gate(model, None)
     assert float(model.neck.gate.bias) == GATE_BIAS
-    begin_gate(model, Guided(GuidedRows(masks, np.ones(2, np.int64)), POSITIVE, None))
+    guided = Guided(GuidedRows(masks, np.ones(2, np.int64)), POSITIVE, None)
+    begin_gate(model, guided)
     assert float(model.neck.gate.bias) == (GATE_BIAS if any(masks) else 0.0)
+    best = load_recipe("best")
+    somewhere = without_somewhere(best, guided).guidance.somewhere
+    assert somewhere == (0.0 if any(masks) else best.guidance.somewhere)
+    assert best.guidance.somewhere > 0
+    assert without_somewhere(best, None) == best
 
 
 def test_a_few_steps_of_guidance_move_the_evidence_into_the_tumor():
