@@ -182,8 +182,8 @@ class GuidanceSection(Section):
 
     What learns where tumors are is the gate of the neck, or without one the evidence of each cell,
     e_c = W_c . A, whose ReLU is Grad-CAM's map. Scans of negative classes count as known: no tumor
-    anywhere. Positive scans without truth take no part; where no tumor at all is known, `somewhere`
-    is asked of them.
+    anywhere. Positive scans without truth take no part; where fewer than a tenth of the tumors are
+    known, `somewhere` is asked of them.
     """
 
     weight: float = Field(1.0, ge=0, description="factor on all of guidance; 0: none")

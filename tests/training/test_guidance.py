@@ -196,19 +196,20 @@ class TestATumorWhosePlaceIsNotKnown:
         assert self.loss(evidence, gate, labels, cells) == without(evidence, gate, labels, cells)
 
 
-@pytest.mark.parametrize("masks", [[None, b"mask"], [None, None]])
-def test_a_gate_begins_half_open_where_no_tumor_is_known(masks):
+@pytest.mark.parametrize(("known", "enough"), [(0, False), (2, False), (4, True), (40, True)])
+def test_where_hardly_a_tumor_is_known_the_gate_begins_half_open_and_scans_are_asked(known, enough):
     model = make_model("mobilenetv2_100", neck="topdown", neck_stride=16, gate=True)
     begin_gate(model, None)
     assert float(model.neck.gate.bias) == GATE_BIAS
-    guided = Guided(GuidedRows(masks, np.ones(2, np.int64)), POSITIVE, None)
+    masks = [b"mask"] * known + [None] * (50 - known)  # ten scans have no tumor
+    guided = Guided(GuidedRows(masks, np.ones(50, np.int64)), POSITIVE, None, 40)
     begin_gate(model, guided)
-    assert float(model.neck.gate.bias) == (GATE_BIAS if any(masks) else 0.0)
+    assert float(model.neck.gate.bias) == (GATE_BIAS if enough else 0.0)
     best = load_recipe("best")
-    somewhere = without_somewhere(best, guided).guidance.somewhere
-    assert somewhere == (0.0 if any(masks) else best.guidance.somewhere)
-    assert best.guidance.somewhere > 0
     assert without_somewhere(best, None) == best
+    assert best.guidance.somewhere > 0
+    asked = without_somewhere(best, guided).guidance.somewhere
+    assert asked == (0.0 if enough else best.guidance.somewhere)
 
 
 def test_a_few_steps_of_guidance_move_the_evidence_into_the_tumor():
