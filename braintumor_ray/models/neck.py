@@ -56,7 +56,12 @@ class TopDownNeck(nn.Module):
         self.gate: nn.Conv2d | None = None
         if gate:
             self.gate = nn.Conv2d(channels, 1, 1)
-            nn.init.constant_(self.gate.bias, GATE_BIAS)  # type: ignore[arg-type]
+            self.set_gate(GATE_BIAS)
+
+    def set_gate(self, bias: float) -> None:
+        """Where the gate of an untrained neck begins: its logit in every cell, nearly."""
+        if self.gate is not None:
+            nn.init.constant_(self.gate.bias, bias)  # type: ignore[arg-type]
 
     def forward(self, last: Tensor, finer: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
         """Refine a map.

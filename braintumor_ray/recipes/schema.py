@@ -182,7 +182,8 @@ class GuidanceSection(Section):
 
     What learns where tumors are is the gate of the neck, or without one the evidence of each cell,
     e_c = W_c . A, whose ReLU is Grad-CAM's map. Scans of negative classes count as known: no tumor
-    anywhere. Positive scans without truth take no part.
+    anywhere. Positive scans without truth take no part; where fewer than a tenth of the tumors are
+    known, `somewhere` is asked of them.
     """
 
     weight: float = Field(1.0, ge=0, description="factor on all of guidance; 0: none")
@@ -192,6 +193,11 @@ class GuidanceSection(Section):
     overlap: float = Field(0.5, ge=0, description="soft Dice loss of what is shown and the tumor")
     mass: float = Field(
         0.0, ge=0, description="minus log of the share of the class's evidence inside the tumor"
+    )
+    somewhere: float = Field(
+        0.0,
+        ge=0,
+        description="without --truth, of positive scans: some cells show a tumor, most do not",
     )
 
 

@@ -25,6 +25,7 @@ from braintumor_ray.training.options import Say
 from braintumor_ray.types import GrayImage
 
 FULL = 255
+LEAST_SHARE, MOST_SHARE = 0.01, 0.06  # of the cells, that a tumor covers
 _FINE = (1024, 1024)  # of a mask before it is cut, pixels
 _SHARPNESS = 10.0  # of the softplus: evidence is small where the gate is nearly shut
 
@@ -54,18 +55,36 @@ class GuidanceLoss:
             coverage: float32 (B, h, w), share of each cell that tumor covers; NaN where unknown.
         """
         known = ~coverage[:, 0, 0].isnan()
-        if not known.any():
-            return evidence.sum() * 0.0
-        evidence, labels, coverage = evidence[known].float(), labels[known], coverage[known]
+        loss = evidence.sum() * 0.0
+        if known.any():
+            shown = None if gate is None else gate[known].float()
+            loss = self._known(evidence[known].float(), shown, labels[known], coverage[known])
+        if self.settings.somewhere and not known.all():
+            cells = self._cells(evidence, gate, labels)[~known]
+            loss = loss + self.settings.somewhere * _somewhere_loss(
+                cells, self.settings.outside, len(labels)
+            )
+        return self.settings.weight * loss
+
+    def _known(
+        self, evidence: Tensor, gate: Tensor | None, labels: Tensor, coverage: Tensor
+    ) -> Tensor:
+        """The loss of scans whose tumor is known, or that have none."""
         classes = torch.tensor(self.positive, device=evidence.device)
         own = coverage[:, None] * (labels[:, None] == classes)[:, :, None, None]
         if gate is None:
             loss = self._where(evidence[:, classes], own)
         else:
-            loss = self._where(gate[known].float(), coverage[:, None])
+            loss = self._where(gate, coverage[:, None])
         if self.settings.mass:
             loss = loss + self.settings.mass * _mass_loss(evidence[:, classes], own)
-        return self.settings.weight * loss
+        return loss
+
+    @staticmethod
+    def _cells(evidence: Tensor, gate: Tensor | None, labels: Tensor) -> Tensor:
+        """What learns where the tumor of each scan is: float32 (B, cells)."""
+        cells = evidence[torch.arange(len(labels)), labels] if gate is None else gate[:, 0]
+        return cells.float().flatten(1)
 
     def _where(self, cells: Tensor, target: Tensor) -> Tensor:
         """Positive inside tumors, negative outside, (B, c, h, w); the two averaged apart."""
@@ -96,6 +115,19 @@ def _dice_loss(cells: Tensor, target: Tensor) -> Tensor:
     common = (shown * truth).sum(dim=(1, 2))
     both = shown.sum(dim=(1, 2)) + truth.sum(dim=(1, 2))
     return (1 - (2 * common + 0.5) / (both + 0.5)).mean()
+
+
+def _somewhere_loss(cells: Tensor, outside: float, batch: int) -> Tensor:
+    """Some cells are positive and most are negative, (n, cells) of scans with a tumor somewhere.
+
+    Multiple-instance learning with bounds on the size (Kervadec et al. 2019, arXiv 1805.04628):
+    without it all that is known of a gate is where it must be shut, and it never opens.
+    """
+    count = cells.shape[1]
+    ordered = cells.sort(dim=1, descending=True).values
+    seen = functional.softplus(-ordered[:, : max(1, round(LEAST_SHARE * count))]).mean(dim=1)
+    rest = functional.softplus(ordered[:, round(MOST_SHARE * count) :]).mean(dim=1)
+    return (seen + outside * rest).sum() / batch
 
 
 def _mass_loss(cells: Tensor, target: Tensor) -> Tensor:
@@ -189,4 +221,7 @@ def _report(
     for name in positive:
         members = [packed for own, packed in zip(names, found, strict=True) if own == name]
         if members and not any(packed is not None for packed in members):
-            say(f"warning: no tumor of class '{name}' is known: its scans take no part in guidance")
+            say(
+                f"warning: no tumor of class '{name}' is known: its scans cannot teach where "
+                "tumors are"
+            )

@@ -51,6 +51,7 @@ from braintumor_ray.training.split import check_split_choice, imbalance
 from braintumor_ray.training.trainer import Fitted, OnEpoch, fit, read_fitted
 
 UNBALANCED = 5.0
+ENOUGH_KNOWN = 0.1  # of the training scans with a tumor
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,7 @@ def train(
     data = split_run(catalog, folder, ready.shards, classes, options.split(), most, say, before)
     weights = ready.weights
     guided = _guided(options, ready, data, say)
+    begin_gate(model, guided)
     name = _claim(folder, options, data, weights, guided)
     for line in _remarks(options, data):
         say(line)
@@ -188,11 +190,19 @@ class Guided:
         rows: of the training scans, in the order of `RunData.of`.
         positive: indices of the classes with a tumor.
         lesions: changes which scans have one; None: nothing is changed.
+        tumors: training scans of positive classes.
     """
 
     rows: GuidedRows
     positive: tuple[int, ...]
     lesions: LesionMaker | None
+    tumors: int
+
+    @property
+    def knows_enough(self) -> bool:
+        """Whether known tumors can teach where tumors are: a few boxes of a review cannot."""
+        known = sum(mask is not None for mask in self.rows.masks)
+        return known >= max(1, ENOUGH_KNOWN * self.tumors)
 
     @property
     def fingerprint(self) -> str:
@@ -220,7 +230,29 @@ def _guided(options: TrainOptions, ready: RunInputs, data: RunData, say: Say) ->
     if recipe.lesions.active:
         donors = _donors(data, scans, masks, size) if recipe.lesions.transplant else []
         lesions = LesionMaker(recipe.lesions, negative[0], donors)
-    return Guided(GuidedRows(masks, repeats.astype(np.int64)), positive, lesions)
+    tumors = sum(name in classes.positive for name in names)
+    return Guided(GuidedRows(masks, repeats.astype(np.int64)), positive, lesions, tumors)
+
+
+def begin_gate(model: Classifier, guided: Guided | None) -> None:
+    """Let an untrained gate begin half open where hardly a tumor is known.
+
+    Only classes that see all cells can then find out where to look: a gate that begins shut leaves
+    them nothing (validation accuracy after four epochs 0.44 instead of 0.83).
+    """
+    if guided is not None and not guided.knows_enough and model.neck is not None:
+        model.neck.set_gate(0.0)
+
+
+def without_somewhere(recipe: Recipe, guided: Guided | None) -> Recipe:
+    """The recipe as workers train it: where enough tumors are known, the others are asked nothing.
+
+    What is known teaches more exactly where tumors are.
+    """
+    if guided is None or not guided.knows_enough:
+        return recipe
+    guidance = recipe.guidance.model_copy(update={"somewhere": 0.0})
+    return recipe.model_copy(update={"guidance": guidance})
 
 
 def _donors(data: RunData, scans: pa.Table, masks: list[bytes | None], size: int) -> list[Donor]:
@@ -260,7 +292,7 @@ def _fit(
     rows = guided.rows if guided else None
     ids, labels = data.of("train")
     result = fit(
-        recipe,
+        without_somewhere(recipe, guided),
         model.architecture,
         ready.preprocessing,
         {k: v.detach().clone() for k, v in model.state_dict().items()},

@@ -9,6 +9,7 @@ from braintumor_ray.catalog.labels import ClassMap
 from braintumor_ray.decode.head import WHOLE
 from braintumor_ray.errors import UsageError
 from braintumor_ray.localization.truth import load_truth
+from braintumor_ray.models.neck import GATE_BIAS
 from braintumor_ray.recipes.loader import load_recipe
 from braintumor_ray.recipes.schema import AugmentSection, GuidanceSection
 from braintumor_ray.training.augment import Augmenter
@@ -21,6 +22,8 @@ from braintumor_ray.training.guidance import (
     unpack_mask,
 )
 from braintumor_ray.training.loop import StepSettings, TrainableNetwork, train_epoch
+from braintumor_ray.training.run import Guided, begin_gate, without_somewhere
+from braintumor_ray.training.shards import GuidedRows
 from tests.builders import CLASSES, make_model
 from tests.training.test_loop import PREPROCESSING
 
@@ -149,6 +152,64 @@ class TestLoss:
         evidence = torch.full((1, 4, 8, 8), -3.0, requires_grad=True)
         self.loss(evidence, None, torch.tensor([0]), batch_of(self.truth)).backward()
         assert (evidence.grad[0, 0][torch.tensor(self.truth) > 0] < 0).all()
+
+
+class TestATumorWhosePlaceIsNotKnown:
+    """Of the gate, or of the evidence of its class, some cells are asked and not many."""
+
+    loss = GuidanceLoss(GuidanceSection(somewhere=1.0), POSITIVE)
+    unknown = np.full((10, 10), np.nan, np.float32)
+
+    def of(self, gate, label=0):
+        evidence = torch.zeros(1, 4, 10, 10)
+        return float(self.loss(evidence, gate, torch.tensor([label]), batch_of(self.unknown)))
+
+    def gate(self, shown):
+        cells = torch.full((1, 1, 10, 10), -5.0)
+        cells.flatten()[:shown] = 5.0
+        return cells
+
+    def test_a_few_open_cells_cost_less_than_none_and_than_all(self):
+        none, few, all_of_them = (self.of(self.gate(shown)) for shown in (0, 5, 100))
+        assert few < 0.1 < 4 < all_of_them
+        assert few < 0.1 < 4 < none
+
+    def test_a_shut_gate_learns_to_open(self):
+        gate = self.gate(0).requires_grad_(True)
+        evidence = torch.zeros(1, 4, 10, 10)
+        self.loss(evidence, gate, torch.tensor([0]), batch_of(self.unknown)).backward()
+        assert (gate.grad < 0).sum() == 1, "the cell that is nearest to open, of a hundred"
+
+    def test_without_a_gate_the_evidence_of_the_class_is_asked(self):
+        evidence = torch.full((1, 4, 10, 10), -5.0)
+        before = float(self.loss(evidence, None, torch.tensor([1]), batch_of(self.unknown)))
+        evidence[0, 0, 0, :5] = 5.0
+        other = float(self.loss(evidence, None, torch.tensor([1]), batch_of(self.unknown)))
+        evidence[0, 1, 0, :5] = 5.0
+        own = float(self.loss(evidence, None, torch.tensor([1]), batch_of(self.unknown)))
+        assert own < 0.1 < before == other
+
+    def test_known_scans_are_as_before(self):
+        gate, evidence = torch.randn(1, 1, 8, 8), torch.randn(1, 4, 8, 8)
+        cells, labels = batch_of(TestLoss.truth), torch.tensor([0])
+        without = GuidanceLoss(GuidanceSection(), POSITIVE)
+        assert self.loss(evidence, gate, labels, cells) == without(evidence, gate, labels, cells)
+
+
+@pytest.mark.parametrize(("known", "enough"), [(0, False), (2, False), (4, True), (40, True)])
+def test_where_hardly_a_tumor_is_known_the_gate_begins_half_open_and_scans_are_asked(known, enough):
+    model = make_model("mobilenetv2_100", neck="topdown", neck_stride=16, gate=True)
+    begin_gate(model, None)
+    assert float(model.neck.gate.bias) == GATE_BIAS
+    masks = [b"mask"] * known + [None] * (50 - known)  # ten scans have no tumor
+    guided = Guided(GuidedRows(masks, np.ones(50, np.int64)), POSITIVE, None, 40)
+    begin_gate(model, guided)
+    assert float(model.neck.gate.bias) == (GATE_BIAS if enough else 0.0)
+    best = load_recipe("best")
+    assert without_somewhere(best, None) == best
+    assert best.guidance.somewhere > 0
+    asked = without_somewhere(best, guided).guidance.somewhere
+    assert asked == (0.0 if enough else best.guidance.somewhere)
 
 
 def test_a_few_steps_of_guidance_move_the_evidence_into_the_tumor():
