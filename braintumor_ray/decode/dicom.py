@@ -8,6 +8,7 @@ decides which transfer syntaxes are readable. Overlays are not drawn.
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -222,18 +223,24 @@ class _Words:
     """The stored values of an object's frames, and which of them are padding."""
 
     def __init__(self, tags: Tags, layout: Layout) -> None:
-        self._layout = layout
+        self._tags, self._layout = tags, layout
         self._padding = _padding_of(tags, layout)
-        self._plain = _plain_dataset(tags, layout)
         self._syntax = tags.dataset.file_meta.TransferSyntaxUID
         # Decoders of JPEG and its kin give samples; elsewhere whole words lie in the file.
         self._in_words = not self._syntax.is_compressed or self._syntax == RLELossless
         self._in_words &= layout.samples == 1 and layout.allocated in (8, 16, 32)
         self._in_words &= layout.keyword == "PixelData"
-        if self._in_words:
-            self._plain.BitsStored = layout.allocated
+        self._as_they_lie = self._in_words and not self._syntax.is_compressed
+        self._as_they_lie &= self._syntax.is_little_endian
         self._shift: int | None = None
         self._latest: tuple[int, Samples, Mask | None] | None = None
+
+    @cached_property
+    def _plain(self) -> Dataset:
+        plain = _plain_dataset(self._tags, self._layout)
+        if self._in_words:
+            plain.BitsStored = self._layout.allocated
+        return plain
 
     def values(self, frame: int) -> tuple[Samples, Mask | None]:
         """Stored values (H, W) and the mask of padding, None where there is none."""
@@ -254,6 +261,9 @@ class _Words:
         return values, self._mask(words, values)
 
     def _decoded(self, frame: int) -> Samples:
+        if self._as_they_lie:
+            kind = f"<{'i' if self._layout.signed else 'u'}{self._layout.allocated // 8}"
+            return self._native(frame, np.dtype(kind))
         words = _decoded(self._plain, frame)
         if words.ndim > 2:  # compressed colors under a monochrome header
             raise Unreadable("damaged DICOM: its pixel data have colors, its header has none")
@@ -293,13 +303,18 @@ class _Words:
         return mask if mask.any() else None
 
     def _floats(self, frame: int) -> Samples:
-        layout = self._layout
         order = "<" if self._syntax.is_little_endian else ">"
-        each = layout.rows * layout.columns * layout.samples
-        kind = np.dtype(f"{order}f{layout.allocated // 8}")
-        data = self._plain[layout.keyword].value
+        return self._native(frame, np.dtype(f"{order}f{self._layout.allocated // 8}"))
+
+    def _native(self, frame: int, kind: "np.dtype[Any]") -> Samples:
+        """The samples of an uncompressed frame as they lie in the file, without a copy."""
+        layout = self._layout
+        each = layout.rows * layout.columns
+        data = self._tags.value(layout.keyword)
         values = np.frombuffer(data, kind, each, frame * each * kind.itemsize)
-        return values.reshape(layout.rows, layout.columns).astype(kind.newbyteorder("="))
+        return values.reshape(layout.rows, layout.columns).astype(
+            kind.newbyteorder("="), copy=False
+        )
 
 
 def _fits(value: float, layout: Layout) -> bool:
@@ -415,14 +430,20 @@ def _windowed(values: npt.NDArray[Any], item: Tags) -> Gray | None:
     least = 1 if function == "LINEAR" else np.finfo(float).tiny
     if center is None or width is None or width < least:
         return None
-    # pydicom spreads a window over the range of the dataset's samples: here 0..255.
+    window = _window(center, width, function)
+    return _through_table(values, lambda numbers: _shown(numbers, window))
+
+
+@lru_cache(maxsize=64)  # slices of a series share theirs
+def _window(center: float, width: float, function: str) -> Dataset:
+    """For pydicom, which spreads a window over the range of the dataset's samples: here 0..255."""
     window = Dataset()
     window.PhotometricInterpretation = "MONOCHROME2"
     window.BitsStored, window.PixelRepresentation = 8, 0
     window.WindowCenter, window.WindowWidth = center, width
     known = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
     window.VOILUTFunction = function if function in known else "LINEAR"
-    return _through_table(values, lambda numbers: _shown(numbers, window))
+    return window
 
 
 def _shown(values: npt.NDArray[Any], window: Dataset) -> Gray:
@@ -437,10 +458,12 @@ def _through_table(values: npt.NDArray[Any], drawn: Callable[[npt.NDArray[Any]],
     if values.dtype.kind not in "iu" or values.itemsize > 4 or not values.size:
         return drawn(values)
     low, high = int(values.min()), int(values.max())
+    if low >= 0 and high < values.size // 4:
+        return np.take(drawn(np.arange(high + 1)), values)
     if high - low >= values.size // 4:
         return drawn(values)
     table = drawn(np.arange(low, high + 1))
-    return table[np.subtract(values, low, dtype=np.int64)]
+    return np.take(table, np.subtract(values, low, dtype=np.int64))
 
 
 def _finite(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:

@@ -341,6 +341,8 @@ def _check_deflated(data: bytes, limits: DecodeLimits) -> None:
 def _quiet_pydicom() -> None:
     """Its warnings and log lines quote values of tags."""
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
+    logger = logging.getLogger("pydicom")
+    if logger.level <= logging.CRITICAL:  # setting it anew empties the caches of all loggers
+        logger.setLevel(logging.CRITICAL + 1)
     if _UNHEARD not in warnings.filters:  # adding it again would repeat everybody's warnings
         warnings.filterwarnings("ignore", module=_UNHEARD[3].pattern)

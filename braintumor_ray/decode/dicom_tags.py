@@ -9,6 +9,7 @@ people.
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from pydicom.datadict import dictionary_VR
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence as DicomSequence
+from pydicom.tag import BaseTag, Tag
 
 _BINARY = {"US": "u2", "SS": "i2", "US or SS": "u2", "UL": "u4", "SL": "i4", "FL": "f4", "FD": "f8"}
 _PADDING = " \0\t\r\n"
@@ -35,14 +37,15 @@ class Tags:
         self.unread: set[str] = set() if unread is None else unread
 
     def __contains__(self, keyword: str) -> bool:
-        return keyword in self.dataset
+        return _tag(keyword) in self.dataset
 
     def value(self, keyword: str | int) -> Any:  # noqa: ANN401 - whatever a tag holds
         """The value as pydicom has it; its bytes where pydicom cannot convert it; else None."""
-        if keyword not in self.dataset:
+        tag = _tag(keyword)
+        if tag not in self.dataset:
             return None
         try:
-            return self.dataset[keyword].value
+            return self.dataset[tag].value
         except Exception:  # pydicom raises what its converters happen to raise
             return self._raw(keyword)
 
@@ -104,6 +107,11 @@ class Tags:
 
     def _is_little_endian(self) -> bool:
         return self.dataset.original_encoding[1] is not False
+
+
+@cache  # a few dozen keywords; looked up 40 times a file
+def _tag(keyword: str | int) -> BaseTag:
+    return Tag(keyword)
 
 
 def _numbers(value: Any) -> Iterable[float]:  # noqa: ANN401 - whatever a tag holds

@@ -64,9 +64,9 @@ def open_results(folder: ResultsFolder, bundle: Bundle, options: ScoreOptions) -
         folder.write_json(wanted, META)
     meta = folder.meta
     if bool(meta.get("tta")) != bundle.averaged:  # it changes the fingerprint, which tells nothing
-        had, way = ("with", "give it") if meta.get("tta") else ("without", "leave it out")
+        made, way = ("with", "give it") if meta.get("tta") else ("without", "leave it out")
         raise ResultsError(
-            f"results '{folder.location}' were made {had} --tta; {way}, or score into another "
+            f"results '{folder.location}' were made {made} --tta; {way}, or score into another "
             "folder"
         )
     for key, value in wanted.items():

@@ -1,7 +1,10 @@
 """DICOM comes through the one door: the same pixels whatever the encoding, or a true reason."""
 
+from io import BytesIO
+
 import numpy as np
 import pytest
+from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
@@ -69,6 +72,21 @@ def test_frames_of_a_multi_frame_object_come_back_one_by_one(syntax):
     ):
         np.testing.assert_array_equal(decoded.gray, expected)
     assert outcome(data, 4) == ("quarantined", "frame 4 is out of range: the file has 4")
+
+
+@pytest.mark.parametrize("kind", ["uint8", "uint16", "int16", "uint32", "int32"])
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+def test_samples_that_are_read_as_they_lie_are_those_of_pydicom(kind, syntax):
+    """Also below zero, and of every frame; a window shows them, without their bits cut."""
+    random = np.random.default_rng(3)
+    low = -200 if kind.startswith("int") else 0
+    stack = random.integers(low, 201, (3, 40, 50)).astype(kind)
+    data = dicom_bytes(stack, syntax, WindowCenter=0.5, WindowWidth=400)
+    theirs = dcmread(BytesIO(data)).pixel_array
+    np.testing.assert_array_equal(theirs, stack)
+    for frame in range(3):
+        expected = ((theirs[frame] - 0.0) / 399 + 0.5).clip(0, 1) * 255  # PS3.3, C.11.2.1.2.1
+        assert within_one_level(pixels(data, frame), np.rint(expected))
 
 
 def test_a_scan_stored_in_16_bits_comes_back_through_its_rescaling_and_window():
