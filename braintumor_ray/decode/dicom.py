@@ -23,6 +23,7 @@ from braintumor_ray.decode.dicom_header import (
     functional_group,
     header_tags,
     is_directory,
+    is_ours,
     mosaic_tiles,
     read_dicom,
     why_no_image,
@@ -65,7 +66,7 @@ def open_dicom(
         Unreadable: no pixel data, fewer than the header says, or too large.
     """
     tags, pixels = read_dicom(data, limits)
-    if pixels is None and not is_directory(tags):
+    if pixels is None and not (is_directory(tags) or is_ours(tags)):
         raise Unreadable(str(why_no_image(tags)))
     skipped = why_skipped(tags)
     if skipped or pixels is None:
@@ -90,7 +91,7 @@ def open_dicom(
 def probe_dicom(data: bytes, name: str, volumes: VolumeOptions) -> Probe:
     """Read a DICOM header; an object without pixels has a reason, and tags all the same."""
     tags, pixels = read_dicom(data, DEFAULT_LIMITS, pixels=False)
-    if is_directory(tags):
+    if is_directory(tags) or is_ours(tags):
         return Probe(name, frames=1, tags=header_tags(tags))
     if pixels is None:
         return Probe(name, reason=why_no_image(tags), tags=header_tags(tags))

@@ -33,6 +33,7 @@ from braintumor_ray.decode.dicom_layout import (
 from braintumor_ray.decode.dicom_tags import Tags
 from braintumor_ray.decode.sniff import dicom_element
 from braintumor_ray.decode.types import DecodeLimits, Unreadable
+from braintumor_ray.types import MANUFACTURER
 
 _PIXEL_TAGS = {
     0x7FE00008: "FloatPixelData",
@@ -122,6 +123,8 @@ def why_skipped(tags: Tags) -> str | None:
     """Why a readable object is not to be scored, or None."""
     if is_directory(tags):
         return "DICOMDIR: lists files, is no scan"
+    if is_ours(tags):
+        return "published by braintumor-ray: a map, report or capture, no scan"
     modality = tags.text("Modality").upper()
     if modality not in ("", "MR"):
         return "not MR: another modality"
@@ -134,6 +137,11 @@ def is_directory(tags: Tags) -> bool:
     """Whether this is a DICOMDIR (PS3.10, 8.6), whatever the file is called."""
     uid = Tags(tags.dataset.file_meta).text("MediaStorageSOPClassUID")
     return bool(uid == MediaStorageDirectoryStorage) or "DirectoryRecordSequence" in tags
+
+
+def is_ours(tags: Tags) -> bool:
+    """Whether `publish` made this object, whatever its modality became on the way."""
+    return tags.text("Manufacturer") == MANUFACTURER
 
 
 def functional_group(tags: Tags, frame: int, keyword: str) -> Tags:

@@ -16,6 +16,7 @@ from braintumor_ray.dicomweb.session import Service
 from braintumor_ray.dicomweb.tokens import is_uid
 from braintumor_ray.errors import ServerError, UsageError
 from braintumor_ray.storage import DICOMWEB, split_uri
+from braintumor_ray.types import MANUFACTURER
 
 PAGE = 500  # results that are asked for at a time
 STUDY_KEYS = (
@@ -27,9 +28,11 @@ SERIES_KEYS = (
     "ProtocolName", "PerformedProcedureStepStartDate",
 )  # fmt: skip
 _STUDY, _SERIES, _SOP, _CLASS = "0020000D", "0020000E", "00080018", "00080016"
+_MANUFACTURER = "00080070"
 _MODALITY, _SERIES_COUNT, _INSTANCE_COUNT = "00080060", "00201206", "00201209"
 _LOOPBACK = re.compile(r"(localhost|127(\.\d+){3}|\[::1\])(:\d+)?", re.IGNORECASE)
 NO_IMAGE = "objects that are no images"
+OURS = "objects published by braintumor-ray"
 NO_UID = "objects whose UIDs are not valid"
 
 
@@ -128,13 +131,25 @@ class Lister:
     def _of_study(self, study: str, found: Mapping[str, Any]) -> Iterator[Instance]:
         path = f"/studies/{study}/series"
         told = _number(found, _SERIES_COUNT)
-        for each in self._pages(path, self._query.series, _SERIES, told):
+        # Some servers tell the manufacturer only if asked; where none is told, the header does.
+        keys = {**self._query.series, "includefield": _MANUFACTURER}
+        for each in self._pages(path, keys, _SERIES, told):
             series, modality = _value(each, _SERIES), _value(each, _MODALITY)
             wanted = self._query.series["Modality"]
             if modality and _is_plain(wanted) and modality != wanted:
                 continue  # a server may ignore a key that it does not match
-            if self._valid(series):
-                yield from self._of_series(study, series, _number(each, _INSTANCE_COUNT))
+            count = _number(each, _INSTANCE_COUNT)
+            if not self._valid(series):
+                continue
+            if _value(each, _MANUFACTURER) == MANUFACTURER:
+                self.left_out[OURS] += self._size(study, series, count)
+            else:
+                yield from self._of_series(study, series, count)
+
+    def _size(self, study: str, series: str, told: int | None) -> int:
+        """How many objects a series has."""
+        path = f"/studies/{study}/series/{series}/instances"
+        return told if told is not None else sum(1 for _ in self._pages(path, {}, _SOP))
 
     def _of_series(self, study: str, series: str, told: int | None) -> Iterator[Instance]:
         path = f"/studies/{study}/series/{series}/instances"

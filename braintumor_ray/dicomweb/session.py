@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Container, Mapping
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlencode
 
 from braintumor_ray.errors import ServerError, UsageError
 from braintumor_ray.extras import require
@@ -100,7 +101,8 @@ class Service:
         try:
             return self._session.get(
                 f"{self.url}{path}",
-                params=query,
+                # Not encoded: Orthanc 1.10 takes %2A for a text and finds nothing.
+                params=urlencode(query or {}, safe="*?,", quote_via=quote),
                 headers={"Accept": accept},
                 stream=True,
                 timeout=_TIMEOUT_S,

@@ -3,6 +3,7 @@
 import io
 import json
 import threading
+from collections import Counter
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
@@ -10,6 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 import pydicom
 
 STUDY, SERIES, SOP, CLASS = "0020000D", "0020000E", "00080018", "00080016"
+MANUFACTURER, SIZE = "00080070", "00201209"
 
 
 class Pacs:
@@ -21,6 +23,9 @@ class Pacs:
         self.gone = set()  # SOP Instance UIDs that are listed and not there
         self.most = None  # results of a page, whatever is asked for
         self.ignores_offset = False
+        self.manufacturers = {}  # by Series Instance UID
+        self.tells_manufacturer = False  # if it is asked for
+        self.tells_sizes = False
         self.single_part = False  # else multipart/related
         self.body = None  # of any answer
         self.asked = []  # paths with their queries
@@ -34,14 +39,21 @@ class Pacs:
             tags = pydicom.dcmread(io.BytesIO(data), force=True, stop_before_pixels=True)
             uids = (tags.StudyInstanceUID, tags.SeriesInstanceUID, tags.SOPInstanceUID)
             self.objects[tuple(map(str, uids))] = (str(tags.SOPClassUID), data)
+            self.manufacturers[str(tags.SeriesInstanceUID)] = str(tags.get("Manufacturer", ""))
 
-    def listed(self, *above):
-        """Results of the level below some UIDs, each once."""
+    def listed(self, *above, further=""):
+        """Results of the level below some UIDs, each once, with further attributes."""
         level = len(above)
-        found = {}
+        found, sizes = {}, Counter(uids[:2] for uids in self.objects)
         for uids, (sop_class, _) in self.objects.items():
             if uids[:level] == above:
                 found[uids[level]] = {(STUDY, SERIES, SOP)[level]: uids[level], CLASS: sop_class}
+            if uids[:level] == above and level == 1:
+                told = found[uids[1]]
+                if self.tells_manufacturer and further == MANUFACTURER:
+                    told[MANUFACTURER] = self.manufacturers.get(uids[1], "")
+                if self.tells_sizes:
+                    told[SIZE] = sizes[uids[:2]]
         return [{k: {"vr": "UI", "Value": [v]} for k, v in each.items()} for each in found.values()]
 
 
@@ -63,7 +75,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _list(self, above, query):
         pacs = self.server.pacs
-        found = pacs.listed(*above)
+        found = pacs.listed(*above, further=query.get("includefield", [""])[0])
         start = 0 if pacs.ignores_offset else int(query["offset"][0])
         page = found[start : start + (pacs.most or int(query["limit"][0]))]
         return self._answer(200 if page else 204, json.dumps(page).encode() if page else b"")

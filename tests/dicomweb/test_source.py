@@ -1,7 +1,12 @@
 """A PACS as a source: listed by pages, read as stored, no UID in what is kept, errors in a line."""
 
+import json
+import shutil
+from collections import Counter
+
 import numpy as np
 import pyarrow as pa
+import pydicom
 import pytest
 from typer.testing import CliRunner
 
@@ -19,13 +24,22 @@ from braintumor_ray.dicomweb import filesystem, query
 from braintumor_ray.dicomweb.query import parse_query
 from braintumor_ray.dicomweb.tokens import hide_uid, show_uid, uid_key
 from braintumor_ray.errors import CatalogError, ServerError, UsageError
+from braintumor_ray.publishing.options import PublishOptions
+from braintumor_ray.publishing.publish import publish
 from braintumor_ray.scoring import pacs as nights
 from braintumor_ray.scoring.plan import make_plan
 from braintumor_ray.storage import is_local, read_bytes
 from tests.dicomweb.pacs import Pacs, serving
 from tests.evaluation.make_results import make_results
 from tests.publishing.orthanc import Orthanc, needs_orthanc
-from tests.publishing.scans import ORIENTATIONS, enhanced_dataset, scan_dataset, uid, write
+from tests.publishing.scans import (
+    ORIENTATIONS,
+    enhanced_dataset,
+    scan_dataset,
+    scored,
+    uid,
+    write,
+)
 
 SECRET = b"key"
 OPTIONS = CatalogOptions(identity=IdentityHash(SECRET))
@@ -146,6 +160,47 @@ def test_objects_that_are_no_images_are_left_out_and_counted(source, pacs):
     assert '"objects whose UIDs are not valid": 1' in note
 
 
+@pytest.fixture
+def with_ours(tmp_path, pacs, scans):
+    """The service has maps, reports and captures of its scans, too; all are called MR."""
+    publish(
+        str(scored(tmp_path / "results", scans)),
+        load_catalog(scans, OPTIONS),
+        PublishOptions(str(tmp_path / "objects")),
+    )
+    for path in (tmp_path / "objects").rglob("*.dcm"):
+        dataset = pydicom.dcmread(path)
+        dataset.Modality = "MR"  # as a gateway may write
+        dataset.save_as(path)
+    pacs.add(tmp_path / "objects")
+    assert len(pacs.objects) == 8 + 9 * 4
+
+
+@pytest.mark.parametrize("tells_sizes", [False, True])
+def test_what_we_published_is_not_listed_again(source, pacs, with_ours, tells_sizes):
+    pacs.tells_manufacturer, pacs.tells_sizes = True, tells_sizes
+    pacs.sent = 0
+    found = load_catalog(source, OPTIONS)
+    assert (found.num_rows, pacs.sent) == (9, 8)
+    note = json.loads(found.schema.metadata[b"left_out"])
+    assert note["counts"] == {"objects published by braintumor-ray": 36}
+
+
+def test_what_we_published_is_not_scored_where_the_listing_does_not_tell_it(source, with_ours):
+    found = load_catalog(source, OPTIONS)
+    assert found.num_rows == 9 + 9  # captures: maps and reports have classes of their own
+    hashes = hash_scans(found)
+    assert hashes["status"].to_pylist().count("ok") == 9
+    reasons = {r for r in hashes["reason"].to_pylist() if r}
+    assert reasons == {"published by braintumor-ray: a map, report or capture, no scan"}
+
+
+def test_what_we_published_into_the_folder_of_the_scans_is_not_scored(tmp_path, scans, with_ours):
+    shutil.copytree(tmp_path / "objects", scans / "objects")
+    found = load_catalog(scans, OPTIONS)
+    assert Counter(hash_scans(found)["status"].to_pylist()) == {"ok": 9, "skipped": 36}
+
+
 def test_an_object_that_is_gone_is_one_bad_row(source, pacs):
     catalog = load_catalog(source, OPTIONS)
     pacs.gone.add(uid("scan", 3))
@@ -221,6 +276,8 @@ def test_keys_of_a_query_are_asked_for_at_their_level(source, pacs):
     assert "ModalitiesInStudy=MR" in studies
     series = next(path for path in pacs.asked if "/series?" in path)
     assert "Modality=MR&SeriesDescription=t1%2Bgd" in series
+    load_catalog(f"{source}?PatientName=D*E, J?NE", OPTIONS)
+    assert any("PatientName=D*E,%20J?NE&" in path for path in pacs.asked)
     assert parse_query("dicomweb+https://h/d?Modality=CT").studies["ModalitiesInStudy"] == "CT"
 
 
@@ -286,6 +343,14 @@ def test_orthanc_is_listed_and_read(tmp_path, scans):
         folder = load_catalog(scans, OPTIONS)
         assert kept_columns(found) == kept_columns(folder)
         assert by_pixels(found) == by_pixels(folder)
+        results = str(scored(tmp_path / "results", scans))
+        publish(results, folder, PublishOptions(to=server.dicomweb))
+        assert server.instances() == 8 + 9 * 4
+        every = f"dicomweb+{server.dicomweb}?Modality=*&ModalitiesInStudy=MR"
+        again = load_catalog(every, OPTIONS)
+        assert kept_columns(again) == kept_columns(folder)
+        note = json.loads(again.schema.metadata[b"left_out"])
+        assert note["counts"] == {"objects published by braintumor-ray": 36}
     finally:
         server.end()
 
