@@ -1,10 +1,11 @@
 """Scans/s of `publish` by the round trip to the server: both maps, report and capture of each scan.
 
-    python benchmarks/publish.py [--count N] [--delays 0 20 100] [--senders 1 4] [--url URL]
+    python benchmarks/publish.py [--count N] [--whole] [--delays MS ..] [--senders N ..] [--url URL]
 
-The server is a process of its own on loopback that waits for the delay before it answers, and keeps
-nothing. `--url` is a server to measure in addition, such as an Orthanc without these objects; each
-measurement with it sends other objects. `making` is the time of making the objects alone.
+Prints a table in Markdown. With one sender, and to a folder, a quarter of the scans is measured;
+`--whole` measures all. The server is a process of its own on loopback that waits for the delay
+before it answers, and keeps nothing. `--url` is a server to measure in addition, such as an Orthanc
+without these objects; each measurement with it sends other objects, which stay there.
 """
 
 import argparse
@@ -96,6 +97,45 @@ def with_delay(delay, **given):
             server.terminate()
 
 
+def table(rows):
+    """The rows in Markdown."""
+    head = "| destination | senders | scans | seconds | scans/s | CPU ms a scan |"
+    lines = [head, "|---|---|---|---|---|---|"]
+    for (place, senders), row in rows.items():
+        rate, cpu = row["scans"] / row["seconds"], 1000 * row["cpu_seconds"] / row["scans"]
+        figures = f"{row['scans']} | {row['seconds']:.1f} | {rate:.1f} | {cpu:.0f}"
+        lines.append(f"| {place} | {senders or '-'} | {figures} |")
+    return "\n".join(lines)
+
+
+def scans_of(senders, given):
+    """How many scans a row is measured with: a quarter of them where only one is sent at a time."""
+    return given.count if senders > 1 or given.whole else max(1, given.count // 4)
+
+
+def measure(folder, archive, given):
+    """All rows of the table, by destination and number of senders."""
+    from tests.evaluation.make_results import make_results
+
+    results = make_results(folder / "results", archive)
+    both = {"results": results, "archive": archive}
+    found = {}
+    measured(output=str(folder / "warm"), limit=2, **both)  # imports and tables of the libraries
+    limit = scans_of(1, given)
+    found["a folder", 0] = measured(output=str(folder / "out"), limit=limit, **both)
+    shutil.rmtree(folder / "out")
+    for delay in given.delays:
+        for senders in given.senders:
+            limit = scans_of(senders, given)
+            row = with_delay(delay, senders=senders, limit=limit, **both)
+            found[f"a server that answers after {delay:g} ms", senders] = row
+    for number, senders in enumerate(given.senders if given.url else []):
+        both["results"] = make_results(folder / f"results{number}", archive, seed=7 + number)
+        limit = scans_of(senders, given)
+        found[given.url, senders] = measured(to=given.url, senders=senders, limit=limit, **both)
+    return found
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -103,37 +143,22 @@ def main():
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--delays", type=float, nargs="+", default=[0, 20, 100], help="ms")
     parser.add_argument("--senders", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--whole", action="store_true", help="all scans for each row")
     parser.add_argument("--url", help="of a DICOMweb server, in addition")
     given = parser.parse_args()
 
     from braintumor_ray.catalog.build import load_catalog
     from braintumor_ray.catalog.identity import IdentityHash
     from braintumor_ray.catalog.options import CatalogOptions
-    from tests.evaluation.make_results import make_results
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_scans(folder / "archive", given.count)
         archive = load_catalog(folder / "archive", CatalogOptions(identity=IdentityHash(b"key")))
-        results = make_results(folder / "results", archive)
-        rows = {"making, to a folder": measured(results, archive, output=str(folder / "out"))}
-        shutil.rmtree(folder / "out")
-        both = {"results": results, "archive": archive}
-        for delay in given.delays:
-            for senders in given.senders:
-                name = f"delay {delay:g} ms, {senders} senders"
-                rows[name] = with_delay(delay, senders=senders, **both)
-        for number, senders in enumerate(given.senders if given.url else []):
-            both["results"] = make_results(folder / f"results{number}", archive, seed=7 + number)
-            rows[f"{given.url}, {senders} senders"] = measured(
-                to=given.url, senders=senders, **both
-            )
-    for name, row in rows.items():
-        rate = row["scans"] / row["seconds"]
-        print(
-            f"{name:42} {row['seconds']:8.2f} s {row['cpu_seconds']:8.2f} CPU s {rate:7.1f} scans/s"
-        )
-    print(json.dumps({"machine": common.machine(), "rows": rows}))
+        rows = measure(folder, archive, given)
+    print(table(rows))
+    named = [{"destination": place, "senders": n, **row} for (place, n), row in rows.items()]
+    print(json.dumps({"machine": common.machine(), "rows": named}))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pydicom
 import pytest
+from pydicom.uid import JPEG2000Lossless
 
 from braintumor_ray.audit.fingerprints import fingerprint_file_and_text
 from braintumor_ray.catalog.build import load_catalog
@@ -111,22 +112,44 @@ def hottest(path):
     return transform(np.array([place[::-1]]))[0]
 
 
+def place_of_cell(position, orientation, spacing):
+    """Patient coordinates (mm) of the middle of the cell (2, 5) of a map of 7 x 7."""
+    row, column = (2.5 / 7 * SHAPE[0] - 0.5, 5.5 / 7 * SHAPE[1] - 0.5)
+    along_row, along_column = np.array(orientation, float).reshape(2, 3)
+    between_rows, between_columns = map(float, spacing)
+    place = along_row * column * between_columns + along_column * row * between_rows
+    return np.array(position, float) + place
+
+
 @pytest.mark.parametrize("name", ORIENTATIONS)
-def test_a_hot_cell_lies_at_its_place_in_the_patient(tmp_path, archive, results, name):
+@pytest.mark.parametrize("syntax", [None, JPEG2000Lossless])
+def test_a_hot_cell_lies_at_its_place_in_the_patient(tmp_path, name, syntax):
+    source = scan_dataset(3, ORIENTATIONS[name])
+    place = source.ImagePositionPatient, source.ImageOrientationPatient, source.PixelSpacing
+    if syntax:
+        source.compress(syntax)
+    write(tmp_path / "archive", "scan.dcm", source)
+    results = scored(tmp_path / "results", tmp_path / "archive")
     plant(results, 2, 5)
-    published(results, archive, tmp_path / "out")
-    (folder,) = [f for f, row in rows_by_name(results).items() if f"{name}.dcm" in row["uri"]]
-    source = pydicom.dcmread(archive / f"{name}.dcm")
-    orientation = np.array(source.ImageOrientationPatient, float)
-    row, column = (2.5 / 7 * SHAPE[0] - 0.5, 5.5 / 7 * SHAPE[1] - 0.5)  # the cell's middle
-    between_rows, between_columns = map(float, source.PixelSpacing)
-    expected = (
-        np.array(source.ImagePositionPatient, float)
-        + orientation[:3] * column * between_columns
-        + orientation[3:] * row * between_rows
-    )
-    distance = hottest(tmp_path / "out" / folder / "map_gradcam.dcm") - expected
+    published(results, tmp_path / "archive", tmp_path / "out")
+    (path,) = (tmp_path / "out").rglob("map_gradcam.dcm")
+    distance = hottest(path) - place_of_cell(*place)
     assert np.linalg.norm(distance) <= 0.6  # within a pixel of 0.9 x 0.7 mm
+
+
+@pytest.mark.parametrize("name", ORIENTATIONS)
+def test_a_hot_cell_of_each_frame_lies_at_its_place_in_the_patient(tmp_path, name):
+    orientation = ORIENTATIONS[name]
+    write(tmp_path / "archive", "enhanced.dcm", enhanced_dataset(orientation))
+    results = scored(tmp_path / "results", tmp_path / "archive")
+    plant(results, 2, 5)
+    published(results, tmp_path / "archive", tmp_path / "out")
+    for folder, row in rows_by_name(results).items():
+        position = (-40, 15, 7 + 5 * row["frame"])
+        distance = hottest(tmp_path / "out" / folder / "map_gradcam.dcm") - place_of_cell(
+            position, orientation, (0.9, 0.7)
+        )
+        assert np.linalg.norm(distance) <= 0.6
 
 
 def test_frames_of_an_enhanced_object_have_maps_at_their_own_places(tmp_path):
