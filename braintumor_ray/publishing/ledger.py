@@ -9,6 +9,7 @@ are in the results or follow from them; no id of a patient or of a DICOM object.
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from types import TracebackType
 
 from braintumor_ray.errors import PublishError
@@ -48,32 +49,36 @@ class Ledger:
 
     def has(self, row: Chosen) -> bool:
         """Whether the server has the objects of a row."""
-        return (row.scan_id, row.scored.digest) in self._sent
+        return (row.scan_id, row.digest) in self._sent
 
-    def add(self, row: Chosen) -> None:
-        """Note that the server has them; on a local disk it is there when this returns."""
-        line = json.dumps({"scan_id": row.scan_id, "row": row.scored.digest})
-        name = f"{row.generation:06d}.jsonl"
-        self._files.setdefault(name, []).append(line)
-        self._sent.add(_key(line))
+    def add(self, rows: Sequence[Chosen]) -> None:
+        """Note that the server has them; on a local disk it is there when this returns.
+
+        Args:
+            rows: of one generation. A kill leaves all of their lines or none.
+        """
+        name = f"{rows[0].generation:06d}.jsonl"
+        lines = [json.dumps({"scan_id": row.scan_id, "row": row.digest}) for row in rows]
+        self._files.setdefault(name, []).extend(lines)
+        self._sent.update(map(_key, lines))
         if is_local(self._folder.location):
-            self._append(name, line)
+            self._append(name, "\n".join(lines))
             return
-        self._waiting[name] = self._waiting.get(name, 0) + 1
-        if self._waiting[name] == _EVERY:
+        self._waiting[name] = self._waiting.get(name, 0) + len(lines)
+        if self._waiting[name] >= _EVERY:
             self._write(name)
 
     def _lines(self, name: str) -> list[str]:
         text = read_bytes(self._folder.at(PUBLISHED, self._name, name)).decode()
         return [line for line in text.splitlines() if _is_whole(line)]
 
-    def _append(self, name: str, line: str) -> None:
+    def _append(self, name: str, lines: str) -> None:
         path = local_path(self._folder.at(PUBLISHED, self._name, name))
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("ab") as stream:
                 # The newline comes first, too: a killed writer may have left half a line.
-                stream.write(f"\n{line}\n".encode())
+                stream.write(f"\n{lines}\n".encode())
                 stream.flush()
                 os.fsync(stream.fileno())
         except OSError as error:

@@ -6,10 +6,11 @@ that the same row published again gives the same objects. Dates are those of the
 
 import hashlib
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,42 +62,103 @@ class Scored:
         return found.hexdigest()[:32]
 
 
-def derived_objects(scored: Scored, source: Source) -> dict[str, Dataset]:
+Frame: TypeAlias = tuple[Scored, Source]
+
+
+def derived_objects(scored: Scored, source: Source, *, maps: bool = True) -> dict[str, Dataset]:
     """All objects of a row by their name: `map_METHOD`, `report`, `capture`.
+
+    Args:
+        scored: the row.
+        source: its scan.
+        maps: also the Parametric Maps of this scan alone.
 
     Raises:
         Refused: the source's header cannot be carried over.
         UsageError: highdicom is not installed.
     """
-    require("highdicom")
-    try:
+    methods = scored.cams if maps else ()
+    with _carried_over():
         made: dict[str, Dataset] = {
-            f"map_{method}": parametric_map(scored, source, method) for method in scored.cams
+            f"map_{method}": parametric_map(scored, source, method) for method in methods
         }
         made["report"] = report(scored, source)
         if scored.cams:
             made["capture"] = capture(scored, source)
+    for each in made.values():
+        _finish(each, source, scored.row.get("scored_at"))
+    return made
+
+
+def series_maps(frames: Sequence[Frame]) -> dict[str, Dataset]:
+    """A Parametric Map per method, with a frame for each slice of a series.
+
+    Its UIDs follow from all of its frames: later slices of the series make another object, in a
+    series of its own.
+
+    Args:
+        frames: of one series and one geometry, at different positions.
+
+    Raises:
+        Refused, UsageError: see `derived_objects`.
+    """
+    ordered = sorted(frames, key=_along_normal)
+    first, source = ordered[0]
+    text = repr([(str(s.header.SOPInstanceUID), s.frame, scored.digest) for scored, s in ordered])
+    whole = hashlib.sha256(text.encode()).hexdigest()
+    made = {}
+    for method in first.cams:
+        instance = _instance(first, source, "map", method) | {
+            "series_instance_uid": _named_uid(f"series of {whole} {method}"),
+            "sop_instance_uid": _named_uid(f"map of {whole} {method}"),
+            "instance_number": 1,
+        }
+        with _carried_over():
+            dimensions = _named_uid(f"dimensions of {whole}")
+            made[f"map_{method}"] = _map_of(ordered, method, instance, dimensions)
+        dates = [scored.row["scored_at"] for scored, _ in ordered if scored.row.get("scored_at")]
+        _finish(made[f"map_{method}"], source, max(dates, default=None))
+    return made
+
+
+def _along_normal(frame: Frame) -> float:
+    """Where a slice lies on the normal of its plane, in mm."""
+    orientation = np.array(frame[1].orientation)
+    return float(np.cross(orientation[:3], orientation[3:]) @ np.array(frame[1].position))
+
+
+@contextmanager
+def _carried_over() -> Iterator[None]:
+    """What the libraries do not take of a header, as a refusal."""
+    require("highdicom")
+    try:
+        yield
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         # The message may repeat values of the header: only its kind is told.
         raise Refused(f"source: its header is not carried over ({type(error).__name__})") from error
-    for name, each in made.items():
-        if name != "report":  # an unpaired part: else Laterality is missing
-            each.BodyPartExamined = source.header.get("BodyPartExamined") or "HEAD"
-        _finish(each, scored.row.get("scored_at"))
-    return made
 
 
 def parametric_map(scored: Scored, source: Source, method: str) -> Dataset:
     """A map at its source's resolution and place, in its own values: float32, one frame."""
+    instance = _instance(scored, source, "map", method)
+    return _map_of([(scored, source)], method, instance, _uid(scored, source, "dimensions"))
+
+
+def _map_of(
+    frames: Sequence[Frame], method: str, instance: Mapping[str, Any], dimensions: UID
+) -> Dataset:
     import highdicom as hd
     from pydicom.sr.codedict import codes
 
-    heat = upsampled(scored.cams[method], (source.gray.shape[0], source.gray.shape[1]))
-    low, high = float(heat.min()), float(heat.max())
+    first, source = frames[0]
+    heats = np.stack([_heat(scored, each, method) for scored, each in frames])
+    low, high = float(heats.min()), float(heats.max())
     label = METHOD_LABELS.get(method, method)
+    names = {scored.row["cam_class"] for scored, _ in frames}
+    name = first.row["cam_class"] if len(names) == 1 else "each slice"
     mapping = hd.pm.RealWorldValueMapping(
         lut_label="ACTIVATION",
-        lut_explanation=f"{label}, class {scored.row['cam_class']}"[:64],
+        lut_explanation=f"{label}, class {name}"[:64],
         unit=codes.UCUM.NoUnits,
         value_range=(low, high),
         slope=1.0,
@@ -110,23 +172,27 @@ def parametric_map(scored: Scored, source: Source, method: str) -> Dataset:
         voi_lut_function="LINEAR_EXACT",  # LINEAR allows no width below 1 (PS3.3, C.11.2.1.2)
     )
     made: Dataset = hd.pm.ParametricMap(
-        source_images=[source.header],
-        pixel_array=heat[np.newaxis],
-        **_instance(scored, source, "map", method),
+        source_images=list({s.header.SOPInstanceUID: s.header for _, s in frames}.values()),
+        pixel_array=heats,
+        **instance,
         contains_recognizable_visual_features=False,
         real_world_value_mappings=[mapping],
         voi_lut_transformations=[window],
         content_label=method.upper()[:16],
-        content_description=f"{label} of {scored.row['cam_class']}"[:64],
+        content_description=f"{label} of {name}"[:64],
         content_creator_name=f"{MANUFACTURER}^",  # a name of one part
         image_flavor=hd.pm.ImageFlavorValues.VOLUME,
         pixel_measures=hd.PixelMeasuresSequence(source.spacing, source.thickness),
         plane_orientation=hd.PlaneOrientationSequence("PATIENT", source.orientation),
-        plane_positions=[hd.PlanePositionSequence("PATIENT", source.position)],
+        plane_positions=[hd.PlanePositionSequence("PATIENT", s.position) for _, s in frames],
         series_description=_described(f"{label} map"),
     )
-    _mend_map(made, _uid(scored, source, "dimensions"))
+    _mend_map(made, dimensions)
     return made
+
+
+def _heat(scored: Scored, source: Source, method: str) -> NDArray[np.float32]:
+    return upsampled(scored.cams[method], (source.gray.shape[0], source.gray.shape[1]))
 
 
 def _mend_map(made: Dataset, organization: UID) -> None:
@@ -134,7 +200,8 @@ def _mend_map(made: Dataset, organization: UID) -> None:
     for item in (*made.DimensionOrganizationSequence, *made.DimensionIndexSequence):
         item.DimensionOrganizationUID = organization
     shared = made.SharedFunctionalGroupsSequence[0]
-    shared.PixelMeasuresSequence[0].pop("SpacingBetweenSlices", None)
+    if made.NumberOfFrames == 1:
+        shared.PixelMeasuresSequence[0].pop("SpacingBetweenSlices", None)
 
 
 def report(scored: Scored, source: Source) -> "ComprehensiveSR":
@@ -218,7 +285,7 @@ def _content(scored: Scored, source: Source) -> "MeasurementReport":
         source_images=[image],
     )
     device = sr.DeviceObserverIdentifyingAttributes(
-        uid=UID(f"2.25.{uuid.uuid5(_NAMES, scored.fingerprint).int}"),
+        uid=_named_uid(scored.fingerprint),
         name=f"{MANUFACTURER} {__version__}",
         manufacturer_name=MANUFACTURER,
         model_name=f"bundle {scored.fingerprint}"[:64],
@@ -332,7 +399,7 @@ def _instance(
     series = f"{source.header.SeriesInstanceUID} {kind} {method} {scored.fingerprint}"
     number = _SERIES_NUMBERS[kind] + (sorted(scored.cams).index(method) if method else 0)
     made = {
-        "series_instance_uid": UID(f"2.25.{uuid.uuid5(_NAMES, series).int}"),
+        "series_instance_uid": _named_uid(series),
         "series_number": number,
         "sop_instance_uid": _uid(scored, source, f"{kind} {method}{version}"),
         "instance_number": int(source.header.get("InstanceNumber") or 1) + source.frame,
@@ -345,8 +412,11 @@ def _instance(
 
 
 def _uid(scored: Scored, source: Source, kind: str) -> UID:
+    return _named_uid(f"{source.header.SOPInstanceUID} {source.frame} {scored.digest} {kind}")
+
+
+def _named_uid(name: str) -> UID:
     """A UID by name (PS3.5, B.2)."""
-    name = f"{source.header.SOPInstanceUID} {source.frame} {scored.digest} {kind}"
     return UID(f"2.25.{uuid.uuid5(_NAMES, name).int}")
 
 
@@ -354,8 +424,10 @@ def _described(what: str) -> str:
     return f"{what} - research, not for diagnosis"[:64]
 
 
-def _finish(made: Dataset, scored_at: datetime | None) -> None:
-    """Set the dates: highdicom takes the present, which would differ each time."""
+def _finish(made: Dataset, source: Source, scored_at: datetime | None) -> None:
+    """Set the body part, and the dates: highdicom takes the present, which differs each time."""
+    if made.Modality != "SR":  # an unpaired part: else Laterality is missing
+        made.BodyPartExamined = source.header.get("BodyPartExamined") or "HEAD"
     if scored_at is None:
         return
     date, time = scored_at.strftime("%Y%m%d"), scored_at.strftime("%H%M%S.%f")

@@ -8,6 +8,7 @@ from braintumor_ray.errors import UsageError
 from braintumor_ray.options import Option
 
 Decision = Literal["all", "positive", "negative"]
+MapPer = Literal["scan", "series"]
 SCANS, SERVER = "Scans", "Server"  # panels in `--help`
 
 
@@ -33,6 +34,8 @@ class PublishOptions:
             the user's own.
         since: scored at this moment or later.
         limit: at most so many scans; None: all.
+        map_per: a Parametric Map of one frame for each scan, or one for a series with a frame for
+            each of its slices.
         allow_burned_in: also scans with burned-in annotation, by their header or their picture.
         mask_burned_in: text that is found in a picture is black in its capture.
         wait: how long a server that is down is waited for, in seconds.
@@ -80,6 +83,10 @@ class PublishOptions:
         Option("Scored on this date or later (UTC).", "DATE", parse=_moment, panel=SCANS),
     ] = None
     limit: Annotated[int | None, Option("At most so many scans.", least=1, panel=SCANS)] = None
+    map_per: Annotated[
+        MapPer,
+        Option("One map for each scan, or one for a series.", choices=("scan", "series")),
+    ] = "scan"
     allow_burned_in: Annotated[
         bool, Option("Also scans with burned-in text, as they are.", panel=SCANS)
     ] = False

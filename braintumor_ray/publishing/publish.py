@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 from pydicom.dataset import Dataset
@@ -14,13 +14,16 @@ from pydicom.dataset import Dataset
 from braintumor_ray.errors import PublishError, UsageError
 from braintumor_ray.predict.results import ResultsFolder, results_folder
 from braintumor_ray.publishing.ledger import Ledger
-from braintumor_ray.publishing.objects import derived_objects
+from braintumor_ray.publishing.objects import Frame, derived_objects
 from braintumor_ray.publishing.options import PublishOptions
 from braintumor_ray.publishing.rows import Chosen, chosen_rows
-from braintumor_ray.publishing.sending import Make, Senders, Tally
-from braintumor_ray.publishing.source import Refused, read_source
+from braintumor_ray.publishing.sending import Senders, Tally
+from braintumor_ray.publishing.series import by_series, maps_of
+from braintumor_ray.publishing.source import Refused, Source, read_source
 from braintumor_ray.storage import write_atomically
 from braintumor_ray.types import Progress
+
+Make: TypeAlias = Callable[[list[Chosen]], tuple[list[Chosen], dict[str, Dataset]]]
 
 
 def publish(
@@ -46,16 +49,18 @@ def publish(
     """
     if options.output is None and options.to is None:
         raise UsageError("nowhere to publish to; give --output FOLDER or --to URL|AE@HOST:PORT")
+    whole = options.map_per == "series"
+    if whole and options.output is not None and options.to is not None:
+        raise UsageError("--map-per series goes to a folder or to a server: leave out one of them")
     folder = results_folder(results)
     files = dict(zip(archive["path"].to_pylist(), archive["uri"].to_pylist(), strict=True))
-    tally = Tally()
+    tally, done = Tally(), 0
+    rows = chosen_rows(folder, options)
     with _destination(folder, options, tally) as put, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pydicom's and highdicom's repeat names of patients
-        for done, row in enumerate(chosen_rows(folder, options), start=1):
-            try:
-                put(row, partial(_made, row, files, options))
-            except Refused as error:
-                tally.refused[str(error)] += 1
+        for unit in by_series(rows) if whole else ([row] for row in rows):
+            put(unit, partial(_made, files=files, options=options, tally=tally))
+            done += len(unit)
             if progress:
                 progress(done, options.limit or done)
     _check(tally)
@@ -65,42 +70,71 @@ def publish(
 @contextmanager
 def _destination(
     folder: ResultsFolder, options: PublishOptions, tally: Tally
-) -> Iterator[Callable[[Chosen, Make], None]]:
-    """What puts the objects of a row where they are wanted; they are made only if need be."""
+) -> Iterator[Callable[[list[Chosen], Make], None]]:
+    """What puts the objects of rows where they are wanted; they are made only if need be."""
     if options.to is None:
-        yield lambda row, make: tally.published(len(_write(make(), row, options)))
+        yield partial(_only_write, options=options, tally=tally)
         return
     with Ledger(folder, options.to) as ledger, Senders(ledger, options, tally) as senders:
         yield partial(_send, senders=senders, options=options)
 
 
-def _send(row: Chosen, make: Make, senders: Senders, options: PublishOptions) -> None:
-    known = senders.has(row)
-    if known and options.output is None:
+def _only_write(rows: list[Chosen], make: Make, options: PublishOptions, tally: Tally) -> None:
+    kept, made = make(rows)
+    _write(made, options)
+    tally.published(len(made), len(kept))
+
+
+def _send(rows: list[Chosen], make: Make, senders: Senders, options: PublishOptions) -> None:
+    new = [row for row in rows if not senders.has(row)]
+    wanted = rows if options.output is not None else new
+    if not wanted:
         return
-    made = make()
+    kept, made = make(wanted)
     if options.output is not None:
-        _write(made, row, options)
-    if not known:
-        senders.send(row, made)
+        _write(made, options)
+    if new and kept:
+        senders.send(kept, list(made.values()))
 
 
-def _made(row: Chosen, files: dict[str, str], options: PublishOptions) -> dict[str, Dataset]:
+def _made(
+    rows: list[Chosen], files: dict[str, str], options: PublishOptions, tally: Tally
+) -> tuple[list[Chosen], dict[str, Dataset]]:
+    """The rows that are not refused, and their objects by path."""
+    kept: list[Chosen] = []
+    made: dict[str, Dataset] = {}
+    frames: list[Frame] = []
+    for row in rows:
+        try:
+            source = _source(row, files, options)
+            own = derived_objects(row.scored, source, maps=not row.per_series)
+        except Refused as error:
+            tally.refused[str(error)] += 1
+            continue
+        kept.append(row)
+        made |= {f"{row.folder}/{kind}": each for kind, each in own.items()}
+        frames.append((row.scored, source))
+    if options.map_per == "scan" or not kept:
+        return kept, made
+    try:
+        return kept, made | maps_of(frames)
+    except Refused as error:
+        tally.refused[str(error)] += len(kept)
+        return [], {}
+
+
+def _source(row: Chosen, files: dict[str, str], options: PublishOptions) -> Source:
     location = files.get(row.path)
     if location is None:
         raise Refused("source: no file of that path; is it the root that was scored?")
-    source = read_source(location, row.scored.row, options.allow_burned_in, options.mask_burned_in)
-    return derived_objects(row.scored, source)
+    return read_source(location, row.scored.row, options.allow_burned_in, options.mask_burned_in)
 
 
-def _write(made: dict[str, Dataset], row: Chosen, options: PublishOptions) -> dict[str, Dataset]:
-    """A folder per scan, named by its id in hexadecimal digits: ids of patients are in no name."""
-    name = f"{row.scan_id % 2**64:016x}"
-    for kind, dataset in made.items():
+def _write(made: dict[str, Dataset], options: PublishOptions) -> None:
+    for name, dataset in made.items():
         stream = io.BytesIO()
         dataset.save_as(stream, enforce_file_format=True)
-        write_atomically(f"{str(options.output).rstrip('/')}/{name}/{kind}.dcm", stream.getvalue())
-    return made
+        write_atomically(f"{str(options.output).rstrip('/')}/{name}.dcm", stream.getvalue())
 
 
 def _check(tally: Tally) -> None:

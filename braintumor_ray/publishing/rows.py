@@ -25,7 +25,7 @@ from braintumor_ray.storage import open_filesystem
 
 _COLUMNS = (
     "scan_id", "frame", "pixel_sha256", "predicted_class", "probabilities", "decision", "entropy",
-    "out_of_domain", "cam_class", "bundle_fingerprint", "scored_at",
+    "out_of_domain", "cam_class", "bundle_fingerprint", "scored_at", "series_key",
 )  # fmt: skip
 _OPTIONAL = "prediction_set"
 
@@ -39,12 +39,24 @@ class Chosen:
         generation: the run whose file holds it.
         path: of its scan below the archive's root.
         scored: the row.
+        per_series: its maps are those of its series.
     """
 
     scan_id: int
     generation: int
     path: str
     scored: Scored
+    per_series: bool = False
+
+    @property
+    def digest(self) -> str:
+        """Of what is published of it, in the ledger."""
+        return f"{self.scored.digest}{'-series' if self.per_series else ''}"
+
+    @property
+    def folder(self) -> str:
+        """Of its objects, by its id in hexadecimal digits: ids of patients are in no name."""
+        return f"{self.scan_id % 2**64:016x}"
 
 
 def chosen_rows(folder: ResultsFolder, options: PublishOptions) -> Iterator[Chosen]:
@@ -108,7 +120,10 @@ def _every(folder: ResultsFolder, options: PublishOptions) -> Iterator[Chosen]:
         for row in table.to_pylist():
             place = latest[1].get(row["scan_id"])
             if place is not None:
-                yield Chosen(row["scan_id"], generation, place, _scored(row, meta))
+                yield Chosen(
+                    row["scan_id"], generation, place, _scored(row, meta),
+                    options.map_per == "series",
+                )  # fmt: skip
 
 
 def _study_keys(folder: ResultsFolder, options: PublishOptions) -> list[str] | None:

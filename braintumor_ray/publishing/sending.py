@@ -1,4 +1,4 @@
-"""From rows to a server: objects are made one scan after another and sent by several senders.
+"""From rows to a server: objects of one scan, or series, after another, sent by several senders.
 
 Making is work for the processor, sending is waiting; so one thread makes and others send. The
 ledger is written by the thread that makes, when a sender has finished a scan.
@@ -7,7 +7,7 @@ ledger is written by the thread that makes, when a sender has finished a scan.
 import queue
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ from braintumor_ray.publishing.server import Server
 from braintumor_ray.publishing.source import Refused
 
 _SENDERS = 4  # by DICOMweb
-Make = Callable[[], dict[str, Dataset]]
+_AT_ONCE = 16  # objects of a request
 
 
 @dataclass
@@ -42,9 +42,9 @@ class Tally:
     sent_before: int = 0
     refused: Counter[str] = field(default_factory=Counter)
 
-    def published(self, objects: int) -> None:
-        """Count a scan with so many objects."""
-        self.scans += 1
+    def published(self, objects: int, scans: int = 1) -> None:
+        """Count scans with so many objects in all."""
+        self.scans += scans
         self.objects += objects
 
 
@@ -68,7 +68,7 @@ class Senders:
         for _ in range(self._most):
             self._servers.put(_server(options, Patience(options.wait, self._ended)))
         self._pool = ThreadPoolExecutor(self._most, "sender")
-        self._sending: dict[Future[None], tuple[Chosen, int]] = {}
+        self._sending: dict[Future[None], tuple[Sequence[Chosen], int]] = {}
 
     def __enter__(self) -> "Senders":
         return self
@@ -95,8 +95,8 @@ class Senders:
         self._tally.sent_before += known
         return known
 
-    def send(self, row: Chosen, made: dict[str, Dataset]) -> None:
-        """Send the objects of a scan, or wait for a sender that is free.
+    def send(self, rows: Sequence[Chosen], made: Sequence[Dataset]) -> None:
+        """Send the objects of a scan, or of a series of scans, or wait for a sender that is free.
 
         Raises:
             PublishError: of an earlier scan: the server is down for too long, refuses access, or
@@ -104,12 +104,13 @@ class Senders:
         """
         while len(self._sending) >= self._most:
             self._take(wait(self._sending, return_when=FIRST_COMPLETED).done)
-        self._sending[self._pool.submit(self._store, list(made.values()))] = (row, len(made))
+        self._sending[self._pool.submit(self._store, made)] = (rows, len(made))
 
-    def _store(self, objects: list[Dataset]) -> None:
+    def _store(self, objects: Sequence[Dataset]) -> None:
         server = self._servers.get()
         try:
-            server.store(objects)
+            for start in range(0, len(objects), _AT_ONCE):
+                server.store(objects[start : start + _AT_ONCE])
         finally:
             self._servers.put(server)
 
@@ -120,13 +121,13 @@ class Senders:
             raise failures[0]
 
     def _noted(self, done: Future[None]) -> BaseException | None:
-        row, objects = self._sending.pop(done)
+        rows, objects = self._sending.pop(done)
         error = done.exception()
         if isinstance(error, Refused):
-            self._tally.refused[str(error)] += 1
+            self._tally.refused[str(error)] += len(rows)
         elif error is None:
-            self._ledger.add(row)
-            self._tally.published(objects)
+            self._ledger.add(rows)
+            self._tally.published(objects, len(rows))
         return None if isinstance(error, Refused) else error
 
     def _finish(self, reraise: bool) -> None:

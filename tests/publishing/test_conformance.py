@@ -20,12 +20,30 @@ def archive(tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def one_series(tmp_path):
+    for number in range(3):
+        write(tmp_path / "series", f"{number}.dcm", scan_dataset(number, ORIENTATIONS["oblique"]))
+    return tmp_path / "series"
+
+
 @pytest.mark.skipif(not shutil.which("dciodvfy"), reason="dicom3tools is not installed")
 def test_dciodvfy_finds_no_error(tmp_path, archive):
     results = scored(tmp_path / "results", archive, sets=[["no_tumor"], [], ["no_tumor"]])
     published(results, archive, tmp_path / "out")
-    paths = [*(tmp_path / "out").rglob("*.dcm")]
-    assert len(paths) == 12
+    has_no_errors(tmp_path / "out", 12)
+
+
+@pytest.mark.skipif(not shutil.which("dciodvfy"), reason="dicom3tools is not installed")
+def test_dciodvfy_finds_no_error_in_the_map_of_a_series(tmp_path, one_series):
+    results = scored(tmp_path / "results", one_series)
+    published(results, one_series, tmp_path / "out", map_per="series")
+    has_no_errors(tmp_path / "out", 2 + 3 * 2)
+
+
+def has_no_errors(folder, objects):
+    paths = [*folder.rglob("*.dcm")]
+    assert len(paths) == objects
     for path in paths:
         told = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True, check=False)
         lines = (told.stdout + told.stderr).splitlines()
