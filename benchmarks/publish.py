@@ -2,7 +2,7 @@
 
     python benchmarks/publish.py [--count N] [--whole] [--delays MS ..] [--senders N ..] [--url URL]
 
-Prints a table in Markdown. With one sender, and to a folder, a quarter of the scans is measured;
+Prints a table in Markdown. With one sender, and to a folder, an eighth of the scans is measured;
 `--whole` measures all. The server is a process of its own on loopback that waits for the delay
 before it answers, and keeps nothing. `--url` is a server to measure in addition, such as an Orthanc
 without these objects; each measurement with it sends other objects, which stay there.
@@ -109,8 +109,8 @@ def table(rows):
 
 
 def scans_of(senders, given):
-    """How many scans a row is measured with: a quarter of them where only one is sent at a time."""
-    return given.count if senders > 1 or given.whole else max(1, given.count // 4)
+    """How many scans a row is measured with: an eighth of them where one is sent at a time."""
+    return given.count if senders > 1 or given.whole else max(1, given.count // 8)
 
 
 def measure(folder, archive, given):

@@ -1,5 +1,9 @@
 """`publish --map-per series`: one map of a series, with a frame for each of its slices."""
 
+import signal
+import subprocess
+import sys
+
 import numpy as np
 import pydicom
 import pytest
@@ -151,6 +155,28 @@ def test_a_later_night_adds_a_map_of_its_slices_and_repeats_none(tmp_path, archi
         again = sent(results, archive, url)
     assert (again["scans"], again["objects"], again["sent_before"]) == (1, 4, 2 * SLICES)
     assert len(set(store.arrived)) == len(store.arrived) == first + 4
+
+
+def test_a_killed_publish_sends_a_series_again_as_the_same_objects(archive, results):
+    store, each = Store(), 2 + 2 * SLICES
+
+    def kill():
+        if process:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+
+    with serving(store) as url:
+        command = [sys.executable, "-m", "braintumor_ray.cli", "publish", str(results)]
+        command += ["--source", str(archive), "--to", url, "--senders", "1"]
+        process, store.after = None, kill
+        process = subprocess.Popen([*command, "--map-per", "series"])
+        assert process.wait(timeout=120) == -signal.SIGKILL
+        assert len(store.arrived) == each  # the server has a series, and the ledger does not
+        process, store.conflict = None, True
+        assert sent(results, archive, url)["scans"] == 2 * SLICES
+    assert len(set(store.arrived)) == 2 * each
+    lines = "\n".join(p.read_text() for p in results.glob("published/*/*")).split("\n")
+    assert len({line for line in lines if line}) == 2 * SLICES
 
 
 def test_maps_per_scan_do_not_count_as_those_of_a_series(archive, results):
