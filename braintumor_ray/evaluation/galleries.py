@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -14,11 +14,11 @@ from braintumor_ray.decode.preprocess import shrunk
 from braintumor_ray.decode.reading import decode_scans
 from braintumor_ray.decode.types import DecodeLimits
 from braintumor_ray.evaluation.evaluated import Evaluated
-from braintumor_ray.explain.overlay import Verdict, contact_sheet, panel, write_png
+from braintumor_ray.explain.overlay import Verdict, contact_sheet, panel, tiles_of, write_png
 from braintumor_ray.explain.regions import head_weights
 from braintumor_ray.localization.truth import TruthIndex
 from braintumor_ray.metrics.verdicts import disagreement
-from braintumor_ray.pages.pictures import Picture, jpeg_uri, load_pictures, spread
+from braintumor_ray.pages.pictures import Picture, jpeg_uri, load_pictures, side_by_side, spread
 from braintumor_ray.predict.predictor import Predictor, normalized_entropy
 from braintumor_ray.types import Ints
 
@@ -115,8 +115,8 @@ def draw_galleries(
     galleries = []
     for name, rows in chosen.items():
         shown = [row for row in rows[:most] if row in drawn]
-        panels = [drawn[row] for row in shown]
-        tiles = [{"image": jpeg_uri(drawn[row]), **drawing.caption(row)} for row in shown]
+        panels = [drawn[row].panel for row in shown]
+        tiles = [{"image": jpeg_uri(drawn[row].strip), **drawing.caption(row)} for row in shown]
         if shown:
             galleries.append(Gallery(name, *TITLES[name], len(rows), tiles, panels))
     return galleries
@@ -132,6 +132,13 @@ def write_galleries(galleries: Sequence[Gallery], folder: Path) -> list[str]:
     return names
 
 
+class _Drawn(NamedTuple):
+    """A scan with its maps: with all words for a file, without any for a page with captions."""
+
+    panel: Picture
+    strip: Picture
+
+
 @dataclass(frozen=True)
 class _Drawing:
     """Panels and captions of an evaluation's scans."""
@@ -141,8 +148,8 @@ class _Drawing:
     truth: TruthIndex | None
     limits: DecodeLimits
 
-    def panels(self, rows: list[int]) -> dict[int, Picture]:
-        """A panel per row; rows whose scan cannot be read any more are left out."""
+    def panels(self, rows: list[int]) -> dict[int, _Drawn]:
+        """A drawing per row; rows whose scan cannot be read any more are left out."""
         table = self.evaluated.rows.take(pa.array(rows, pa.int64()))
         pictures = load_pictures(table, LONGEST, self.limits)
         scans = decode_scans(table, self.predictor.bundle.preprocessing, limits=self.limits)
@@ -155,12 +162,12 @@ class _Drawing:
         heads = head_weights(squares, self.predictor.cam_shape)
         explained = self.predictor.predict(squares, heads, boxes)
         return {
-            row: self._panel(row, picture, {m: explained[m][at] for m in self.predictor.methods})
+            row: self._drawn(row, picture, {m: explained[m][at] for m in self.predictor.methods})
             for at, (row, picture, *_) in enumerate(read)
         }
 
-    def _panel(self, row: int, picture: Picture, cams: Mapping[str, NDArray[Any]]) -> Picture:
-        caption = self.caption(row)
+    def _drawn(self, row: int, picture: Picture, cams: Mapping[str, NDArray[Any]]) -> _Drawn:
+        caption, mask = self.caption(row), self._mask(row, picture)
         drawn = panel(
             picture,
             cams,
@@ -168,7 +175,7 @@ class _Drawing:
             probability=caption["probability"],
             true_class=caption["true_class"],
             layout="compact",
-            mask=self._mask(row, picture),
+            mask=mask,
             verdict=Verdict(
                 caption["decision"],
                 caption["tumour_probability"],
@@ -176,7 +183,8 @@ class _Drawing:
                 caption["decision_right"],
             ),
         )
-        return shrunk(drawn, PANEL_WIDTH)
+        strip = side_by_side(tiles_of(picture, cams, mask))
+        return _Drawn(shrunk(drawn, PANEL_WIDTH), shrunk(strip, PANEL_WIDTH))
 
     def _mask(self, row: int, picture: Picture) -> NDArray[np.bool_] | None:
         if self.truth is None:

@@ -127,13 +127,13 @@ def reliability_figure(
     count = np.array([bins["count"][i] for i in filled], dtype=np.float64)
     confidence = [bins["confidence"][i] for i in filled]
     accuracy = [bins["accuracy"][i] for i in filled]
-    _square(axes, "predicted probability", share, "Reliability")
+    _square(axes, "predicted probability", share, f"Reliability: {share}")
     axes.plot([0, 1], [0, 1], ":", color=GRAY, linewidth=1.2, label="perfectly calibrated")
     axes.plot(confidence, accuracy, color=BLUE, linewidth=1.2)
     size = 20 + 180 * count / count.max()
     label = f"bins, ECE {_number(ece)}"
     axes.scatter(confidence, accuracy, s=size, color=BLUE, edgecolor="white", label=label)
-    axes.legend(loc="upper left")
+    axes.legend(loc="best")
 
 
 @_as_svg

@@ -185,9 +185,18 @@ class _Lookup:
 
 
 def _as_html(markdown: str) -> Markup:
-    """Markdown as HTML; tags in it are escaped, and pictures from elsewhere are left out."""
+    """Markdown as HTML below a heading of level 2; tables scroll in a box of their own.
+
+    Tags in it are escaped, and pictures from elsewhere are left out.
+    """
     reader = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
-    return Markup(reader.render(markdown))
+    tokens = reader.parse(markdown)
+    for token in tokens:
+        if token.type in ("heading_open", "heading_close"):
+            token.tag = f"h{min(6, int(token.tag[1:]) + 2)}"
+    html = reader.renderer.render(tokens, reader.options, {})
+    html = html.replace("<table>", '<div class="wide" tabindex="0"><table>')
+    return Markup(html.replace("</table>", "</table></div>"))
 
 
 def _sections(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:

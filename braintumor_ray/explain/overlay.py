@@ -381,6 +381,29 @@ def panel(
     return np.array(page.image)
 
 
+def tiles_of(
+    gray: NDArray[np.uint8], cams: Mapping[str, NDArray[Any]], mask: NDArray[Any] | None = None
+) -> list[RGB]:
+    """The scan and an overlay per method without any text, for pages that have captions.
+
+    Args:
+        gray: the scan, uint8 (H, W).
+        cams: raw map (h, w) per method.
+        mask: tumor mask (H, W), outlined where it is not zero.
+
+    Returns:
+        uint8 (h, w, 3), RGB, of one size each.
+
+    Raises:
+        UsageError: the scan is not uint8 (H, W).
+    """
+    _check_scan(gray)
+    tile = fit(gray, TILE_SIZE)
+    marks = outlines_on(tile.shape, mask, None)
+    (cells,) = _tile_rows(tile, cams, "compact", 0.4, "jet", None)
+    return [outlined(rgb, marks) for _, rgb in cells]
+
+
 def contact_sheet(
     tiles: Sequence[NDArray[np.uint8]],
     columns: int,

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from braintumor_ray.storage import write_atomically
 
@@ -96,7 +97,13 @@ _HEADINGS = {
     "regions": "regions",
     "whole_head": "whole head (baseline)",
     "xgradcam": "XGrad-CAM",
+    "youden": "Youden's index",
 }
+
+
+def breakable(text: str) -> Markup:
+    """A path or a name that may be broken after its slashes and underscores."""
+    return Markup(str(escape(text)).replace("/", "/<wbr>").replace("_", "_<wbr>"))
 
 
 def heading(name: str) -> str:
@@ -110,4 +117,5 @@ _FILTERS: dict[str, Callable[..., str]] = {
     "percent": percent,
     "plain": plain,
     "heading": heading,
+    "breakable": breakable,
 }

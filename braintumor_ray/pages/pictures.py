@@ -79,12 +79,13 @@ def spread(values: NDArray[Any], most: int) -> NDArray[Any]:
 
 
 def side_by_side(pictures: Sequence[Picture], gap: int = 4) -> Picture:
-    """Gray pictures in a row on black, at the height of the tallest, uint8 (h, w)."""
+    """Pictures of one kind, gray or RGB, in a row on black, at the height of the tallest."""
     height = max(picture.shape[0] for picture in pictures)
     padded = []
     for picture in pictures:
         room = height - picture.shape[0]
-        padded.append(np.pad(picture, ((room // 2, room - room // 2), (0, gap))))
+        around = ((room // 2, room - room // 2), (0, gap), (0, 0))
+        padded.append(np.pad(picture, around[: picture.ndim]))
     return np.concatenate(padded, axis=1)[:, :-gap]
 
 

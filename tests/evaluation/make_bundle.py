@@ -9,6 +9,14 @@ from braintumor_ray.models.classifier import Architecture, Classifier
 from braintumor_ray.phantom.dataset import CLASS_NAMES
 
 SIZE = 32
+CARD = """# Model card
+
+**Synthetic.** <script>x</script>
+
+| split | first_class_of_a_card | second_class_of_a_card | third_class_of_a_card |
+|---|---|---|---|
+| test | 1 | 2 | 3 |
+"""
 
 
 def make_bundle(target: Path, seed: int = 0, **changes) -> Path:
@@ -39,5 +47,5 @@ def make_bundle(target: Path, seed: int = 0, **changes) -> Path:
         model.linear.weight.mul_(40)
         model.linear.bias.zero_()
     fields = BundleFields(**{**settings, **changes})
-    save_bundle(target, fields, model, None, "# Model card\n\n**Synthetic.** <script>x</script>\n")
+    save_bundle(target, fields, model, None, CARD)
     return target

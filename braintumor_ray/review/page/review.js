@@ -101,14 +101,14 @@ function lastPart(path) { return path.split("/").pop(); }
 
 function describe(row, index) {
   const name = element("span", lastPart(row.path) + (row.frame ? ` · ${row.frame + 1}` : ""), { className: "name", title: row.path });
-  const facts = element("span", `${index + 1} · ${words(row.predicted_class)} · ${percent(row.urgency)}`, { className: "facts quiet" });
+  const facts = element("span", `${index + 1} · ${words(row.predicted_class)} · tumor ${percent(row.urgency)}`, { className: "facts quiet" });
   const marks = element("span", "", { className: "marks" });
   if (row.verdict || row.label) {
     const text = row.label && row.verdict !== "right" ? `✗ ${words(row.label)}` : row.verdict === "right" ? "✓ right" : "✗ wrong";
     marks.append(element("span", text, { className: `mark ${row.verdict}` }));
   }
-  if (row.boxes) marks.append(element("span", "▢ box", { className: "mark" }));
-  if (row.note) marks.append(element("span", "✎ note", { className: "mark" }));
+  if (row.boxes) marks.append(element("span", "▢", { className: "mark", title: "with a box" }));
+  if (row.note) marks.append(element("span", "✎", { className: "mark", title: "with a note" }));
   if (row.out_of_domain) marks.append(element("span", "out of domain", { className: "mark warn" }));
   return [name, facts, marks];
 }
