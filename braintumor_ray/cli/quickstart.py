@@ -92,6 +92,7 @@ def run_quickstart(
         open_pages(list(pages.values()))
     say(f"{duration(spent)} of {options.minutes:g} min. Not for patients. Look at these:")
     bundle, results = str(out / "run" / "bundle"), str(out / "results")
+    say(f"next, to correct labels: braintumor-ray review {results} --bundle {bundle}")
     return pages | {"bundle": bundle, "results": results, "minutes": round(spent / 60, 2)}
 
 

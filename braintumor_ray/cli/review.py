@@ -7,6 +7,7 @@ import typer
 
 from braintumor_ray.cli.console import say, short_errors
 from braintumor_ray.cli.options import Json, anonymous_options, load_source, print_result, takes
+from braintumor_ray.errors import UsageError
 from braintumor_ray.review.options import ReviewOptions
 
 app = typer.Typer()
@@ -38,10 +39,19 @@ def review(
     Every label is on the disk before the page says so. 'train --labels FILE' learns from them.
     """
     from braintumor_ray.review.command import review_command
+    from braintumor_ray.review.export import export_review, exported
 
     archive = None
     if source is not None:
         archive = load_source(source, replace(anonymous_options(), probe_headers=False))
+    if options.output is not None and options.export is None:
+        raise UsageError(f"--output '{options.output}' is of --export; add --export coco|fiftyone")
+    if options.export is not None:
+        written = export_review(results, archive, options)
+        print_result(written, as_json, exported(written, say))
+        return
     found = review_command(results, archive, options, host, port, say)
     text = f"{found['done']} of {found['total']} scans reviewed: {found['labels']}"
+    if found["done"]:
+        say(f"to learn from them: braintumor-ray train SOURCE --labels {found['labels']}")
     print_result(found, as_json, text)

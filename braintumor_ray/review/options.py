@@ -7,6 +7,8 @@ from braintumor_ray.options import FIRST, Device, Option
 
 Order = Literal["urgency", "uncertainty", "disagreement"]
 ORDERS: tuple[Order, ...] = ("urgency", "uncertainty", "disagreement")
+Export = Literal["coco", "fiftyone"]
+EXPORTS: tuple[Export, ...] = ("coco", "fiftyone")
 LABELS = "review/labels.jsonl"  # below the results folder
 
 
@@ -21,6 +23,8 @@ class ReviewOptions:
         bundle: RUN/bundle, for maps of other classes and neighbors; None: stored maps only.
         device: of the bundle's network.
         token_file: as for `serve`.
+        export: write labels and predictions in this format in place of starting the server.
+        output: where `export` writes: a .json file, or a folder for FiftyOne.
     """
 
     PANEL: ClassVar = FIRST
@@ -41,4 +45,16 @@ class ReviewOptions:
     device: Device = "auto"
     token_file: Annotated[
         str | None, Option("Token that requests must carry; else BRAINTUMOR_TOKEN.", "FILE")
+    ] = None
+    export: Annotated[
+        Export | None,
+        Option("Write predictions, labels and boxes for another tool, and end.", choices=EXPORTS),
+    ] = None
+    output: Annotated[
+        str | None,
+        Option(
+            "Of --export: FILE.json of coco, a folder of fiftyone.",
+            "FILE|FOLDER",
+            flags=("--output", "-o"),
+        ),
     ] = None
