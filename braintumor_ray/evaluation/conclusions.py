@@ -7,6 +7,7 @@ from braintumor_ray.explain.overlay import METHOD_LABELS
 from braintumor_ray.metrics.verdicts import chance_note, found_and_missed
 
 _GOOD = 0.95  # recall above which no class is called weak
+_NAMED = 3  # classes in a sentence
 
 
 def conclusions(metrics: Mapping[str, Any]) -> list[str]:
@@ -70,12 +71,12 @@ def border_finding(heat: Mapping[str, Any]) -> str:
     """
     if not heat.get("looks_at_border"):
         return ""
-    by_class = {
-        name: f"{row['looks_at_border']} of {row['scans']} {name} scans"
-        for name, row in (heat.get("classes") or {}).items()
-        if row["looks_at_border"]
-    }
-    whose = ", ".join(by_class.values()) or f"{heat['looks_at_border']} of {heat['scans']} scans"
+    rows = {n: row for n, row in (heat.get("classes") or {}).items() if row["looks_at_border"]}
+    order = sorted(rows, key=lambda name: -rows[name]["looks_at_border"] / rows[name]["scans"])
+    named = [f"{rows[n]['looks_at_border']} of {rows[n]['scans']} {n} scans" for n in order]
+    if len(named) > _NAMED:
+        named[_NAMED:] = [f"and scans of {len(named) - _NAMED} more classes,"]
+    whose = ", ".join(named) or f"{heat['looks_at_border']} of {heat['scans']} scans"
     return (
         f"in {whose} the skull's rim or the background holds more of the map's heat than of the "
         "picture's area"

@@ -30,6 +30,7 @@ _STYLE = {
     "legend.frameon": False,
     "svg.hashsalt": "braintumor-ray",  # the same picture gives the same bytes
 }
+_TICK = 32  # letters of a class name on an axis
 P = ParamSpec("P")
 
 
@@ -77,11 +78,17 @@ def confusion_figure(
         text = f"{int(counts[row, column])}\n{share:.0%}"
         ink = "white" if share > 0.55 else "black"
         axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=10)
-    words = [name.replace("_", " ") for name in names]
+    words = [_tick(name) for name in names]
     axes.set_xticks(range(len(names)), words, rotation=30, ha="right")
     axes.set_yticks(range(len(names)), words)
     axes.set(xlabel=rule, ylabel="true class")
     axes.set_title(f"{title}\ncount and share of the true class", fontsize=10.5)
+
+
+def _tick(name: str) -> str:
+    """A class name on an axis; of a long one the middle goes, as ends tell classes apart."""
+    words = name.replace("_", " ")
+    return words if len(words) <= _TICK else f"{words[:16]} ... {words[-13:]}"
 
 
 @_as_svg

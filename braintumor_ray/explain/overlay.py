@@ -128,14 +128,22 @@ def as_rgb(picture: NDArray[np.uint8]) -> RGB:
 
 
 def shortened(text: str, size: int, room: int) -> str:
-    """Cut the end of a text, with dots, so that it is at most `room` pixels wide."""
+    """Put dots in place of a text's middle, so that it is at most `room` pixels wide.
+
+    Names of classes and files often differ only at their ends.
+    """
     font = font_for(size, text)
     if font.getlength(text) <= room:
         return text
     kept = len(text)
-    while kept > 1 and font.getlength(text[:kept].rstrip() + "...") > room:
+    while kept > 1 and font.getlength(_ends(text, kept)) > room:
         kept -= 1
-    return text[:kept].rstrip() + "..."
+    return _ends(text, kept)
+
+
+def _ends(text: str, kept: int) -> str:
+    last = kept // 3
+    return f"{text[: kept - last].rstrip()}...{text[len(text) - last :].lstrip()}"
 
 
 def font_for(size: int, text: str) -> ImageFont.FreeTypeFont:
@@ -415,7 +423,7 @@ def contact_sheet(
     Args:
         tiles: uint8 pictures, gray (H, W) or RGB (H, W, 3); sizes may differ.
         columns: pictures per row.
-        captions: one line under each picture, shortened where it is too long.
+        captions: what is written under each picture; a line that is too long is shortened.
         tile_size: longest side in pixels to which each picture is scaled; None leaves them.
 
     Returns:
@@ -432,7 +440,8 @@ def contact_sheet(
     height = max(picture.shape[0] for picture in pictures)
     width = max(picture.shape[1] for picture in pictures)
     step_x = width + GAP
-    step_y = height + GAP + (NOTE + 8 if captions is not None else 0)
+    lines = max((text.count("\n") + 1 for text in captions), default=0) if captions else 0
+    step_y = height + GAP + (NOTE + 8) * lines
     across, down = min(columns, len(pictures)), -(-len(pictures) // columns)
     size = (2 * MARGIN + across * step_x - GAP, 2 * MARGIN + down * step_y - GAP)
     sheet = Image.new("RGB", size, PAPER)
@@ -441,9 +450,9 @@ def contact_sheet(
         x, y = MARGIN + index % columns * step_x, MARGIN + index // columns * step_y
         rows, cols = picture.shape[:2]
         sheet.paste(Image.fromarray(picture), (x + (width - cols) // 2, y + (height - rows) // 2))
-        if captions is not None:
-            text = shortened(captions[index], NOTE, width)
-            draw.text((x + width // 2, y + height + 5), text, INK, font_for(NOTE, text), "ma")
+        for line, full in enumerate(captions[index].split("\n") if captions else ()):
+            text, below = shortened(full, NOTE, width), y + height + 5 + (NOTE + 8) * line
+            draw.text((x + width // 2, below), text, INK, font_for(NOTE, text), "ma")
     return np.array(sheet)
 
 

@@ -95,7 +95,7 @@ def write_sheets(
             superimpose(image, heatmap_at(np.maximum(cam, 0), (image.shape[0], image.shape[1])))
             for image, cam in zip(images, maps, strict=True)
         ]
-        names = [f"{e['label']}: {PurePosixPath(e['path']).name}" for e, _ in picked]
+        names = [f"{e['label']}\n{PurePosixPath(e['path']).name}" for e, _ in picked]
         written.append(f"top_{number}_{_file_name(name)}.png")
         write_png(Path(folder) / written[-1], _sheet(name, neurons, tiles, names))
     return written
@@ -123,7 +123,7 @@ def _figures(found: Mapping[str, Any]) -> NDArray[np.uint8]:
     """A tile with a neuron's number, correlation and AUROC."""
     image = Image.new("RGB", (_TILE, _TILE), "white")
     lines = [f"neuron {found['neuron']}", f"correlation {found['r']:.2f}"]
-    lines += [f"AUROC {found['auroc']:.2f}", f"q {found['r_q']:.1g}"]
+    lines += [f"AUROC {found['auroc']:.2f}", f"q (FDR) {found['r_q']:.1g}"]
     for row, line in enumerate(lines):
         size = 18 if row == 0 else 15
         ImageDraw.Draw(image).text((8, 40 + 26 * row), line, "black", font_for(size, line))

@@ -101,7 +101,7 @@ _HEADINGS = {
 }
 
 
-def breakable(text: str) -> Markup:
+def breakable(text: object) -> Markup:
     """A path or a name that may be broken after its slashes and underscores."""
     return Markup(str(escape(text)).replace("/", "/<wbr>").replace("_", "_<wbr>"))
 

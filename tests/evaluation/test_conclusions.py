@@ -70,6 +70,9 @@ def test_heat_on_the_skull_is_said_by_class():
     assert border_finding(heat).startswith("in 23 of 38 healthy scans, 2 of 22 tumor scans")
     assert "23 of 38" in about_maps({"heat_by_region": heat})
     assert border_finding({"looks_at_border": 0}) == ""
+    many = {f"c{n}": {"scans": 10, "looks_at_border": n} for n in range(1, 8)}
+    said = border_finding({"looks_at_border": 28, "scans": 70, "classes": many})
+    assert said.startswith("in 7 of 10 c7 scans, 6 of 10 c6 scans, 5 of 10 c5 scans, and scans of")
 
 
 def test_phases_of_an_earlier_run_are_read_by_one_rule(tmp_path):

@@ -123,8 +123,10 @@ def test_samples_galleries_and_plots_are_inside_the_page(report):
 
 def test_counts_per_split_are_those_of_the_catalog(report, run):
     table = re.search(r"Scans per split and class, whole catalog(.*?)</table>", report[1], re.S)[1]
-    row = re.search(r"<td>test</td>(.*?)</tr>", table)[1]
-    counted = sum(int(n) for n in re.findall(r"<td>(\d+)</td>", row))
+    heads = re.findall(r"<th>(\w+)</th>", table)
+    rows = [re.findall(r"<td>(\w+)</td>", row) for row in re.findall(r"<tr><td>.*?</tr>", table)]
+    assert all(len(row) == len(heads) for row in rows)
+    counted = sum(int(row[heads.index("test")]) for row in rows)
     assert counted == run.catalog["split"].to_pylist().count("test")
 
 

@@ -204,7 +204,9 @@ def test_no_ink_in_the_margin_whatever_the_aspect_and_the_names(cam, shape, layo
 
 def test_long_text_is_cut_to_the_room_with_dots():
     text = shortened("meningioma" * 20, 15, 120)
-    assert text.endswith("...")
+    assert text.startswith("mening")
+    assert "..." in text
+    assert text.endswith("ioma")
     assert font_for(15, text).getlength(text) <= 120
     assert shortened("short", 15, 120) == "short"
 

@@ -14,10 +14,12 @@ from braintumor_ray.catalog.build import load_catalog
 from braintumor_ray.evaluation.evaluate import EvaluateOptions, evaluate
 from braintumor_ray.evaluation.options import ValidateOptions
 from braintumor_ray.evaluation.validation import validate
+from braintumor_ray.models.bundle import save_bundle
 from braintumor_ray.review.command import opened
 from braintumor_ray.review.options import ReviewOptions
 from braintumor_ray.review.web import create_app
 from braintumor_ray.worklist.worklist import make_worklist
+from tests.builders import make_fields, make_model, write_archive
 from tests.evaluation.make_results import CLASSES, make_results
 
 LONG = "an_uncommonly_long_folder_name_of_an_archive_without_any_blank_in_it/" * 2
@@ -27,6 +29,19 @@ def report_page(folder, run):
     options = EvaluateOptions(split="test", n_boot=30, device="cpu", precision="fp32")
     evaluate(run.catalog, run.bundle, folder, options)
     return folder / "report.html"
+
+
+def many_classes_page(folder):
+    """Of twelve classes with names that have no blank to break at."""
+    classes = ("no_tumor", *(f"a_name_without_any_blank_of_tumors_number_{n}" for n in range(11)))
+    write_archive(folder / "scans", 24, classes=classes)
+    model = make_model(classes=len(classes))
+    save_bundle(folder / "bundle", make_fields(model.architecture, classes), model, None, "# card")
+    options = EvaluateOptions(
+        split="all", n_boot=30, device="cpu", precision="fp32", allow_leakage=True
+    )
+    evaluate(load_catalog(folder / "scans"), folder / "bundle", folder / "report", options)
+    return folder / "report" / "report.html"
 
 
 def audit_page(folder, table):

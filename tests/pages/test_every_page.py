@@ -9,6 +9,7 @@ from tests.evaluation.make_results import make_results
 from tests.pages.axe import axe_source, serious_faults
 from tests.pages.made import (
     audit_page,
+    many_classes_page,
     report_page,
     review_server,
     validation_page,
@@ -21,7 +22,7 @@ from tests.serving.fakes import listening
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 LOOKS = [(1400, False), (1400, True), (390, False), (390, True)]
-FILES = ("report", "validation", "audit", "worklist")
+FILES = ("report", "many_classes", "validation", "audit", "worklist")
 REVIEWED = "document.querySelectorAll('#bars .bar').length === 4"
 EXPLAINED = "!document.getElementById('result').hidden"
 
@@ -33,6 +34,7 @@ def pages(run, fingerprinted, tmp_path_factory):  # noqa: F811
     write_scans(folder / "archive", 12)
     return {
         "report": report_page(folder / "report", run),
+        "many_classes": many_classes_page(folder / "many"),
         "validation": validation_page(folder / "validation", run),
         "audit": audit_page(folder / "audit", fingerprinted),
         "worklist": worklist_page(folder, folder / "archive"),
