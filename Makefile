@@ -15,7 +15,17 @@ demo: $(STAMP)
 picture: demo
 	$(BIN)/braintumor-ray explain --results demo-output/results --layout compare --limit 4 --mask-head \
 		--output demo-output/picture
-	cp demo-output/picture/compare_01.png docs/demo.png
+	$(BIN)/python -c "$$SHRINK" demo-output/picture/compare_01.png docs/demo.png
+
+# 900 pixels and 256 colors: 600 KB less for every clone.
+define SHRINK
+import sys
+from PIL import Image
+sheet = Image.open(sys.argv[1])
+sheet.thumbnail((900, 900), Image.Resampling.LANCZOS)
+sheet.quantize(256, kmeans=2).save(sys.argv[2], optimize=True)
+endef
+export SHRINK
 
 test: lint types tests
 

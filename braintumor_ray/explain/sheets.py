@@ -40,7 +40,7 @@ class Compared(NamedTuple):
 
     Attributes:
         name: the file's.
-        note: a second line: what is predicted.
+        note: further lines: what is predicted, and what the label is.
         gray: the scan, uint8 (H, W).
         cams: raw map (h, w) by method or label.
     """
@@ -101,7 +101,8 @@ def _left(column: int) -> int:
 
 
 def _write_name(pen: ImageDraw.ImageDraw, row: Compared, top: int) -> None:
-    for line, (text, ink) in enumerate(((row.name, INK), (row.note, GRAY))):
+    notes = [(text, GRAY) for text in row.note.split("\n")]
+    for line, (text, ink) in enumerate([(row.name, INK), *notes]):
         shown = shortened(text, NOTE, _NAME - GAP)
         pen.text((MARGIN, top + line * (NOTE + 8)), shown, ink, font_for(NOTE, shown))
 

@@ -167,7 +167,7 @@ def explain_results(
         path = output / f"{index:03d}_{_stem(row['uri'])}.png"
         write_png(path, panels[-1])
         pictures.append(str(path))
-        note = f"{row['predicted_class']} {probability:.1%}" + (f", label {truth}" if truth else "")
+        note = f"{row['predicted_class']} {probability:.1%}" + (f"\nlabel {truth}" if truth else "")
         compared.append(Compared(last_part(row["uri"]), note, decoded.gray, maps))
         if progress:
             progress(index + 1, table.num_rows)
