@@ -1,6 +1,5 @@
 """An Iceberg table has the rows of a results folder, each run once, and no copies of files."""
 
-import signal
 import sys
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from braintumor_ray.archive.register import RUN, iceberg_schema, register
 from braintumor_ray.cli import app
 from braintumor_ray.errors import ResultsError, UsageError
 from braintumor_ray.predict.results import read_results, results_folder
-from tests.archive.killing import register_until, run_and_kill
 from tests.archive.nights import add_night, make_nights
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -66,20 +64,6 @@ def test_every_run_is_one_snapshot_and_no_file_is_copied(nights, uri):
     check_same(nights, uri)
     filtered = load(uri).scan(row_filter="status == 'quarantined'", selected_fields=("uri",))
     assert filtered.to_arrow().num_rows == 3
-
-
-@pytest.mark.slow
-def test_twenty_nights_with_kills_leave_one_snapshot_each(tmp_path, uri):
-    nights = make_nights(tmp_path / "results", nights=1, rows=10)
-    killed = 0
-    for number in range(2, 21):
-        add_night(nights, number, rows=10)
-        code = run_and_kill(nights, (number * 5) % 7, register_until, uri)
-        killed += code == -signal.SIGKILL
-    assert killed >= 10
-    register(str(nights), uri)
-    assert runs(uri) == [m["run_id"] for m in results_folder(nights).manifests()]
-    check_same(nights, uri)
 
 
 def test_a_compaction_exchanges_the_files_in_one_snapshot(nights, uri):
