@@ -1,9 +1,12 @@
 """How much faster is a results folder opened and counted after `compact`?
 
     python benchmarks/archive.py [--nights 300] [--rows 200] [--output DIR]
+    python benchmarks/archive.py --kills 10 [--seed 20]      # no times: do all readers agree?
 
 Nights as the archive job leaves them, with superseded rows; then our reader, the README's query
-and `query` on a copy before and on one after compaction and expiry, in turns.
+and `query` on a copy before and on one after compaction and expiry, in turns. With `--kills`,
+compactions are killed (SIGKILL) at random moments; after each of them `read_results`, the README's
+query, `query`, `verify` and the Iceberg table must give the rows of before.
 """
 
 import argparse
@@ -66,16 +69,32 @@ def calls(before, after):
     return found
 
 
+def kill(options):
+    """Kills at random moments; an assertion fails where a reader finds other rows."""
+    from tests.archive.test_random_kills import check_kills
+
+    with tempfile.TemporaryDirectory(prefix="bench-archive-") as work:
+        root = make_nights(Path(work) / "results", options.nights, options.rows, files=1)
+        uri = f"sqlite:///{work}/catalog.db"
+        seen = check_kills(root, uri, CompactOptions(), options.kills, options.seed)
+    print(f"all readers agree after {len(seen)} kills, which left so many manifests: {seen}")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--nights", type=int, default=300)
     parser.add_argument("--rows", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--kills", type=int, default=0, help="kill so many compactions instead")
+    parser.add_argument("--seed", type=int, default=20, help="of the moments of the kills")
     parser.add_argument("--tiny", action="store_true", help="seconds only: does it still run?")
     parser.add_argument("--output", default=common.OUTPUT)
     options = parser.parse_args()
     if options.tiny:
         options.nights, options.rows, options.rounds = 4, 20, 3
+    if options.kills:
+        kill(options)
+        return
     found = run(options)
     target = common.write_json(options.output, "archive", found)
     rows = [

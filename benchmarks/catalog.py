@@ -4,8 +4,9 @@
 
 The files are hard links of a few small PNGs, made below FOLDER (default: a temporary folder) and
 removed afterwards. For each size, in processes of their own: `find` with sizes and times; a new
-catalog, every file opened; a catalog since that one, nothing opened; a catalog from a listing. The
-smallest size is also catalogued in memory, as before.
+catalog, every file opened; a catalog since that one, nothing opened; a catalog from a listing; what
+`score FOLDER` does on its driver before it scores. The smallest size is also catalogued in memory,
+as for other commands.
 """
 
 import argparse
@@ -57,6 +58,7 @@ def job(options):
         "new": _stream,
         "since": _since,
         "listing": _listed,
+        "score": _plan,
     }
     ways[options.way](options.root, Path(options.work))
     return {
@@ -99,6 +101,16 @@ def _listed(root, work):
     _stream(root, work, "listed.parquet", **given)
 
 
+def _plan(root, work):
+    """`score FOLDER` up to its plan: all is new."""
+    from braintumor_ray.predict.results import results_folder
+    from braintumor_ray.scoring.plan import make_plan
+    from braintumor_ray.scoring.scans import open_scans
+
+    plan = make_plan(results_folder(work / "results"), open_scans(root), [], "none")
+    assert plan.remaining
+
+
 def run(options):
     """Every way, for every size."""
     found = []
@@ -107,7 +119,7 @@ def run(options):
             work = Path(name)
             root = make_files(work, count)
             write_listing(root, work / "list.csv")
-            ways = ["find", "new", "since", "listing"]
+            ways = ["find", "new", "since", "listing", "score"]
             ways += ["memory"] if count == min(options.files) else []
             for way in ways:
                 values = {"way": way, "root": root, "work": work}
@@ -126,12 +138,17 @@ def checks(jobs):
     times = f"{large / small:.0f}x the files"
     list_ = [
         (f"{times}: memory", of[large, "new"]["peak_mb"] / of[small, "new"]["peak_mb"], "<=", 1.5),
+        ("score FOLDER: peak memory / catalog", score_over_catalog(of, large), "<=", 1.5),
         ("peak memory, MB", of[large, "new"]["peak_mb"], "<=", 500),
     ]
     for way, bar in (("new", 60), ("since", 20), ("listing", 20)):
         ratio = of[large, way]["cpu_s"] / of[large, "find"]["cpu_s"]
         list_.append((f"CPU of '{way}' / find", ratio, "<=", bar))
     return list_
+
+
+def score_over_catalog(of, count):
+    return of[count, "score"]["peak_mb"] / of[count, "new"]["peak_mb"]
 
 
 def report(options):

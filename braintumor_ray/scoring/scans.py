@@ -1,5 +1,6 @@
 """Catalogs read a part at a time, so that the driver's memory does not grow with the archive."""
 
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -16,6 +17,7 @@ from braintumor_ray.catalog.listing import Listing, left_out_of
 from braintumor_ray.catalog.local_key import check_catalog
 from braintumor_ray.catalog.options import CatalogOptions
 from braintumor_ray.catalog.schema import check_columns, completed
+from braintumor_ray.catalog.stream import can_stream, stream_catalog
 from braintumor_ray.errors import CatalogError
 from braintumor_ray.storage import open_filesystem
 from braintumor_ray.types import Mask, Progress
@@ -100,13 +102,19 @@ class Work:
 def open_scans(
     source: str, options: CatalogOptions | None = None, progress: Progress | None = None
 ) -> Scans:
-    """The catalog of any SOURCE; one that is Parquet already never is in memory as a whole.
+    """The catalog of any SOURCE.
+
+    That of a folder and one that is Parquet already never are in memory as a whole; that of a CSV
+    or of volumes that are cut in another way than the default is.
 
     Raises:
         CatalogError: nothing there, or not a catalog.
     """
+    options = options or CatalogOptions()
     if source.rstrip("/").endswith(".parquet"):
-        return _scans_in_parquet(source.rstrip("/"), options or CatalogOptions())
+        return _scans_in_parquet(source.rstrip("/"), options)
+    if can_stream(source, options):
+        return _scans_in_folder(source, options, progress)
     table = load_catalog(source, options, progress)
     check = check_catalog(source, table.schema, IdentityHash())
     scans = scans_in_table(table.replace_schema_metadata(None))
@@ -176,6 +184,21 @@ def keys_of(table: pa.Table, name: str) -> Ids:
     return np.fromiter(map(hash, pairs), np.int64, table.num_rows)
 
 
+def _scans_in_folder(source: str, options: CatalogOptions, progress: Progress | None) -> Scans:
+    """Catalogued into a file that has no name from then on: it ends with its last reader."""
+    with tempfile.TemporaryDirectory(prefix="braintumor-scans-") as work:
+        path = f"{work}/catalog.parquet"
+        made = stream_catalog(source, path, options, progress=progress)
+        kept = pa.OSFile(path)
+    check = check_catalog(source, pq.read_schema(kept), IdentityHash())
+
+    def parts(columns: Sequence[str] | None) -> Iterator[pa.Table]:
+        for part in _parts_of_stream(kept, columns):
+            yield part.replace_schema_metadata(None)
+
+    return Scans(made.scans, parts, made.left_out, check)
+
+
 def _scans_in_parquet(source: str, options: CatalogOptions) -> Scans:
     from pyarrow.fs import FileSelector, FileType
 
@@ -211,9 +234,12 @@ def _parts_of_file(
 ) -> Iterator[pa.Table]:
     try:
         with filesystem.open_input_file(path) as stream:
-            file = pq.ParquetFile(stream)
-            for batch in file.iter_batches(ROWS_PER_PART, columns=columns):
-                part = pa.Table.from_batches([batch])
-                yield completed(part) if columns is None else part
+            yield from _parts_of_stream(stream, columns)
     except (OSError, pa.ArrowException) as error:
         raise CatalogError(f"catalog '{source}' cannot be read: {error}") from error
+
+
+def _parts_of_stream(stream: pa.NativeFile, columns: Sequence[str] | None) -> Iterator[pa.Table]:
+    for batch in pq.ParquetFile(stream).iter_batches(ROWS_PER_PART, columns=columns):
+        part = pa.Table.from_batches([batch])
+        yield completed(part) if columns is None else part
