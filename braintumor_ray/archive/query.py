@@ -1,5 +1,7 @@
 """SQL over the current rows of a results folder, by DuckDB."""
 
+import os
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -91,17 +93,23 @@ def write_answer(table: pa.Table, output: str) -> None:
         UsageError: another ending, or it cannot be written.
     """
     path = Path(output)
+    write = {".parquet": pq.write_table, ".csv": pyarrow.csv.write_csv}.get(path.suffix)
+    if write is None:
+        raise UsageError(f"--output '{output}' ends neither in .csv nor in .parquet")
+    work = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        if path.suffix == ".parquet":
-            pq.write_table(table, path)
-        elif path.suffix == ".csv":
-            pyarrow.csv.write_csv(table, path)
-        else:
-            raise UsageError(f"--output '{output}' ends neither in .csv nor in .parquet")
-    except (OSError, pa.ArrowException) as error:
+        write(table, work)
+        os.replace(work, path)
+    except OSError as error:
+        raise UsageError(
+            f"--output '{output}' cannot be written: {error}; give another file, or free space"
+        ) from error
+    except pa.ArrowException as error:
         raise UsageError(
             f"--output '{output}' cannot be written: {error}; lists go to .parquet only"
         ) from error
+    finally:
+        work.unlink(missing_ok=True)
 
 
 def _place(connection: Any, folder: ResultsFolder) -> str:  # noqa: ANN401 - as above

@@ -30,7 +30,14 @@ from braintumor_ray.predict.results import (
 )
 from braintumor_ray.predict.schema import result_schema
 from braintumor_ray.scoring.lease import lease_on
-from braintumor_ray.storage import absolute, is_uri, open_filesystem, s3_endpoint
+from braintumor_ray.storage import (
+    CONNECT_TIMEOUT_S,
+    REQUEST_TIMEOUT_S,
+    absolute,
+    is_uri,
+    open_filesystem,
+    s3_endpoint,
+)
 
 TABLE = "braintumor.scans"
 CATALOG_NAME = "default"  # SQL catalogs keep tables by this name too; it is what pyiceberg assumes
@@ -260,14 +267,34 @@ def _catalog(folder: ResultsFolder, uri: str, warehouse: str | None) -> Any:  # 
     endpoint = s3_endpoint()
     if endpoint:  # pyiceberg does not look for it in the environment
         properties["s3.endpoint"] = endpoint
-    if uri.startswith(("http://", "https://")):
-        properties["type"] = "rest"
-    else:
-        properties["type"] = "sql"
-        warehouse = warehouse or folder_path(folder, "iceberg")
+    rest = uri.startswith(("http://", "https://"))
+    warehouse = warehouse or (None if rest else folder_path(folder, "iceberg"))
     if warehouse:
         properties["warehouse"] = warehouse if is_uri(warehouse) else f"file://{warehouse}"
-    return load_catalog(CATALOG_NAME, **properties)
+    if rest:
+        return _rest_catalog(properties)
+    return load_catalog(CATALOG_NAME, type="sql", **properties)
+
+
+def _rest_catalog(properties: dict[str, str]) -> Any:  # noqa: ANN401 - as above
+    """A REST catalog that is given up when it does not answer: pyiceberg's waits for ever."""
+    from pyiceberg.catalog.rest import RestCatalog
+    from requests import Response, Session
+    from requests.adapters import HTTPAdapter
+
+    class Impatient(HTTPAdapter):
+        def send(self, request: Any, *args: Any, **options: Any) -> Response:  # noqa: ANN401
+            limits = options.pop("timeout", None) or (CONNECT_TIMEOUT_S, REQUEST_TIMEOUT_S)
+            return super().send(request, *args, timeout=limits, **options)
+
+    class Rest(RestCatalog):  # type: ignore[misc]  # pyiceberg is not typed here
+        def _create_session(self) -> Session:
+            session: Session = super()._create_session()
+            for scheme in ("http://", "https://"):
+                session.mount(scheme, Impatient())
+            return session
+
+    return Rest(CATALOG_NAME, **properties)
 
 
 def _hold(

@@ -115,7 +115,7 @@ def stream_catalog(
 
     Raises:
         CatalogError: nothing there, a listing or earlier catalog that cannot be used, or two scans
-            with the same id.
+            with the same id; or the output cannot be written.
         UsageError: a source that is no folder, with one of the options of `made`.
     """
     made = made or StreamOptions()
@@ -125,7 +125,7 @@ def stream_catalog(
             f"not for '{source}'"
         )
     root = spelled(source).rstrip("/") or "/"
-    with tempfile.TemporaryDirectory(prefix="braintumor-catalog-") as work:
+    with _written(output), tempfile.TemporaryDirectory(prefix="braintumor-catalog-") as work:
         found = Listing([])
         files = (
             listed_files(made.listing, root, found) if made.listing else files_below(root, found)
@@ -383,6 +383,18 @@ class _Building:
         if self._waiting:
             self._writer.write_table(pa.concat_tables(self._waiting), ROW_GROUP)
             self._waiting = []
+
+
+@contextmanager
+def _written(output: str | Path) -> Iterator[None]:
+    """A disk that is full, as one line; what is opened and listed has errors of its own."""
+    try:
+        yield
+    except OSError as error:
+        raise CatalogError(
+            f"catalog '{output}' was not written: {error}; give another place, or free space there "
+            f"and in '{tempfile.gettempdir()}' (TMPDIR), where files are sorted"
+        ) from error
 
 
 @contextmanager

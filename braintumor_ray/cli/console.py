@@ -1,9 +1,11 @@
 """What commands share on the terminal: progress on stderr, errors as one line, exit codes."""
 
+import errno
 import functools
 import inspect
 import logging
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Advance = Callable[[int, int], None]
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 LogJson = Annotated[
     bool,
@@ -76,6 +79,9 @@ def short_errors(command: Callable[..., T]) -> Callable[..., T]:
                 say("interrupted; what is finished is kept: the same command goes on from there")
                 raise typer.Exit(INTERRUPTED) from None
             except Exception as error:
+                if isinstance(error, OSError) and error.errno in NO_SPACE:
+                    say(_no_space(error))
+                    raise typer.Exit(1) from error
                 if not log_json or isinstance(error, typer.Exit | typer.Abort | typer.BadParameter):
                     raise
                 log.exception("unexpected failure")
@@ -90,6 +96,13 @@ def short_errors(command: Callable[..., T]) -> Callable[..., T]:
     )
     wrapped.__annotations__ = {**command.__annotations__, "log_json": LogJson}
     return wrapped
+
+
+def _no_space(error: OSError) -> str:
+    return (
+        f"error: {error}; what is finished is kept: free space there or in "
+        f"'{tempfile.gettempdir()}' (TMPDIR), and run the same command again"
+    )
 
 
 def _known_places(options: Mapping[str, Any]) -> list[str]:

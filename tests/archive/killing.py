@@ -117,7 +117,7 @@ class KilledAtRandom:
         """So many kills; how many manifests were there after each of them."""
         random, seen = np.random.default_rng(seed), []
         while len(seen) < kills:
-            moment = random.uniform(0, self._whole / 3)
+            moment = random.uniform(0, self._whole)
             if kill_after(self.root, moment, self._options) == -signal.SIGKILL:
                 seen.append(len(list(self.root.glob("manifests/*.json"))))
             else:
