@@ -30,6 +30,7 @@ from braintumor_ray.scoring.scans import (
     are_in,
     joined,
     keys_of,
+    places_in,
     scans_in_files,
     scans_in_table,
 )
@@ -155,11 +156,11 @@ def _not_committed(
     ids = scans.ids[order]
     _check_distinct(scans, ids)
     fresh = np.ones(len(ids), dtype=bool)
-    for manifest in manifests:
+    for manifest in manifests if len(ids) else ():
         for part in earlier_scans(folder, manifest).parts(["scan_id", "path", "frame"]):
             part_ids = part["scan_id"].to_numpy()
-            place = np.minimum(np.searchsorted(ids, part_ids), max(len(ids) - 1, 0))
-            seen = ids[place] == part_ids if len(ids) else np.zeros(len(part_ids), bool)
+            place = places_in(ids, part_ids)
+            seen = ids[place] == part_ids
             rows = order[place[seen]]
             both = part.filter(pa.array(seen))
             other = np.flatnonzero(keys_of(both, "path") != paths[rows])

@@ -23,6 +23,7 @@ from braintumor_ray.storage import open_filesystem
 from braintumor_ray.types import Mask, Progress
 
 ROWS_PER_PART = 20_000  # about 10 MB with what is made of them
+SEARCHED = 100_000  # ids looked up at a time
 
 Ids = npt.NDArray[np.int64]
 
@@ -169,10 +170,23 @@ def are_in(ids: Ids, ordered: Ids) -> Mask:
 
     `np.isin` takes several times the memory, and sorts the others again for every part.
     """
-    if not len(ordered):
-        return np.zeros(len(ids), bool)
-    place = np.minimum(np.searchsorted(ordered, ids), len(ordered) - 1)
-    return np.asarray(ordered[place] == ids)
+    found = np.zeros(len(ids), bool)
+    for start in range(0, len(ids) if len(ordered) else 0, SEARCHED):
+        part = ids[start : start + SEARCHED]
+        found[start : start + SEARCHED] = ordered[places_in(ordered, part)] == part
+    return found
+
+
+def places_in(ordered: Ids, ids: Ids) -> Ids:
+    """int64 (n,): where ids are among others, which are sorted and at least one, if they are there.
+
+    Ids are random: searched as they come, each step misses the cache. In their order it is 6 times
+    faster among 10 million.
+    """
+    by_id = np.argsort(ids)
+    places = np.empty(len(ids), np.int64)
+    places[by_id] = np.searchsorted(ordered, ids[by_id])
+    return np.minimum(places, len(ordered) - 1)
 
 
 def keys_of(table: pa.Table, name: str) -> Ids:

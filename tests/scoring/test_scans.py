@@ -15,7 +15,7 @@ from braintumor_ray.catalog.listing import left_out_of
 from braintumor_ray.catalog.options import CatalogOptions
 from braintumor_ray.errors import CatalogError
 from braintumor_ray.scoring import scans as module
-from braintumor_ray.scoring.scans import are_distinct, are_in, open_scans
+from braintumor_ray.scoring.scans import are_distinct, are_in, open_scans, places_in
 from tests.builders import write_archive
 
 
@@ -75,3 +75,12 @@ def test_a_folder_without_scans_is_refused(tmp_path, scratch):
     with pytest.raises(CatalogError, match="holds no files that could be scans"):
         open_scans(str(tmp_path))
     assert list(scratch.iterdir()) == []
+
+
+def test_places_are_those_of_a_search_whatever_the_order(monkeypatch):
+    monkeypatch.setattr(module, "SEARCHED", 7)
+    random = np.random.default_rng(3)
+    ordered, ids = np.sort(random.integers(0, 99, 30)), random.integers(-9, 120, 50)
+    there = np.isin(ids, ordered)
+    assert (places_in(ordered, ids)[there] == np.searchsorted(ordered, ids[there])).all()
+    assert (are_in(ids, ordered) == there).all()
