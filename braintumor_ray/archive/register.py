@@ -283,9 +283,9 @@ def _rest_catalog(properties: dict[str, str]) -> Any:  # noqa: ANN401 - as above
     from requests.adapters import HTTPAdapter
 
     class Impatient(HTTPAdapter):
-        def send(self, request: Any, *args: Any, **options: Any) -> Response:  # noqa: ANN401
+        def send(self, request: Any, **options: Any) -> Response:  # type: ignore[override]  # noqa: ANN401
             limits = options.pop("timeout", None) or (CONNECT_TIMEOUT_S, REQUEST_TIMEOUT_S)
-            return super().send(request, *args, timeout=limits, **options)
+            return super().send(request, timeout=limits, **options)
 
     class Rest(RestCatalog):  # type: ignore[misc]  # pyiceberg is not typed here
         def _create_session(self) -> Session:
