@@ -28,7 +28,7 @@ def _plus(value: object) -> object:
 class PredictQuery(BaseModel):
     """Options of a prediction."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     explain: Annotated[Explain, BeforeValidator(_plus)] = Field(
         "both", description="which class activation maps; in a URL write gradcam%2B%2B"
@@ -129,9 +129,10 @@ class BatchItem(BaseModel):
 
 
 class BatchAnswer(BaseModel):
-    """One entry per file, in order."""
+    """One entry per file, in order; files of a zip in its place."""
 
     results: list[BatchItem]
+    skipped: int = Field(0, description="folders, hidden files and DICOMDIR of zips, not read")
 
 
 class State(BaseModel):
@@ -148,8 +149,14 @@ class ModelInfo(ModelCard):
     notice: str
 
 
+OBJECTS = {  # what else /v1/predict answers with, for OpenAPI
+    kind: {"schema": {"type": "string", "format": "binary"}}
+    for kind in ("application/dicom", "multipart/related")
+}
+
+
 def upload_body(batch: bool) -> dict[str, Any]:
-    """The OpenAPI request body: raw bytes or a form; a form with several files for a batch."""
+    """The OpenAPI request body: raw bytes or a form; several files or a zip for a batch."""
     binary = {"type": "string", "format": "binary"}
     files = {"type": "array", "items": binary, "minItems": 1}
     name, value = ("files", files) if batch else ("file", binary)
@@ -158,6 +165,6 @@ def upload_body(batch: bool) -> dict[str, Any]:
             "schema": {"type": "object", "properties": {name: value}, "required": [name]}
         }
     }
-    raw = ("application/octet-stream", "image/*", "application/dicom")
-    content = form if batch else {kind: {"schema": binary} for kind in raw} | form
-    return {"requestBody": {"required": True, "content": content}}
+    kinds = ("application/octet-stream", "image/*", "application/dicom")
+    raw = {kind: {"schema": binary} for kind in (("application/zip",) if batch else kinds)}
+    return {"requestBody": {"required": True, "content": form | raw if batch else raw | form}}

@@ -22,6 +22,7 @@ from braintumor_ray.serving.problems import (
     openapi_responses,
 )
 from braintumor_ray.serving.schemas import (
+    OBJECTS,
     BatchAnswer,
     ModelInfo,
     Prediction,
@@ -79,12 +80,16 @@ def create_app(service: Service, digest: str | None = None) -> ASGIApp:
 def _add_predictions(app: FastAPI, service: Service) -> None:
     @app.post(
         "/v1/predict",
-        responses={200: {"model": Prediction}, **openapi_responses(*_UPLOAD)},
+        responses={200: {"model": Prediction, "content": OBJECTS}, **openapi_responses(*_UPLOAD)},
         openapi_extra=upload_body(batch=False),
         summary="Classify and explain one scan",
     )
     async def predict(request: Request, query: Annotated[PredictQuery, Query()]) -> Response:
-        """One file as the raw body, or as field `file` of a form; its content decides."""
+        """One file as the raw body, or as field `file` of a form; its content decides.
+
+        A DICOM file may be answered with its map as a DICOM Parametric Map (`Accept:
+        application/dicom`), or with all maps asked for (`Accept: multipart/related`).
+        """
         return await service.predict(request, query)
 
     @app.post(
@@ -94,7 +99,10 @@ def _add_predictions(app: FastAPI, service: Service) -> None:
         summary="Classify and explain several scans",
     )
     async def predict_batch(request: Request, query: Annotated[PredictQuery, Query()]) -> Response:
-        """Several files of a form, field `files`; each gets its own result or error."""
+        """Several files of a form, field `files`, or a zip of them, such as a DICOM series.
+
+        Each file has its own result or error. A form may hold zips, too.
+        """
         return await service.predict_batch(request, query)
 
 
