@@ -134,7 +134,7 @@ def is_zip(data: Any) -> bool:  # noqa: ANN401 - a buffer
 
 def _is_clutter(info: zipfile.ZipInfo) -> bool:
     """Folders, what operating systems add, and the index of a DICOM medium."""
-    parts = PurePosixPath(info.filename).parts
+    parts = PureWindowsPath(info.filename).parts  # parted by either slash
     hidden = any(part.startswith(".") and part != ".." for part in parts)
     return info.is_dir() or hidden or "__MACOSX" in parts or parts[-1:] == ("DICOMDIR",)
 

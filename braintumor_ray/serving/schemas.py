@@ -168,3 +168,35 @@ def upload_body(batch: bool) -> dict[str, Any]:
     kinds = ("application/octet-stream", "image/*", "application/dicom")
     raw = {kind: {"schema": binary} for kind in (("application/zip",) if batch else kinds)}
     return {"requestBody": {"required": True, "content": form | raw if batch else raw | form}}
+
+
+_CURL = "curl --fail-with-body"
+_HERE = "http://127.0.0.1:8000"
+SAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
+    # Of each path: a label, and one shell line that runs where these files are.
+    "/v1/predict": (
+        (
+            "one scan",
+            f"{_CURL} --header 'Content-Type: application/octet-stream' --data-binary @scan.png "
+            f"'{_HERE}/v1/predict?explain=both'",
+        ),
+        (
+            "a DICOM map",
+            f"{_CURL} --header 'Accept: application/dicom' --data-binary @scan.dcm "
+            f"--output map.dcm '{_HERE}/v1/predict?explain=gradcam'",
+        ),
+    ),
+    "/v1/predict/batch": (
+        (
+            "several files",
+            f"{_CURL} --form files=@scan.png --form files=@other.png "
+            f"'{_HERE}/v1/predict/batch?explain=both'",
+        ),
+        (
+            "a zip, such as a DICOM series",
+            f"{_CURL} --header 'Content-Type: application/zip' --data-binary @series.zip "
+            f"'{_HERE}/v1/predict/batch?explain=none'",
+        ),
+    ),
+    **{path: (("", f"{_CURL} '{_HERE}{path}'"),) for path in ("/v1/model", "/healthz", "/readyz")},
+}

@@ -23,6 +23,7 @@ from braintumor_ray.serving.problems import (
 )
 from braintumor_ray.serving.schemas import (
     OBJECTS,
+    SAMPLES,
     BatchAnswer,
     ModelInfo,
     Prediction,
@@ -198,6 +199,12 @@ def _complete(document: dict[str, Any], secured: bool) -> None:
     schemas.pop("HTTPValidationError", None)
     schemas.pop("ValidationError", None)
     schemas["Problem"] = Problem.model_json_schema()
+    for path, methods in document["paths"].items():
+        for operation in methods.values():
+            operation["x-codeSamples"] = [
+                {"lang": "Shell", "label": label, "source": source}
+                for label, source in SAMPLES[path]
+            ]
     document["x-problems"] = {name: asdict(kind) for name, kind in KINDS.items()}
     if not secured:
         return

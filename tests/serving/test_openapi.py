@@ -27,7 +27,7 @@ few = settings(
     phases=[Phase.explicit, Phase.generate],  # no shrinking: a failing request is short enough
     suppress_health_check=list(HealthCheck),
 )
-for kind in ("application/octet-stream", "application/dicom", "image/*"):
+for kind in ("application/octet-stream", "application/dicom", "image/*", "application/zip"):
     schemathesis.openapi.media_type(kind, st.sampled_from(BODIES) | st.binary(max_size=200))
 
 
