@@ -8,7 +8,7 @@ from email.message import Message
 from typing import TypeAlias
 
 from multipart import MultipartError, MultipartSegment, PushMultipartParser
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from braintumor_ray.serving.problems import ProblemError, busy
 
@@ -91,21 +91,18 @@ async def read_body(request: Request, limit: int, share: Share, silence_s: float
 
 
 async def _chunks(request: Request, silence_s: float) -> AsyncIterator[bytes]:
-    stream = request.stream()
-    while True:
+    more = True
+    while more:
         try:
-            chunk = await asyncio.wait_for(anext(stream), silence_s)
-        except StopAsyncIteration:
-            return
+            message = await asyncio.wait_for(request.receive(), silence_s)
         except asyncio.TimeoutError as error:
             raise ProblemError(
                 "slow-body", f"nothing came for {silence_s:g} s; send the body without pauses"
             ) from error
-        except ClientDisconnect as error:
-            raise ProblemError(
-                "bad-request", "the client closed the connection inside the body"
-            ) from error
-        yield chunk
+        if message["type"] == "http.disconnect":
+            raise ProblemError("bad-request", "the client closed the connection inside the body")
+        more = message.get("more_body", False)  # not waited for once more: each wait is a task
+        yield message.get("body", b"")
 
 
 def _declared_length(request: Request) -> int:

@@ -170,7 +170,9 @@ class Service:
     ) -> list[dict[str, Any] | ProblemError]:
         """The answer to each file, or its problem, in order."""
         card = await self._card_for(query)
-        uploads = await self._decoders.decode_all(files, _options(self.settings, card, query))
+        options = _options(self.settings, card, query)
+        with self._model.coming(len(files)):
+            uploads = await self._decoders.decode_all(files, options)
         return await asyncio.gather(*(self._answer(upload, card, query) for upload in uploads))
 
     async def _answer(
