@@ -46,7 +46,7 @@ def _placed(cam: NDArray[np.float32], box: Box, frame: Box) -> NDArray[np.float3
     if box == frame == WHOLE:
         return cam
     rows, columns = _weights(box, frame, cam.shape)
-    # einsum, not @: BLAS has threads of its own, which take torch's cores. In two steps: to look for
+    # einsum, not @: BLAS has threads of its own, which take torch's cores. Two steps: to look for
     # the best order costs a hundred times the products of such small maps.
     across = np.einsum("xj,ij->ix", columns, cam)
     return np.asarray(np.einsum("yi,ix->yx", rows, across), np.float32)

@@ -205,7 +205,7 @@ def test_items_wait_for_those_that_are_coming_but_not_for_long():
     calls, results = gathered(scene)
     assert results == [2, 4, 6]
     assert calls[-1] == [3]
-    assert sum(calls, []) == [1, 2, 3]
+    assert [item for call in calls for item in call] == [1, 2, 3]
 
 
 def test_enough_items_do_not_wait_for_more():
