@@ -1,23 +1,42 @@
 """A small client of the service, for scripts; the standard library alone.
 
->>> client = Client("http://127.0.0.1:8000")
->>> client.predict(Path("scan.png").read_bytes())["predicted_class"]  # doctest: +SKIP
+`address` is the URL of the service, such as http://127.0.0.1:8000, and `paths` is a list of files:
+
+>>> with Client(address) as client:
+...     client.predict(paths[0])["predicted_class"]
 'no_tumor'
+>>> with Client(address) as client:
+...     for entry in client.predict_many(paths, explain="none", batch_size=2):
+...         answer = entry.get("result")
+...         print(entry["index"], answer["predicted_class"] if answer else entry["error"]["title"])
+0 no_tumor
+1 no_tumor
+2 Not an image in a known format
+3 no_tumor
 """
 
 import http.client
+import itertools
 import json
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 from braintumor_ray.errors import BrainTumorError, UsageError
 
 Content = bytes | str | Path
+_Read = bytes | dict[str, Any]  # a scan's content, or the entry with its error
 _BUSY = 503
+_OF_ONE_REQUEST = {408, 413, 500, _BUSY}  # others would befall all of them
+_BATCH_BYTES = 32 * 2**20
+_TOLD = ("result", "error")
 
 
 class ServiceError(BrainTumorError):
@@ -60,6 +79,7 @@ class Client:
         self._prefix = parts.path.rstrip("/")
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._retries = retries
+        self._given = (token, timeout_s, retries)
 
     def predict(self, scan: Content, **options: Any) -> dict[str, Any]:  # noqa: ANN401
         """Classify and explain one scan.
@@ -92,11 +112,101 @@ class Client:
         Raises:
             ServiceError: as `predict`, for the request as a whole.
         """
+        return self._entries([_content(scan) for scan in scans], options)
+
+    def predict_zip(self, archive: Content, **options: Any) -> list[dict[str, Any]]:  # noqa: ANN401
+        """Classify and explain the files of a zip, such as a DICOM series.
+
+        Returns:
+            One entry per file, in the zip's order: `index`, `name`, and `result` or `error`.
+
+        Raises:
+            ServiceError: as `predict`, for the zip as a whole.
+        """
+        headers = {"Content-Type": "application/zip"}
+        path = f"/v1/predict/batch{_query(options)}"
+        found: list[dict[str, Any]] = self._call("POST", path, _content(archive), headers)[
+            "results"
+        ]
+        return found
+
+    def predict_many(
+        self,
+        scans: Iterable[Content],
+        batch_size: int = 16,
+        in_flight: int = 2,
+        **options: Any,  # noqa: ANN401
+    ) -> Iterator[dict[str, Any]]:
+        """Classify and explain any number of scans, several in each request.
+
+        Scans are read as they are needed: at most `in_flight` + 1 requests of them are in memory,
+        a request holds at most 32 MiB (or one larger scan), and results wait to be taken.
+
+        Args:
+            scans: bytes or paths of files, not zips.
+            batch_size: most scans in one request.
+            in_flight: requests at the same time, each on a connection of its own.
+            options: as for `predict`.
+
+        Yields:
+            One entry per scan, in order: `index`, and `result` or `error`. A scan that is refused,
+            or a path that cannot be read, is an error of its own; so is each scan of a request that
+            the service refuses as a whole, and of one that is still busy after all retries.
+
+        Raises:
+            ServiceError: the service cannot be reached.
+            UsageError: a number is below 1.
+        """
+        if min(batch_size, in_flight) < 1:
+            raise UsageError(f"batch_size={batch_size}, in_flight={in_flight}: both are at least 1")
+        return self._many(_batches(scans, batch_size), in_flight, options)
+
+    def _many(
+        self, batches: Iterator[list[_Read]], in_flight: int, options: Mapping[str, Any]
+    ) -> Iterator[dict[str, Any]]:
+        numbers, waiting = itertools.count(), deque[Future[list[dict[str, Any]]]]()
+        with ExitStack() as stack:  # also where the caller takes no more of them
+            idle: SimpleQueue[Client] = SimpleQueue()
+            for _ in range(in_flight):
+                idle.put(stack.enter_context(Client(self._url, *self._given)))
+            threads = ThreadPoolExecutor(in_flight, thread_name_prefix="predict-many")
+            stack.callback(threads.shutdown, cancel_futures=True)
+            for batch in batches:
+                if len(waiting) == in_flight:
+                    yield from _numbered(numbers, waiting.popleft().result())
+                waiting.append(threads.submit(_on_idle, idle, batch, options))
+            while waiting:
+                yield from _numbered(numbers, waiting.popleft().result())
+
+    def _answered(self, batch: list[_Read], options: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """An entry per scan of a batch; scans that find the service busy are sent again."""
+        entries = [each if isinstance(each, dict) else None for each in batch]
+        for left in range(self._retries, -1, -1):
+            asked = [at for at, entry in enumerate(entries) if entry is None or _is_busy(entry)]
+            contents = [each for at in asked if isinstance(each := batch[at], bytes)]
+            for at, entry in zip(asked, self._tolerant(contents, options), strict=True):
+                entries[at] = entry
+            if not any(entry and _is_busy(entry) for entry in entries):
+                break
+            time.sleep(1 if left else 0)
+        return [entry for entry in entries if entry is not None]
+
+    def _tolerant(self, contents: list[bytes], options: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """As `_entries`; what befalls one request becomes the error of each of its scans."""
+        try:
+            return self._entries(contents, options) if contents else []
+        except ServiceError as error:
+            if error.status not in _OF_ONE_REQUEST:
+                raise
+            problem = {"title": str(error), "status": error.status} | error.problem
+            return [{"error": problem} for _ in contents]
+
+    def _entries(
+        self, contents: Sequence[bytes], options: Mapping[str, Any]
+    ) -> list[dict[str, Any]]:
         boundary = secrets.token_hex(16)
-        body = b"".join(
-            _form_part(boundary, f"scan{index}", _content(scan)) for index, scan in enumerate(scans)
-        )
-        body += f"--{boundary}--\r\n".encode()
+        parts = (_form_part(boundary, f"scan{at}", each) for at, each in enumerate(contents))
+        body = b"".join([*parts, f"--{boundary}--\r\n".encode()])
         headers = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
         found = self._call("POST", f"/v1/predict/batch{_query(options)}", body, headers)
         results: list[dict[str, Any]] = found["results"]
@@ -177,6 +287,53 @@ class Client:
 
 def _content(scan: Content) -> bytes:
     return scan if isinstance(scan, bytes) else Path(scan).read_bytes()
+
+
+def _batches(scans: Iterable[Content], size: int) -> Iterator[list[_Read]]:
+    """Scans as they are read, in lists of at most `size` and `_BATCH_BYTES`."""
+    batch, n_bytes = list[_Read](), 0
+    for read in map(_read, scans):
+        more = len(read) if isinstance(read, bytes) else 0
+        if batch and (len(batch) == size or n_bytes + more > _BATCH_BYTES):
+            yield batch
+            batch, n_bytes = [], 0
+        batch.append(read)
+        n_bytes += more
+    if batch:
+        yield batch
+
+
+def _read(scan: Content) -> _Read:
+    try:
+        content = _content(scan)
+    except OSError as error:
+        detail = f"'{scan!s}' cannot be read ({type(error).__name__}); check the path"
+        return {"error": {"title": "The file cannot be read", "detail": detail}}
+    if content[:4] == b"PK\3\4" and content[128:132] != b"DICM":
+        return {"error": {"title": "A zip holds many scans", "detail": "send it by predict_zip"}}
+    return content
+
+
+def _on_idle(
+    idle: SimpleQueue[Client], batch: list[_Read], options: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    client = idle.get()
+    try:
+        return client._answered(batch, options)
+    finally:
+        idle.put(client)
+
+
+def _numbered(
+    numbers: Iterator[int], entries: Iterable[dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """Entries with the scan's number among all, without its name in its request."""
+    for entry in entries:
+        yield {"index": next(numbers)} | {name: entry[name] for name in _TOLD if name in entry}
+
+
+def _is_busy(entry: Mapping[str, Any]) -> bool:
+    return bool(entry.get("error", {}).get("status") == _BUSY)
 
 
 def _query(options: Mapping[str, Any]) -> str:

@@ -21,8 +21,8 @@ LAYERS = [  # each imports from those above it only
     {"explain", "metrics"},
     {"engines"},
     {"predict", "localization", "faithfulness", "pages"},
-    {"training", "scoring", "evaluation", "audit", "worklist", "neurons", "serving", "publishing"},
-    {"tracking"},
+    {"training", "scoring", "evaluation", "audit", "worklist", "neurons", "publishing"},
+    {"tracking", "serving"},
     {"archive", "review"},
     {"cli", "client", "local_ray"},
 ]

@@ -77,14 +77,26 @@ def derived_objects(scored: Scored, source: Source, *, maps: bool = True) -> dic
         Refused: the source's header cannot be carried over.
         UsageError: highdicom is not installed.
     """
-    methods = scored.cams if maps else ()
+    made = map_objects(scored, source) if maps else {}
     with _carried_over():
-        made: dict[str, Dataset] = {
-            f"map_{method}": parametric_map(scored, source, method) for method in methods
-        }
         made["report"] = report(scored, source)
         if scored.cams:
             made["capture"] = capture(scored, source)
+    for each in made.values():
+        _finish(each, source, scored.row.get("scored_at"))
+    return made
+
+
+def map_objects(scored: Scored, source: Source) -> dict[str, Dataset]:
+    """The Parametric Maps of a row alone, as `derived_objects` makes them.
+
+    Raises:
+        Refused, UsageError: see `derived_objects`.
+    """
+    with _carried_over():
+        made: dict[str, Dataset] = {
+            f"map_{method}": parametric_map(scored, source, method) for method in scored.cams
+        }
     for each in made.values():
         _finish(each, source, scored.row.get("scored_at"))
     return made

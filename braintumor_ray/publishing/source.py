@@ -86,11 +86,25 @@ def read_source(
     content = read_file(location, DEFAULT_LIMITS)
     if content.data is None:
         raise Refused(f"source: {content.reason}")
-    if sniff(content.data) != "dicom":
+    return source_of(content.data, row, allow_burned_in, mask_burned_in)
+
+
+def source_of(
+    data: bytes,
+    row: Mapping[str, Any],
+    allow_burned_in: bool = False,
+    mask_burned_in: bool = False,
+) -> Source:
+    """As `read_source`, of a file's content.
+
+    Raises:
+        Refused: as `read_source`.
+    """
+    if sniff(data) != "dicom":
         raise Refused("source: not a DICOM file")
     frame = int(row["frame"])
-    gray = _scored_pixels(content.data, frame, row["pixel_sha256"])
-    header = _header(content.data)
+    gray = _scored_pixels(data, frame, row["pixel_sha256"])
+    header = _header(data)
     gray, text = _without_text(gray, header, mask_burned_in)
     if text == "shown" and not allow_burned_in:
         raise Refused(_BURNED_IN)

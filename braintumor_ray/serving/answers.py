@@ -64,7 +64,7 @@ def _map(cam: NDArray[np.float16], upload: Upload, query: PredictQuery) -> dict[
     if query.heatmap == "none":
         return {}
     if query.heatmap == "array":
-        return {"array": [[_number(v) for v in line] for line in cam.tolist()]}
+        return {"array": np.round(cam.astype(np.float64), _DIGITS).tolist()}
     assert upload.picture is not None
     heat = drawn_heatmap(cam, (upload.picture.shape[0], upload.picture.shape[1]))
     drawn = colorize(heat) if query.heatmap == "png" else superimpose(upload.picture, heat)

@@ -5,9 +5,11 @@
 
 import asyncio
 import logging
+import math
 import signal
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -23,7 +25,7 @@ from ray.util.metrics import Histogram
 
 from braintumor_ray.monitoring.meters import RequestMeters
 from braintumor_ray.serving.access import MeteredApp
-from braintumor_ray.serving.batching import Batcher
+from braintumor_ray.serving.batching import Batcher, Gatherer
 from braintumor_ray.serving.decoders import DecoderPool
 from braintumor_ray.serving.model import (
     Explain,
@@ -43,6 +45,7 @@ from braintumor_ray.serving.web import ROUTES, create_app
 from braintumor_ray.types import GrayImage
 
 APP_NAME = "braintumor"
+CALLS_PER_REPLICA = 4  # two that its lanes work at, and two that wait
 _TRIES = 3  # a predictor that dies loses its batch; predicting again gives the same result
 _UNBOUNDED = 100_000  # the front refuses by itself, as a problem document, long before this
 
@@ -74,9 +77,14 @@ class PredictorReplica:
         for count in (1, chosen.max_batch_size):
             self._batched.warm_up([(blank, True)] * count)
 
-    async def predict(self, square: GrayImage, explain: Explain) -> Row:
-        """One row for uint8 (S, S); waits for its batch."""
-        return await self._batched((square, explain))
+    async def predict(self, explain: Sequence[Explain], *squares: GrayImage) -> list[Row]:
+        """One row for each uint8 (S, S); they wait for their batches.
+
+        Squares are arguments of their own: Ray sends an argument below 100 KiB with the call, and a
+        larger one, such as a list of them, by its object store.
+        """
+        items = zip(squares, explain, strict=True)
+        return await asyncio.gather(*(self._batched(item) for item in items))
 
     async def card(self) -> ModelCard:
         """What the model is."""
@@ -101,13 +109,23 @@ class Front:
 class RemoteModel:
     """The predictors behind a Serve handle, as `serving.model.Model`."""
 
-    def __init__(self, handle: DeploymentHandle) -> None:
+    def __init__(self, handle: DeploymentHandle, settings: ServingSettings) -> None:
         self._handle = handle
+        most = settings.max_batch_size
+        self._gathered = Gatherer(self._predict, most // lanes(settings), most, calls_of(settings))
 
     async def predict(self, square: GrayImage, explain: Explain) -> Row:
         """As `Model.predict`; asks another replica when one dies during the request."""
-        row: Row = await self._ask(lambda: self._handle.predict.remote(square, explain))
-        return row
+        return await self._gathered((square, explain))
+
+    def coming(self, count: int) -> AbstractContextManager[None]:
+        """As `Model.coming`."""
+        return self._gathered.coming(count)
+
+    async def _predict(self, items: Sequence[tuple[GrayImage, Explain]]) -> list[Row]:
+        squares, explain = zip(*items, strict=True)
+        rows: list[Row] = await self._ask(lambda: self._handle.predict.remote(explain, *squares))
+        return rows
 
     async def card(self) -> ModelCard:
         """As `Model.card`."""
@@ -149,7 +167,7 @@ def build_application(settings: ServingSettings, digest: str | None) -> Applicat
         decoders = DecoderPool(
             settings.decoders, settings.decode_timeout_s, settings.decode_memory_mib * 2**20
         )
-        app = create_app(Service(settings, RemoteModel(handle), decoders), digest)
+        app = create_app(Service(settings, RemoteModel(handle, settings), decoders), digest)
         return MeteredApp(app, ROUTES, RequestMeters().answered)
 
     front = serve.deployment(
@@ -221,11 +239,17 @@ def _predictor_options(settings: ServingSettings) -> dict[str, Any]:
         options["autoscaling_config"] = {
             "min_replicas": settings.replicas,
             "max_replicas": settings.max_replicas,
-            "target_ongoing_requests": settings.max_batch_size,
+            "target_ongoing_requests": CALLS_PER_REPLICA,
         }
     else:
         options["num_replicas"] = settings.replicas
     return options
+
+
+def calls_of(settings: ServingSettings) -> int:
+    """Calls that one front makes at a time; all of them keep every predictor busy."""
+    predictors = max(settings.replicas, settings.max_replicas or 0)
+    return max(1, math.ceil(CALLS_PER_REPLICA * predictors / settings.front_replicas))
 
 
 def _quiet() -> LoggingConfig:

@@ -11,8 +11,9 @@ else most requests are in one large batch, and the others run one by one.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 WORTHWHILE_BATCH = 4
@@ -110,10 +111,112 @@ class Batcher(Generic[Item, Result]):
             found = await loop.run_in_executor(self._threads[lane], self._run, items, alone)
             assert len(found) == len(batch)
         except Exception as error:  # each caller gets it; the next batch must still run
-            for _, result in batch:
-                if not result.cancelled():
-                    result.set_exception(error)
+            _fail(batch, error)
             return
-        for (_, result), value in zip(batch, found, strict=True):
-            if not result.cancelled():
-                result.set_result(value)
+        _deliver(batch, found)
+
+
+class Gatherer(Generic[Item, Result]):
+    """Sends items that wait together in one call; used from one event loop.
+
+    A call to another process costs as much for one item as for ten. A lone item goes at once. While
+    others are known to be on their way (`coming`), or all calls are taken, items wait for them.
+
+    Args:
+        send: items in, one result each out, in order.
+        enough: items that are sent without waiting for those that come.
+        most: items in one call.
+        calls: most calls at a time.
+    """
+
+    def __init__(
+        self,
+        send: Callable[[list[Item]], Awaitable[Sequence[Result]]],
+        enough: int,
+        most: int,
+        calls: int,
+    ) -> None:
+        self._send, self._enough, self._most, self._calls = send, max(1, enough), most, calls
+        self._waiting: list[tuple[Item, asyncio.Future[Result]]] = []
+        self._working: set[asyncio.Task[None]] = set()
+        self._coming = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._overdue = self._looking = False
+
+    async def __call__(self, item: Item) -> Result:
+        """The result for one item.
+
+        Raises:
+            Exception: whatever `send` raised, to every member of its call.
+        """
+        result: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._waiting.append((item, result))
+        self._look_soon()
+        return await result
+
+    @contextmanager
+    def coming(self, count: int) -> Iterator[None]:
+        """While it lasts, so many items are on their way: they come right after it, or not."""
+        self._coming += count
+        try:
+            yield
+        finally:
+            self._coming -= count
+            self._look_soon()
+
+    def _look_soon(self) -> None:
+        if not self._looking:
+            self._looking = True
+            loop = asyncio.get_running_loop()
+            # After whatever this turn of the loop starts: items of one moment go together.
+            loop.call_soon(loop.call_soon, self._look)
+
+    def _look(self) -> None:
+        self._looking = False
+        while self._waiting and len(self._working) < self._calls:
+            if self._coming and len(self._waiting) < self._enough and not self._overdue:
+                if self._timer is None:
+                    self._timer = asyncio.get_running_loop().call_later(PAUSE_S, self._wait_no_more)
+                return
+            self._start_a_call()
+
+    def _wait_no_more(self) -> None:
+        self._timer, self._overdue = None, True
+        self._look()
+
+    def _start_a_call(self) -> None:
+        batch, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
+        self._overdue = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        batch = [(item, result) for item, result in batch if not result.cancelled()]
+        if batch:
+            task = asyncio.create_task(self._one_call(batch))
+            self._working.add(task)
+            task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._working.discard(task)
+        self._look()
+
+    async def _one_call(self, batch: "list[tuple[Item, asyncio.Future[Result]]]") -> None:
+        try:
+            found = await self._send([item for item, _ in batch])
+            assert len(found) == len(batch)
+        except Exception as error:  # each caller gets it; the next call must still be made
+            _fail(batch, error)
+            return
+        _deliver(batch, found)
+
+
+def _deliver(batch: "list[tuple[Item, asyncio.Future[Result]]]", found: Sequence[Result]) -> None:
+    for (_, result), value in zip(batch, found, strict=True):
+        if not result.done():  # its caller may have given up
+            result.set_result(value)
+
+
+def _fail(batch: "list[tuple[Item, asyncio.Future[Result]]]", error: Exception) -> None:
+    for _, result in batch:
+        if not result.done():
+            result.set_exception(error)

@@ -1,13 +1,14 @@
 """Reading a request's body: streamed, counted, refused before the rest of it is read."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from email.message import Message
+from typing import TypeAlias
 
 from multipart import MultipartError, MultipartSegment, PushMultipartParser
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from braintumor_ray.serving.problems import ProblemError, busy
 
@@ -23,38 +24,53 @@ class Budget:
         self._used = 0
 
     @contextmanager
-    def share(self) -> Iterator[Callable[[int], None]]:
-        """A function that reserves so many bytes in all for one body; given back at the end.
-
-        The function raises ProblemError 'busy' where the budget is used up.
-        """
-        taken = 0
-
-        def reserve(n_bytes: int) -> None:
-            nonlocal taken
-            more = max(0, n_bytes - taken)
-            if self._used + more > self._limit:
-                raise busy(
-                    "the bodies in hand fill the memory set aside for them; try again shortly"
-                )
-            self._used += more
-            taken += more
-
+    def share(self) -> Iterator["Share"]:
+        """What one body takes of it; given back at the end."""
+        share = Share(self)
         try:
-            yield reserve
+            yield share
         finally:
-            self._used -= taken
+            share.settle(0)
+
+    def take(self, n_bytes: int) -> None:
+        """Reserve so many bytes more, or give some back (below 0).
+
+        Raises:
+            ProblemError: 'busy' where the budget is used up.
+        """
+        if n_bytes > 0 and self._used + n_bytes > self._limit:
+            raise busy("the bodies in hand fill the memory set aside for them; try again shortly")
+        self._used += n_bytes
 
 
-async def read_body(
-    request: Request, limit: int, reserve: Callable[[int], None], silence_s: float
-) -> bytearray:
+class Share:
+    """The bytes reserved for one body and what is made of it."""
+
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+        self._taken = 0
+
+    def reserve(self, n_bytes: int) -> None:
+        """Have at least so many bytes in all.
+
+        Raises:
+            ProblemError: 'busy' where the budget is used up.
+        """
+        self.settle(max(n_bytes, self._taken))
+
+    def settle(self, n_bytes: int) -> None:
+        """Have so many bytes in all; as `reserve`, but gives back what is over."""
+        self._budget.take(n_bytes - self._taken)
+        self._taken = n_bytes
+
+
+async def read_body(request: Request, limit: int, share: Share, silence_s: float) -> bytearray:
     """The whole body.
 
     Args:
         request: its body not yet read.
         limit: most bytes; one more is refused, by the declared length where there is one.
-        reserve: from `Budget.share`, called as the body grows.
+        share: of the budget, which grows with the body.
         silence_s: longest wait for more of it, seconds.
 
     Raises:
@@ -64,32 +80,29 @@ async def read_body(
     if declared > limit:
         raise _too_large(f"{declared} bytes are declared", limit)
     # Before the first byte is read: a body that does not fit is refused at once.
-    reserve(declared)
+    share.reserve(declared)
     body = bytearray()
     async for chunk in _chunks(request, silence_s):
         if len(body) + len(chunk) > limit:
             raise _too_large(f"over {limit} bytes were sent", limit)
-        reserve(len(body) + len(chunk))
+        share.reserve(len(body) + len(chunk))
         body += chunk
     return body
 
 
 async def _chunks(request: Request, silence_s: float) -> AsyncIterator[bytes]:
-    stream = request.stream()
-    while True:
+    more = True
+    while more:
         try:
-            chunk = await asyncio.wait_for(anext(stream), silence_s)
-        except StopAsyncIteration:
-            return
+            message = await asyncio.wait_for(request.receive(), silence_s)
         except asyncio.TimeoutError as error:
             raise ProblemError(
                 "slow-body", f"nothing came for {silence_s:g} s; send the body without pauses"
             ) from error
-        except ClientDisconnect as error:
-            raise ProblemError(
-                "bad-request", "the client closed the connection inside the body"
-            ) from error
-        yield chunk
+        if message["type"] == "http.disconnect":
+            raise ProblemError("bad-request", "the client closed the connection inside the body")
+        more = message.get("more_body", False)  # not waited for once more: each wait is a task
+        yield message.get("body", b"")
 
 
 def _declared_length(request: Request) -> int:
@@ -108,6 +121,9 @@ def _too_large(cause: str, limit: int) -> ProblemError:
     )
 
 
+Buffer: TypeAlias = bytes | bytearray | memoryview
+
+
 @dataclass(frozen=True)
 class Part:
     """One file of a form.
@@ -115,10 +131,12 @@ class Part:
     Attributes:
         name: the file's name as the client gave it, for the client alone: never logged or opened.
         data: its content.
+        problem: why it cannot be predicted, where that is known by now.
     """
 
     name: str
-    data: bytearray
+    data: Buffer = b""
+    problem: ProblemError | None = None
 
 
 def is_multipart(content_type: str) -> bool:
@@ -138,16 +156,17 @@ def parse_files(body: bytearray, content_type: str, most: int) -> list[Part]:
         ProblemError: 'bad-request' for a malformed form, 'parameter' for a field that is not a
             file, 'too-large' for too many files.
     """
-    parts: list[Part] = []
+    parts, content = list[Part](), bytearray()
     for event in _form_events(body, _boundary(content_type)):
         if isinstance(event, MultipartSegment):
             if len(parts) == most:
                 raise ProblemError(
                     "too-large", f"over {most} files in one body; send fewer at a time"
                 )
-            parts.append(Part(_file_name(event), bytearray()))
+            content = bytearray()
+            parts.append(Part(_file_name(event), content))
         elif event:
-            parts[-1].data.extend(event)
+            content += event
     if not parts:
         raise ProblemError("bad-request", "the form holds no file; send one as field 'file'")
     return parts

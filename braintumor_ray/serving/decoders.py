@@ -6,13 +6,14 @@ Hostile bytes can kill or stall only the process that decodes them.
 
 import asyncio
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Any
 
-from braintumor_ray.decode.sandbox import DecodeSandbox, SandboxError
+from braintumor_ray.decode.sandbox import DecodeSandbox, Outcome, SandboxError
 from braintumor_ray.serving.problems import ProblemError
-from braintumor_ray.serving.upload import WORKER, Upload, UploadOptions
+from braintumor_ray.serving.upload import WORKER, Task, Upload, UploadOptions
 
 _MOST = 4
 
@@ -53,8 +54,33 @@ class DecoderPool:
         Raises:
             ProblemError: the decoding process itself cannot run.
         """
+        return (await self.decode_all([data], options))[0]
+
+    async def decode_all(self, files: Sequence[Any], options: UploadOptions) -> list[Upload]:
+        """Decode several uploads in one process, in order; as `decode`."""
+        return [
+            Upload("quarantined", outcome.reason, kind="unreadable")
+            if outcome.reason
+            else outcome.value
+            for outcome in await self._outcomes(files, options)
+        ]
+
+    async def run(self, data: Any, task: Task) -> Any:  # noqa: ANN401 - what the task returns
+        """Do another task in a decoding process.
+
+        Raises:
+            ProblemError: 'unreadable' where the data stall or kill the process; as `decode`.
+        """
+        (outcome,) = await self._outcomes([data], task)
+        if outcome.reason is not None:
+            raise ProblemError(
+                "unreadable", f"{outcome.reason}; the file is damaged or not what it claims to be"
+            )
+        return outcome.value
+
+    async def _outcomes(self, files: Sequence[Any], task: UploadOptions | Task) -> list[Outcome]:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self._run, data, options)
+        return await loop.run_in_executor(self._threads, self._run, files, task)
 
     def close(self) -> None:
         """End the processes."""
@@ -62,10 +88,10 @@ class DecoderPool:
         for sandbox in self._sandboxes:
             sandbox.close()
 
-    def _run(self, data: Any, options: UploadOptions) -> Upload:  # noqa: ANN401 - a buffer
+    def _run(self, files: Sequence[Any], task: UploadOptions | Task) -> list[Outcome]:
         sandbox = self._idle.get()
         try:
-            outcome = sandbox.run(data, options)
+            return list(sandbox.map((data, task) for data in files))
         except SandboxError as error:
             raise ProblemError(
                 "not-ready",
@@ -74,7 +100,3 @@ class DecoderPool:
             ) from error
         finally:
             self._idle.put(sandbox)
-        if outcome.reason is not None:
-            return Upload("quarantined", outcome.reason, kind="unreadable")
-        upload: Upload = outcome.value
-        return upload

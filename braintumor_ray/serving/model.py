@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -76,6 +77,10 @@ class Model(Protocol):
         Raises:
             ProblemError: 'busy' when its queue is full, 'not-ready' when no predictor answers.
         """
+        ...
+
+    def coming(self, count: int) -> AbstractContextManager[None]:
+        """While it lasts, so many squares are on their way: what waits may wait for them."""
         ...
 
     async def card(self) -> ModelCard:

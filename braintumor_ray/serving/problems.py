@@ -28,6 +28,7 @@ KINDS = {
     "token": Kind(401, "A token is needed"),
     "not-found": Kind(404, "There is nothing here"),
     "method": Kind(405, "This method is not offered here"),
+    "not-acceptable": Kind(406, "The answer has no such form"),
     "slow-body": Kind(408, "The body came too slowly"),
     "too-large": Kind(413, "The body is too large"),
     "not-an-image": Kind(415, "Not an image in a known format"),
@@ -36,6 +37,7 @@ KINDS = {
     "not-scored": Kind(422, "The file is readable but holds nothing to score"),
     "large-headers": Kind(431, "The request's headers are too large"),
     "internal": Kind(500, "The service failed"),
+    "not-installed": Kind(501, "This service lacks a package that the answer needs"),
     "busy": Kind(503, "The service is busy"),
     "not-ready": Kind(503, "The service is not ready"),
 }

@@ -28,7 +28,7 @@ def _plus(value: object) -> object:
 class PredictQuery(BaseModel):
     """Options of a prediction."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     explain: Annotated[Explain, BeforeValidator(_plus)] = Field(
         "both", description="which class activation maps; in a URL write gradcam%2B%2B"
@@ -129,9 +129,10 @@ class BatchItem(BaseModel):
 
 
 class BatchAnswer(BaseModel):
-    """One entry per file, in order."""
+    """One entry per file, in order; files of a zip in its place."""
 
     results: list[BatchItem]
+    skipped: int = Field(0, description="folders, hidden files and DICOMDIR of zips, not read")
 
 
 class State(BaseModel):
@@ -148,8 +149,14 @@ class ModelInfo(ModelCard):
     notice: str
 
 
+OBJECTS = {  # what else /v1/predict answers with, for OpenAPI
+    kind: {"schema": {"type": "string", "format": "binary"}}
+    for kind in ("application/dicom", "multipart/related")
+}
+
+
 def upload_body(batch: bool) -> dict[str, Any]:
-    """The OpenAPI request body: raw bytes or a form; a form with several files for a batch."""
+    """The OpenAPI request body: raw bytes or a form; several files or a zip for a batch."""
     binary = {"type": "string", "format": "binary"}
     files = {"type": "array", "items": binary, "minItems": 1}
     name, value = ("files", files) if batch else ("file", binary)
@@ -158,6 +165,38 @@ def upload_body(batch: bool) -> dict[str, Any]:
             "schema": {"type": "object", "properties": {name: value}, "required": [name]}
         }
     }
-    raw = ("application/octet-stream", "image/*", "application/dicom")
-    content = form if batch else {kind: {"schema": binary} for kind in raw} | form
-    return {"requestBody": {"required": True, "content": content}}
+    kinds = ("application/octet-stream", "image/*", "application/dicom")
+    raw = {kind: {"schema": binary} for kind in (("application/zip",) if batch else kinds)}
+    return {"requestBody": {"required": True, "content": form | raw if batch else raw | form}}
+
+
+_CURL = "curl --fail-with-body"
+_HERE = "http://127.0.0.1:8000"
+SAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
+    # Of each path: a label, and one shell line that runs where these files are.
+    "/v1/predict": (
+        (
+            "one scan",
+            f"{_CURL} --header 'Content-Type: application/octet-stream' --data-binary @scan.png "
+            f"'{_HERE}/v1/predict?explain=both'",
+        ),
+        (
+            "a DICOM map",
+            f"{_CURL} --header 'Accept: application/dicom' --data-binary @scan.dcm "
+            f"--output map.dcm '{_HERE}/v1/predict?explain=gradcam'",
+        ),
+    ),
+    "/v1/predict/batch": (
+        (
+            "several files",
+            f"{_CURL} --form files=@scan.png --form files=@other.png "
+            f"'{_HERE}/v1/predict/batch?explain=both'",
+        ),
+        (
+            "a zip, such as a DICOM series",
+            f"{_CURL} --header 'Content-Type: application/zip' --data-binary @series.zip "
+            f"'{_HERE}/v1/predict/batch?explain=none'",
+        ),
+    ),
+    **{path: (("", f"{_CURL} '{_HERE}{path}'"),) for path in ("/v1/model", "/healthz", "/readyz")},
+}

@@ -1,6 +1,8 @@
 """Decoding of an upload as in the archive job, and what the client is told when it fails."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from braintumor_ray.decode.decode import decode_frames, probe
 from braintumor_ray.decode.prepare import PreparedScan, PrepareOptions, prepare
@@ -8,7 +10,7 @@ from braintumor_ray.decode.preprocess import shrunk
 from braintumor_ray.decode.sniff import sniff
 from braintumor_ray.types import GrayImage
 
-WORKER = "braintumor_ray.serving.upload:decode_upload"
+WORKER = "braintumor_ray.serving.upload:work"
 HAVE_FRAMES = ("dicom", "nifti", "tiff", "matlab")
 PICTURE_SIDE = 1024  # longest side of the pictures in a response, pixels
 
@@ -35,6 +37,14 @@ class UploadOptions(PrepareOptions):
     """What `decode_upload` makes of a file: its first wanted frame, perhaps with a `picture`."""
 
     picture: bool = False
+
+
+Task = Callable[[bytes | None], Any]  # other work that a decoding process can do; it pickles
+
+
+def work(data: bytes | None, task: UploadOptions | Task) -> Any:  # noqa: ANN401 - the task's
+    """What a decoding process does with a file: decodes it as options say, or does a task."""
+    return decode_upload(data, task) if isinstance(task, UploadOptions) else task(data)
 
 
 def decode_upload(data: bytes | None, options: UploadOptions) -> Upload:

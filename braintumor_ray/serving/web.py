@@ -1,14 +1,19 @@
 """The routes of the service. Each front makes its own; no import of Ray."""
 
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
 from starlette.applications import Starlette
+from starlette.datastructures import QueryParams
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from braintumor_ray import __version__
@@ -22,6 +27,8 @@ from braintumor_ray.serving.problems import (
     openapi_responses,
 )
 from braintumor_ray.serving.schemas import (
+    OBJECTS,
+    SAMPLES,
     BatchAnswer,
     ModelInfo,
     Prediction,
@@ -79,12 +86,16 @@ def create_app(service: Service, digest: str | None = None) -> ASGIApp:
 def _add_predictions(app: FastAPI, service: Service) -> None:
     @app.post(
         "/v1/predict",
-        responses={200: {"model": Prediction}, **openapi_responses(*_UPLOAD)},
+        responses={200: {"model": Prediction, "content": OBJECTS}, **openapi_responses(*_UPLOAD)},
         openapi_extra=upload_body(batch=False),
         summary="Classify and explain one scan",
     )
     async def predict(request: Request, query: Annotated[PredictQuery, Query()]) -> Response:
-        """One file as the raw body, or as field `file` of a form; its content decides."""
+        """One file as the raw body, or as field `file` of a form; its content decides.
+
+        A DICOM file may be answered with its map as a DICOM Parametric Map (`Accept:
+        application/dicom`), or with all maps asked for (`Accept: multipart/related`).
+        """
         return await service.predict(request, query)
 
     @app.post(
@@ -94,8 +105,35 @@ def _add_predictions(app: FastAPI, service: Service) -> None:
         summary="Classify and explain several scans",
     )
     async def predict_batch(request: Request, query: Annotated[PredictQuery, Query()]) -> Response:
-        """Several files of a form, field `files`; each gets its own result or error."""
+        """Several files of a form, field `files`, or a zip of them, such as a DICOM series.
+
+        Each file has its own result or error. A form may hold zips, too.
+        """
         return await service.predict_batch(request, query)
+
+    # FastAPI documents these two, and plain routes answer: its checks of the query cost as much CPU
+    # as all else of a request but the decoding.
+    for path, respond in (
+        ("/v1/predict", service.predict),
+        ("/v1/predict/batch", service.predict_batch),
+    ):
+        app.router.routes.insert(0, Route(path, _with_query(respond), methods=["POST"]))
+
+
+def _with_query(respond: Callable[[Request, PredictQuery], Awaitable[Response]]) -> Any:  # noqa: ANN401 - an endpoint
+    async def endpoint(request: Request) -> Response:
+        return await respond(request, _parsed(request.scope["query_string"]))
+
+    return endpoint
+
+
+@lru_cache(256)
+def _parsed(query: bytes) -> PredictQuery:
+    """The options of a query string; clients repeat theirs."""
+    try:
+        return PredictQuery.model_validate(dict(QueryParams(query)))
+    except ValidationError as error:
+        raise _parameter_problem(error) from error
 
 
 def _add_state(app: FastAPI, service: Service) -> None:
@@ -162,7 +200,7 @@ def _problem(error: Exception) -> ProblemError:
     return _parameter_problem(error) if isinstance(error, RequestValidationError) else internal()
 
 
-def _parameter_problem(error: RequestValidationError) -> ProblemError:
+def _parameter_problem(error: RequestValidationError | ValidationError) -> ProblemError:
     first = error.errors()[0]
     name = str(first["loc"][-1])[:40]
     if first["type"] == "extra_forbidden":
@@ -190,6 +228,12 @@ def _complete(document: dict[str, Any], secured: bool) -> None:
     schemas.pop("HTTPValidationError", None)
     schemas.pop("ValidationError", None)
     schemas["Problem"] = Problem.model_json_schema()
+    for path, methods in document["paths"].items():
+        for operation in methods.values():
+            operation["x-codeSamples"] = [
+                {"lang": "Shell", "label": label, "source": source}
+                for label, source in SAMPLES[path]
+            ]
     document["x-problems"] = {name: asdict(kind) for name, kind in KINDS.items()}
     if not secured:
         return

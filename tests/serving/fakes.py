@@ -3,7 +3,7 @@
 import asyncio
 import socket
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import cv2
 import numpy as np
@@ -53,6 +53,9 @@ class FakeModel:
         if self.error:
             raise self.error
         return CARD
+
+    def coming(self, count):
+        return nullcontext()
 
     async def predict(self, square, explain):
         await asyncio.sleep(self.wait_s)

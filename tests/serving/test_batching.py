@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from braintumor_ray.serving.batching import Batcher
+from braintumor_ray.serving.batching import Batcher, Gatherer
 
 
 def test_a_lone_request_goes_at_once_and_those_that_wait_go_together():
@@ -134,3 +134,110 @@ def test_beside_another_batch_a_small_one_waits_for_company_and_a_large_one_shar
     assert asyncio.run(scene()) == list(range(12))
     assert sizes[:2] == [1, 4]  # of 11 that wait, half of the largest batch
     assert sum(sizes) == 12
+
+
+def gathered(scene, **options):
+    """Calls as they were made, and what a scene returns.
+
+    A scene gets the gatherer, the calls so far, and an event that lets calls end.
+    """
+    calls = []
+
+    async def run():
+        free = asyncio.Event()
+
+        async def send(items):
+            calls.append(list(items))
+            await free.wait()
+            if "bad" in items:
+                raise ValueError("bad")
+            return [item * 2 for item in items]
+
+        gatherer = Gatherer(send, **{"enough": 4, "most": 8, "calls": 1} | options)
+        return await scene(gatherer, calls, free)
+
+    return calls, asyncio.run(run())
+
+
+async def ask(gatherer, *items):
+    tasks = [asyncio.create_task(gatherer(item)) for item in items]
+    await asyncio.sleep(0.002)
+    return tasks
+
+
+def test_items_of_one_moment_and_those_that_wait_for_a_call_go_together():
+    async def scene(gatherer, calls, free):
+        tasks = await ask(gatherer, 1, 2)
+        tasks += await ask(gatherer, 3)
+        tasks += await ask(gatherer, 4)
+        free.set()
+        return await asyncio.gather(*tasks)
+
+    calls, results = gathered(scene)
+    assert calls == [[1, 2], [3, 4]]
+    assert results == [2, 4, 6, 8]
+
+
+def test_no_call_has_more_than_it_may_and_no_more_calls_are_made_than_may_be():
+    async def scene(gatherer, calls, free):
+        tasks = await ask(gatherer, *range(10))
+        assert len(calls) == 2
+        free.set()
+        return await asyncio.gather(*tasks)
+
+    calls, results = gathered(scene, most=3, calls=2)
+    assert calls == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]
+    assert results == [2 * item for item in range(10)]
+
+
+def test_items_wait_for_those_that_are_coming_but_not_for_long():
+    async def scene(gatherer, calls, free):
+        free.set()
+        with gatherer.coming(2):
+            early = (await ask(gatherer, 1))[0]
+            assert not early.done()
+        both = [early, *(await ask(gatherer, 2))]  # it came right after
+        with gatherer.coming(1):
+            late = asyncio.create_task(gatherer(3))
+            found = await asyncio.wait_for(late, 1)  # though nothing came
+        return [*(await asyncio.gather(*both)), found]
+
+    calls, results = gathered(scene)
+    assert results == [2, 4, 6]
+    assert calls[-1] == [3]
+    assert [item for call in calls for item in call] == [1, 2, 3]
+
+
+def test_enough_items_do_not_wait_for_more():
+    async def scene(gatherer, calls, free):
+        free.set()
+        with gatherer.coming(5):
+            return await asyncio.gather(*(gatherer(item) for item in range(4)))
+
+    calls, _ = gathered(scene)
+    assert calls == [[0, 1, 2, 3]]
+
+
+def test_a_call_that_fails_fails_its_items_and_the_next_is_made():
+    async def scene(gatherer, calls, free):
+        free.set()
+        first = await asyncio.gather(gatherer("bad"), gatherer("x"), return_exceptions=True)
+        return [*first, await gatherer("y")]
+
+    _, (bad, beside, after) = gathered(scene)
+    assert isinstance(bad, ValueError)
+    assert isinstance(beside, ValueError)
+    assert after == "yy"
+
+
+def test_an_item_that_was_given_up_is_not_sent():
+    async def scene(gatherer, calls, free):
+        first = await ask(gatherer, 1)
+        gone, kept = await ask(gatherer, 2, 3)
+        gone.cancel()
+        free.set()
+        return await asyncio.gather(*first, kept)
+
+    calls, results = gathered(scene)
+    assert calls == [[1], [3]]
+    assert results == [2, 6]

@@ -1,11 +1,15 @@
 """The client against a service in this process, over a real socket."""
 
+import doctest
 import hashlib
+import io
 import socket
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from braintumor_ray import client as module
 from braintumor_ray.client import Client, ServiceError
 from braintumor_ray.errors import UsageError
 from tests.serving.fakes import CARD, TOKEN, encoded, listening
@@ -15,6 +19,21 @@ from tests.serving.fakes import CARD, TOKEN, encoded, listening
 def address(decoders):
     with listening(decoders, hashlib.sha256(TOKEN.encode()).hexdigest(), max_queued=1) as found:
         yield found
+
+
+@pytest.fixture(scope="module")
+def free(decoders):
+    """A service without a token, and with a long queue."""
+    with listening(decoders) as found:
+        yield found
+
+
+def zipped(contents):
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        for number, content in enumerate(contents):
+            archive.writestr(f"{number}.png", content)
+    return stream.getvalue()
 
 
 def test_a_scan_is_predicted_from_bytes_and_from_a_path(address, tmp_path):
@@ -52,6 +71,82 @@ def test_a_busy_service_is_asked_again(address):
 
     with ThreadPoolExecutor(3) as threads:
         assert set(threads.map(ask, range(3))) == {CARD.fingerprint}
+
+
+def some_scans(count):
+    return [encoded(seed=seed) for seed in range(count)]
+
+
+@pytest.mark.parametrize(("batch_size", "in_flight"), [(1, 1), (3, 2), (4, 3), (50, 4)])
+def test_many_scans_come_back_in_order_with_their_own_errors(free, tmp_path, batch_size, in_flight):
+    scans = some_scans(11)
+    scans[2], scans[5], scans[7] = b"no scan", tmp_path / "missing.png", zipped(scans[:2])
+    with Client(free) as client:
+        entries = list(client.predict_many(iter(scans), batch_size, in_flight, explain="none"))
+        alone = [
+            client.predict(s, explain="none")
+            for s in scans
+            if isinstance(s, bytes) and s[:4] == b"\x89PNG"
+        ]
+    assert [entry["index"] for entry in entries] == list(range(11))
+    assert [entry["result"] for entry in entries if "result" in entry] == alone
+    errors = {entry["index"]: entry["error"]["title"] for entry in entries if "error" in entry}
+    assert list(errors) == [2, 5, 7]
+    assert errors[5] == "The file cannot be read"
+    assert "zip" in errors[7]
+
+
+def test_scans_are_read_no_further_ahead_than_the_requests_in_flight(free):
+    taken = []
+
+    def scans():
+        for scan in some_scans(12):
+            taken.append(scan)
+            yield scan
+
+    with Client(free) as client:
+        entries = client.predict_many(scans(), batch_size=2, in_flight=2, explain="none")
+        next(entries)
+        assert len(taken) <= 2 * (2 + 1) + 1
+        entries.close()
+
+
+def test_many_scans_wait_for_a_busy_service(address):
+    with Client(address, TOKEN, retries=30) as client:
+        entries = list(client.predict_many(some_scans(6), batch_size=1, in_flight=3))
+    assert all("result" in entry for entry in entries)
+
+
+def test_a_request_that_is_too_large_is_the_error_of_its_scans(decoders):
+    with listening(decoders, max_batch_files=2) as found, Client(found) as client:
+        entries = list(client.predict_many(some_scans(4), batch_size=3))
+    assert ["error" in entry for entry in entries] == [True, True, True, False]
+    assert entries[0]["error"]["status"] == 413
+
+
+def test_what_every_request_would_meet_is_raised(free, address):
+    with Client(address, "wrong") as client, pytest.raises(ServiceError, match="token"):
+        list(client.predict_many(some_scans(2)))
+    with Client(free) as client, pytest.raises(ServiceError, match="magic"):
+        list(client.predict_many(some_scans(2), explain="magic"))
+    with Client(free) as client, pytest.raises(UsageError, match="in_flight=0"):
+        client.predict_many([], in_flight=0)
+
+
+def test_a_zip_gives_one_entry_per_file(free):
+    with Client(free) as client:
+        entries = client.predict_zip(zipped(some_scans(3)), explain="none")
+    assert [entry["name"] for entry in entries] == ["0.png", "1.png", "2.png"]
+
+
+def test_the_example_in_the_module_runs(free, tmp_path):
+    paths = [tmp_path / f"{number}.png" for number in range(4)]
+    for number, path in enumerate(paths):
+        path.write_bytes(b"no scan" if number == 2 else encoded())
+    names = vars(module) | {"address": free, "paths": paths}
+    (example,) = doctest.DocTestFinder(recurse=False).find(module, extraglobs=names)
+    assert len(example.examples) == 2
+    assert doctest.DocTestRunner().run(example).failed == 0
 
 
 def test_where_nothing_listens_the_error_says_so():

@@ -1,5 +1,7 @@
 """The page in a headless browser, over a service in this process."""
 
+import zipfile
+
 import numpy as np
 import pytest
 
@@ -115,5 +117,23 @@ def test_the_documents_show_commands_and_try_them(page, address):
     page.wait_until("document.querySelectorAll('.try button').length >= 4")
     commands = page.evaluate("[...document.querySelectorAll('pre.curl')].map(p => p.textContent)")
     assert any("--data-binary @scan.png" in c and "/v1/predict" in c for c in commands)
-    page.evaluate("document.querySelectorAll('.try button')[1].click()")
-    page.wait_until("document.querySelectorAll('pre.answer')[1].textContent.includes('status 200')")
+    page.evaluate("document.querySelectorAll('.try button')[2].click()")
+    page.wait_until("document.querySelectorAll('pre.answer')[2].textContent.includes('status 200')")
+
+
+@pytest.mark.slow
+def test_the_documents_try_several_scans_and_a_zip_among_them(page, address, tmp_path):
+    page.open(address + "/docs")
+    chooser = "input[aria-label='Scans for /v1/predict/batch']"
+    page.wait_until(f'document.querySelector("{chooser}") !== null')
+    scan, packed = tmp_path / "scan.png", tmp_path / "series.zip"
+    scan.write_bytes(encoded())
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("inner.png", encoded(seed=2))
+    page.upload(chooser, scan, packed)
+    answered = f'document.querySelector("{chooser}").closest(".try")'
+    page.evaluate(f"{answered}.querySelector('button').click()")
+    page.wait_until(f"{answered}.querySelector('pre').textContent.includes('status 200')")
+    shown = page.evaluate(f"{answered}.querySelector('pre').textContent")
+    assert '"series.zip/inner.png"' in shown
+    assert shown.count('"predicted_class"') == 2

@@ -56,30 +56,25 @@ function operationSection(path, verb, operation) {
 
 const TOKEN = "Authorization: Bearer ";
 
-// One shell line that runs as it is where the file scan.png is.
-function curlOf(path, verb, operation) {
-  const parts = ["curl --fail-with-body"];
-  if (operation.security) parts.push('--header "' + TOKEN + '$TOKEN"');
-  if (operation.requestBody?.content["application/octet-stream"]) {
-    parts.push("--header 'Content-Type: application/octet-stream' --data-binary @scan.png");
-  } else if (verb === "post") {
-    parts.push("--form files=@scan.png --form files=@other.png");
-  }
-  const query = verb === "post" ? "?explain=both" : "";
-  return [...parts, "'" + location.origin + path + query + "'"].join(" ");
+// A sample as it runs against this service; the shell fills in the token.
+function curlOf(sample, operation) {
+  const token = operation.security ? ' --header "' + TOKEN + '$TOKEN"' : "";
+  return sample.source.replace(/http.{3}127\.0\.0\.1:8000/, location.origin)
+    .replace("--fail-with-body", "--fail-with-body" + token);
 }
 
 function examples(path, verb, operation) {
-  const line = element("pre", "curl", element("code", "", curlOf(path, verb, operation)));
-  line.tabIndex = 0; // scrolled by keyboard where it is wider than the window
-  const made = [element("h3", "", "Example"), line];
-  if (verb === "get" || operation.requestBody?.content["application/octet-stream"]) {
-    made.push(tryIt(path, verb));
+  const made = [element("h3", "", "Example")];
+  for (const sample of operation["x-codeSamples"] || []) {
+    if (sample.label) made.push(element("p", "", sample.label));
+    const line = element("pre", "curl", element("code", "", curlOf(sample, operation)));
+    line.tabIndex = 0; // scrolled by keyboard where it is wider than the window
+    made.push(line);
   }
-  return made;
+  return [...made, tryIt(path, verb, operation)];
 }
 
-function tryIt(path, verb) {
+function tryIt(path, verb, operation) {
   const button = element("button", "", "Try it");
   button.type = "button";
   const output = element("pre", "answer");
@@ -91,12 +86,25 @@ function tryIt(path, verb) {
   if (verb === "post") {
     input = element("input");
     input.type = "file";
-    input.setAttribute("aria-label", "Scan for " + path);
+    input.multiple = !operation.requestBody.content["application/octet-stream"];
+    input.setAttribute("aria-label", (input.multiple ? "Scans for " : "Scan for ") + path);
     form.append(input);
   }
   form.append(button);
   button.addEventListener("click", () => ask(path, verb, input, output));
   return element("div", "try", form, output);
+}
+
+// The chosen file as it is, or several (zips among them) as a form.
+function bodyOf(input, headers) {
+  if (!input) return undefined;
+  if (!input.multiple) {
+    headers["Content-Type"] = "application/octet-stream";
+    return input.files[0];
+  }
+  const form = new FormData(); // the browser sets its Content-Type
+  for (const file of input.files) form.append("files", file);
+  return form;
 }
 
 async function ask(path, verb, input, output) {
@@ -107,9 +115,9 @@ async function ask(path, verb, input, output) {
   }
   const token = byId("token").value.trim();
   const headers = token ? { Authorization: "Bearer " + token } : {};
-  if (input) headers["Content-Type"] = "application/octet-stream";
   try {
-    const response = await fetch(path, { method: verb.toUpperCase(), headers, body: input?.files[0] });
+    const body = bodyOf(input, headers);
+    const response = await fetch(path, { method: verb.toUpperCase(), headers, body });
     const found = await response.json();
     output.textContent = "status " + response.status + "\n" + JSON.stringify(found, null, 2);
   } catch {
