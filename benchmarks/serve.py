@@ -206,14 +206,18 @@ def load_by_batches(options: argparse.Namespace) -> dict:
             if time.perf_counter() - start > options.max_seconds:
                 break
         entries.close()
+    return measured(len(answered), [error for error in answered if error], start, cpu)
+
+
+def measured(requests: int, failures: list, start: float, cpu: float) -> dict:
+    """What a client did since `start`, by the clock, and `cpu`, by its processor time."""
     elapsed = time.perf_counter() - start
-    errors = [error for error in answered if error]
     return {
-        "requests": len(answered),
-        "failed": len(errors),
-        "first_failures": errors[:3],
+        "requests": requests,
+        "failed": len(failures),
+        "first_failures": failures[:3],
         "seconds": elapsed,
-        "per_s": len(answered) / elapsed,
+        "per_s": requests / elapsed,
         "cpu_s": time.process_time() - cpu,
     }
 
@@ -248,17 +252,9 @@ def load(options: argparse.Namespace) -> dict:
         thread.start()
     for thread in threads:
         thread.join()
-    elapsed = time.perf_counter() - start
+    found = measured(len(times), failures, start, cpu)
     cuts = statistics.quantiles(times, n=100)
-    return {
-        "requests": len(times),
-        "failed": len(failures),
-        "first_failures": failures[:3],
-        "seconds": elapsed,
-        "per_s": len(times) / elapsed,
-        "cpu_s": time.process_time() - cpu,
-        **{f"p{p}_ms": 1000 * cuts[p - 1] for p in (50, 95, 99)},
-    }
+    return found | {f"p{p}_ms": 1000 * cuts[p - 1] for p in (50, 95, 99)}
 
 
 def cpu_by_part() -> dict[str, float]:

@@ -102,7 +102,7 @@ async def parts(options: argparse.Namespace, scans: list[bytes]) -> dict[str, fl
     settings, card = ServingSettings("none", max_queued=10_000), await model.card()
     app = create_app(Service(settings, model, pool))
     wanted = UploadOptions(preprocessing=card.preprocessing, limits=settings.limits)
-    upload = await pool.decode(scans[0], wanted)
+    (upload,) = await pool.decode_all([scans[0]], wanted)
     query = PredictQuery(explain="both", heatmap="array")
 
     async def request(number: int) -> None:
@@ -112,7 +112,7 @@ async def parts(options: argparse.Namespace, scans: list[bytes]) -> dict[str, fl
         await asked(app, "/healthz", b"", "GET")
 
     async def decoding(number: int) -> None:
-        await pool.decode(scans[number % len(scans)], wanted)
+        await pool.decode_all([scans[number % len(scans)]], wanted)
 
     async def placing(number: int) -> None:
         placed(model.row, upload.box or WHOLE, Box(*card.map_frame))

@@ -77,14 +77,12 @@ def derived_objects(scored: Scored, source: Source, *, maps: bool = True) -> dic
         Refused: the source's header cannot be carried over.
         UsageError: highdicom is not installed.
     """
-    made = map_objects(scored, source) if maps else {}
     with _carried_over():
-        made["report"] = report(scored, source)
+        own: dict[str, Dataset] = {"report": report(scored, source)}
         if scored.cams:
-            made["capture"] = capture(scored, source)
-    for each in made.values():
-        _finish(each, source, scored.row.get("scored_at"))
-    return made
+            own["capture"] = capture(scored, source)
+    made = map_objects(scored, source) if maps else {}
+    return made | _finished(own, scored, source)
 
 
 def map_objects(scored: Scored, source: Source) -> dict[str, Dataset]:
@@ -97,9 +95,7 @@ def map_objects(scored: Scored, source: Source) -> dict[str, Dataset]:
         made: dict[str, Dataset] = {
             f"map_{method}": parametric_map(scored, source, method) for method in scored.cams
         }
-    for each in made.values():
-        _finish(each, source, scored.row.get("scored_at"))
-    return made
+    return _finished(made, scored, source)
 
 
 def series_maps(frames: Sequence[Frame]) -> dict[str, Dataset]:
@@ -434,6 +430,12 @@ def _named_uid(name: str) -> UID:
 
 def _described(what: str) -> str:
     return f"{what} - research, not for diagnosis"[:64]
+
+
+def _finished(made: dict[str, Dataset], scored: Scored, source: Source) -> dict[str, Dataset]:
+    for each in made.values():
+        _finish(each, source, scored.row.get("scored_at"))
+    return made
 
 
 def _finish(made: Dataset, source: Source, scored_at: datetime | None) -> None:

@@ -48,16 +48,12 @@ class DecoderPool:
         for sandbox in self._sandboxes:
             self._idle.put(sandbox)
 
-    async def decode(self, data: Any, options: UploadOptions) -> Upload:  # noqa: ANN401 - a buffer
-        """Decode one upload; waits for an idle process.
+    async def decode_all(self, files: Sequence[Any], options: UploadOptions) -> list[Upload]:
+        """Decode uploads in one process, in order; waits for an idle one.
 
         Raises:
             ProblemError: the decoding process itself cannot run.
         """
-        return (await self.decode_all([data], options))[0]
-
-    async def decode_all(self, files: Sequence[Any], options: UploadOptions) -> list[Upload]:
-        """Decode several uploads in one process, in order; as `decode`."""
         return [
             Upload("quarantined", outcome.reason, kind="unreadable")
             if outcome.reason
@@ -69,7 +65,7 @@ class DecoderPool:
         """Do another task in a decoding process.
 
         Raises:
-            ProblemError: 'unreadable' where the data stall or kill the process; as `decode`.
+            ProblemError: 'unreadable' where the data stall or kill the process; see `decode_all`.
         """
         (outcome,) = await self._outcomes([data], task)
         if outcome.reason is not None:
