@@ -100,7 +100,7 @@ class Classifier(nn.Module):
             self.neck = TopDownNeck(
                 self.map_shape[0], levels, architecture.neck_channels, architecture.gate
             )
-            self.map_shape = _refined_shape(self, size)
+            self.map_shape = (architecture.neck_channels, *self.map_size(size))
         units = 1 if architecture.sigmoid else architecture.classes
         self.averages = architecture.pooling == "mean"
         own = self._own_pooling() if self.averages and architecture.head != "flatten" else None
@@ -116,12 +116,33 @@ class Classifier(nn.Module):
 
     def features_and_gate(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """As `features`, and the gate's logits (B, 1, h, w) where the neck has a gate."""
+        return self.refine(*self.backbone_maps(images))
+
+    def backbone_maps(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The backbone's last map (B, C, h, w), and those that the neck takes, coarsest first."""
         if self.neck is None:
             features: Tensor = self.backbone.forward_features(images)  # type: ignore[operator]
-            return self.layout.to_map(features), None
+            return self.layout.to_map(features), []
         last, stages = self.backbone.forward_intermediates(images, self.levels)  # type: ignore[operator]
-        refined: tuple[Tensor, Tensor | None] = self.neck(last, stages[::-1])  # coarsest first
+        return last, stages[::-1]
+
+    def refine(self, last: Tensor, finer: list[Tensor]) -> tuple[Tensor, Tensor | None]:
+        """What the neck, if there is one, makes of `backbone_maps`: A, and the gate's logits."""
+        if self.neck is None:
+            return last, None
+        refined: tuple[Tensor, Tensor | None] = self.neck(last, finer)
         return refined
+
+    @torch.no_grad()
+    def map_size(self, side: int) -> tuple[int, int]:
+        """(h, w) of the target map for a picture of another side, by its black one."""
+        modes = [(module, module.training) for module in self.modules()]
+        self.eval()
+        device = next(self.parameters()).device
+        height, width = self.features(torch.zeros(1, 3, side, side, device=device)).shape[2:]
+        for module, training in modes:  # frozen layers stay in eval mode
+            module.training = training
+        return height, width
 
     def evidence(self, features: Tensor) -> Tensor | None:
         """W_c . A at each position, (B, k, h, w) as the head's weights; None for other heads.
@@ -306,13 +327,6 @@ def _shape_of(maps: Tensor) -> tuple[int, int, int]:
 
 
 @torch.no_grad()
-def _refined_shape(model: Classifier, size: int) -> tuple[int, int, int]:
-    model.eval()
-    shape = _shape_of(model.features(torch.zeros(1, 3, size, size)))
-    model.train()
-    return shape
-
-
 def normalize(images: Tensor, preprocessing: Any) -> Tensor:  # noqa: ANN401
     """Gray uint8 (B, S, S) to the network's float32 input (B, 3, S, S), channels last.
 

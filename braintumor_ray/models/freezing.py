@@ -14,7 +14,7 @@ Trainable = Literal["all", "head"] | int | Sequence[str]
 
 
 def set_trainable(model: Classifier, what: Trainable) -> int:
-    """Let the head and a part of the backbone learn; returns how many values do.
+    """Let a part of the backbone and all that is not backbone learn; returns how many values do.
 
     Args:
         model: the network; changed in place.
@@ -26,10 +26,9 @@ def set_trainable(model: Classifier, what: Trainable) -> int:
         UsageError: a name or pattern that fits nothing in the backbone, or more layers than it has.
     """
     chosen = _chosen_parameters(model, what)
+    model.requires_grad_(True)  # head and neck
     for name, parameter in model.backbone.named_parameters():
         parameter.requires_grad_(name in chosen)
-    for parameter in model.head.parameters():
-        parameter.requires_grad_(True)
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 

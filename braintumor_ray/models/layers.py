@@ -44,7 +44,6 @@ def blocks_of(model: Classifier, stages: Sequence[Any] = ("all",)) -> list[Block
     before = [p.requires_grad for p in model.parameters()]
     learning = []
     for stage in stages:
-        model.requires_grad_(True)  # as in training: a neck or gate always learns
         set_trainable(model, stage)
         learning.append({name: _count(m, only=True) for name, m in modules.items()})
     for parameter, flag in zip(model.parameters(), before, strict=True):

@@ -75,7 +75,8 @@ class TrainableNetwork(nn.Module):
         That is the evidence (B, k, h, w) and the gate (B, 1, h, w), where there is one.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            features, gate = self.model.features_and_gate(images)
+            maps = self.model.backbone_maps(images)
+        features, gate = self.model.refine(*maps)
         if not self.guided:
             return self.model.logits(features), None, None
         logits, evidence = self.model.logits_and_evidence(features)
@@ -190,7 +191,7 @@ def train_epoch(
     """
     totals = _zeros(settings)
     rates = [group["lr"] for group in optimizer.param_groups]
-    optimizer.zero_grad(set_to_none=True)
+    network.zero_grad(set_to_none=True)
     source = iter(batches)
     while window := list(islice(source, settings.accumulate)):
         # The scans that are there, not those of a full window: an epoch's last one is shorter.
@@ -273,7 +274,7 @@ def _step(
         trainable = [p for p in network.parameters() if p.requires_grad]
         nn.utils.clip_grad_norm_(trainable, settings.clip_norm)
     optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    network.zero_grad(set_to_none=True)
     if after_step is not None:
         after_step()
 

@@ -105,10 +105,12 @@ def build_optimizer(
     """The recipe's optimizer over the parameters that learn in this stage."""
     section = recipe.optimizer
     rate = section.lr * stage.lr_scale
-    groups = [
-        {"params": [p for p in model.head.parameters() if p.requires_grad], "lr": rate},
+    pretrained = set(model.backbone.parameters())
+    learning = [p for p in model.parameters() if p.requires_grad]
+    groups = [  # the head, and whatever else is new, first
+        {"params": [p for p in learning if p not in pretrained], "lr": rate},
         {
-            "params": [p for p in model.backbone.parameters() if p.requires_grad],
+            "params": [p for p in learning if p in pretrained],
             "lr": rate * section.backbone_lr_scale,
         },
     ]

@@ -18,6 +18,7 @@ from ray.train import Checkpoint
 from torch import nn
 
 from braintumor_ray.decode.preprocess import Preprocessing
+from braintumor_ray.errors import TrainingError
 from braintumor_ray.models.classifier import Architecture, Classifier
 from braintumor_ray.models.depthwise import quicken_depthwise
 from braintumor_ray.models.device import use_bf16
@@ -181,7 +182,7 @@ class _Worker:
         decay = self.recipe.optimizer.average
         self.average = Averaged(self.model, decay) if decay is not None else None
         if self.saved is not None:
-            optimizer.load_state_dict(self.saved["optimizer"])
+            _load_optimizer(optimizer, self.saved["optimizer"])
             if self.average is not None:
                 self.average.model.load_state_dict(self.saved["average"])
                 self.average.steps = self.progress.stage_steps
@@ -266,7 +267,8 @@ class _Worker:
         guided = None
         if augmenter is not None:
             if self.positive is not None:
-                guided = GuidedCells(self._map_size(augmenter.size), self.positive)
+                side = augmenter.size or self.preprocessing.image_size
+                guided = GuidedCells(self.model.map_size(side), self.positive)
             seed = self.recipe.seed + self.progress.epoch
             shuffle = {"local_shuffle_buffer_size": SHUFFLE_BUFFER, "local_shuffle_seed": seed}
         shard = ray.train.get_dataset_shard(name)
@@ -278,11 +280,15 @@ class _Worker:
         ):
             yield tuple(tensor.to(self.device, non_blocking=True) for tensor in batch)
 
-    def _map_size(self, side: int | None) -> tuple[int, int]:
-        """(h, w) of the map for pictures of a stage's size."""
-        _, height, width = self.model.map_shape
-        share = (side or self.preprocessing.image_size) / self.preprocessing.image_size
-        return round(height * share), round(width * share)
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    try:
+        optimizer.load_state_dict(saved)
+    except ValueError as error:
+        raise TrainingError(
+            "the interrupted run was begun by another version, in which other layers learned; "
+            "remove its folder, or choose another --output"
+        ) from error
 
 
 def _last_checkpoint() -> dict[str, Any] | None:

@@ -34,9 +34,8 @@ def test_the_table_tells_what_is_frozen_and_the_picture_is_written(tmp_path):
 
 
 def test_a_neck_learns_in_every_stage():
-    blocks = blocks_of(
-        make_model("mobilenetv2_100", neck="topdown", neck_channels=16, neck_stride=16), ["head"]
-    )
+    model = make_model("mobilenetv2_100", neck="topdown", neck_channels=16, neck_stride=16)
+    blocks = blocks_of(model, ["head"])
     neck = next(b for b in blocks if b.name == "neck")
     assert neck.learns == (neck.parameters,)
 

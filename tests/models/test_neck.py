@@ -20,6 +20,19 @@ def test_the_map_has_the_stride_that_was_asked_for(stride, side):
     assert refined(stride).map_shape == (16, side, side)
 
 
+@pytest.mark.parametrize("side", [52, 64, 90])
+def test_the_map_of_another_side_is_asked_of_the_network(side):
+    """Strides round up: 52 of 64 pixels have 7 of 8 cells, where their share would be 6.5."""
+    model = refined(8)
+    model.train()
+    model.backbone.bn1.eval()
+    with torch.no_grad():
+        shape = model.features(torch.randn(2, 3, side, side)).shape[2:]
+    assert model.map_size(side) == tuple(shape)
+    assert model.training
+    assert not model.backbone.bn1.training
+
+
 @pytest.mark.parametrize("backbone", ["resnet18", "efficientnet_b0", "convnext_atto"])
 def test_any_backbone_whose_stages_are_known_takes_a_neck(backbone):
     model = refined(8, backbone)

@@ -169,6 +169,30 @@ def test_a_frozen_backbone_gets_no_gradients_and_runs_without_a_graph():
     assert not features[0].requires_grad
 
 
+WITH_NECK = {"neck": "topdown", "neck_channels": 8, "gate": True, "pooling": "lse"}
+
+
+@pytest.mark.parametrize("backbone", ["small-cnn", "mobilenetv2_100"])
+@pytest.mark.parametrize("train", ["all", "head"])
+def test_all_that_should_learn_is_stepped_and_nothing_else(backbone, train):
+    """A neck without an optimizer stays random, and its old gradients fill the clipped norm."""
+    options = {} if backbone == "small-cnn" else WITH_NECK
+    model = make_model(backbone, "linear", 64, **options)
+    recipe = load_recipe("best", [f"stages.finetune.train={train}"])
+    set_trainable(model, train)
+    train_mode(model)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    optimizer = build_optimizer(model, recipe, recipe.stages[0])
+    network = TrainableNetwork(model, guided=True)
+    made = settings()
+    for _ in range(2):  # the gate's weights get no gradient where nothing but its bias is seen
+        train_epoch(network, optimizer, [batch(8), batch(8, 1)], made)
+    same = {name for name, p in model.named_parameters() if torch.equal(p, before[name])}
+    frozen = {name for name in before if name.startswith("backbone.")} if train == "head" else set()
+    assert same == frozen
+    assert not gradients(model)
+
+
 def _free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
