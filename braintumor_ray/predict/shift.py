@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # it imports torch, which readers of results do without
 
 LEAST_SCANS = 20
 CHANCE = 1e-3  # of an alarm where nothing but chance is at work
+_KEPT_PATIENTS = 100_000  # beyond them the limit no longer depends on how many there are
 # What other scans of the same hospitals differ by, in standard deviations: measured on the test
 # splits of a public set, whose scans come from several sources.
 USUAL = 0.1
@@ -61,13 +62,13 @@ class ShiftTally:
     Attributes:
         counts: scans decided negative, and positive.
         total: sum of their coordinates (r,); None before the first scan.
-        independent: runs of scans of one patient; a scan without a patient is one of its own.
+        independent: patients; a scan without a patient is one of its own.
     """
 
     counts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(2, np.int64))
     total: npt.NDArray[np.float64] | None = None
     independent: int = 0
-    _last: str | None = None
+    _patients: set[str] = field(default_factory=set)
 
     def add(
         self,
@@ -82,8 +83,9 @@ class ShiftTally:
         self.total = added if self.total is None else self.total + added
         self.counts += np.bincount(positive.astype(int), minlength=2)
         for patient in patients:
-            self.independent += patient is None or patient != self._last
-            self._last = patient
+            self.independent += patient not in self._patients
+            if patient is not None and len(self._patients) < _KEPT_PATIENTS:
+                self._patients.add(patient)
 
     def shift(self, reference_scans: npt.NDArray[np.int64]) -> Shift | None:
         """The distance; None for fewer than `LEAST_SCANS` independent scans.

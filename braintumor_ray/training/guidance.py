@@ -21,6 +21,7 @@ from braintumor_ray.decode.head import WHOLE, Box, cut
 from braintumor_ray.errors import UsageError
 from braintumor_ray.localization.truth import TruthIndex
 from braintumor_ray.recipes.schema import GuidanceSection
+from braintumor_ray.training.lesions import SOME_TUMOR
 from braintumor_ray.training.options import Say
 from braintumor_ray.types import GrayImage
 
@@ -72,10 +73,11 @@ class GuidanceLoss:
         """The loss of scans whose tumor is known, or that have none."""
         classes = torch.tensor(self.positive, device=evidence.device)
         own = coverage[:, None] * (labels[:, None] == classes)[:, :, None, None]
-        if gate is None:
-            loss = self._where(evidence[:, classes], own)
+        if gate is None:  # a drawn lesion is of no class: none is asked of it, none forbidden
+            drawn = coverage[:, None] * (labels == SOME_TUMOR)[:, None, None, None]
+            loss = self._where(evidence[:, classes], own, 1 - own - drawn)
         else:
-            loss = self._where(gate, coverage[:, None])
+            loss = self._where(gate, coverage[:, None], 1 - coverage[:, None])
         if self.settings.mass:
             loss = loss + self.settings.mass * _mass_loss(evidence[:, classes], own)
         return loss
@@ -86,9 +88,9 @@ class GuidanceLoss:
         cells = evidence[torch.arange(len(labels)), labels] if gate is None else gate[:, 0]
         return cells.float().flatten(1)
 
-    def _where(self, cells: Tensor, target: Tensor) -> Tensor:
-        """Positive inside tumors, negative outside, (B, c, h, w); the two averaged apart."""
-        outside = ((1 - target) * functional.softplus(cells)).sum(dim=1).mean()
+    def _where(self, cells: Tensor, target: Tensor, rest: Tensor) -> Tensor:
+        """Positive in the target, negative in the rest, (B, c, h, w); the two averaged apart."""
+        outside = (rest * functional.softplus(cells)).sum(dim=1).mean()
         loss = _inside(cells, target) + self.settings.outside * outside
         if self.settings.overlap:
             loss = loss + self.settings.overlap * _dice_loss(cells, target)

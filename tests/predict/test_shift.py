@@ -64,6 +64,9 @@ def test_slices_of_one_patient_count_once(reference):
     assert (grouped.independent, alone.independent) == (40, 400)
     assert grouped.distance == alone.distance
     assert grouped.limit > alone.limit
+    mixed = np.random.default_rng(0).permutation(400)
+    elsewhere = shift_of(reference, places[mixed], positive[mixed], [patients[n] for n in mixed])
+    assert elsewhere.independent == 40, "slices that lie apart are still one patient's"
 
 
 def test_batches_add_up(reference):

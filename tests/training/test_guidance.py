@@ -21,6 +21,7 @@ from braintumor_ray.training.guidance import (
     packed_masks,
     unpack_mask,
 )
+from braintumor_ray.training.lesions import SOME_TUMOR
 from braintumor_ray.training.loop import StepSettings, TrainableNetwork, train_epoch
 from braintumor_ray.training.run import Guided, begin_gate, without_somewhere
 from braintumor_ray.training.shards import GuidedRows
@@ -138,6 +139,16 @@ class TestLoss:
         changed = cells.clone()
         changed[:, 2] = 9.0
         assert self.of(cells) == self.of(changed)
+
+    def test_a_drawn_lesion_is_asked_of_no_class_and_forbidden_to_none(self):
+        """The class loss asks for some tumor there: guidance must not pull the other way."""
+        evidence = torch.randn(1, 4, 8, 8, requires_grad=True)
+        cells = batch_of(self.truth)
+        self.loss(evidence, None, torch.tensor([SOME_TUMOR]), cells).backward()
+        slope = evidence.grad[0, list(POSITIVE)]
+        inside = cells[0].expand_as(slope) == 1
+        assert (slope[inside] == 0).all()
+        assert (slope[cells[0].expand_as(slope) == 0] > 0).all()
 
     def test_scans_whose_tumor_is_not_known_take_no_part(self):
         unknown = np.full((8, 8), np.nan, np.float32)
