@@ -19,7 +19,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.scale import MockDecode, MockPredict, catalog_part
+from benchmarks.scale import MockDecode, MockPredict
+from benchmarks.written_archive import catalog_part
 
 
 def measure(bundle, blocks, rounds, size):

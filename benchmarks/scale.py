@@ -1,24 +1,31 @@
-"""Does the archive job stay flat? A catalog of many rows, a mock model, no decoding.
+"""Does the archive stay flat, up to ten million scans? No files, a mock model, no decoding.
 
     python benchmarks/scale.py [--scans 30000 300000] [--output DIR]
-    python benchmarks/scale.py --ten-million [--folder FOLDER]    # 1 and 10 million rows, hours
+    python benchmarks/scale.py --written --scans 1000000 10000000
+    python benchmarks/scale.py --written --scans 10000000 --folder FOLDER --steps plan
 
-Everything but decoding and the network is real: catalog, plan, Ray Data with checkpoints, Parquet,
-manifest, verify. Each size runs in a fresh process. Memory is each process's own (RSS less what it
-shares with others, so not Ray's object store), the peak of samples every 0.2 s. Scans/s is of the
-steady state, from the first commit to the last. Limits of a size: 1.5 GB for the driver, 20 s to
-plan a night with nothing new, 1.5 GB to verify, `--limit-s` seconds in all. What the two sizes say
-of 10 million rows, if memory and time grow along a line, is shown where none was run.
+For each size an archive is made: by the archive job, of which everything but decoding and the
+network is real (catalog, plan, Ray Data with checkpoints, Parquet, manifest), or, with
+`--written`, as Parquet of 20 runs, without Ray. Below `--folder` it stays, and is used again. Then
+each step runs in a process of its own: the plan of a night with nothing new and of one with 1% new
+scans, `verify`, `register`, `compact` (the last two change a linked copy).
+
+Memory of a step is the highest resident one of its process; `base_mb` of it are loaded libraries.
+That of the job is each process's own (RSS less what it shares with others, so not Ray's object
+store), the peak of samples every 0.2 s. Scans/s is of the steady state, from the first commit to
+the last. What two sizes say of 10 million scans, if memory and time grow along a line, is shown
+where none was run.
 """
 
 import argparse
 import json
+import os
 import shutil
 import sys
 import tempfile
 import threading
 import time
-from dataclasses import replace
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -31,19 +38,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import common
 from benchmarks.score import committed, steady_rate
+from benchmarks.written_archive import catalog_part, catalog_parts, link_catalogs, write_archive
 from braintumor_ray.catalog.schema import CATALOG_SCHEMA
 from braintumor_ray.predict.schema import KEYS, result_schema
 
-ROWS_PER_WRITE = 20_000
 TEN_MILLION = 10_000_000
-BYTES_PER_SCAN = 600  # on disk, catalog and results; 500 were seen
-# What must hold at 10 million rows.
+BYTES_PER_SCAN = 1200  # on disk: 600 for catalog and results (500 were seen), twice to compact
+STEPS = ("plan", "new", "verify", "register", "compact")
+# What must hold at 10 million scans, seconds on a quiet machine.
 BARS = {
-    "driver_mb": 1500,
-    "second_night_plan_s": 20,
-    "plan_driver_mb": 1500,
-    "verify_driver_mb": 1500,
+    ("score", "driver_mb"): 1500,
+    ("plan", "seconds"): 20,
+    **{(step, "peak_mb"): 1500 for step in STEPS},
 }
+MADE = "made.json"  # the last file of an archive that stays
 
 
 class MockDecode:
@@ -119,39 +127,13 @@ class MockPredict:
         return found
 
 
-def write_catalog(path, count):
-    """A catalog of scans that do not exist."""
-    with pq.ParquetWriter(path, CATALOG_SCHEMA, compression="zstd") as writer:
-        for start in range(0, count, ROWS_PER_WRITE):
-            numbers = np.arange(start, min(start + ROWS_PER_WRITE, count))
-            writer.write_table(catalog_part(numbers))
-
-
-def catalog_part(numbers):
-    paths = [f"site{n % 40:02d}/{n // 4000:06d}/series-{n // 20:09d}/{n:010d}.dcm" for n in numbers]
-    ids = (numbers.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)).view(np.int64)
-    columns = {
-        "scan_id": pa.array(ids),
-        "path": pa.array(paths),
-        "uri": pa.array([f"/archive/of/the/hospital/{path}" for path in paths]),
-        "frame": pa.array(np.zeros(len(numbers), np.int32)),
-        "size": pa.array(numbers + 100_000),
-        "format": pa.array(["dicom"] * len(numbers)),
-        "patient_key": pa.array([f"{n // 60:016x}" for n in numbers]),
-        "series_key": pa.array([f"{n // 20:016x}" for n in numbers]),
-    }
-    for field in CATALOG_SCHEMA:
-        columns.setdefault(field.name, pa.nulls(len(numbers), field.type))
-    return pa.table([columns[f.name].cast(f.type) for f in CATALOG_SCHEMA], schema=CATALOG_SCHEMA)
-
-
 class Watch:
     """Peak memory of this process and of Ray's workers."""
 
     def __init__(self):
         self.driver = self.worker = self.workers = 0
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self):
         self._thread.start()
@@ -160,14 +142,18 @@ class Watch:
     def __exit__(self, *_):
         self._stop.set()
         self._thread.join()
+        self._sample()  # what is faster than the first sample was seen, too
+
+    def _watch(self):
+        while not self._stop.wait(0.2):
+            self._sample()
 
     def _sample(self):
         me = psutil.Process()
-        while not self._stop.wait(0.2):
-            self.driver = max(self.driver, own_memory(me))
-            sizes = [own_memory(p) for p in me.children(recursive=True) if is_worker(p)]
-            self.worker = max([self.worker, *sizes])
-            self.workers = max(self.workers, sum(sizes))
+        self.driver = max(self.driver, own_memory(me))
+        sizes = [own_memory(p) for p in me.children(recursive=True) if is_worker(p)]
+        self.worker = max([self.worker, *sizes])
+        self.workers = max(self.workers, sum(sizes))
 
 
 def is_worker(process):
@@ -186,60 +172,162 @@ def own_memory(process):
     return found.rss - found.shared
 
 
-def score_mock(options):
-    """Score a catalog of `options.count` rows; the figures."""
-    from braintumor_ray.local_ray import ray_session
-    from braintumor_ray.scoring.job import ScoreOptions, Stages, plan_only, score
-    from braintumor_ray.scoring.options import PredictSettings
-    from braintumor_ray.scoring.scans import open_scans
-    from braintumor_ray.scoring.verify import verify
+# --- what runs in a process of its own -----------------------------------------------------------
 
-    count, work = options.count, Path(options.work)
-    catalog, results = str(work / "catalog.parquet"), str(work / "results")
-    write_catalog(catalog, count)
-    job = ScoreOptions(PredictSettings(str(work / "bundle")), block_size=options.block_size)
-    started = time.perf_counter()
-    with ray_session(), Watch() as watch:
-        score(open_scans(catalog), results, job, None, Stages(MockDecode, MockPredict))
-        seconds = time.perf_counter() - started
-    peak_driver, first = watch.driver, time.perf_counter()
-    with Watch() as planning:
-        again = plan_only(open_scans(catalog), results, replace(job, limit=None))
-    second_night = time.perf_counter() - first
-    first = time.perf_counter()
-    with Watch() as checking:
-        report = verify(results)
-    verified = time.perf_counter() - first
-    assert (again.remaining, report.scans, report.differences) == (0, count, [])
-    sizes = [path.stat().st_size for path in Path(results).glob("rows/*/*.parquet")]
+
+def job(options):
+    """One step; its figures."""
+    work = Path(options.work)
+    calls = {
+        "score": lambda: score_mock(options, work),
+        "write": lambda: write_runs(options, work / "results"),
+        "plan": lambda: plan(work, "plan", 0),
+        "new": lambda: plan(work, "new", options.count // 100),
+        "verify": lambda: check(work, options.count),
+        "register": lambda: add(work),
+        "compact": lambda: join(work, options.count),
+    }
+    load()
+    base, started, used = common.peak_mb(), time.perf_counter(), time.process_time()
+    more = calls[options.step]()
     return {
-        "scans": count,
-        "seconds": seconds,
-        "steady_scans_per_s": steady_rate(committed(Path(results) / "rows")),
-        "driver_mb": peak_driver / 1e6,
-        "largest_worker_mb": watch.worker / 1e6,
-        "all_workers_mb": watch.workers / 1e6,
-        "second_night_plan_s": second_night,
-        "plan_driver_mb": planning.driver / 1e6,
-        "verify_s": verified,
-        "verify_driver_mb": checking.driver / 1e6,
-        "files": len(sizes),
-        "bytes_per_scan": sum(sizes) / count,
-        "catalog_bytes_per_scan": Path(catalog).stat().st_size / count,
+        "seconds": time.perf_counter() - started,
+        "cpu_s": time.process_time() - used,
+        "base_mb": base,
+        "peak_mb": common.peak_mb(),
+        **(more or {}),
     }
 
 
+def load():
+    """What every command has loaded before it begins."""
+    import braintumor_ray.archive.compact
+    import braintumor_ray.archive.register
+    import braintumor_ray.scoring.verify  # noqa: F401
+
+
+def score_mock(options, work):
+    """Score a catalog of `options.count` rows; the figures."""
+    from braintumor_ray.local_ray import ray_session
+    from braintumor_ray.scoring.job import ScoreOptions, Stages, score
+    from braintumor_ray.scoring.options import PredictSettings
+    from braintumor_ray.scoring.scans import open_scans
+
+    common.untrained_bundle(work / "bundle")
+    catalog, results = work / "catalog" / "catalog.parquet", work / "results"
+    catalog.parent.mkdir()
+    with pq.ParquetWriter(catalog, CATALOG_SCHEMA, compression="zstd") as writer:
+        for part in catalog_parts(options.count):
+            writer.write_table(part)
+    settings = ScoreOptions(PredictSettings(str(work / "bundle")), block_size=options.block_size)
+    stages = Stages(MockDecode, MockPredict)
+    with ray_session(), Watch() as watch:
+        score(open_scans(str(catalog)), str(results), settings, None, stages)
+    sizes = [path.stat().st_size for path in results.glob("rows/*/*.parquet")]
+    return {
+        "steady_scans_per_s": steady_rate(committed(results / "rows")),
+        "driver_mb": watch.driver / 1e6,
+        "largest_worker_mb": watch.worker / 1e6,
+        "all_workers_mb": watch.workers / 1e6,
+        "files": len(sizes),
+        "bytes_per_scan": sum(sizes) / options.count,
+        "catalog_bytes_per_scan": catalog.stat().st_size / options.count,
+    }
+
+
+def write_runs(options, root):
+    write_archive(root, options.count, options.generations, options.rows_per_file)
+
+
+def plan(work, name, new):
+    from braintumor_ray.predict.results import results_folder
+    from braintumor_ray.scoring.plan import make_plan
+    from braintumor_ray.scoring.scans import open_scans
+
+    folder = results_folder(work / "results")
+    found = make_plan(folder, open_scans(str(work / f"{name}.parquet")), folder.manifests(), "fp")
+    assert found.remaining == new
+
+
+def check(work, count):
+    from braintumor_ray.scoring.verify import verify
+
+    report = verify(str(work / "results"))
+    assert (report.scans, report.differences) == (count, [])
+
+
+def add(work):
+    from braintumor_ray.archive.register import register
+
+    with linked(work) as copy:
+        done = register(str(copy), f"sqlite:///{copy}/catalog.db")
+        assert done.generations == len(list(copy.glob("manifests/*.json")))
+
+
+def join(work, count):
+    from braintumor_ray.archive.compact import compact
+
+    with linked(work) as copy:
+        done = compact(str(copy), progress=lambda *files: print(*files, "files", file=sys.stderr))
+        assert done.rows == count
+
+
+@contextmanager
+def linked(work):
+    """A copy of the results that may be changed: files are replaced, never written into."""
+    with tempfile.TemporaryDirectory(prefix="changed-", dir=work) as name:
+        yield Path(shutil.copytree(work / "results", f"{name}/results", copy_function=os.link))
+
+
+# --- the run -------------------------------------------------------------------------------------
+
+
 def run(options):
-    """Each size in a process of its own."""
-    jobs = []
+    """Every step for every size."""
+    found = []
     for count in options.scans:
-        with tempfile.TemporaryDirectory(prefix="bench-scale-", dir=options.folder) as work:
+        with archive(options, count) as work:
+            make = "write" if options.written else "score"
+            steps = options.steps if (work / MADE).exists() else [make, *options.steps]
+            for step in steps:
+                found.append({"scans": count, "step": step, **run_step(options, work, count, step)})
+                print(found[-1], file=sys.stderr, flush=True)
+                if step == make:
+                    link(work, count)
+    return {"steps": found, "machine": common.machine()}
+
+
+@contextmanager
+def archive(options, count):
+    """Where the archive of a size is, or is to be made."""
+    if options.folder is None:
+        with tempfile.TemporaryDirectory(prefix="bench-scale-") as work:
             require_disk(work, count)
-            common.untrained_bundle(Path(work) / "bundle")
-            values = {"count": count, "work": work, "block-size": options.block_size}
-            jobs.append(common.child(__file__, "job", timeout_s=options.limit_s, **values))
-            print(jobs[-1], file=sys.stderr, flush=True)
-    return {"jobs": jobs, "machine": common.machine()}
+            yield Path(work)
+        return
+    work = Path(options.folder) / f"{'written' if options.written else 'scored'}-{count}"
+    if not (work / MADE).exists():
+        if work.exists():
+            raise SystemExit(f"'{work}' was not made to its end; delete it")
+        work.mkdir(parents=True)
+        require_disk(work, count)
+    yield work
+
+
+def run_step(options, work, count, step):
+    names = ("block_size", "generations", "rows_per_file")
+    values = {"work": work, "count": count, "step": step}
+    values |= {name: getattr(options, name) for name in names}
+    return common.child(__file__, "job", timeout_s=options.limit_s, **values)
+
+
+def link(work, count):
+    """The catalogs of a night with nothing new and of one with 1% new scans."""
+    made = work / "catalog"  # of scored ones: afterwards nothing else is in it
+    paths = sorted((made if made.exists() else work / "results" / "catalogs").rglob("*.parquet"))
+    link_catalogs(work / "plan.parquet", paths)
+    link_catalogs(work / "new.parquet", paths, catalog_part(np.arange(count, count + count // 100)))
+    (work / MADE).write_text(json.dumps({"scans": count}))
 
 
 def require_disk(work, count):
@@ -247,7 +335,7 @@ def require_disk(work, count):
     need, free = count * BYTES_PER_SCAN, shutil.disk_usage(work).free
     if need > free:
         raise SystemExit(
-            f"{count:,} rows need {need / 1e9:.0f} GB below '{work}', {free / 1e9:.0f} GB are "
+            f"{count:,} scans need {need / 1e9:.0f} GB below '{work}', {free / 1e9:.0f} GB are "
             "free; give another --folder"
         )
 
@@ -258,90 +346,100 @@ def along_a_line(small, large, key, scans=TEN_MILLION):
     return max(large[key] + slope * (scans - large["scans"]), small[key], large[key])
 
 
-def bars_at_ten_million(small, large):
-    """Each limit, with what was seen, or with what the two sizes say."""
-    seen = large["scans"] >= TEN_MILLION
-    how = "" if seen else f", from {small['scans']:,} and {large['scans']:,} rows along a line"
-    return [
-        (f"10 million rows{how}: {key}", along_a_line(small, large, key), "<=", bar)
-        for key, bar in BARS.items()
-    ]
+def bars_at_ten_million(steps):
+    """Each limit, with what was seen, or with what two sizes say."""
+    bars = []
+    for (step, key), bar in BARS.items():
+        of = sorted((one for one in steps if one["step"] == step), key=lambda one: one["scans"])
+        if of and of[-1]["scans"] >= TEN_MILLION:
+            bars.append((f"10 million scans, {step}: {key}", of[-1][key], "<=", bar))
+        elif len(of) > 1:
+            how = f"from {of[0]['scans']:,} and {of[-1]['scans']:,} along a line"
+            seen = along_a_line(of[0], of[-1], key)
+            bars.append((f"10 million scans, {how}, {step}: {key}", seen, "<=", bar))
+    return bars
 
 
-def checks(small, large):
-    """Flat: ten times the scans, within 10%; and the limits at 10 million rows."""
-    times = f"{large['scans'] / small['scans']:.0f}x the scans"
-    list_ = [
-        (f"{times}: peak memory of the driver", large["driver_mb"] / small["driver_mb"], "<=", 1.1),
-        (
-            f"{times}: of the largest worker",
-            large["largest_worker_mb"] / small["largest_worker_mb"],
-            "<=",
-            1.1,
-        ),
-    ]
-    if small["steady_scans_per_s"]:
-        rate = large["steady_scans_per_s"] / small["steady_scans_per_s"]
-        list_.append((f"{times}: scans/s", rate, ">=", 0.9))
-    return list_ + bars_at_ten_million(small, large)
+def checks(steps):
+    """Flat: ten times the scans, within 10%; and the limits at 10 million scans."""
+    jobs, list_ = [one for one in steps if one["step"] == "score"], []
+    if len(jobs) > 1:
+        small, large = jobs[0], jobs[-1]
+        times = f"{large['scans'] / small['scans']:.0f}x the scans"
+        for what, key in (("the driver", "driver_mb"), ("the largest worker", "largest_worker_mb")):
+            list_.append((f"{times}: peak memory of {what}", large[key] / small[key], "<=", 1.1))
+        if small["steady_scans_per_s"]:
+            rate = large["steady_scans_per_s"] / small["steady_scans_per_s"]
+            list_.append((f"{times}: scans/s", rate, ">=", 0.9))
+    return list_ + bars_at_ten_million(steps)
 
 
 def report(options):
-    """Table, JSON and picture."""
+    """Tables, JSON and picture."""
     found = run(options)
-    jobs = found["jobs"]
-    found["checks"] = checks(jobs[0], jobs[-1])
+    found["checks"] = checks(found["steps"])
     known = common.write_json(options.output, "scale", found)
-    draw(known.with_suffix(".png"), jobs)
-    print(
-        common.table(
-            [
-                {"": key, **{f"{job['scans']:,} scans": shown(job[key]) for job in jobs}}
-                for key in jobs[0]
-            ]
-        )
-    )
-    print(common.checks_table(found["checks"]))
+    draw(known.with_suffix(".png"), found["steps"])
+    names = ("scans", "step", "seconds", "cpu_s", "base_mb", "peak_mb")
+    print(common.table([{name: shown(one[name]) for name in names} for one in found["steps"]]))
+    for one in found["steps"]:
+        more = ", ".join(f"{k} {shown(v)}" for k, v in one.items() if k not in names)
+        if more:
+            print(f"{one['scans']:,} scans, {one['step']}: {more}")
+    if found["checks"]:
+        print(common.checks_table(found["checks"]))
     print(f"{found['machine']}\nwritten: {known}, {known.with_suffix('.png')}")
 
 
 def shown(value):
-    return "" if value is None else f"{value:,.1f}"
+    if value is None or isinstance(value, str):
+        return value or ""
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.1f}"
 
 
-def draw(path, jobs):
-    """Memory and speed for each size."""
+def draw(path, steps):
+    """Memory and time of each step; of the job memory and speed for each size."""
     panels = {
-        "peak private memory of the driver, MB": "driver_mb",
-        "of the largest worker, MB": "largest_worker_mb",
-        "scans/s in steady state": "steady_scans_per_s",
+        "peak resident memory, MB": "peak_mb",
+        "CPU seconds": "cpu_s",
+        "job: peak private memory of the driver, MB": "driver_mb",
+        "job: of the largest worker, MB": "largest_worker_mb",
+        "job: scans/s in steady state": "steady_scans_per_s",
     }
     groups = {
-        title: {f"ours, {job['scans']:,} scans": common.spread([job[key] or 0.0]) for job in jobs}
+        title: {
+            f"ours, {one['step']}, {one['scans']:,}": common.spread([one[key] or 0.0])
+            for one in steps
+            if key in one
+        }
         for title, key in panels.items()
     }
-    common.bars(path, f"The archive job with a mock model: {common.cpu_name()}", groups, "")
+    groups = {title: group for title, group in groups.items() if group}
+    common.bars(path, f"An archive with a mock model: {common.cpu_name()}", groups, "")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--scans", type=int, nargs="+", default=[30_000, 300_000])
-    parser.add_argument("--ten-million", action="store_true", help="1 and 10 million rows")
-    parser.add_argument("--block-size", type=int, default=512)
-    parser.add_argument("--folder", help="for catalogs and results: 6 GB for 10 million rows")
-    parser.add_argument("--limit-s", type=float, default=4 * 3600, help="of one size, in seconds")
+    parser.add_argument("--written", action="store_true", help="archives without Ray, by Parquet")
+    parser.add_argument("--steps", nargs="*", default=list(STEPS), choices=STEPS)
+    parser.add_argument("--block-size", type=int, default=512, help="of the job")
+    parser.add_argument("--generations", type=int, default=20, help="of --written")
+    parser.add_argument("--rows-per-file", type=int, default=10_000, help="of --written")
+    parser.add_argument("--folder", help="archives stay here: up to 6 GB for 10 million scans")
+    parser.add_argument("--limit-s", type=float, default=4 * 3600, help="of one step, in seconds")
     parser.add_argument("--tiny", action="store_true", help="seconds only: does it still run?")
     parser.add_argument("--output", default=common.OUTPUT)
     parser.add_argument("--role", default="whole", choices=["whole", "job"], help=argparse.SUPPRESS)
     parser.add_argument("--count", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--work", help=argparse.SUPPRESS)
+    for name in ("--work", "--step"):
+        parser.add_argument(name, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.ten_million:
-        options.scans = [TEN_MILLION // 10, TEN_MILLION]
     if options.tiny:
         options.scans, options.block_size = [40, 400], 40
+        options.generations, options.rows_per_file = 4, 10
     if options.role == "job":
-        print(json.dumps(score_mock(options)))
+        print(json.dumps(job(options)))
     else:
         report(options)
 

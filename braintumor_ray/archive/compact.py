@@ -7,6 +7,7 @@ removed next, and the old files when readers had time to leave them (`expire`).
 """
 
 import math
+import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -31,8 +32,8 @@ from braintumor_ray.archive.records import (
 from braintumor_ray.archive.segments import Segment, find_segments
 from braintumor_ray.archive.sorting import (
     Survey,
-    collect,
     read_batches,
+    sorted_parts,
     survey,
     write_rows,
 )
@@ -53,7 +54,7 @@ from braintumor_ray.scoring.generation import tidy_newest
 from braintumor_ray.scoring.lease import Lease, lease_on
 from braintumor_ray.scoring.scans import Ids, are_in, joined
 from braintumor_ray.storage import open_filesystem
-from braintumor_ray.types import Progress
+from braintumor_ray.types import Mask, Progress
 
 CATALOG_ROWS = 500_000  # of a file
 PARQUET_SHRINKS = 0.9  # a target file may come out smaller than its share of the old bytes
@@ -172,33 +173,29 @@ class _Writer:
             return []
         share = found.content.rows / max(1, sum(self._rows_of_sources()))
         target = self._options.target_mb * 1e6 / PARQUET_SHRINKS
-        bounds = found.bounds(max(1, round(self._segment.nbytes * share / target)))
-        count = len(bounds) + 1
-        at_once = max(1, int(count * self._options.memory_mb * 1e6 / max(1, found.nbytes)))
-        files = []
-        for first in range(0, count, at_once):
-            last = min(first + at_once, count) - 1
-            files += self._group(stem, is_current, bounds, first, last)
+        by_memory = math.ceil(found.nbytes / (self._options.memory_mb * 1e6))
+        bounds = found.bounds(max(by_memory, round(self._segment.nbytes * share / target)))
+        parent = f"{ROWS}/{self._segment.name}"
+        names = [f"{stem}-{number:05d}.parquet" for number in range(len(bounds) + 1)]
+        missing = np.array([name not in self._there for name in names])
+        files = {n: self._listed(f"{parent}/{names[n]}") for n in np.flatnonzero(~missing)}
+        for number, rows in self._missing(is_current, bounds, missing):
+            files[number] = self._write(f"{parent}/{names[number]}", rows)
             if self._progress:
-                self._progress(last + 1, count)
-        return [file for file in files if file is not None]
+                self._progress(len(files), len(names))
+        return [files[number] for number in sorted(files)]
+
+    def _missing(
+        self, is_current: bool, bounds: Sequence[str], missing: Mask
+    ) -> Iterator[tuple[int, pa.Table]]:
+        """The parts that are not there yet."""
+        if missing.any():
+            sources, memory = self._segment.sources, self._options.memory_mb * 1e6
+            yield from sorted_parts(self._folder, sources, is_current, bounds, missing, memory)
 
     def _rows_of_sources(self) -> Iterator[int]:
         for manifest in self._segment.manifests:
             yield from (int(file["rows"]) for file in manifest["files"])
-
-    def _group(
-        self, stem: str, is_current: bool, bounds: Sequence[str], first: int, last: int
-    ) -> list[dict[str, Any] | None]:
-        names = [f"{stem}-{number:05d}.parquet" for number in range(first, last + 1)]
-        parent = f"{ROWS}/{self._segment.name}"
-        if all(name in self._there for name in names):
-            return [self._listed(f"{parent}/{name}") for name in names]
-        parts = collect(self._folder, self._segment.sources, is_current, bounds, first, last)
-        return [
-            None if rows is None else self._write(f"{parent}/{name}", rows)
-            for name, rows in zip(names, parts, strict=True)
-        ]
 
     def _write(self, path: str, rows: pa.Table) -> dict[str, Any]:
         size = write_rows(self._folder.at(path), rows)
@@ -355,6 +352,6 @@ def _as_results_errors(results: str) -> Iterator[None]:
         raise
     except (OSError, pa.ArrowException) as error:
         raise ResultsError(
-            f"compaction of '{results}' stopped: {error}; readers see every row as before: "
-            "mend the cause and run 'compact' again"
+            f"compaction of '{results}' stopped: {error}; readers see every row as before: mend "
+            f"the cause (rows wait in '{tempfile.gettempdir()}', TMPDIR) and run 'compact' again"
         ) from error

@@ -72,18 +72,23 @@ def _of_lists(array: Any) -> Hashes:  # noqa: ANN401 - pyarrow has no stubs
         lengths = pc.binary_length(array)
         there = array.drop_null()
         joined = pc.binary_join(pa.ListArray.from_arrays([0, len(there)], there), "")
-        values = np.frombuffer(joined[0].as_buffer(), np.uint8).astype(np.uint64)
+        values = np.frombuffer(joined[0].as_buffer(), np.uint8)
     else:
         lengths, values = pc.list_value_length(array), _bits(array.flatten())
     counts = lengths.fill_null(0).to_numpy().astype(np.int64)
-    ends = np.cumsum(counts)
-    starts = ends - counts
-    place = np.arange(len(values)) - np.repeat(starts, counts)
+    starts = np.cumsum(counts) - counts
     weights = np.random.default_rng(_WEIGHTS_SEED).integers(
         0, 2**64, int(counts.max(initial=0)), np.uint64, endpoint=False
     )
-    sums = np.concatenate([[np.uint64(0)], np.cumsum((values + _ODD) * (weights | 1)[place])])
-    return _mixed(sums[ends] - sums[starts] + counts.astype(np.uint64) + _NULL)
+    sums = np.zeros(len(counts), np.uint64)
+    for length in np.unique(counts):  # few, mostly one
+        rows, own = np.flatnonzero(counts == length), weights[:length] | 1
+        if len(rows) == len(counts):
+            each = values.reshape(len(rows), length)
+        else:
+            each = values[starts[rows, None] + np.arange(length)]
+        sums[rows] = each.astype(np.uint64) @ own + (own * _ODD).sum()
+    return _mixed(sums + counts.astype(np.uint64) + _NULL)
 
 
 def _bits(array: Any) -> Hashes:  # noqa: ANN401 - as above

@@ -1,13 +1,15 @@
 """Rows of many files into few, sorted by patient, study and series, in bounded memory.
 
 The rows are read once to take a sample of their keys, whose quantiles divide them into parts of
-about one file each. Then as many parts as fit into memory are collected at a time.
+about one file each. They are read again to be divided; what does not fit into memory waits in a
+temporary file. Then one part after the other is sorted.
 """
 
 import io
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -40,6 +42,10 @@ class Source:
     path: str
     gone: Ids
     superseded: bool = False
+
+    def may_hold(self, current: bool) -> bool:
+        """Whether rows that are current, or that are not, can be in it at all."""
+        return not self.superseded if current else self.superseded or len(self.gone) > 0
 
     def wanted(self, rows: pa.Table, current: bool) -> Mask:
         """Which rows are current, or which are not: bool (n,)."""
@@ -94,26 +100,89 @@ def survey(folder: ResultsFolder, sources: Sequence[Source]) -> tuple[Survey, Su
     return current, others
 
 
-def collect(
+def sorted_parts(
     folder: ResultsFolder,
     sources: Sequence[Source],
     current: bool,
     bounds: Sequence[str],
-    first: int,
-    last: int,
-) -> Iterator[pa.Table | None]:
-    """Parts `first` to `last`, sorted, all held at once; None for one without rows."""
-    held: list[list[pa.Table]] = [[] for _ in range(first, last + 1)]
-    for source in sources:
-        for rows in read_batches(folder, source.path):
-            chosen = rows.filter(pa.array(source.wanted(rows, current)))
-            chosen = chosen.append_column(KEY, _keys(chosen))
-            parts = _parts(chosen[KEY], bounds)
-            for number in np.unique(parts[(parts >= first) & (parts <= last)]):
-                held[number - first].append(chosen.filter(pa.array(parts == number)))
-    for number in range(len(held)):
-        tables, held[number] = held[number], []
-        yield _sorted(tables) if tables else None
+    wanted: Mask,
+    most_bytes: float,
+) -> Iterator[tuple[int, pa.Table]]:
+    """The wanted parts that have rows, one after the other, each sorted.
+
+    Args:
+        folder: the results.
+        sources: their files of rows.
+        current: the current rows, or the others.
+        bounds: smallest keys of all parts but the first.
+        wanted: bool (parts,).
+        most_bytes: of rows that wait in memory.
+
+    Raises:
+        ResultsError: a file cannot be read.
+    """
+    with tempfile.TemporaryFile(prefix="braintumor-compact-") as file:
+        waiting = _Waiting(len(wanted), most_bytes, file)
+        for source in sources:
+            for rows in read_batches(folder, source.path) if source.may_hold(current) else ():
+                chosen = rows.filter(pa.array(source.wanted(rows, current)))
+                parts = _parts(_keys(chosen), bounds)
+                order = np.argsort(parts, kind="stable")
+                order = order[wanted[parts[order]]]
+                waiting.add(chosen.take(pa.array(order)), parts[order])
+        waiting.settle()
+        for number in range(len(wanted)):
+            tables = waiting.take(number)
+            if tables:
+                yield number, _sorted(tables)
+
+
+class _Waiting:
+    """Rows of several parts: in memory up to a limit, then in a file.
+
+    The file has no name: a process that is killed leaves nothing behind.
+    """
+
+    def __init__(self, parts: int, most_bytes: float, file: IO[bytes]) -> None:
+        self._held: list[list[pa.Table]] = [[] for _ in range(parts)]
+        self._places: list[list[int]] = [[] for _ in range(parts)]
+        self._file, self._most, self._nbytes = file, most_bytes, 0
+
+    def add(self, rows: pa.Table, parts: Ids) -> None:
+        """Take rows that are sorted by their part."""
+        numbers, starts = np.unique(parts, return_index=True)
+        stops = np.append(starts[1:], len(parts))[: len(starts)]
+        for number, start, stop in zip(numbers, starts, stops, strict=True):
+            self._held[number].append(rows.slice(start, stop - start))
+        self._nbytes += rows.nbytes
+        if self._nbytes > self._most:
+            self._flush()
+
+    def settle(self) -> None:
+        """All rows are there: memory is for sorting now, if it was short before."""
+        if self._file.tell():
+            self._flush()
+
+    def take(self, number: int) -> list[pa.Table]:
+        """The rows of a part."""
+        tables = []
+        for place in self._places[number]:
+            self._file.seek(place)
+            tables.append(pa.ipc.open_stream(self._file).read_all())
+        tables += self._held[number]
+        self._held[number] = []
+        return tables
+
+    def _flush(self) -> None:
+        packed = pa.ipc.IpcWriteOptions(compression="lz4")
+        for held, places in zip(self._held, self._places, strict=True):
+            if held:
+                rows = pa.concat_tables(held, promote_options="default").combine_chunks()
+                places.append(self._file.tell())
+                with pa.ipc.new_stream(self._file, rows.schema, options=packed) as stream:
+                    stream.write_table(rows)
+                held.clear()
+        self._nbytes = 0
 
 
 def write_rows(location: str, rows: pa.Table) -> int:
@@ -162,6 +231,7 @@ def _parts(keys: pa.ChunkedArray, bounds: Sequence[str]) -> Ids:
 
 def _sorted(tables: list[pa.Table]) -> pa.Table:
     rows = pa.concat_tables(tables, promote_options="default")
+    rows = rows.append_column(KEY, _keys(rows))
     names = (KEY, "frame", "scored_at", "scan_id")
     order = pc.sort_indices(rows, [(name, "ascending") for name in names])
-    return rows.take(order).drop_columns([KEY])
+    return rows.drop_columns([KEY]).take(order)

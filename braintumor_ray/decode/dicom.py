@@ -22,11 +22,10 @@ from braintumor_ray.decode.dicom_color import palette_gray
 from braintumor_ray.decode.dicom_header import (
     functional_group,
     header_tags,
-    is_directory,
-    is_ours,
     mosaic_tiles,
     read_dicom,
     why_no_image,
+    why_no_scan,
     why_skipped,
 )
 from braintumor_ray.decode.dicom_layout import UNDEFINED, Layout, PixelElement, layout_of
@@ -66,9 +65,9 @@ def open_dicom(
         Unreadable: no pixel data, fewer than the header says, or too large.
     """
     tags, pixels = read_dicom(data, limits)
-    if pixels is None and not (is_directory(tags) or is_ours(tags)):
-        raise Unreadable(str(why_no_image(tags)))
     skipped = why_skipped(tags)
+    if pixels is None and not why_no_scan(tags):
+        raise Unreadable(str(why_no_image(tags)))
     if skipped or pixels is None:
         return lambda frame: Decoded(None, skipped, name, _mode(tags, pixels), "skipped")
     layout = _layout(tags, pixels)
@@ -91,7 +90,7 @@ def open_dicom(
 def probe_dicom(data: bytes, name: str, volumes: VolumeOptions) -> Probe:
     """Read a DICOM header; an object without pixels has a reason, and tags all the same."""
     tags, pixels = read_dicom(data, DEFAULT_LIMITS, pixels=False)
-    if is_directory(tags) or is_ours(tags):
+    if why_no_scan(tags):
         return Probe(name, frames=1, tags=header_tags(tags))
     if pixels is None:
         return Probe(name, reason=why_no_image(tags), tags=header_tags(tags))

@@ -121,10 +121,8 @@ def why_no_image(tags: Tags) -> str | None:
 
 def why_skipped(tags: Tags) -> str | None:
     """Why a readable object is not to be scored, or None."""
-    if is_directory(tags):
-        return "DICOMDIR: lists files, is no scan"
-    if is_ours(tags):
-        return "published by braintumor-ray: a map, report or capture, no scan"
+    if reason := why_no_scan(tags):
+        return reason
     modality = tags.text("Modality").upper()
     if modality not in ("", "MR"):
         return "not MR: another modality"
@@ -133,15 +131,18 @@ def why_skipped(tags: Tags) -> str | None:
     return None
 
 
-def is_directory(tags: Tags) -> bool:
-    """Whether this is a DICOMDIR (PS3.10, 8.6), whatever the file is called."""
+def why_no_scan(tags: Tags) -> str | None:
+    """Why an object is none of a scanner, with or without pixel data, or None.
+
+    A DICOMDIR (PS3.10, 8.6) is known whatever the file is called, and what `publish` made whatever
+    its modality became on the way.
+    """
     uid = Tags(tags.dataset.file_meta).text("MediaStorageSOPClassUID")
-    return bool(uid == MediaStorageDirectoryStorage) or "DirectoryRecordSequence" in tags
-
-
-def is_ours(tags: Tags) -> bool:
-    """Whether `publish` made this object, whatever its modality became on the way."""
-    return tags.text("Manufacturer") == MANUFACTURER
+    if uid == MediaStorageDirectoryStorage or "DirectoryRecordSequence" in tags:
+        return "DICOMDIR: lists files, is no scan"
+    if tags.text("Manufacturer") == MANUFACTURER:
+        return "published by braintumor-ray: a map, report or capture, no scan"
+    return None
 
 
 def functional_group(tags: Tags, frame: int, keyword: str) -> Tags:

@@ -70,25 +70,51 @@ def test_score(tmp_path):
 @pytest.mark.slow
 @pytest.mark.ray
 def test_scale(tmp_path):
-    found = tiny("scale", tmp_path)
-    assert [job["scans"] for job in found["jobs"]] == [40, 400]
-    assert all(job["driver_mb"] > 50 and job["largest_worker_mb"] > 50 for job in found["jobs"])
-    assert found["jobs"][1]["files"] >= 10
-    assert found["jobs"][1]["steady_scans_per_s"] > 0
+    steps = tiny("scale", tmp_path)["steps"]
+    assert [(one["scans"], one["step"]) for one in steps] == in_turn("score")
+    jobs = [one for one in steps if one["step"] == "score"]
+    assert all(job["driver_mb"] > 50 and job["largest_worker_mb"] > 50 for job in jobs)
+    assert jobs[1]["files"] >= 10
+    assert jobs[1]["steady_scans_per_s"] > 0
+
+
+@pytest.mark.slow
+def test_scale_of_archives_that_stay_on_disk(tmp_path):
+    folder = ("--folder", str(tmp_path / "kept"))
+    steps = tiny("scale", tmp_path, "--written", *folder)["steps"]
+    assert [(one["scans"], one["step"]) for one in steps] == in_turn("write")
+    assert all(one["peak_mb"] > 50 and one["cpu_s"] > 0 for one in steps)
+    again = tiny("scale", tmp_path / "again", "--written", *folder, "--steps", "verify")["steps"]
+    assert [one["step"] for one in again] == ["verify", "verify"]
+
+
+def in_turn(make):
+    """Both sizes, with all steps."""
+    from benchmarks.scale import STEPS
+
+    return [(scans, step) for scans in (40, 400) for step in (make, *STEPS)]
+
+
+def test_what_is_faster_than_the_first_sample_has_memory_too():
+    from benchmarks.scale import Watch
+
+    with Watch() as watch:
+        pass
+    assert watch.driver > 1e6
 
 
 def test_a_size_that_was_not_run_is_estimated_from_two_that_were():
     from benchmarks.scale import along_a_line, bars_at_ten_million
 
-    small = {"scans": 1_000_000, "driver_mb": 400, "second_night_plan_s": 1.0}
-    large = {"scans": 2_000_000, "driver_mb": 450, "second_night_plan_s": 2.0}
-    assert along_a_line(small, large, "driver_mb") == 450 + 8 * 50
-    assert along_a_line(small, large | {"driver_mb": 300}, "driver_mb") == 400  # never shrinks
-    more = {"plan_driver_mb": 1, "verify_driver_mb": 1}
-    said = {what: seen for what, seen, *_ in bars_at_ten_million(small | more, large | more)}
-    (line,) = [what for what in said if what.endswith("second_night_plan_s")]
+    small = {"step": "plan", "scans": 1_000_000, "peak_mb": 400, "seconds": 1.0}
+    large = {"step": "plan", "scans": 2_000_000, "peak_mb": 450, "seconds": 2.0}
+    assert along_a_line(small, large, "peak_mb") == 450 + 8 * 50
+    assert along_a_line(small, large | {"peak_mb": 300}, "peak_mb") == 400  # never shrinks
+    said = {what: seen for what, seen, *_ in bars_at_ten_million([large, small])}
+    (line,) = [what for what in said if what.endswith("plan: seconds")]
     assert "along a line" in line
     assert said[line] == 10
+    assert bars_at_ten_million([small]) == []
 
 
 @pytest.mark.slow
