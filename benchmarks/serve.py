@@ -57,6 +57,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--single", type=int, default=100, help="requests at low load")
     parser.add_argument("--max-seconds", type=float, default=90, help="of each part under load")
     parser.add_argument("--replicas", type=int, default=1)
+    parser.add_argument("--apart", action="store_true", help="predictors apart from the fronts")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--output", default=common.OUTPUT)
     parser.add_argument("--role", choices=["whole", "alone", "client", "batches"], default="whole")
@@ -160,15 +161,22 @@ def serve_and_load(options: argparse.Namespace) -> dict:
     from braintumor_ray.serving.settings import ServingSettings
 
     settings = serving_settings(
-        ServingSettings(options.bundle, replicas=options.replicas, precision=options.precision)
+        ServingSettings(
+            options.bundle,
+            replicas=options.replicas,
+            precision=options.precision,
+            in_fronts=False if options.apart else None,
+        )
     )
     port = free_port()
     with haproxy_environment(), ray_session(options.replicas + 1):
         app.start(settings, "127.0.0.1", port)
         warm = min(100, options.requests)
         child(options, "client", port=port, clients=4, requests=warm)
+        start = cpu_by_part()
         low = child(options, "client", port=port, clients=1, requests=options.single)
         before = cpu_by_part()
+        low_cpu = difference(start, before)
         high = child(options, "client", port=port)
         after = cpu_by_part()
         sizes = batch_sizes(app.metrics_addresses())
@@ -178,6 +186,7 @@ def serve_and_load(options: argparse.Namespace) -> dict:
         app.serve.shutdown()
     return {
         "low": low,
+        "low_cpu_s": low_cpu,
         "high": high,
         "cpu_s": difference(before, after),
         "batch_sizes": sizes,
@@ -333,6 +342,7 @@ def report(options: argparse.Namespace, found: dict) -> None:
         ("p50 / p95 / p99 under load", latencies),
         ("single prediction alone, p50", f"{single:.1f} ms"),
         (f"one client, p50 (at most {limit_ms:.0f} ms)", f"{low['p50_ms']:.1f} ms"),
+        ("CPU ms per request of one client", ", ".join(per_request(found["low_cpu_s"], low))),
         ("client's share of CPU time", f"{client_share:.1%}"),
         ("CPU ms per request", ", ".join(per_request(cpu, high))),
         ("mean batch size", f"{found['batch_sizes'].get('mean', float('nan')):.1f}"),

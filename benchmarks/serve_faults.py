@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=15, help="of load around each kill")
     parser.add_argument("--output", default=common.OUTPUT)
+    parser.add_argument("--apart", action="store_true", help="predictors apart from the fronts")
     parser.add_argument("--only", choices=["overload", "kills", "hostile"])
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
@@ -58,7 +59,9 @@ def serve_and_attack(options: argparse.Namespace) -> dict:
     from braintumor_ray.serving.settings import ServingSettings
 
     settings, port, scans = (
-        serving_settings(ServingSettings(options.bundle)),
+        serving_settings(
+            ServingSettings(options.bundle, in_fronts=False if options.apart else None)
+        ),
         free_port(),
         read_scans(options),
     )
@@ -166,7 +169,8 @@ def spread(seconds: list[float]) -> str:
 
 
 def kills(port: int, scans: list[bytes], options: argparse.Namespace) -> dict:
-    return {part: killed(port, scans, options, part) for part in ("Predictor", "Front")}
+    parts = ("Predictor", "Front") if options.apart else ("Front",)
+    return {part: killed(port, scans, options, part) for part in parts}
 
 
 def killed(port: int, scans: list[bytes], options: argparse.Namespace, part: str) -> dict:

@@ -101,17 +101,17 @@ def annotated(field: Field[Any], kind: type[T]) -> T | None:
     return next((extra for extra in extras if isinstance(extra, kind)), None)
 
 
-def parse_range(option: str, text: str) -> int | tuple[int, int]:
-    """`N` or `MIN:MAX`, all at least 1.
+def parse_range(option: str, text: str, least: int = 1) -> int | tuple[int, int]:
+    """`N` or `MIN:MAX`: N and MAX at least 1, MIN at least `least`.
 
     Raises:
         UsageError: neither.
     """
     parts = text.split(":")
-    if all(part.isdigit() and int(part) > 0 for part in parts):
+    if all(part.isascii() and part.isdigit() for part in parts):
         numbers = [int(part) for part in parts]
-        if len(numbers) == 1:
+        if len(numbers) == 1 and numbers[0] > 0:
             return numbers[0]
-        if len(numbers) == 2 and numbers[0] <= numbers[1]:
+        if len(numbers) == 2 and least <= numbers[0] <= numbers[1] > 0:
             return numbers[0], numbers[1]
     raise UsageError(f"{option} '{text}' is neither a number such as 4 nor a range such as 2:8")

@@ -313,7 +313,14 @@ def test_worker_numbers_and_ranges(text, value):
     assert parse_range("--num-workers", text) == value
 
 
-@pytest.mark.parametrize("text", ["0", "-1", "8:2", "a", "1:2:3", ""])
+def test_a_range_may_begin_at_none():
+    assert parse_range("--replicas", "0:2", least=0) == (0, 2)
+    for text in ("0", "0:0"):
+        with pytest.raises(UsageError, match="--replicas"):
+            parse_range("--replicas", text, least=0)
+
+
+@pytest.mark.parametrize("text", ["0", "0:2", "-1", "8:2", "a", "1:2:3", ""])
 def test_wrong_ranges(text):
     with pytest.raises(UsageError, match="--num-workers"):
         parse_range("--num-workers", text)

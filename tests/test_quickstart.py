@@ -9,8 +9,16 @@ from typer.testing import CliRunner
 
 from braintumor_ray.cli import app
 from braintumor_ray.cli.quickstart import OWN, QuickstartOptions, run_quickstart
+from braintumor_ray.errors import UsageError
 from braintumor_ray.recipes.loader import load_recipe
-from braintumor_ray.training.speed import LEAST_EPOCHS, Speed, measure_speed, plan_training
+from braintumor_ray.training.speed import (
+    LEAST_EPOCHS,
+    START_S,
+    STEP_S,
+    Speed,
+    measure_speed,
+    plan_training,
+)
 from tests.builders import write_archive
 
 COUNTS = {"glioma": 800, "none": 200}
@@ -20,14 +28,16 @@ def call(*arguments):
     return CliRunner().invoke(app, [str(a) for a in arguments])
 
 
-def planned(seconds, *, pretrained=True, train=0.02, predict=0.005):
+def planned(seconds, *, pretrained=True, train=0.02, predict=0.005, reading=10.0):
     asked = []
 
     def measure(recipe, classes):
         asked.append((recipe.name, classes))
         return Speed(train, predict) if recipe.name == "best" else Speed(train / 10, predict / 10)
 
-    plan = plan_training(COUNTS, ["glioma"], seconds, pretrained=pretrained, measure=measure)
+    plan = plan_training(
+        COUNTS, ["glioma"], seconds, reading_s=reading, pretrained=pretrained, measure=measure
+    )
     return plan, asked
 
 
@@ -41,31 +51,34 @@ class TestPlan:
         plan, _ = planned(300)
         assert plan.recipe == "best"
         assert LEAST_EPOCHS <= plan.epochs < 30
-        # Healthy scans are shown twice, and all scans are predicted three times afterwards.
+        # Healthy scans are shown twice, and all scans are predicted by maps in scoring.
         epoch = 1.2 * (0.8 * (800 + 2 * 200) * 0.02 + 0.1 * 1000 * 0.005)
-        assert plan.epoch_s == pytest.approx(epoch)
-        assert plan.epochs == int((300 - 3 * 1000 * 0.005) / epoch)
+        after = 10 + 1.1 * 1000 * 2 * 0.005 + 3 * STEP_S
+        before = START_S + 10 + (0.9 + 7 * 0.1) * 1000 * 0.005
+        assert plan.after_s == pytest.approx(after)
+        assert plan.epochs == int((300 - after - before) / epoch)
+
+    def test_training_gets_what_is_left_when_it_starts(self):
+        plan, _ = planned(300)
+        assert plan.minutes(240) == pytest.approx((240 - plan.after_s) / 60, abs=0.01)
 
     def test_the_small_network_takes_over_where_the_strong_one_does_not_fit(self):
-        plan, asked = planned(60)
+        plan, asked = planned(160)
         assert plan.recipe == "demo"
         assert [name for name, _ in asked] == ["best", "demo"]
 
     def test_without_weights_only_the_small_network_is_asked(self):
         assert planned(3600, pretrained=False)[1] == [("demo", 2)]
 
-    def test_too_little_time_is_told(self):
+    def test_too_little_time_is_told_and_is_enough_for_the_fewest_epochs(self):
         plan, _ = planned(1)
         assert (plan.epochs, plan.fits) == (LEAST_EPOCHS, False)
         assert "this takes longer" in plan.sentence()
-
-    def test_the_setting_is_one_that_the_recipe_has(self):
-        plan, _ = planned(300)
-        assert load_recipe(plan.recipe, [plan.setting]).stages[0].epochs == plan.epochs
+        assert plan.minutes(0) == pytest.approx(plan.train_s / 60, abs=0.01)
 
     def test_speed_is_measured(self):
         speed = measure_speed(load_recipe("demo", ["data.batch_size=4"]), 3)
-        assert speed.train > speed.predict > 0
+        assert min(speed.train, speed.predict) > 0
 
 
 @pytest.fixture
@@ -113,9 +126,12 @@ class TestSteps:
     def steps(self, tmp_path, archive, monkeypatch):
         monkeypatch.setattr("braintumor_ray.local_ray.ray_session", nullcontext)
         codes, commands, lines = {}, [], []
+        seconds = {"audit": 30.0, "train": 60.0}  # what a command takes by the clock
+        now = [0.0]
 
         def run(command):
             commands.append(command)
+            now[0] += seconds.get(command[0], 0.0)
             if command[0] == "audit":
                 (tmp_path / "out" / "audit").mkdir(parents=True)
                 (tmp_path / "out" / "audit" / "audit.json").touch()
@@ -124,7 +140,7 @@ class TestSteps:
         def start(**options):
             commands.clear()
             chosen = QuickstartOptions(output=tmp_path / "out", weights="none", **options)
-            found = run_quickstart(str(archive), chosen, run, lines.append)
+            found = run_quickstart(str(archive), chosen, run, lines.append, clock=lambda: now[0])
             return found, [list(command) for command in commands]
 
         start.codes, start.lines, start.out = codes, lines, tmp_path / "out"
@@ -144,12 +160,27 @@ class TestSteps:
         assert found["report"] == str(steps.out / "report" / "report.html")
         assert {path.name for path in steps.out.iterdir()} <= OWN
 
+    def test_training_gets_the_minutes_that_audit_and_what_follows_leave(self, steps):
+        _, commands = steps(minutes=10)
+        plan = json.loads((steps.out / "plan.json").read_text())
+        train = commands[1]
+        left = 600 - 30 - plan["after_s"]
+        assert float(train[train.index("--minutes") + 1]) == pytest.approx(left / 60, abs=0.01)
+        assert plan["after_s"] > 30  # scoring reads all scans, as the audit did
+
     def test_a_second_time_the_audit_and_the_plan_are_used_again(self, steps):
         steps(minutes=1)
-        plan = json.loads((steps.out / "plan.json").read_text())
+        plan = (steps.out / "plan.json").read_text()
         _, commands = steps(minutes=500)
         assert commands[0][0] == "train"
-        assert f"stages.scratch.epochs={plan['epochs']}" in commands[0]
+        assert json.loads(plan)["recipe"] in commands[0]
+        assert (steps.out / "plan.json").read_text() == plan
+
+    def test_a_plan_of_another_version_is_refused(self, steps):
+        steps(minutes=1)
+        (steps.out / "plan.json").write_text('{"recipe": "best", "stage": "finetune"}')
+        with pytest.raises(UsageError, match="not a plan of this version"):
+            steps()
 
     def test_a_step_that_fails_ends_it_with_its_code(self, steps):
         steps.codes["train"] = 2

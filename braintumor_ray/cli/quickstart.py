@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from braintumor_ray.training.speed import Plan
 
 Say = Callable[[str], None]
+Clock = Callable[[], float]
 RunCommand = Callable[[list[str]], int]  # a command line to its exit code
 PLAN = "plan.json"
 OWN = {"audit", "run", "results", "report", "worklist", PLAN}  # what a quickstart writes
 LEAST_SCANS = 10  # of a class: to train, to choose a threshold and to test on
-PAGES_S = 60.0  # starting Ray, report and pages
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,13 @@ class QuickstartOptions:
 
 
 def run_quickstart(
-    source: str, options: QuickstartOptions, run: RunCommand, say: Say, *, show: bool = False
+    source: str,
+    options: QuickstartOptions,
+    run: RunCommand,
+    say: Say,
+    *,
+    show: bool = False,
+    clock: Clock = time.monotonic,
 ) -> dict[str, Any]:
     """Audit, train, score, evaluate and list; in the same folder it goes on from what is finished.
 
@@ -68,6 +74,7 @@ def run_quickstart(
         run: runs a command line and returns its exit code.
         say: takes a line for people.
         show: open the pages in the browser at the end.
+        clock: gives seconds; for tests.
 
     Returns:
         Where to look, by what it is, and `minutes` that it took.
@@ -76,13 +83,13 @@ def run_quickstart(
         UsageError: scans that no network can be trained on, or a folder with something else.
         typer.Exit: a step failed; it has told why.
     """
-    started = time.monotonic()
+    started = clock()
     _check_output(options.output)
     counts, classes = check_scans(source)
     _check_weights(options.weights)
     with redirect_stdout(sys.stderr):
-        _Steps(source, options, run, say, started).all(counts, classes)
-    out, spent = options.output, time.monotonic() - started
+        _Steps(source, options, run, say, clock, started).all(counts, classes)
+    out, spent = options.output, clock() - started
     pages = {
         "report": str(out / "report" / "report.html"),
         "worklist": str(out / "worklist" / "worklist.html"),
@@ -149,6 +156,7 @@ class _Steps:
     options: QuickstartOptions
     run: RunCommand
     say: Say
+    clock: Clock
     started: float
 
     def all(self, counts: dict[str, int], classes: "ClassMap") -> None:
@@ -180,16 +188,19 @@ class _Steps:
 
     def _plan(self, counts: dict[str, int], classes: "ClassMap") -> "Plan":
         """What is trained; an interrupted run goes on with the plan that it began with."""
-        from braintumor_ray.training.speed import Plan, plan_training
+        from braintumor_ray.training.speed import plan_training
 
         path = self.options.output / PLAN
         if path.exists():
-            plan = Plan(**json.loads(path.read_text(encoding="utf-8")))
+            plan = _read_plan(path)
         else:
-            spent = time.monotonic() - self.started  # by the audit, which reads every scan once
-            left = 60 * self.options.minutes - 3 * spent - PAGES_S  # two more readings
-            pretrained = self.options.weights != "none"
-            plan = plan_training(counts, classes.positive, left, pretrained=pretrained)
+            plan = plan_training(
+                counts,
+                classes.positive,
+                self._left(),
+                reading_s=60 * self.options.minutes - self._left(),  # by the audit, until now
+                pretrained=self.options.weights != "none",
+            )
             path.write_text(json.dumps(asdict(plan), indent=1) + "\n", encoding="utf-8")
         negative = [name for name in classes.classes if name not in classes.positive]
         self.say(f"classes with a tumor: {_named(classes.positive)}; without: {_named(negative)}")
@@ -205,8 +216,13 @@ class _Steps:
             self.say(f"trained before: {output / 'bundle'}")
             return
         weights = "none" if plan.recipe == FROM_SCRATCH else self.options.weights
-        chosen = ["--recipe", plan.recipe, "--set", plan.setting, "--weights", weights]
+        minutes = f"{plan.minutes(self._left()):g}"
+        chosen = ["--recipe", plan.recipe, "--minutes", minutes, "--weights", weights]
         self._step(["train", self.source, *chosen, *truth, "--output", str(output)])
+
+    def _left(self) -> float:
+        """Seconds of the time that was given."""
+        return 60 * self.options.minutes - (self.clock() - self.started)
 
     def _step(self, command: list[str], accepted: tuple[int, ...] = (0,)) -> None:
         """Show a command and run it.
@@ -215,11 +231,23 @@ class _Steps:
             typer.Exit: it failed.
         """
         self.say(f"\n$ braintumor-ray {shlex.join(command)}")
-        began = time.monotonic()
+        began = self.clock()
         code = self.run(command)
         if code not in accepted:
             raise typer.Exit(code)
-        self.say(f"({command[0]}: {duration(time.monotonic() - began)})")
+        self.say(f"({command[0]}: {duration(self.clock() - began)})")
+
+
+def _read_plan(path: Path) -> "Plan":
+    from braintumor_ray.training.speed import Plan
+
+    try:
+        return Plan(**json.loads(path.read_text(encoding="utf-8")))
+    except (TypeError, ValueError) as error:
+        raise UsageError(
+            f"'{path}' is not a plan of this version; remove '{path.parent}', or choose another "
+            "--output"
+        ) from error
 
 
 def _named(names: Sequence[str]) -> str:

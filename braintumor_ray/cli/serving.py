@@ -31,7 +31,10 @@ def serve(
         ),
     ] = 8000,
     replicas: Annotated[
-        str, typer.Option(metavar="N|MIN:MAX", help="Predictors; MIN:MAX: scaled by load.")
+        str,
+        typer.Option(
+            metavar="N|MIN:MAX", help="Predictors; MIN:MAX: scaled by load, 0:1 also to none."
+        ),
     ] = "1",
 ) -> None:
     """Answer predictions over HTTP, with a page at /; ends with Ctrl-C. See docs/serving.md."""
@@ -39,7 +42,7 @@ def serve(
     from braintumor_ray.serving.command import serve_command, serving_settings
     from braintumor_ray.serving.haproxy import haproxy_environment
 
-    number = parse_range("--replicas", replicas)
+    number = parse_range("--replicas", replicas, least=0)
     least, most = number if isinstance(number, tuple) else (number, None)
     settings = serving_settings(replace(settings, replicas=least, max_replicas=most))
     with haproxy_environment(), ray_session((most or least) + 1, live.metrics_port):

@@ -5,6 +5,7 @@ Stored maps are raw. `heatmap_at` is the only place where one is normalized, aft
 """
 
 import os
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -144,6 +145,22 @@ def shortened(text: str, size: int, room: int) -> str:
 def _ends(text: str, kept: int) -> str:
     last = kept // 3
     return f"{text[: kept - last].rstrip()}...{text[len(text) - last :].lstrip()}"
+
+
+def wrapped(text: str, size: int, room: int) -> list[str]:
+    """One or two lines of at most `room` pixels: the first is as long as whole words allow.
+
+    Words end at spaces, and after the underscores, hyphens and slashes of names. What is too long
+    for two lines is `shortened`.
+    """
+    font = font_for(size, text)
+    if font.getlength(text) <= room:
+        return [text]
+    ends = [match.end() for match in re.finditer(r"[\s_/-]+", text)]
+    fitting = [end for end in ends if font.getlength(text[:end].rstrip()) <= room]
+    if not fitting:
+        return [shortened(text, size, room)]
+    return [text[: fitting[-1]].rstrip(), shortened(text[fitting[-1] :], size, room)]
 
 
 def font_for(size: int, text: str) -> ImageFont.FreeTypeFont:

@@ -26,13 +26,13 @@ from braintumor_ray.explain.overlay import (
     fit,
     font_for,
     inside_only,
-    shortened,
     superimpose,
+    wrapped,
 )
 
 ROWS, CELL = 20, 200  # scans on a sheet; pixels of a cell's side
 _NAME = 220  # pixels of the column of names
-_HEAD = LABEL + 12
+_HEAD, _LINE = LABEL + 12, NOTE + 8
 
 
 class Compared(NamedTuple):
@@ -74,16 +74,18 @@ def compare_sheet(
     if not 0 < len(rows) <= ROWS:
         raise UsageError(f"{len(rows)} scans on a compare sheet; pass 1 to {ROWS}")
     drawn = [_cells(row, alpha, colormap, mask_head) for row in rows]
-    heads = list(drawn[0])
-    width = 2 * MARGIN + _NAME + len(heads) * (CELL + GAP) - GAP
-    height = 2 * MARGIN + _HEAD + len(rows) * (CELL + GAP) + NOTE
+    titles = [wrapped(label, NOTE, CELL) for label in drawn[0]]
+    lines = max(map(len, titles))
+    head = _HEAD + (lines - 1) * _LINE
+    width = 2 * MARGIN + _NAME + len(titles) * (CELL + GAP) - GAP
+    height = 2 * MARGIN + head + len(rows) * (CELL + GAP) + NOTE
     sheet = Image.new("RGB", (width, height), PAPER)
     pen = ImageDraw.Draw(sheet)
-    for column, label in enumerate(heads):
-        text = shortened(label, NOTE, CELL)
-        pen.text((_left(column), MARGIN), text, INK, font_for(NOTE, text))
+    for column, title in enumerate(titles):
+        for line, text in enumerate(title, start=lines - len(title)):
+            pen.text((_left(column), MARGIN + line * _LINE), text, INK, font_for(NOTE, text))
     for index, (row, cells) in enumerate(zip(rows, drawn, strict=True)):
-        top = MARGIN + _HEAD + index * (CELL + GAP)
+        top = MARGIN + head + index * (CELL + GAP)
         _write_name(pen, row, top)
         for column, picture in enumerate(cells.values()):
             high, wide = picture.shape[:2]
@@ -101,10 +103,10 @@ def _left(column: int) -> int:
 
 
 def _write_name(pen: ImageDraw.ImageDraw, row: Compared, top: int) -> None:
-    notes = [(text, GRAY) for text in row.note.split("\n")]
-    for line, (text, ink) in enumerate([(row.name, INK), *notes]):
-        shown = shortened(text, NOTE, _NAME - GAP)
-        pen.text((MARGIN, top + line * (NOTE + 8)), shown, ink, font_for(NOTE, shown))
+    written = [(row.name, INK), *((text, GRAY) for text in row.note.split("\n"))]
+    lines = [(line, ink) for text, ink in written for line in wrapped(text, NOTE, _NAME - GAP)]
+    for number, (line, ink) in enumerate(lines):
+        pen.text((MARGIN, top + number * _LINE), line, ink, font_for(NOTE, line))
 
 
 def _cells(row: Compared, alpha: float, colormap: str, mask_head: bool) -> dict[str, RGB]:

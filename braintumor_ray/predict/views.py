@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 TTA_DEGREES = 7.0  # well inside what patients turn their heads
+NUMBER_OF_VIEWS = 6
 Images = NDArray[np.uint8]
 
 

@@ -1,5 +1,8 @@
 """The service on Ray Serve: fronts that speak HTTP and decode, predictors that batch.
 
+Where one predictor on a CPU is asked for, each front has its own: a call to another process costs a
+request a sixth of its CPU, and a front that dies takes no other's predictor with it.
+
 `build` is the import path of a Serve config; `run` serves from this process's Ray session.
 """
 
@@ -11,10 +14,8 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import cv2
-import numpy as np
 from ray import serve
 from ray.exceptions import ActorUnavailableError, RayActorError
 from ray.serve import Application
@@ -25,24 +26,17 @@ from ray.util.metrics import Histogram
 
 from braintumor_ray.monitoring.meters import RequestMeters
 from braintumor_ray.serving.access import MeteredApp
-from braintumor_ray.serving.batching import Batcher, Gatherer
+from braintumor_ray.serving.batching import Gatherer
 from braintumor_ray.serving.decoders import DecoderPool
-from braintumor_ray.serving.model import (
-    Explain,
-    ModelCard,
-    Row,
-    describe_model,
-    lanes,
-    make_predictor,
-    predict_rows,
-    settle_engine,
-    threads_of_replica,
-)
+from braintumor_ray.serving.model import Explain, Model, ModelCard, Row, lanes, settle_engine
 from braintumor_ray.serving.problems import busy
 from braintumor_ray.serving.service import Service, not_ready
 from braintumor_ray.serving.settings import ServingSettings, parse_settings, token_digest
 from braintumor_ray.serving.web import ROUTES, create_app
 from braintumor_ray.types import GrayImage
+
+if TYPE_CHECKING:
+    from braintumor_ray.serving.local import LocalModel
 
 APP_NAME = "braintumor"
 CALLS_PER_REPLICA = 4  # two that its lanes work at, and two that wait
@@ -55,27 +49,7 @@ class PredictorReplica:
     """One predictor; requests that wait together are predicted together."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
-        import torch
-
-        chosen = parse_settings(settings)
-        cv2.setNumThreads(1)  # finding a head in a team of threads costs twice the CPU
-        self._threads = threads_of_replica(chosen)
-        torch.set_num_threads(self._threads)  # other engines take as many
-        self._predictor = make_predictor(chosen, lanes(chosen))
-        self._card = describe_model(self._predictor, chosen.bundle)
-        # Ray exports each value as the middle of its bucket: one bucket for each size, around it.
-        sizes = Histogram(
-            "braintumor_batch_size",
-            description="scans per forward pass",
-            boundaries=[size + 0.5 for size in range(chosen.max_batch_size + 1)],
-        )
-        self._lanes = lanes(chosen) if self._card.device == "cpu" else 1
-        self._batched = Batcher(
-            self._predict, chosen.max_batch_size, sizes.observe, lanes=self._lanes
-        )
-        blank = np.zeros((self._card.image_size,) * 2, np.uint8)
-        for count in (1, chosen.max_batch_size):
-            self._batched.warm_up([(blank, True)] * count)
+        self._model = _local_model(parse_settings(settings))
 
     async def predict(self, explain: Sequence[Explain], *squares: GrayImage) -> list[Row]:
         """One row for each uint8 (S, S); they wait for their batches.
@@ -83,27 +57,31 @@ class PredictorReplica:
         Squares are arguments of their own: Ray sends an argument below 100 KiB with the call, and a
         larger one, such as a list of them, by its object store.
         """
-        items = zip(squares, explain, strict=True)
-        return await asyncio.gather(*(self._batched(item) for item in items))
+        return await self._model.predict_all(list(zip(squares, explain, strict=True)))
 
     async def card(self) -> ModelCard:
         """What the model is."""
-        return self._card
+        return await self._model.card()
 
-    def _predict(self, items: Sequence[tuple[GrayImage, Explain]], alone: bool) -> list[Row]:
-        import torch
 
-        # OpenMP counts threads per calling thread, and Ray starts actors with one.
-        torch.set_num_threads(self._threads if alone else self._threads // self._lanes)
-        squares = [square for square, _ in items]
-        return predict_rows(self._predictor, squares, [explain for _, explain in items])
+def _local_model(settings: ServingSettings) -> "LocalModel":
+    """The predictor of this process, with the sizes of its batches among Ray's metrics."""
+    from braintumor_ray.serving.local import LocalModel
+
+    # Ray exports each value as the middle of its bucket: one bucket for each size, around it.
+    sizes = Histogram(
+        "braintumor_batch_size",
+        description="scans per forward pass",
+        boundaries=[size + 0.5 for size in range(settings.max_batch_size + 1)],
+    )
+    return LocalModel(settings, sizes.observe)
 
 
 class Front:
     """A front's replica: Serve hands each request to its ASGI application."""
 
-    def __init__(self, predictor: DeploymentHandle) -> None:
-        self.predictor = predictor
+    def __init__(self, *others: DeploymentHandle) -> None:
+        self.others = others
 
 
 class RemoteModel:
@@ -157,26 +135,32 @@ def build(args: dict[str, Any]) -> Application:
 
 def build_application(settings: ServingSettings, digest: str | None) -> Application:
     """The application; `digest` is SHA-256 of the token in hex, None: no token is asked for."""
-    deployment: Any = PredictorReplica  # Serve's decorator made it a deployment
-    predictor = deployment.options(**_predictor_options(settings)).bind(
-        asdict(replace(settings, token_file=None, token_sha256=None))
-    )
 
     def make_app() -> Any:  # noqa: ANN401 - ASGI; evaluated inside each front
-        handle = serve.get_deployment_handle("Predictor")
+        model: Model
+        if settings.together:
+            model = _local_model(settings)
+        else:
+            model = RemoteModel(serve.get_deployment_handle("Predictor"), settings)
         decoders = DecoderPool(
             settings.decoders, settings.decode_timeout_s, settings.decode_memory_mib * 2**20
         )
-        app = create_app(Service(settings, RemoteModel(handle, settings), decoders), digest)
+        app = create_app(Service(settings, model, decoders), digest)
         return MeteredApp(app, ROUTES, RequestMeters().answered)
 
     front = serve.deployment(
         name="Front",
         num_replicas=settings.front_replicas,
         max_ongoing_requests=_UNBOUNDED,
-        ray_actor_options={"num_cpus": 0.5},
+        ray_actor_options={"num_cpus": 1 if settings.together else 0.5},
         logging_config=_quiet(),
     )(serve.ingress(make_app)(Front))
+    if settings.together:
+        return front.bind()
+    deployment: Any = PredictorReplica  # Serve's decorator made it a deployment
+    predictor = deployment.options(**predictor_options(settings)).bind(
+        asdict(replace(settings, token_file=None, token_sha256=None))
+    )
     return front.bind(predictor)
 
 
@@ -226,7 +210,8 @@ def metrics_addresses() -> list[str]:
     ]
 
 
-def _predictor_options(settings: ServingSettings) -> dict[str, Any]:
+def predictor_options(settings: ServingSettings) -> dict[str, Any]:
+    """How Serve runs the predictors."""
     options: dict[str, Any] = {
         "max_ongoing_requests": 4 * settings.max_batch_size,  # the default of 5 would cap batches
         "max_queued_requests": settings.max_queued,
@@ -235,10 +220,10 @@ def _predictor_options(settings: ServingSettings) -> dict[str, Any]:
         "health_check_period_s": 5,
         "graceful_shutdown_timeout_s": 10,
     }
-    if settings.max_replicas and settings.max_replicas > settings.replicas:
+    if settings.most > settings.replicas:
         options["autoscaling_config"] = {
             "min_replicas": settings.replicas,
-            "max_replicas": settings.max_replicas,
+            "max_replicas": settings.most,
             "target_ongoing_requests": CALLS_PER_REPLICA,
         }
     else:
@@ -248,8 +233,7 @@ def _predictor_options(settings: ServingSettings) -> dict[str, Any]:
 
 def calls_of(settings: ServingSettings) -> int:
     """Calls that one front makes at a time; all of them keep every predictor busy."""
-    predictors = max(settings.replicas, settings.max_replicas or 0)
-    return max(1, math.ceil(CALLS_PER_REPLICA * predictors / settings.front_replicas))
+    return max(1, math.ceil(CALLS_PER_REPLICA * settings.most / settings.front_replicas))
 
 
 def _quiet() -> LoggingConfig:

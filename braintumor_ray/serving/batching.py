@@ -32,6 +32,7 @@ class Batcher(Generic[Item, Result]):
         max_size: largest batch.
         observe: told the size of each batch.
         lanes: most batches at a time.
+        first: the thread of the first lane, where there is one already.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Batcher(Generic[Item, Result]):
         max_size: int,
         observe: Callable[[int], None] = lambda size: None,
         lanes: int = 1,
+        first: ThreadPoolExecutor | None = None,
     ) -> None:
         self._run = run
         self._max_size = max_size
@@ -47,7 +49,8 @@ class Batcher(Generic[Item, Result]):
         # The same threads throughout: OpenMP keeps a team for each thread that computes. Only the
         # first lane is ever alone: with more than one team on its cores, OpenMP puts threads to
         # sleep after every layer, and a lone prediction takes twice as long.
-        self._threads = [ThreadPoolExecutor(1, "predict") for _ in range(lanes)]
+        self._threads = [first or ThreadPoolExecutor(1, "predict")]
+        self._threads += [ThreadPoolExecutor(1, "predict") for _ in range(lanes - 1)]
         self._free = list(reversed(range(lanes)))
         self._share = max(1, max_size // lanes)
         self._waiting: list[tuple[Item, asyncio.Future[Result]]] = []
@@ -127,6 +130,9 @@ class Gatherer(Generic[Item, Result]):
         enough: items that are sent without waiting for those that come.
         most: items in one call.
         calls: most calls at a time.
+
+    Attributes:
+        n_coming: items that are known to be on their way.
     """
 
     def __init__(
@@ -139,7 +145,7 @@ class Gatherer(Generic[Item, Result]):
         self._send, self._enough, self._most, self._calls = send, max(1, enough), most, calls
         self._waiting: list[tuple[Item, asyncio.Future[Result]]] = []
         self._working: set[asyncio.Task[None]] = set()
-        self._coming = 0
+        self.n_coming = 0
         self._timer: asyncio.TimerHandle | None = None
         self._overdue = self._looking = False
 
@@ -157,11 +163,11 @@ class Gatherer(Generic[Item, Result]):
     @contextmanager
     def coming(self, count: int) -> Iterator[None]:
         """While it lasts, so many items are on their way: they come right after it, or not."""
-        self._coming += count
+        self.n_coming += count
         try:
             yield
         finally:
-            self._coming -= count
+            self.n_coming -= count
             self._look_soon()
 
     def _look_soon(self) -> None:
@@ -174,7 +180,7 @@ class Gatherer(Generic[Item, Result]):
     def _look(self) -> None:
         self._looking = False
         while self._waiting and len(self._working) < self._calls:
-            if self._coming and len(self._waiting) < self._enough and not self._overdue:
+            if self.n_coming and len(self._waiting) < self._enough and not self._overdue:
                 if self._timer is None:
                     self._timer = asyncio.get_running_loop().call_later(PAUSE_S, self._wait_no_more)
                 return

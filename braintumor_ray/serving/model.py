@@ -106,7 +106,7 @@ def settle_engine(settings: ServingSettings) -> tuple[ServingSettings, str]:
         settings.bundle,
         device=settings.device,
         precision=settings.precision,
-        parallel=lanes(settings),
+        parallel=batches_at_once(settings),
     )
     return replace(settings, engine=choice.engine), choice.describe()
 
@@ -116,12 +116,22 @@ def threads_of_replica(settings: ServingSettings) -> int:
     if settings.torch_threads:
         return settings.torch_threads
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, (cores or 1) // settings.replicas)
+    return max(1, (cores or 1) // max(1, settings.replicas))
+
+
+def batches_at_once(settings: ServingSettings) -> int:
+    """Batches that share the threads of a replica: two on CPUs, so that no core waits.
+
+    Predictors in fronts have one each, and share the machine.
+    """
+    if settings.together:
+        return settings.front_replicas
+    return 2 if not settings.gpus_per_replica and threads_of_replica(settings) > 1 else 1
 
 
 def lanes(settings: ServingSettings) -> int:
-    """Batches that a replica predicts at a time: two on CPUs, so that no core waits."""
-    return 2 if not settings.gpus_per_replica and threads_of_replica(settings) > 1 else 1
+    """Batches that a predictor makes at a time."""
+    return 1 if settings.together else batches_at_once(settings)
 
 
 def make_predictor(settings: ServingSettings, parallel: int = 1) -> Predictor:

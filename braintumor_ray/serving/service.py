@@ -66,11 +66,13 @@ class Service:
         return self._card
 
     async def check_ready(self, wait_s: float = 2.0) -> None:
-        """Whether a predictor answers now.
+        """Whether a predictor answers now, or starts with the first request.
 
         Raises:
             ProblemError: 'not-ready'.
         """
+        if self.settings.replicas == 0:  # asking would start one, and asking often would keep it
+            return
         try:
             await asyncio.wait_for(self._model.card(), wait_s)
         except asyncio.TimeoutError as error:

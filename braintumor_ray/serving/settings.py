@@ -40,12 +40,19 @@ class ServingSettings:
         "CamClass", setting("whose map is made", choices=("predicted", "positive"))
     ] = "predicted"
     tta: TtaOption = False
-    replicas: Annotated[int, setting("predictors; the least where they scale by load", least=1)] = 1
+    replicas: Annotated[
+        int,
+        setting("predictors; the least where they scale by load, 0: none without load", least=0),
+    ] = 1
     max_replicas: Annotated[int | None, setting("most predictors, scaled by load", least=1)] = None
     front_replicas: Annotated[
         int,
         setting("processes that speak HTTP and decode: one answers while one restarts", least=1),
     ] = 2
+    in_fronts: Annotated[
+        bool | None,
+        setting("a predictor in each front; none: where a single one on a CPU is asked for"),
+    ] = None
     gpus_per_replica: Annotated[float, setting("share of a GPU", least=0)] = 0
     torch_threads: Annotated[int | None, setting("of each predictor on CPU", least=1)] = None
     max_batch_size: Annotated[int, setting("scans per forward pass", least=1)] = 16
@@ -71,6 +78,23 @@ class ServingSettings:
     ] = None
 
     @property
+    def together(self) -> bool:
+        """Whether each front has a predictor of its own, and there are no others."""
+        if self.in_fronts is not None:
+            return self.in_fronts
+        return self.replicas == self.most == 1 and not self.gpus_per_replica and self.on_cpu
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether no GPU is asked for by name."""
+        return self.device in ("auto", "cpu")
+
+    @property
+    def most(self) -> int:
+        """Largest number of predictors."""
+        return self.max_replicas or self.replicas
+
+    @property
     def queue_per_front(self) -> int:
         """Requests that one front may have in hand; a balancer fills the fronts evenly."""
         return math.ceil(self.max_queued / self.front_replicas)
@@ -87,16 +111,23 @@ def parse_settings(args: dict[str, object]) -> ServingSettings:
     """Check the arguments of a Serve config.
 
     Raises:
-        UsageError: a key is unknown or a value is not valid.
+        UsageError: a key is unknown, or a value is not valid or does not fit the others.
     """
     from pydantic import ConfigDict, ValidationError, create_model
 
     declared: Any = {field.name: _checked_field(field) for field in fields(ServingSettings)}
     model = create_model("Checked", __config__=ConfigDict(extra="forbid"), **declared)
     try:
-        return ServingSettings(**dict(model.model_validate(args)))
+        settings = ServingSettings(**dict(model.model_validate(args)))
     except ValidationError as error:
         raise UsageError(f"serving settings: {describe_validation(error)}") from error
+    if settings.replicas > (settings.max_replicas or settings.replicas) or not settings.most:
+        raise UsageError(
+            f"serving settings: replicas is {settings.replicas} and max_replicas is "
+            f"{settings.max_replicas}; predictors scale from replicas to max_replicas, which must "
+            "be at least 1 and not less"
+        )
+    return settings
 
 
 def _checked_field(field: Field[Any]) -> tuple[Any, Any]:

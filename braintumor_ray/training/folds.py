@@ -63,7 +63,8 @@ def cross_validate(
     catalog = named_catalog(catalog, options.recipe)
     catalog = reviewed_catalog(catalog, options.labels, options.recipe, say)
     folder = run_folder(options.output)
-    options = replace(options, cache=options.cache or folder.at("cache"))
+    minutes = None if options.minutes is None else options.minutes / folds
+    options = replace(options, cache=options.cache or folder.at("cache"), minutes=minutes)
     found = []
     for number, split in enumerate(_fold_splits(catalog, options, folds, say), start=1):
         say(f"fold {number} of {folds}")

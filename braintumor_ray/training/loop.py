@@ -252,6 +252,15 @@ def share_buffers(model: nn.Module) -> None:
             distributed.broadcast(buffer, src=0)
 
 
+def of_first_rank(value: float, device: torch.device) -> float:
+    """Rank 0's value, on every rank: what is decided by it is decided alike."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return value
+    shared = torch.tensor([value], dtype=torch.float64, device=device)
+    distributed.broadcast(shared, src=0)
+    return float(shared)
+
+
 def balanced_class_weights(labels: npt.NDArray[np.int64], k: int) -> npt.NDArray[np.float32]:
     """Weights n / (k * n_c), scikit-learn's 'balanced', from training labels; float32 (k,)."""
     counts = np.bincount(labels, minlength=k).astype(float)

@@ -145,6 +145,7 @@ class TrainOptions:
         labels: labels and boxes of reviewers (`catalog.reviewed`); boxes are truth.
         source: how the data is named in the model card.
         synthetic: the scans are phantoms; then missing pretrained weights are no error.
+        minutes: for decoding, epochs and tuning; None: all epochs of the recipe.
         device: of the last step (temperature, threshold).
     """
 
@@ -191,6 +192,15 @@ class TrainOptions:
         ),
     ] = None
     labels: LabelsOption = None
+    minutes: Annotated[
+        float | None,
+        Option(
+            "Time for the run: as many epochs as fit; their schedule still ends.",
+            "N",
+            least=0.1,
+            panel=RECIPE,
+        ),
+    ] = None
     source: str = ""
     synthetic: bool = False
     device: str = "auto"

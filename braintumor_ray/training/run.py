@@ -1,6 +1,7 @@
 """One training run from source to bundle."""
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
@@ -20,6 +21,7 @@ from braintumor_ray.models.freezing import set_trainable
 from braintumor_ray.models.weights import load_pretrained
 from braintumor_ray.predict.neighbors import FEATURE_SCANS, FEATURES, feature_table
 from braintumor_ray.predict.predictor import Predictor
+from braintumor_ray.predict.views import NUMBER_OF_VIEWS
 from braintumor_ray.recipes.schema import Recipe
 from braintumor_ray.storage import write_table
 from braintumor_ray.training.artifacts import model_card, write_history
@@ -35,6 +37,7 @@ from braintumor_ray.training.finish import (
 from braintumor_ray.training.guidance import packed_masks, unpack_mask
 from braintumor_ray.training.lesions import BANK_SIZE, Donor, LesionMaker
 from braintumor_ray.training.options import Say, TrainOptions, Workers
+from braintumor_ray.training.pace import Deadline
 from braintumor_ray.training.phases import phase_table
 from braintumor_ray.training.run_data import (
     RunData,
@@ -97,6 +100,7 @@ def train(
         TrainingError: the folder holds a finished run, one of another recipe or data, or a bundle
             of no run.
     """
+    started = time.time()
     recipe, folder = options.recipe, run_folder(options.output)
     folder.refuse_foreign_bundle()
     check_split_choice(catalog, options.split())
@@ -113,7 +117,12 @@ def train(
     name = _claim(folder, options, data, weights, guided)
     for line in _remarks(options, data):
         say(line)
-    fitted = _fit(options, folder, name, ready, data, guided, say, on_epoch)
+    deadline = _deadline(started, options, data)
+    fitted = _fit(options, folder, name, ready, data, guided, say, on_epoch, deadline)
+    if deadline is not None:
+        own = sum(stage.epochs for stage in recipe.stages)
+        trained = len(fitted.history)
+        say(f"{trained} of the recipe's {own} epochs, to be finished in {options.minutes:g} min")
     provisional = provisional_bundle(
         recipe,
         model.architecture,
@@ -287,6 +296,7 @@ def _fit(
     guided: Guided | None,
     say: Say,
     on_epoch: OnEpoch | None,
+    deadline: Deadline | None,
 ) -> Fitted:
     recipe, model = options.recipe, ready.model
     rows = guided.rows if guided else None
@@ -308,8 +318,22 @@ def _fit(
         _both(_epoch_teller(say, rates=recipe.schedule.kind == "plateau"), on_epoch),
         guided.positive if guided else None,
         guided.lesions if guided else None,
+        deadline,
     )
     return read_fitted(result)
+
+
+def _deadline(started: float, options: TrainOptions, data: RunData) -> Deadline | None:
+    """When the run should be finished, and how many predictions `_finish` makes by then."""
+    if options.minutes is None:
+        return None
+    scans = {split: sum(row.values()) for split, row in data.counts.items()}
+    predictions = (
+        min(scans["train"], FEATURE_SCANS)
+        + (1 + NUMBER_OF_VIEWS) * scans["val"]
+        + len(options.recipe.stages) * scans.get("test", 0)
+    )
+    return Deadline(started + 60 * options.minutes, predictions)
 
 
 def _finish(

@@ -11,6 +11,8 @@ import torch
 from braintumor_ray.models.depthwise import quicken_depthwise
 from braintumor_ray.models.device import use_bf16
 from braintumor_ray.models.freezing import set_trainable, train_mode
+from braintumor_ray.predict.views import NUMBER_OF_VIEWS
+from braintumor_ray.progress import duration
 from braintumor_ray.recipes.loader import load_recipe
 from braintumor_ray.recipes.schema import Recipe
 from braintumor_ray.training.augment import Augmenter, augment_batch
@@ -21,8 +23,10 @@ from braintumor_ray.training.stages import build_optimizer
 PRETRAINED, FROM_SCRATCH = "best", "demo"
 LEAST_EPOCHS = 4  # fewer teach a pretrained network next to nothing
 BATCHES = 3  # measured after one to warm up
-PREDICTIONS = 3  # passes over all scans: scoring, evaluation, the tuning after training
 MARGIN = 1.2  # for checkpoints, and for the guidance that is not measured
+START_S = 20.0  # until workers train, in a Ray that has to start
+STEP_S = 20.0  # each of the three commands after training: its start, its figures and pages
+MAPS = 2.0  # prediction with maps, of what it is without
 
 
 @dataclass(frozen=True)
@@ -40,34 +44,35 @@ class Speed:
 
 @dataclass(frozen=True)
 class Plan:
-    """A recipe that is shortened to fit.
+    """A recipe, and the time that it gets.
 
     Attributes:
         recipe: its name.
-        stage: the stage whose epochs are set.
-        epochs: of that stage, at most the recipe's own.
-        own_epochs: the recipe's own.
-        epoch_s: expected seconds of an epoch.
+        epochs: expected, by what a few batches took.
+        own_epochs: the recipe's own: the most.
+        train_s: expected seconds of `train`, which times its epochs and trains as many as fit.
+        after_s: expected seconds of scoring, evaluation and worklist.
         fits: whether the time is enough for the fewest useful epochs.
     """
 
     recipe: str
-    stage: str
     epochs: int
     own_epochs: int
-    epoch_s: float
+    train_s: float
+    after_s: float
     fits: bool
 
-    @property
-    def setting(self) -> str:
-        """For `--set`."""
-        return f"stages.{self.stage}.epochs={self.epochs}"
+    def minutes(self, seconds: float) -> float:
+        """For `train --minutes`, so that it and all that follows take so many seconds."""
+        left = seconds - self.after_s
+        return round((left if self.fits else max(left, self.train_s)) / 60, 2)
 
     def sentence(self) -> str:
         """What was chosen, in one line."""
         text = (
-            f"plan: recipe '{self.recipe}', {self.epochs} of its {self.own_epochs} epochs at about "
-            f"{self.epoch_s:.0f} s (measured here)"
+            f"plan: recipe '{self.recipe}', {duration(self.train_s)} of training (about "
+            f"{self.epochs} of its {self.own_epochs} epochs), {duration(self.after_s)} for what "
+            "follows"
         )
         return text if self.fits else f"{text}; fewer would teach nothing: this takes longer"
 
@@ -80,6 +85,7 @@ def plan_training(
     positive: Collection[str],
     seconds: float,
     *,
+    reading_s: float,
     pretrained: bool,
     measure: Measure | None = None,
 ) -> Plan:
@@ -88,7 +94,8 @@ def plan_training(
     Args:
         counts: scans by class.
         positive: the classes with a tumor.
-        seconds: for training, and for all predictions after it.
+        seconds: for training, scoring, evaluation and worklist.
+        reading_s: seconds that reading all scans once takes.
         pretrained: weights for the strong recipe can be had; it is not worth much without.
         measure: makes the `Speed` of a recipe for so many classes; for tests.
     """
@@ -96,7 +103,7 @@ def plan_training(
     for name in names:
         recipe = load_recipe(name)
         speed = (measure or measure_speed)(recipe, len(counts))
-        plan = _fitted(recipe, counts, positive, seconds, speed)
+        plan = _fitted(recipe, counts, positive, seconds, reading_s, speed)
         if plan.fits:
             break
     return plan
@@ -107,15 +114,20 @@ def _fitted(
     counts: Mapping[str, int],
     positive: Collection[str],
     seconds: float,
+    reading_s: float,
     speed: Speed,
 ) -> Plan:
     shares, (stage,) = recipe.data.fractions, recipe.stages
     scans = sum(counts.values())
     shown = sum(n * (1 if c in positive else recipe.lesions.repeat) for c, n in counts.items())
     epoch = MARGIN * (shares["train"] * shown * speed.train + shares["val"] * scans * speed.predict)
-    room = int((seconds - PREDICTIONS * scans * speed.predict) / epoch)
+    views = 1 - shares["val"] + (1 + NUMBER_OF_VIEWS) * shares["val"]
+    around = START_S + reading_s + views * scans * speed.predict  # decoding before, tuning after
+    after = reading_s + (1 + shares["test"]) * scans * MAPS * speed.predict + 3 * STEP_S
+    room = int((seconds - after - around) / epoch)
     epochs = min(max(room, LEAST_EPOCHS), stage.epochs)
-    return Plan(recipe.name, stage.name, epochs, stage.epochs, epoch, room >= LEAST_EPOCHS)
+    train = min(max(seconds - after, around + LEAST_EPOCHS * epoch), around + epochs * epoch)
+    return Plan(recipe.name, epochs, stage.epochs, train, after, room >= LEAST_EPOCHS)
 
 
 def measure_speed(recipe: Recipe, classes: int) -> Speed:

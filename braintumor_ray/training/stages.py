@@ -26,6 +26,9 @@ class RunState:
         stage: index of the stage.
         stage_epoch: epochs of this stage that are done.
         epoch: epochs done in all.
+        stage_epochs: epochs that this stage will have, by the time that is left; None: its own.
+        bend: where that number was last changed: epochs of the stage, and the share of the
+            schedule that had passed.
         stage_steps: optimizer steps of this stage that the average of the weights has seen.
         lr_factor: of the plateau schedule.
         bad_epochs: epochs of this stage without improvement, for early stopping.
@@ -40,6 +43,8 @@ class RunState:
     stage: int = 0
     stage_epoch: int = 0
     epoch: int = 0
+    stage_epochs: int | None = None
+    bend: tuple[int, float] = (0, 0.0)
     stage_steps: int = 0
     lr_factor: float = 1.0
     bad_epochs: int = 0
@@ -67,11 +72,36 @@ class RunState:
         """Whether the stage has had its epochs, or its patience has run out."""
         patience = recipe.schedule.early_stopping
         exhausted = patience is not None and self.bad_epochs >= patience
-        return exhausted or self.stage_epoch >= recipe.stages[self.stage].epochs
+        return exhausted or self.stage_epoch >= self.epochs(recipe)
+
+    def epochs(self, recipe: Recipe) -> int:
+        """Epochs of this stage: the recipe's, or as many as there is time for."""
+        return self.stage_epochs or recipe.stages[self.stage].epochs
+
+    def settle(self, recipe: Recipe, fitting: float) -> None:
+        """Give each stage its share of the epochs that still fit, at most the recipe's own.
+
+        A stage that goes on has at least one more, which brings its schedule to the end.
+
+        Args:
+            recipe: the schedule.
+            fitting: epochs that fit into the time left.
+        """
+        if self.stage_is_over(recipe):
+            return
+        own = recipe.stages[self.stage].epochs
+        later = sum(stage.epochs for stage in recipe.stages[self.stage + 1 :])
+        share = math.floor(own * (self.stage_epoch + fitting) / (own + later))
+        epochs = max(self.stage_epoch + 1, min(own, share))
+        if epochs != self.epochs(recipe):
+            course = _Cosine(recipe.schedule, self, self.epochs(recipe), 1)
+            self.bend = (self.stage_epoch, course.passed(self.stage_epoch))
+            self.stage_epochs = epochs
 
     def next_stage(self) -> None:
         """Go on to the next stage with fresh patience and rates."""
         self.stage += 1
+        self.stage_epochs, self.bend = None, (0, 0.0)
         self.stage_epoch = self.stage_steps = self.bad_epochs = self.plateau_epochs = 0
         self.lr_factor, self.best_loss = 1.0, math.inf
 
@@ -123,18 +153,14 @@ def build_optimizer(
     return kind(groups, lr=rate, weight_decay=section.weight_decay)
 
 
-def step_factors(
-    schedule: ScheduleSection, stage: StageSection, done_epochs: int, steps_per_epoch: int
-) -> Iterator[float] | None:
-    """Learning-rate factor per step for 'cosine' (with linear warm-up), else None."""
-    if schedule.kind != "cosine":
+def step_factors(recipe: Recipe, state: RunState, steps_per_epoch: int) -> Iterator[float] | None:
+    """Learning-rate factor per step from here on for 'cosine' (with linear warm-up), else None."""
+    if recipe.schedule.kind != "cosine":
         return None
-    total = max(stage.epochs * steps_per_epoch, 1)
-    warmup = schedule.warmup_epochs * steps_per_epoch
-    return (
-        _cosine(step, total, warmup)
-        for step in range(done_epochs * steps_per_epoch, total + steps_per_epoch)
-    )
+    epochs = state.epochs(recipe)
+    course = _Cosine(recipe.schedule, state, epochs, steps_per_epoch)
+    first, total = state.stage_epoch * steps_per_epoch, max(epochs * steps_per_epoch, 1)
+    return (course.factor(step) for step in range(first, total + steps_per_epoch))
 
 
 def to_checkpoint(
@@ -163,8 +189,27 @@ def from_checkpoint(saved: dict[str, Any]) -> RunState:
     )
 
 
-def _cosine(step: int, total: int, warmup: float) -> float:
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    progress = min((step - warmup) / max(total - warmup, 1), 1.0)
-    return 0.5 * (1 + math.cos(math.pi * progress))
+class _Cosine:
+    """Half a cosine wave over a stage, after a linear warm-up.
+
+    Where the number of epochs was changed, what was left of the wave is stretched or pressed into
+    the new rest: the rate makes no jump, and is zero at the end.
+    """
+
+    def __init__(
+        self, schedule: ScheduleSection, state: RunState, epochs: int, steps_per_epoch: int
+    ) -> None:
+        epoch, self._before = state.bend
+        self._warmup = schedule.warmup_epochs * steps_per_epoch
+        self._start = max(self._warmup, epoch * steps_per_epoch)
+        self._total = max(epochs * steps_per_epoch, 1)
+
+    def passed(self, step: int) -> float:
+        """Share of the wave before a step, 0 to 1."""
+        share = (step - self._start) / max(self._total - self._start, 1)
+        return self._before + (1 - self._before) * min(max(share, 0.0), 1.0)
+
+    def factor(self, step: int) -> float:
+        if step < self._warmup:
+            return (step + 1) / (self._warmup + 1)
+        return 0.5 * (1 + math.cos(math.pi * self.passed(step)))

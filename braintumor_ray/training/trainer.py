@@ -33,6 +33,7 @@ from braintumor_ray.recipes.schema import Recipe
 from braintumor_ray.storage import open_filesystem
 from braintumor_ray.training.lesions import LesionMaker
 from braintumor_ray.training.options import Workers
+from braintumor_ray.training.pace import Deadline
 from braintumor_ray.training.stages import State
 from braintumor_ray.training.worker import CHECKPOINT, train_worker
 
@@ -145,6 +146,7 @@ def fit(
     on_epoch: OnEpoch | None = None,
     guided_classes: tuple[int, ...] | None = None,
     lesions: LesionMaker | None = None,
+    deadline: Deadline | None = None,
 ) -> Result:
     """Train over all workers; resumes where a run of the same storage and name was interrupted.
 
@@ -163,6 +165,7 @@ def fit(
         guided_classes: indices of the classes with a tumor, where 'train' has the columns mask
             and copy; None: training is not guided.
         lesions: changes which scans have a tumor.
+        deadline: fewer epochs are trained, so that the run is finished by then.
 
     Returns:
         Ray's result; its checkpoint holds the best weights.
@@ -179,6 +182,7 @@ def fit(
         "train_rows": train_rows,
         "guided_classes": guided_classes,
         "lesions": None if lesions is None else ray.put(lesions),
+        "deadline": deadline,
         "threads": workers.threads or max(1, (os.cpu_count() or 1) // workers.most),
     }
     trainer = TorchTrainer(

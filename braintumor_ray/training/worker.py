@@ -32,12 +32,14 @@ from braintumor_ray.training.loop import (
     Batch,
     StepSettings,
     TrainableNetwork,
+    of_first_rank,
     share_buffers,
     steps_per_epoch,
     train_epoch,
     validate,
     without_lone_scans,
 )
+from braintumor_ray.training.pace import Pace
 from braintumor_ray.training.shards import squares
 from braintumor_ray.training.stages import (
     RunState,
@@ -172,6 +174,7 @@ class _Worker:
             self.settings = replace(self.settings, guidance=guidance, positive=self.positive)
         self.train_rows = int(config["train_rows"])
         self.batch = max(1, -(-self.recipe.data.batch_size // self.world))
+        self.pace = Pace(config["deadline"]) if config["deadline"] else None
 
     def run_stage(self) -> None:
         """Train the current stage to its end; the best weights are in place afterwards."""
@@ -191,6 +194,8 @@ class _Worker:
             self.recipe.optimizer.lr * stage.lr_scale * factor
             for factor in (1.0, self.recipe.optimizer.backbone_lr_scale)
         ][: len(optimizer.param_groups)]
+        if self.pace is not None:
+            self.pace.start_stage()
         while not self.progress.stage_is_over(self.recipe):
             for group, rate in zip(optimizer.param_groups, base, strict=True):
                 group["lr"] = rate * self.progress.lr_factor
@@ -205,12 +210,13 @@ class _Worker:
             self.recipe.augment, self.recipe.seed, self.progress.epoch, stage.image_size
         )
         steps = steps_per_epoch(self.train_rows, self.batch * self.world, self.settings.accumulate)
-        factors = step_factors(self.recipe.schedule, stage, self.progress.stage_epoch, steps)
+        factors = step_factors(self.recipe, self.progress, steps)
         batches = without_lone_scans(self._batches("train", augmenter))
         trained = train_epoch(network, optimizer, batches, self.settings, factors, self._after_step)
         middle = time.perf_counter()
         share_buffers(self.kept)
         validated = validate(self.kept, self._batches("val", None), self.settings)
+        ended = time.perf_counter()
         entry = {
             "stage": stage.name,
             "epoch": self.progress.epoch + 1,
@@ -220,10 +226,14 @@ class _Worker:
             "train_scans": trained.scans,
             "val_scans": validated.scans,
             "train_scans_per_s": trained.scans / (middle - started),
-            "seconds": time.perf_counter() - started,
+            "seconds": ended - started,
             "workers": self.world,
         }
         self.progress.note(entry, self.kept, self.recipe)
+        if self.pace is not None:
+            predict_s = (ended - middle) * self.world / max(validated.scans, 1)
+            left = of_first_rank(self.pace.epochs_left(predict_s), self.device)
+            self.progress.settle(self.recipe, left)
         self._report(entry, optimizer)
 
     @property

@@ -77,6 +77,10 @@ def test_a_compare_sheet_has_20_rows_of_6_cells():
     assert sheet.shape[0] > 20 * CELL
     assert sheet.shape[1] > 6 * CELL
     one = compare_sheet([row])
+    long = compare_sheet(
+        [row._replace(cams={f"class_{n}_of_a_long_name": one_cell(n, n) for n in range(3)})]
+    )
+    assert long.shape[0] > one.shape[0]  # its titles have two lines
     assert sheet.shape[1] == one.shape[1]
     assert compare_sheet([row._replace(cams={"gradcam": one_cell(1, 1)})]).shape[1] < one.shape[1]
     with pytest.raises(UsageError, match="21 scans"):

@@ -10,7 +10,7 @@ from PIL import Image
 
 from braintumor_ray.errors import BrainTumorError
 from braintumor_ray.explain import overlay
-from braintumor_ray.explain.overlay import font_for, shortened
+from braintumor_ray.explain.overlay import font_for, shortened, wrapped
 
 
 @pytest.fixture
@@ -209,6 +209,26 @@ def test_long_text_is_cut_to_the_room_with_dots():
     assert text.endswith("ioma")
     assert font_for(15, text).getlength(text) <= 120
     assert shortened("short", 15, 120) == "short"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Grad-CAM of astrocytoma_grade_4_idh_mutant on scan",
+        "meningioma_of_the_falx_cerebri heatmap",
+    ],
+)
+def test_a_long_title_is_two_whole_lines(text):
+    first, second = wrapped(text, 13, 200)
+    assert first + second == text.replace(" " + second, second)
+    for line in (first, second):
+        assert 0 < font_for(13, line).getlength(line) <= 200
+
+
+def test_a_title_that_fits_is_one_line_and_one_too_long_for_two_has_dots():
+    assert wrapped("scan", 13, 200) == ["scan"]
+    assert "..." in wrapped("meningioma_of_the_falx " * 5, 13, 200)[1]
+    assert wrapped("m" * 99, 13, 200) == [shortened("m" * 99, 13, 200)]
 
 
 def test_letters_beyond_ascii_are_drawn_as_themselves():

@@ -2,6 +2,7 @@
 
 import importlib
 import socket
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from braintumor_ray.client import Client
 from braintumor_ray.errors import UsageError
+from braintumor_ray.serving.app import PredictorReplica, predictor_options
 from braintumor_ray.serving.settings import ServingSettings, parse_settings
 from tests.serving.fakes import encoded
 
@@ -45,14 +47,32 @@ def test_an_unknown_argument_is_refused_before_anything_starts(config):
         builder(application)({**application.args, "replica_count": 3})
 
 
-@pytest.mark.ray
-@pytest.mark.slow
-def test_what_it_describes_answers(config, cluster, bundle_path):
+@pytest.mark.parametrize(
+    ("replicas", "most", "scaled"), [(0, 2, (0, 2)), (1, 4, (1, 4)), (2, None, None), (2, 2, None)]
+)
+def test_predictors_scale_between_the_two_numbers(replicas, most, scaled):
+    settings = parse_settings({"bundle": "b", "replicas": replicas, "max_replicas": most})
+    deployment = PredictorReplica.options(**predictor_options(settings))
+    config = deployment._deployment_config.autoscaling_config
+    assert scaled == (config and (config.min_replicas, config.max_replicas))
+    if scaled is None:
+        assert deployment.num_replicas == replicas
+
+
+@pytest.mark.parametrize(("replicas", "most"), [(0, None), (0, 0), (3, 2)])
+def test_numbers_of_predictors_that_never_answer_are_refused(replicas, most):
+    with pytest.raises(UsageError, match="max_replicas"):
+        parse_settings({"bundle": "b", "replicas": replicas, "max_replicas": most})
+
+
+@contextmanager
+def deployed(config, bundle, **changes):
+    """The service that the file describes but for `changes`; yields its client."""
     (application,) = config.applications
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    args = {**application.args, "bundle": str(bundle_path), "max_replicas": 2, "decoders": 1}
+    args = {**application.args, "bundle": str(bundle), "max_replicas": 2, "decoders": 1, **changes}
     serve.start(
         proxy_location=config.proxy_location,
         http_options={**config.http_options.model_dump(exclude_unset=True), "port": port},
@@ -64,11 +84,31 @@ def test_what_it_describes_answers(config, cluster, bundle_path):
             name=application.name,
             route_prefix=application.route_prefix,
         )
-        deployed = serve.status().applications[application.name].deployments
-        assert set(deployed) == {"Front", "Predictor"}
-        assert deployed["Front"].replica_states == {"RUNNING": 2}
         with Client(f"http://127.0.0.1:{port}", timeout_s=120) as client:
-            assert client.ready()
-            assert client.predict(encoded(), heatmap="array")["maps"]["gradcam"]["array"]
+            yield client
     finally:
         serve.shutdown()
+
+
+def replicas_of(name):
+    return serve.status().applications["braintumor"].deployments[name].replica_states
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_what_it_describes_answers(config, cluster, bundle_path):
+    with deployed(config, bundle_path) as client:
+        assert set(serve.status().applications["braintumor"].deployments) == {"Front", "Predictor"}
+        assert replicas_of("Front") == {"RUNNING": 2}
+        assert client.ready()
+        assert client.predict(encoded(), heatmap="array")["maps"]["gradcam"]["array"]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_from_no_predictor_the_first_request_starts_one(config, cluster, bundle_path):
+    with deployed(config, bundle_path, replicas=0, front_replicas=1) as client:
+        assert client.ready()
+        assert not replicas_of("Predictor").get("RUNNING")
+        assert client.predict(encoded(), explain="none")["predicted_class"]
+        assert replicas_of("Predictor") == {"RUNNING": 1}

@@ -203,6 +203,12 @@ def test_not_ready_is_told_by_readyz_while_healthz_lives(decoders):
         assert client.get("/healthz").json() == {"status": "alive"}
 
 
+def test_where_predictors_start_with_the_first_request_readyz_asks_none(decoders):
+    model = FakeModel(error=AssertionError("asked"))
+    with make_client(decoders, model, replicas=0, max_replicas=1) as client:
+        assert client.get("/readyz").status_code == 200
+
+
 @pytest.fixture
 def secured(decoders):
     with make_client(decoders, digest=hashlib.sha256(TOKEN.encode()).hexdigest()) as client:

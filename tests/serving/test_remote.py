@@ -34,7 +34,12 @@ class Handle:
 @pytest.fixture(scope="module")
 def settings(bundle_path):
     return ServingSettings(
-        str(bundle_path), precision="fp32", device="cpu", torch_threads=2, max_batch_size=4
+        str(bundle_path),
+        precision="fp32",
+        device="cpu",
+        torch_threads=2,
+        max_batch_size=4,
+        in_fronts=False,
     )
 
 
