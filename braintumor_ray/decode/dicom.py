@@ -6,10 +6,9 @@ decides which transfer syntaxes are readable. Overlays are not drawn.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -277,6 +276,8 @@ class _Words:
         above = layout.allocated - layout.stored - self._shift
         if not above and not self._shift:
             return words
+        if not self._shift and not layout.signed and words.max() < 2**layout.stored:
+            return words  # nothing above the sample, as nearly everywhere
         return (words << above) >> (above + self._shift)
 
     def _lowest_bit(self) -> int:
@@ -430,8 +431,23 @@ def _windowed(values: npt.NDArray[Any], item: Tags) -> Gray | None:
     least = 1 if function == "LINEAR" else np.finfo(float).tiny
     if center is None or width is None or width < least:
         return None
-    window = _window(center, width, function)
-    return _through_table(values, lambda numbers: _shown(numbers, window))
+    window = Window(center, width, function)
+    if values.dtype in (np.uint16, np.int16):
+        return _by_bits(values, window)
+    return _through_table(values, window)
+
+
+class Window(NamedTuple):
+    """A tagged window; `function` is a VOI LUT Function (PS3.3, C.11.2.1.3)."""
+
+    center: float
+    width: float
+    function: str
+
+    def gray(self, values: npt.NDArray[Any]) -> Gray:
+        """What it shows of values, as uint8 of the same shape."""
+        shown = apply_windowing(_finite(values), _window(*self))
+        return np.rint(shown.clip(0, 255)).astype(np.uint8)
 
 
 @lru_cache(maxsize=64)  # slices of a series share theirs
@@ -446,23 +462,39 @@ def _window(center: float, width: float, function: str) -> Dataset:
     return window
 
 
-def _shown(values: npt.NDArray[Any], window: Dataset) -> Gray:
-    return np.rint(apply_windowing(_finite(values), window).clip(0, 255)).astype(np.uint8)
+def _by_bits(values: npt.NDArray[Any], window: Window) -> Gray:
+    """What a window shows of numbers of 16 bits: looked up in a table that a series shares."""
+    import cv2  # headers alone are read without it
+
+    low, high = int(values.min()), int(values.max())
+    bits = max(max(~low, high).bit_length(), 8)  # few sizes, so that slices share tables
+    table = _table(window, -(2**bits) if low < 0 else 0, 2**bits)
+    try:
+        return np.asarray(cv2.LUT(values.view(np.uint16), table), np.uint8)
+    except cv2.error:  # OpenCV 4 looks up numbers of 8 bits only
+        return np.take(table, values.view(np.uint16))
 
 
-def _through_table(values: npt.NDArray[Any], drawn: Callable[[npt.NDArray[Any]], Gray]) -> Gray:
-    """What `drawn` makes of each value: of whole numbers in a short range, once for each number.
+@lru_cache(maxsize=16)
+def _table(window: Window, low: int, end: int) -> Gray:
+    """What a window shows of the numbers from `low` to below `end`, by their 16 bits."""
+    numbers = np.arange(low, end)
+    table = np.zeros(2**16, np.uint8)
+    table[numbers] = window.gray(numbers)  # a negative index counts from the end, as its bits do
+    return table
+
+
+def _through_table(values: npt.NDArray[Any], window: Window) -> Gray:
+    """What a window shows of each value: of whole numbers in a short range, once for each number.
 
     Windowing in float64 costs several times what a look-up does, and gives the same.
     """
     if values.dtype.kind not in "iu" or values.itemsize > 4 or not values.size:
-        return drawn(values)
+        return window.gray(values)
     low, high = int(values.min()), int(values.max())
-    if low >= 0 and high < values.size // 4:
-        return np.take(drawn(np.arange(high + 1)), values)
     if high - low >= values.size // 4:
-        return drawn(values)
-    table = drawn(np.arange(low, high + 1))
+        return window.gray(values)
+    table = window.gray(np.arange(low, high + 1))
     return np.take(table, np.subtract(values, low, dtype=np.int64))
 
 

@@ -41,6 +41,7 @@ _PIXEL_TAGS = {
     0x7FE00010: "PixelData",
 }
 _META_LENGTH, _TRANSFER_SYNTAX, _CHARACTER_SET = 0x00020000, 0x00020010, 0x00080005
+_META_VRS = (b"UI", b"UL", b"SH", b"AE")  # with a length of 16 bits
 _DELIMITER = b"\xfe\xff\xdd\xe0"  # after the last fragment
 _OPTIONAL_NUMBERS = (
     *("RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth"),
@@ -331,7 +332,7 @@ def _syntax_of(dataset: Dataset, pixels: PixelElement | None) -> pydicom.uid.UID
 
 def _check_deflated(data: bytes, limits: DecodeLimits) -> None:
     """Refuse a bomb: pydicom inflates all at once (PS3.5, A.5)."""
-    if DeflatedExplicitVRLittleEndian.encode() not in data:
+    if data.find(DeflatedExplicitVRLittleEndian.encode(), 0, _meta_end(data)) < 0:
         return
     stream = io.BytesIO(data)
     read_preamble(stream, force=True)
@@ -345,6 +346,20 @@ def _check_deflated(data: bytes, limits: DecodeLimits) -> None:
         raise Unreadable("damaged DICOM: the deflated part cannot be inflated") from error
     if inflating.unconsumed_tail:
         raise Unreadable(f"over the limit of {limits.max_bytes} bytes when inflated")
+
+
+def _meta_end(data: bytes) -> int:
+    """Where the meta information ends; the end of the data where it is not as the standard's."""
+    at = 132 if data[128:132] == b"DICM" else 0
+    while data[at : at + 2] == b"\2\0":
+        vr, start = data[at + 4 : at + 6], at + 8
+        if vr in _META_VRS:
+            at = start + int.from_bytes(data[at + 6 : start], "little")
+        elif vr == b"OB":
+            at = start + 4 + int.from_bytes(data[start : start + 4], "little")
+        else:
+            return len(data)
+    return at
 
 
 def _quiet_pydicom() -> None:

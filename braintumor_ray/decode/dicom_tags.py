@@ -8,6 +8,7 @@ people.
 
 import math
 import re
+import struct
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from pydicom.datadict import dictionary_VR
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence as DicomSequence
@@ -22,6 +24,7 @@ from pydicom.tag import BaseTag, Tag
 
 _BINARY = {"US": "u2", "SS": "i2", "US or SS": "u2", "UL": "u4", "SL": "i4", "FL": "f4", "FD": "f8"}
 _PADDING = " \0\t\r\n"
+_STRUCTS = {"US": "H", "SS": "h", "UL": "I", "SL": "i", "FL": "f", "FD": "d"}
 
 
 class Tags:
@@ -49,8 +52,20 @@ class Tags:
         except Exception:  # pydicom raises what its converters happen to raise
             return self._raw(keyword)
 
+    def _unconverted(self, keyword: str | int) -> RawDataElement | None:
+        """The element as it lies in the file, where pydicom has not converted it yet.
+
+        Its converters take most of the time that a header takes; a plain number or code needs none.
+        """
+        found = self.dataset.get_item(_tag(keyword)) if keyword in self else None
+        whole = isinstance(found, RawDataElement) and isinstance(found.value, bytes)
+        return found if whole else None
+
     def text(self, keyword: str | int) -> str:
         """The value as text, several joined by a space; empty where it is absent."""
+        raw = self._unconverted(keyword)
+        if raw is not None and raw.VR in ("CS", "UI") and b"\\" not in raw.value:
+            return raw.value.decode("latin-1").strip(_PADDING)
         value = self.value(keyword)
         if isinstance(value, bytes):
             value = value.decode("latin-1")
@@ -59,7 +74,10 @@ class Tags:
 
     def numbers(self, keyword: str) -> list[float]:
         """Every number of an attribute; empty where it is absent or cannot be parsed."""
-        value = self.value(keyword)
+        raw = self._unconverted(keyword)
+        value = None if raw is None else _plain_numbers(raw)
+        if value is None:
+            value = self.value(keyword)
         if isinstance(value, bytes):
             value = _unpacked(value, keyword, self._is_little_endian())
         try:
@@ -147,6 +165,19 @@ def _finite(number: float) -> float:
     if not math.isfinite(number):
         raise ValueError("not a finite number")
     return number
+
+
+def _plain_numbers(raw: RawDataElement) -> Any:  # noqa: ANN401
+    """Numbers of an element whose VR leaves no doubt, or their text; None: pydicom is to tell."""
+    if not raw.value:
+        return None
+    if raw.VR in ("DS", "IS") and b"\\" not in raw.value:
+        return raw.value.decode("latin-1")
+    kind = _STRUCTS.get(raw.VR or "")
+    if kind is None or len(raw.value) % struct.calcsize(kind):
+        return None
+    count = len(raw.value) // struct.calcsize(kind)
+    return struct.unpack(f"{'<' if raw.is_little_endian else '>'}{count}{kind}", raw.value)
 
 
 def _unpacked(value: bytes, keyword: str, little_endian: bool) -> Any:  # noqa: ANN401

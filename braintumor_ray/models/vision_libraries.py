@@ -1,8 +1,12 @@
 """One door to timm and grad-cam, both of which import torchvision."""
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 from braintumor_ray.errors import WeightsError
 
@@ -18,7 +22,7 @@ def import_timm() -> ModuleType:
         WeightsError: torchvision cannot be imported.
     """
     _import_torchvision()
-    return import_module("timm")
+    return _imported("timm")
 
 
 def import_grad_cam() -> ModuleType:
@@ -51,7 +55,41 @@ def _import_torchvision() -> None:
 
 def _failed_import() -> RuntimeError | None:
     try:
-        import_module("torchvision")
+        _imported("torchvision")
     except RuntimeError as error:
         return error
     return None
+
+
+def _imported(name: str) -> ModuleType:
+    try:
+        with _without_compiler():
+            return import_module(name)
+    except (ImportError, AttributeError):  # a release that asks for more of the compiler
+        return import_module(name)
+
+
+@contextmanager
+def _without_compiler() -> Iterator[None]:
+    """Spare the import of torch's compiler, half of all that timm imports.
+
+    Both libraries want of it what concerns functions that no network here uses: whether detection
+    may be compiled, and that a part of NaFlexViT never is.
+    """
+    name = "torch._dynamo"
+    if name in sys.modules:
+        yield
+        return
+    compiler: Any = ModuleType(name)
+    compiler.disable = _as_it_is
+    compiler.utils = ModuleType(f"{name}.utils")
+    compiler.utils.is_compile_supported = lambda device_type: False
+    sys.modules |= {name: compiler, f"{name}.utils": compiler.utils}
+    try:
+        yield
+    finally:
+        del sys.modules[name], sys.modules[f"{name}.utils"]
+
+
+def _as_it_is(function: Any = None, *_: Any, **__: Any) -> Any:  # noqa: ANN401 - a decorator
+    return function or _as_it_is

@@ -265,7 +265,12 @@ def test_pixels_and_frames_are_limited_by_the_header():
         assert decode(data, frame=5).status == "quarantined"
 
 
-def test_a_deflated_bomb_is_refused():
+@pytest.mark.parametrize(
+    "before",  # the element that tells of it
+    [b"", b"\2\0\1\0OB\0\0\0\0\2\0" + bytes(2**17), b"\2\0\3\1UR\0\0\4\0\0\0abcd"],
+    ids=["nothing", "128 KiB", "an element of another kind"],
+)
+def test_a_deflated_bomb_is_refused(before):
     import zlib
 
     data = dicom_bytes(GRAY, DeflatedExplicitVRLittleEndian)
@@ -273,7 +278,8 @@ def test_a_deflated_bomb_is_refused():
     start = data.index(b"\x02\x00", start)  # what follows of the meta information stays
     meta_end = 144 + int.from_bytes(data[140:144], "little")
     squeeze = zlib.compressobj(9, wbits=-15)
-    bomb = data[:meta_end] + squeeze.compress(bytes(300 * 2**20)) + squeeze.flush()
+    meta = data[:144] + before + data[144:meta_end]
+    bomb = meta + squeeze.compress(bytes(300 * 2**20)) + squeeze.flush()
     assert len(bomb) < 2**20
     reason = "over the limit of 268435456 bytes when inflated"
     assert outcome(bomb) == ("quarantined", reason)
@@ -375,3 +381,29 @@ def test_a_window_by_look_up_is_the_window_of_each_value(kind, function):
     values = np.random.default_rng(5).integers(least, 121, (40, 50)).astype(kind)
     one_by_one = [[tagged_window(v.reshape(1, 1), tags)[0, 0] for v in row] for row in values]
     np.testing.assert_array_equal(tagged_window(values, tags), one_by_one)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [("u2", [0, 1, 300, 65_535]), ("i2", [-32_768, -300, 0, 32_767]), ("i2", [-3, 0, 5, 9])],
+)
+def test_a_window_by_look_up_reaches_the_ends_of_16_bits(kind, values):
+    tags = Tags(Dataset())
+    tags.dataset.WindowCenter, tags.dataset.WindowWidth = 200.5, 50_000
+    whole = np.array([values], kind)
+    np.testing.assert_array_equal(
+        tagged_window(whole, tags), tagged_window(whole.astype(float), tags)
+    )
+
+
+def test_numbers_and_codes_read_without_pydicom_are_those_of_pydicom():
+    made = mr_dataset(GRAY)
+    made.WindowCenter, made.WindowWidth, made.RescaleSlope = [40.5, 60], 80, "1.25 "
+    made.PixelPaddingValue, made.ImageType = 7, ["ORIGINAL", "PRIMARY"]
+    data = saved(made)
+    raw, read = Tags(dcmread(BytesIO(data))), dcmread(BytesIO(data))
+    for keyword in ("WindowCenter", "WindowWidth", "RescaleSlope", "PixelPaddingValue", "Rows"):
+        assert raw.numbers(keyword) == [*map(float, np.atleast_1d(read[keyword].value))]
+    for keyword in ("Modality", "SOPInstanceUID", "PhotometricInterpretation"):
+        assert raw.text(keyword) == read[keyword].value
+    assert raw.text("ImageType") == "ORIGINAL PRIMARY"

@@ -34,3 +34,16 @@ def test_a_torchvision_that_cannot_be_imported_at_all_is_one_sentence(monkeypatc
     monkeypatch.setattr(torch.library, "define", lambda *declaration: None)
     with pytest.raises(WeightsError, match=r"torchvision.*other.*install both"):
         vision_libraries._import_torchvision.__wrapped__()
+
+
+def test_torch_s_compiler_is_not_imported_and_works_where_it_is_wanted():
+    code = """
+import sys
+from braintumor_ray.models.vision_libraries import import_timm
+network = import_timm().create_model("resnet10t", num_classes=2).eval()
+print("sympy" in sys.modules, "torch._dynamo" in sys.modules)
+import torch
+print(torch.compile(network, backend="eager")(torch.zeros(1, 3, 32, 32)).shape[1])
+"""
+    done = run_python("-c", code)
+    assert done.stdout.split("\n")[:2] == ["False False", "2"], done.stderr
