@@ -171,6 +171,7 @@ def _load_sources(sources: list[str], options: CatalogOptions) -> "pa.Table":
 
 def _preview(table: "pa.Table", options: TrainOptions) -> dict[str, Any]:
     from braintumor_ray.training.augment import preview_augmentation
+    from braintumor_ray.training.run_data import class_map, named_catalog
 
     run = str(options.output)
     if not is_local(run):
@@ -179,7 +180,8 @@ def _preview(table: "pa.Table", options: TrainOptions) -> dict[str, Any]:
             "local --output"
         )
     picture = local_path(run) / "augmentation.png"
-    preview_augmentation(table, options.recipe, picture)
+    table = named_catalog(table, options.recipe)
+    preview_augmentation(table, options.recipe, class_map(table, options.recipe), picture)
     return {"augmentation": str(picture)}
 
 

@@ -8,11 +8,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from braintumor_ray.catalog.labels import ClassMap
 from braintumor_ray.decode.preprocess import Preprocessing
 from braintumor_ray.decode.reading import decode_scans
 from braintumor_ray.errors import UsageError
 from braintumor_ray.explain.overlay import contact_sheet, write_png
 from braintumor_ray.recipes.schema import AugmentSection, Recipe
+from braintumor_ray.training.lesions import SOME_TUMOR, LesionMaker
 from braintumor_ray.types import GrayImage
 
 ERASED_AREA = (0.02, 0.15)
@@ -207,30 +209,50 @@ SCANS, EPOCHS = 6, 7
 _CANDIDATES = 4 * SCANS  # some may be unreadable
 
 
-def preview_augmentation(catalog: pa.Table, recipe: Recipe, path: Path) -> None:
-    """Write a sheet with a row per scan: as it is, then as in the first epochs.
+def preview_augmentation(catalog: pa.Table, recipe: Recipe, classes: ClassMap, path: Path) -> None:
+    """Write a sheet with a row per scan: as the network gets it, then as in the first epochs.
+
+    Lesions are drawn as in training; those of other scans (`transplant`, `heal`) are left out.
 
     Raises:
         UsageError: none of the first scans can be read.
     """
     step = max(1, catalog.num_rows // _CANDIDATES)
     rows = catalog.take(pa.array(range(0, catalog.num_rows, step)))
-    size = recipe.data.image_size
-    plain = Preprocessing(size, recipe.data.interpolation, (0.0,) * 3, (1.0,) * 3)
+    data = recipe.data
+    plain = Preprocessing(
+        data.image_size, data.interpolation, (0.0,) * 3, (1.0,) * 3, data.crop, data.intensity
+    )
     scans = list(decode_scans(rows, plain))
     readable = [
         (scan.image, row)
         for scan, row in zip(scans, rows.to_pylist(), strict=True)
         if scan.image is not None
-    ][:SCANS]
+    ]
     if not readable:
         raise UsageError(f"none of {len(scans)} scans can be read: {scans[0].reason}")
+    readable = readable[:: max(1, len(readable) // SCANS)][:SCANS]  # of all classes
     tiles, captions = [], []
     for image, row in readable:
+        name = classes.apply(row["label"])
+        healthy = name is not None and name not in classes.positive
         tiles.append(image)
         captions.append(str(row["label"]))
         for epoch in range(EPOCHS):
-            tiles.append(Augmenter(recipe.augment, recipe.seed, epoch)(image, row["scan_id"]))
-            captions.append(f"epoch {epoch + 1}")
+            shown, drawn = _changed(image, row["scan_id"], recipe, epoch, healthy)
+            tiles.append(shown)
+            captions.append(f"epoch {epoch + 1}{', lesion' if drawn else ''}")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_png(path, contact_sheet(tiles, EPOCHS + 1, captions, tile_size=160))
+
+
+def _changed(
+    image: GrayImage, scan_id: int, recipe: Recipe, epoch: int, healthy: bool
+) -> tuple[GrayImage, bool]:
+    """A scan as in an epoch of the first stage, and whether a lesion was drawn into it."""
+    augmenter = Augmenter(recipe.augment, recipe.seed, epoch, recipe.stages[0].image_size)
+    random, label = augmenter.random(scan_id), 0
+    if healthy:
+        lesions = LesionMaker(recipe.lesions, negative=label)
+        image, _, label = lesions(random, image, None, label)
+    return augmenter.with_mask(image, None, scan_id, random)[0], label == SOME_TUMOR

@@ -4,7 +4,13 @@ import cv2
 import numpy as np
 import pytest
 
+from braintumor_ray.catalog.build import load_catalog
+from braintumor_ray.decode.preprocess import Preprocessing
+from braintumor_ray.decode.reading import decode_scans
+from braintumor_ray.explain.overlay import contact_sheet
+from braintumor_ray.recipes.loader import load_recipe
 from braintumor_ray.recipes.schema import LesionSection
+from braintumor_ray.training.augment import preview_augmentation
 from braintumor_ray.training.lesions import (
     SOME_TUMOR,
     Donor,
@@ -13,6 +19,8 @@ from braintumor_ray.training.lesions import (
     heal,
     transplant,
 )
+from braintumor_ray.training.run_data import class_map
+from tests.builders import CLASSES, write_archive
 
 NEGATIVE = 2
 
@@ -114,3 +122,27 @@ class TestMaker:
     def test_scans_without_truth_are_never_healed_or_given_donors_that_are_not_there(self, label):
         maker = LesionMaker(LesionSection(heal=1.0, transplant=1.0), NEGATIVE)
         assert maker(rng(), head(), None, label)[2] == label
+
+
+def test_the_preview_shows_what_is_trained_on(tmp_path, monkeypatch):
+    """The head's square in its own grays, of the first stage's size, with drawn lesions."""
+    write_archive(tmp_path / "scans", 12)
+    catalog = load_catalog(tmp_path / "scans")
+    recipe = load_recipe(
+        "best", ["lesions.draw=1.0", "data.image_size=96", "stages.finetune.image_size=64"]
+    )
+    shown = {}
+
+    def sheet(tiles, columns, captions, **_):
+        shown.update(zip(captions, tiles, strict=True))
+        return contact_sheet(tiles, columns, captions)
+
+    monkeypatch.setattr("braintumor_ray.training.augment.contact_sheet", sheet)
+    preview_augmentation(catalog, recipe, class_map(catalog, recipe), tmp_path / "sheet.png")
+    drawn = [image for caption, image in shown.items() if caption.endswith(", lesion")]
+    assert drawn
+    assert drawn[0].shape == shown["epoch 1"].shape == (64, 64)
+    cut = Preprocessing(96, recipe.data.interpolation, (0,) * 3, (1,) * 3, "head", "head")
+    heads = {scan.image.tobytes() for scan in decode_scans(catalog, cut)}
+    assert shown[CLASSES[0]].tobytes() in heads
+    assert (tmp_path / "sheet.png").stat().st_size > 5000
