@@ -35,13 +35,18 @@ SQUARES = [disc_scan(seed, (64, 64)) for seed in range(4)]
     ],
 )
 def test_a_single_predictor_on_a_cpu_is_in_the_fronts(chosen, together):
-    assert ServingSettings("b", **chosen).together is together
+    assert ServingSettings("b", **{"in_fronts": None, **chosen}).together is together
 
 
 @pytest.fixture(scope="module")
 def settings(bundle_path):
     return ServingSettings(
-        str(bundle_path), device="cpu", precision="fp32", torch_threads=4, front_replicas=2
+        str(bundle_path),
+        device="cpu",
+        precision="fp32",
+        torch_threads=4,
+        front_replicas=2,
+        in_fronts=True,
     )
 
 
