@@ -57,7 +57,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--single", type=int, default=100, help="requests at low load")
     parser.add_argument("--max-seconds", type=float, default=90, help="of each part under load")
     parser.add_argument("--replicas", type=int, default=1)
-    parser.add_argument("--apart", action="store_true", help="predictors apart from the fronts")
+    parser.add_argument("--in-fronts", action="store_true", help="a predictor in each front")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--output", default=common.OUTPUT)
     parser.add_argument("--role", choices=["whole", "alone", "client", "batches"], default="whole")
@@ -165,7 +165,7 @@ def serve_and_load(options: argparse.Namespace) -> dict:
             options.bundle,
             replicas=options.replicas,
             precision=options.precision,
-            in_fronts=False if options.apart else None,
+            in_fronts=options.in_fronts,
         )
     )
     port = free_port()

@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=15, help="of load around each kill")
     parser.add_argument("--output", default=common.OUTPUT)
-    parser.add_argument("--apart", action="store_true", help="predictors apart from the fronts")
+    parser.add_argument("--in-fronts", action="store_true", help="a predictor in each front")
     parser.add_argument("--only", choices=["overload", "kills", "hostile"])
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
@@ -59,9 +59,7 @@ def serve_and_attack(options: argparse.Namespace) -> dict:
     from braintumor_ray.serving.settings import ServingSettings
 
     settings, port, scans = (
-        serving_settings(
-            ServingSettings(options.bundle, in_fronts=False if options.apart else None)
-        ),
+        serving_settings(ServingSettings(options.bundle, in_fronts=options.in_fronts)),
         free_port(),
         read_scans(options),
     )
@@ -169,7 +167,7 @@ def spread(seconds: list[float]) -> str:
 
 
 def kills(port: int, scans: list[bytes], options: argparse.Namespace) -> dict:
-    parts = ("Predictor", "Front") if options.apart else ("Front",)
+    parts = ("Front",) if options.in_fronts else ("Predictor", "Front")
     return {part: killed(port, scans, options, part) for part in parts}
 
 

@@ -1,7 +1,7 @@
 """The service on Ray Serve: fronts that speak HTTP and decode, predictors that batch.
 
-Where one predictor on a CPU is asked for, each front has its own: a call to another process costs a
-request a sixth of its CPU, and a front that dies takes no other's predictor with it.
+With `in_fronts` each front has its own predictor: a request is not passed to another process and
+back, and a front that dies takes no other's predictor with it.
 
 `build` is the import path of a Serve config; `run` serves from this process's Ray session.
 """

@@ -52,7 +52,7 @@ class ServingSettings:
     in_fronts: Annotated[
         bool | None,
         setting("a predictor in each front; none: where a single one on a CPU is asked for"),
-    ] = None
+    ] = False  # not measured under load yet
     gpus_per_replica: Annotated[float, setting("share of a GPU", least=0)] = 0
     torch_threads: Annotated[int | None, setting("of each predictor on CPU", least=1)] = None
     max_batch_size: Annotated[int, setting("scans per forward pass", least=1)] = 16

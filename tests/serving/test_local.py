@@ -2,14 +2,16 @@
 
 import asyncio
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from starlette.testclient import TestClient
 
 from braintumor_ray.decode.decode import decode
 from braintumor_ray.predict.predictor import Predictor
-from braintumor_ray.serving import local
+from braintumor_ray.serving import app, local
 from braintumor_ray.serving.local import LocalModel
 from braintumor_ray.serving.settings import ServingSettings
 from tests.builders import disc_scan
@@ -33,13 +35,18 @@ SQUARES = [disc_scan(seed, (64, 64)) for seed in range(4)]
     ],
 )
 def test_a_single_predictor_on_a_cpu_is_in_the_fronts(chosen, together):
-    assert ServingSettings("b", **chosen).together is together
+    assert ServingSettings("b", **{"in_fronts": None, **chosen}).together is together
 
 
 @pytest.fixture(scope="module")
 def settings(bundle_path):
     return ServingSettings(
-        str(bundle_path), device="cpu", precision="fp32", torch_threads=4, front_replicas=2
+        str(bundle_path),
+        device="cpu",
+        precision="fp32",
+        torch_threads=4,
+        front_replicas=2,
+        in_fronts=True,
     )
 
 
@@ -113,3 +120,18 @@ def test_scans_that_wait_are_one_batch(model, batches):
 
     assert len(asyncio.run(scene())) == 4
     assert [size for size, _ in batches] == [4]
+
+
+@pytest.mark.parametrize("in_fronts", [True, False])
+def test_what_serve_is_given(settings, monkeypatch, in_fronts):
+    made = []
+    monkeypatch.setattr(app.serve, "ingress", lambda make: made.append(make) or (lambda kind: kind))
+    chosen = replace(settings, in_fronts=in_fronts, decoders=1)
+    front = app.build_application(chosen, None)._bound_deployment
+    assert front.name == "Front"
+    others = [each._bound_deployment.name for each in front.init_args]
+    assert others == ([] if in_fronts else ["Predictor"])
+    if in_fronts:
+        with TestClient(made[0]()) as client:
+            assert client.get("/readyz").status_code == 200
+            assert client.post("/v1/predict", content=encoded()).json()["predicted_class"]

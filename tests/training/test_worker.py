@@ -1,0 +1,71 @@
+"""A worker's epochs, without Ray around it."""
+
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from braintumor_ray.recipes.loader import load_recipe
+from braintumor_ray.training import worker
+from braintumor_ray.training.pace import CLOSING_S, Deadline
+from braintumor_ray.training.run import architecture_of, network_of, preprocessing_of
+
+RECIPE = load_recipe("demo", ["data.image_size=32", "data.batch_size=8"])
+SCANS = 16
+
+
+class Shard:
+    """Sixteen scans of two classes, in batches."""
+
+    def iter_torch_batches(self, batch_size, **_):
+        images = torch.randint(0, 256, (SCANS, 32, 32), dtype=torch.uint8)
+        labels = torch.arange(SCANS) % 2
+        yield from zip(images.split(batch_size), labels.split(batch_size), strict=True)
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Trains with a deadline; returns the entries of the epochs."""
+    entries = []
+    train = SimpleNamespace(
+        get_context=lambda: SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1),
+        torch=SimpleNamespace(get_device=lambda: torch.device("cpu")),
+        get_checkpoint=lambda: None,
+        get_dataset_shard=lambda name: Shard(),
+        report=lambda entry, checkpoint=None: entries.append(entry),
+    )
+    monkeypatch.setattr(worker, "ray", SimpleNamespace(train=train, get=lambda value: value))
+    monkeypatch.setattr(worker, "Checkpoint", SimpleNamespace(from_directory=lambda folder: folder))
+    threads = torch.get_num_threads()
+
+    def run(deadline):
+        model = network_of(architecture_of(RECIPE, 2), RECIPE)
+        config = {
+            "board": SimpleNamespace(pin=SimpleNamespace(remote=lambda entry: None)),
+            "recipe": RECIPE.model_dump(mode="json"),
+            "architecture": model.architecture.to_dict(),
+            "preprocessing": preprocessing_of(model, RECIPE).to_dict(),
+            "state": model.state_dict(),
+            "class_weights": [1.0, 1.0],
+            "train_rows": SCANS,
+            "guided_classes": None,
+            "lesions": None,
+            "deadline": deadline,
+            "threads": 1,
+        }
+        worker.train_worker(config)
+        return entries
+
+    yield run
+    torch.set_num_threads(threads)
+
+
+def test_without_a_deadline_a_worker_trains_all_epochs(trained):
+    assert len(trained(None)) == RECIPE.stages[0].epochs
+
+
+def test_a_worker_without_time_ends_its_schedule_in_the_second_epoch(trained):
+    entries = trained(Deadline(time.time() + CLOSING_S, predictions=0))
+    assert len(entries) == 2
+    assert entries[-1]["lr"] < 0.6 * RECIPE.optimizer.lr
