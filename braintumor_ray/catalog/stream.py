@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import chain, islice
+from itertools import chain, islice, repeat
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeVar
@@ -305,7 +305,7 @@ class _Building:
                 files = [self._file(listed) for listed in batch]
                 known, files = self._known(files)
                 probes = self._probes(reader, pool, files)
-                told = [listed[-1] for listed in batch] if known is None else [None] * len(files)
+                told = [listed[-1] for listed in batch] if known is None else None
                 opened = self._opened(files, probes, told)
                 self._add(opened if known is None else _by_path(known, opened))
                 done += len(batch)
@@ -392,10 +392,11 @@ class _Building:
         return rows
 
     def _opened(
-        self, files: list[FoundFile], probes: Iterable[Probe], told: list[str | None]
+        self, files: list[FoundFile], probes: Iterable[Probe], told: list[str | None] | None
     ) -> pa.Table:
         rows: list[dict[str, Any]] = []
-        for file, found, text in zip(files, probes, told, strict=True):
+        texts = told or repeat(None, len(files))
+        for file, found, text in zip(files, probes, texts, strict=True):
             label = found.tags.get("label") or self._label[file.path.rpartition("/")[0]]
             said = {"label": label} | (json.loads(text) if text else {})
             rows += rows_of_file(file, found, self._options, said)
