@@ -180,7 +180,7 @@ class _Writer:
         parent = f"{ROWS}/{self._segment.name}"
         names = [f"{stem}-{number:05d}.parquet" for number in range(len(bounds) + 1)]
         missing = np.array([name not in self._there for name in names])
-        files = {n: self._listed(f"{parent}/{names[n]}") for n in np.flatnonzero(~missing)}
+        files = {n: self._listed(f"{parent}/{names[n]}") for n in np.flatnonzero(~missing).tolist()}
         for number, rows in self._missing(is_current, bounds, missing):
             files[number] = self._write(f"{parent}/{names[number]}", rows)
             del rows  # not in memory while the next part is sorted

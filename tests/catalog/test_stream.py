@@ -305,6 +305,8 @@ def test_a_table_that_is_damaged_further_down_leaves_nothing(archive, tmp_path):
 def test_memory_does_not_grow_with_the_rows_of_a_table(tmp_path, monkeypatch):
     for name, value in {"RUN": 2000, "BATCH": 50, "ROW_GROUP": 100}.items():
         monkeypatch.setattr(stream, name, value)
+    (tmp_path / "0").mkdir()
+    (tmp_path / "0" / f"{0:09d}.png").touch()  # so the paths do not begin elsewhere
 
     def peak(count):
         target = tmp_path / "t.csv"
