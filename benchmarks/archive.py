@@ -5,8 +5,9 @@
 
 Nights as the archive job leaves them, with superseded rows; then our reader, the README's query
 and `query` on a copy before and on one after compaction and expiry, in turns. With `--kills`,
-compactions are killed (SIGKILL) at random moments; after each of them `read_results`, the README's
-query, `query`, `verify` and the Iceberg table must give the rows of before.
+compactions are killed (SIGKILL) at random moments, after each kind of step as often; after each of
+them `read_results`, the README's query, `query`, `verify` and the Iceberg table must give the rows
+of before.
 """
 
 import argparse
@@ -71,13 +72,13 @@ def calls(before, after):
 
 def kill(options):
     """Kills at random moments; an assertion fails where a reader finds other rows."""
-    from tests.archive.test_random_kills import check_kills
+    from tests.archive.test_kills import check_random_kills
 
     with tempfile.TemporaryDirectory(prefix="bench-archive-") as work:
         root = make_nights(Path(work) / "results", options.nights, options.rows, files=1)
         uri = f"sqlite:///{work}/catalog.db"
-        seen = check_kills(root, uri, CompactOptions(), options.kills, options.seed)
-    print(f"all readers agree after {len(seen)} kills, which left so many manifests: {seen}")
+        seen = check_random_kills(root, uri, CompactOptions(), options.kills, options.seed)
+    print(f"all readers agree after {len(seen)} kills, after the steps: {', '.join(seen)}")
 
 
 def main():

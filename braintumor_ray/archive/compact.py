@@ -21,7 +21,9 @@ import pyarrow.parquet as pq
 from braintumor_ray.archive.content import Content, content_of
 from braintumor_ray.archive.options import CompactOptions
 from braintumor_ray.archive.records import (
+    REGISTERED,
     Record,
+    delete_unfinished,
     expire,
     finish,
     finish_or_abandon,
@@ -108,8 +110,8 @@ def compact(
         tidy_newest(folder, str(newest.get("fingerprint", "none")))
         segments = find_segments(folder, options.target_mb * 1e6, options.drop_superseded)
         finish_or_abandon(folder, [segment.name for segment in segments])
-        for parent in (MANIFESTS, HISTORY, COMPACTIONS):
-            _delete_unfinished(folder, parent)
+        for parent in (MANIFESTS, HISTORY, COMPACTIONS, REGISTERED):
+            delete_unfinished(folder, parent)
         before = _count_files(folder)
         done = [_compact(folder, segment, options, lease, progress) for segment in segments]
         old = expire(folder, options.grace_hours if options.expire else math.inf)
@@ -136,7 +138,7 @@ def _compact(
     record = _record(segment)
     write_record(folder, record)
     for parent in (ROWS, CATALOGS):
-        _delete_unfinished(folder, f"{parent}/{segment.name}")
+        delete_unfinished(folder, f"{parent}/{segment.name}")
     writer = _Writer(folder, segment, options, progress)
     files = writer.write("part", current, is_current=True)
     kept = Survey() if options.drop_superseded else others
@@ -178,9 +180,10 @@ class _Writer:
         parent = f"{ROWS}/{self._segment.name}"
         names = [f"{stem}-{number:05d}.parquet" for number in range(len(bounds) + 1)]
         missing = np.array([name not in self._there for name in names])
-        files = {n: self._listed(f"{parent}/{names[n]}") for n in np.flatnonzero(~missing)}
+        files = {n: self._listed(f"{parent}/{names[n]}") for n in np.flatnonzero(~missing).tolist()}
         for number, rows in self._missing(is_current, bounds, missing):
             files[number] = self._write(f"{parent}/{names[number]}", rows)
+            del rows  # not in memory while the next part is sorted
             if self._progress:
                 self._progress(len(files), len(names))
         return [files[number] for number in sorted(files)]
@@ -335,13 +338,6 @@ def _supersedes(segment: Segment) -> dict[str, list[int]]:
 
 def _count_files(folder: ResultsFolder) -> int:
     return sum(len(row_files(manifest)) for manifest in folder.manifests())
-
-
-def _delete_unfinished(folder: ResultsFolder, parent: str) -> None:
-    """Files that a killed process was writing."""
-    for name in folder.names(parent):
-        if name.endswith(".tmp"):
-            folder.delete_file(parent, name)
 
 
 @contextmanager

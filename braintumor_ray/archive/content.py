@@ -68,6 +68,7 @@ def _column_hashes(column: pa.ChunkedArray) -> Hashes:
 
 def _of_lists(array: Any) -> Hashes:  # noqa: ANN401 - pyarrow has no stubs
     """Of strings, by their bytes, and of lists, by their values."""
+    values: npt.NDArray[Any]
     if pa.types.is_string(array.type):
         lengths = pc.binary_length(array)
         there = array.drop_null()

@@ -43,6 +43,13 @@ def write_record(folder: ResultsFolder, record: Record) -> None:
     folder.write_json(record, COMPACTIONS, f"{record['name']}.json")
 
 
+def delete_unfinished(folder: ResultsFolder, parent: str) -> None:
+    """Delete files that a killed process was writing; the caller holds the lease."""
+    for name in folder.names(parent):
+        if name.endswith(".tmp"):
+            folder.delete_file(parent, name)
+
+
 def finish_or_abandon(folder: ResultsFolder, planned: Sequence[str]) -> None:
     """Make the folder agree with what interrupted compactions have committed.
 

@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from braintumor_ray.archive.records import REGISTERED, identity_of
+from braintumor_ray.archive.records import REGISTERED, delete_unfinished, identity_of
 from braintumor_ray.errors import BrainTumorError, ResultsError, UsageError
 from braintumor_ray.extras import require
 from braintumor_ray.predict.results import (
@@ -88,6 +88,7 @@ def register(
     folder = results_folder(results)
     committed_runs(folder)
     with _as_results_errors(catalog_uri, table), lease_on(folder.location):
+        delete_unfinished(folder, REGISTERED)
         found = _open_table(folder, catalog_uri, table, warehouse)
         manifests = committed_runs(folder)
         record = f"{hashlib.sha256(f'{catalog_uri} {table}'.encode()).hexdigest()[:16]}.json"

@@ -230,8 +230,15 @@ def _parts(keys: pa.ChunkedArray, bounds: Sequence[str]) -> Ids:
 
 
 def _sorted(tables: list[pa.Table]) -> pa.Table:
+    """The rows of some tables; the list is emptied, so that they are in memory once."""
     rows = pa.concat_tables(tables, promote_options="default")
-    rows = rows.append_column(KEY, _keys(rows))
-    names = (KEY, "frame", "scored_at", "scan_id")
-    order = pc.sort_indices(rows, [(name, "ascending") for name in names])
-    return rows.drop_columns([KEY]).take(order)
+    tables.clear()
+    schema, names = rows.schema, (KEY, "frame", "scored_at", "scan_id")
+    keyed = rows.select(names[1:]).append_column(KEY, _keys(rows))
+    order = pc.sort_indices(keyed, [(name, "ascending") for name in names])
+    del keyed
+    columns = []
+    for name in schema.names:  # one after the other is sorted and then dropped as it was
+        columns.append(rows[name].take(order))
+        rows = rows.drop_columns([name])
+    return pa.table(columns, schema=schema)

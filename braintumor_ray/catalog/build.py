@@ -29,8 +29,9 @@ from braintumor_ray.catalog.schema import (
     check_ids,
     read_catalog,
     scan_id,
+    with_further,
 )
-from braintumor_ray.catalog.tables import Sidecar, read_sidecar
+from braintumor_ray.catalog.tables import read_sidecar
 from braintumor_ray.decode.decode import probe
 from braintumor_ray.decode.sandbox import DecodeSandbox
 from braintumor_ray.decode.sniff import sniff
@@ -67,36 +68,45 @@ def load_catalog(
         check_catalog(text, table.schema, options.identity)
         return table
     if text.lower().endswith((".csv", ".tsv")):
-        sidecar = read_sidecar(text, options)
-        files = stat_files(sidecar.root, sidecar.paths)
-        return build_catalog(files, options, sidecar, progress)
+        table = read_sidecar(text, options)
+        paths, told = zip(*table.rows(), strict=True)
+        files = stat_files(table.root, paths)
+        return build_catalog(files, options, progress, told, table.extra)
     if is_dicomweb(text):
         pacs = PacsListing(text, options.identity, progress)
         table = joined(catalog_parts(pacs, options), options)
         return with_left_out(table, pacs.left_out())
     found = list_files(text)
-    return with_left_out(build_catalog(found.files, options, None, progress), found)
+    return with_left_out(build_catalog(found.files, options, progress), found)
 
 
 def build_catalog(
     files: Sequence[FoundFile],
     options: CatalogOptions,
-    sidecar: Sidecar | None = None,
     progress: Progress | None = None,
+    told: Sequence[dict[str, Any]] | None = None,
+    extra: Sequence[str] = (),
 ) -> pa.Table:
-    """Rows for files that were found; see `load_catalog`."""
+    """Rows for files that were found; see `load_catalog`.
+
+    Args:
+        files: in the order of the table, if one names them.
+        options: how the source is read.
+        progress: called with (files done, files).
+        told: what the table says of each.
+        extra: names of its further columns.
+    """
     probes = _probe_all(files, options, progress)
     # The parts of a DICOM object's path are UIDs, not names that people gave.
     labels = folder_labels(["" if file.unsized else file.path for file in files])
     rows: list[dict[str, Any]] = []
     unread: Counter[str] = Counter()
     for index, (file, found) in enumerate(zip(files, probes, strict=True)):
-        told = {"label": found.tags.get("label") or labels[index]}
-        rows += rows_of_file(file, found, options, told | (sidecar.rows[index] if sidecar else {}))
+        label = {"label": found.tags.get("label") or labels[index]}
+        rows += rows_of_file(file, found, options, label | (told[index] if told else {}))
         count_unread(found, unread)
     rows.sort(key=lambda row: (row["path"], row["frame"]))
-    extra = [pa.field(name, pa.string()) for name in (sidecar.extra if sidecar else ())]
-    table = pa.Table.from_pylist(rows, schema=pa.schema([*CATALOG_SCHEMA, *extra]))
+    table = pa.Table.from_pylist(rows, schema=with_further(extra))
     return _complete(table, unread, options)
 
 

@@ -194,7 +194,7 @@ def _checked(found: Any) -> Event:  # noqa: ANN401 - parsed JSON
 
 def _table_rows(location: str) -> list[dict[str, Any]]:
     table = read_records(location)
-    return [dict(zip(table.columns, cells, strict=True)) for cells in table.rows]
+    return [dict(zip(table.columns, cells, strict=True)) for cells in table.rows()]
 
 
 def _parquet_rows(location: str) -> list[dict[str, Any]]:

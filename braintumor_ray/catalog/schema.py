@@ -1,6 +1,7 @@
 """The catalog's contract: its columns, how a source is read, the id of a scan, the Parquet file."""
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,11 @@ CATALOG_SCHEMA = pa.schema(
 
 HEADER_COLUMNS = ("modality", "plane", "sequence")
 ADDED_LATER = (*HEADER_COLUMNS, *(field.name for field in VOLUME_FIELDS))  # not in older catalogs
+
+
+def with_further(names: Iterable[str]) -> pa.Schema:
+    """The columns of a catalog, and further ones of a table of scans, as strings."""
+    return pa.schema([*CATALOG_SCHEMA, *(pa.field(name, pa.string()) for name in names)])
 
 
 def scan_id(path: str, frame: int, size: int | None, mtime_us: int | None) -> int:

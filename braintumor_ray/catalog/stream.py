@@ -1,8 +1,8 @@
 """A catalog made a part at a time: memory does not grow with the archive.
 
-Files are listed, sorted by path in runs on disk, and merged. A batch of them is opened and written
-as Parquet before the next one. What an earlier catalog knows of a file with the same path, size and
-time is taken from there, and the file is not opened.
+Files are listed, or named by a table, sorted by path in runs on disk, and merged. A batch of them
+is opened and written as Parquet before the next one. What an earlier catalog knows of a file with
+the same path, size and time is taken from there, and the file is not opened.
 """
 
 import heapq
@@ -17,7 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import chain, islice
+from itertools import chain, islice, repeat
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,12 +37,14 @@ from braintumor_ray.catalog.listing import (
     Listing,
     base_of,
     files_below,
+    stat_files,
     uri_of,
     with_left_out,
 )
 from braintumor_ray.catalog.local_key import CHECK, HASHED, check_catalog
 from braintumor_ray.catalog.options import CatalogOptions, StreamOptions
-from braintumor_ray.catalog.schema import CATALOG_SCHEMA, check_columns, check_ids
+from braintumor_ray.catalog.schema import CATALOG_SCHEMA, check_columns, check_ids, with_further
+from braintumor_ray.catalog.tables import Sidecar, read_sidecar
 from braintumor_ray.decode.types import Probe
 from braintumor_ray.dicomweb.query import is_dicomweb
 from braintumor_ray.errors import CatalogError, UsageError
@@ -55,10 +58,18 @@ BATCH = 1_000  # files opened before their rows are written
 ROW_GROUP = 20_000
 MADE_WITH = b"made_with"  # in a catalog's metadata: options that its rows depend on
 OPENED_ANEW = ("matlab",)  # formats whose label is in the file, not in its folder
+TABLES = (".csv", ".tsv")
 _LISTED = pa.schema(
-    [("path", pa.string()), ("size", pa.int64()), ("mtime", pa.timestamp("us", tz="UTC"))]
+    [
+        ("path", pa.string()),
+        ("frame", pa.int64()),  # that a table names; -1: all of them
+        ("size", pa.int64()),
+        ("mtime", pa.timestamp("us", tz="UTC")),
+        ("told", pa.string()),  # what a table says of it, as JSON
+    ]
 )
-Listed = tuple[str, int | None, datetime | None]
+Listed = tuple[str, int, int | None, datetime | None, str | None]
+_PATH_AND_FRAME = itemgetter(0, 1)
 T = TypeVar("T")
 
 
@@ -88,13 +99,15 @@ class Streamed:
 def can_stream(source: str, options: CatalogOptions) -> bool:
     """Whether a source is made into a catalog a part at a time; else `build.load_catalog` does it.
 
-    A table of scans is not: its paths may begin anywhere. Neither are other ways to cut volumes:
-    their mark in the paths changes the order. Nor is a DICOMweb source, see `pacs_parts`.
+    Other ways to cut volumes are not: their mark in the paths changes the order. Neither is a
+    DICOMweb source, see `pacs_parts`, nor a catalog that is made.
     """
-    whole = (".csv", ".tsv", ".parquet")
-    return not (
-        is_dicomweb(source) or source.rstrip("/").lower().endswith(whole) or options.volumes.mark
-    )
+    made = source.rstrip("/").lower().endswith(".parquet")
+    return not (is_dicomweb(source) or made or options.volumes.mark)
+
+
+def _is_table(source: str) -> bool:
+    return source.lower().endswith(TABLES)
 
 
 def stream_catalog(
@@ -104,7 +117,7 @@ def stream_catalog(
     made: StreamOptions | None = None,
     progress: Progress | None = None,
 ) -> Streamed:
-    """Write the catalog of a folder or URI: the same rows as `build.load_catalog`, in its order.
+    """Write the catalog of a folder, URI or CSV: the rows of `build.load_catalog`, in its order.
 
     Args:
         source: for which `can_stream` holds.
@@ -119,27 +132,33 @@ def stream_catalog(
         UsageError: a source that is no folder, with one of the options of `made`.
     """
     made = made or StreamOptions()
-    if not can_stream(source, options):
+    root = spelled(source).rstrip("/") or "/"
+    named = _is_table(root)
+    if not can_stream(source, options) or (named and made != StreamOptions()):
         raise UsageError(
             f"--listing and --since are for a folder or URI of files with the default volumes, "
             f"not for '{source}'"
         )
-    root = spelled(source).rstrip("/") or "/"
     with _written(output), tempfile.TemporaryDirectory(prefix="braintumor-catalog-") as work:
-        found = Listing([])
-        files = (
-            listed_files(made.listing, root, found) if made.listing else files_below(root, found)
-        )
-        runs = _Runs(Path(work), files)
+        found, extra = Listing([]), list[str]()
+        if named:
+            table = read_sidecar(root, options)
+            root, extra = table.root, table.extra
+            listed = _named_files(table)
+        elif made.listing:
+            listed = map(_listed, listed_files(made.listing, root, found))
+        else:
+            listed = map(_listed, files_below(root, found))
+        schema, runs = with_further(extra), _Runs(Path(work), listed)
         found.require_some(root, runs.files)
         found.archives.sort()
         earlier = None if made.since is None else _Earlier(made.since, options)
         try:
             with _appearing(output) as path:
                 with pq.ParquetWriter(
-                    path, CATALOG_SCHEMA, compression="zstd", store_schema=False
+                    path, schema, compression="zstd", store_schema=False
                 ) as writer:  # without the schema in its notes, notes may be added at the end
-                    building = _Building(root, options, runs, earlier, writer)
+                    building = _Building(root, options, runs, earlier, writer, schema)
                     building.write(progress)
                     building.note(found)
                 building.check_ids(path)
@@ -147,6 +166,19 @@ def stream_catalog(
             if earlier is not None:
                 earlier.close()
         return building.made
+
+
+def _listed(file: FoundFile) -> Listed:
+    return file.path, -1, file.size, file.mtime, None
+
+
+def _named_files(table: Sidecar) -> Iterator[Listed]:
+    """The files that a table names, each row one, with what it says of them."""
+    for rows in _chunks(table.rows(), BATCH):
+        files = stat_files(table.root, [path for path, _ in rows])
+        for file, (_, told) in zip(files, rows, strict=True):
+            frame = told.get("only_frame", -1)
+            yield file.path, frame, file.size, file.mtime, json.dumps(told)
 
 
 class _Runs:
@@ -157,22 +189,21 @@ class _Runs:
         folders: of all of them.
     """
 
-    def __init__(self, work: Path, files: Iterable[FoundFile]) -> None:
+    def __init__(self, work: Path, files: Iterable[Listed]) -> None:
         self.files, self.folders = 0, set[str]()
         self._paths: list[Path] = []
         for run in _chunks(iter(files), RUN):
-            run.sort(key=lambda file: file.path)
-            self.folders.update(file.path.rpartition("/")[0] for file in run)
+            run.sort(key=_PATH_AND_FRAME)
+            self.folders.update(file[0].rpartition("/")[0] for file in run)
             self.files += len(run)
             self._paths.append(work / f"{len(self._paths)}.arrow")
-            columns = [[getattr(file, name) for file in run] for name in _LISTED.names]
-            table = pa.table(columns, schema=_LISTED)
+            table = pa.table([list(values) for values in zip(*run, strict=True)], schema=_LISTED)
             with pa.ipc.new_file(self._paths[-1], _LISTED) as writer:
                 writer.write_table(table, READ)
 
     def merged(self) -> Iterator[Listed]:
         """All of them, by path."""
-        return heapq.merge(*map(self._read, self._paths), key=lambda listed: listed[0])
+        return heapq.merge(*map(self._read, self._paths), key=_PATH_AND_FRAME)
 
     @staticmethod
     def _read(path: Path) -> Iterator[Listed]:
@@ -250,9 +281,10 @@ class _Building:
         runs: _Runs,
         earlier: _Earlier | None,
         writer: pq.ParquetWriter,
+        schema: pa.Schema,
     ) -> None:
         self._root, self._base, self._options = root, base_of(root), options
-        self._runs, self._earlier, self._writer = runs, earlier, writer
+        self._runs, self._earlier, self._writer, self._schema = runs, earlier, writer, schema
         folders = sorted(runs.folders)
         below = [f"{folder}/x" if folder else "x" for folder in folders]
         self._label = dict(zip(folders, folder_labels(below), strict=True))
@@ -273,7 +305,8 @@ class _Building:
                 files = [self._file(listed) for listed in batch]
                 known, files = self._known(files)
                 probes = self._probes(reader, pool, files)
-                opened = self._opened(files, probes)
+                told = [listed[-1] for listed in batch] if known is None else None
+                opened = self._opened(files, probes, told)
                 self._add(opened if known is None else _by_path(known, opened))
                 done += len(batch)
                 if progress:
@@ -325,7 +358,7 @@ class _Building:
             check_ids(pq.read_table(path, columns=["scan_id", "path"]))
 
     def _file(self, listed: Listed) -> FoundFile:
-        path, size, mtime = listed
+        path, _, size, mtime, _ = listed
         return FoundFile(path, uri_of(self._root, self._base, path), size, mtime)
 
     def _known(self, files: list[FoundFile]) -> tuple[pa.Table | None, list[FoundFile]]:
@@ -358,14 +391,18 @@ class _Building:
             )
         return rows
 
-    def _opened(self, files: list[FoundFile], probes: Iterable[Probe]) -> pa.Table:
+    def _opened(
+        self, files: list[FoundFile], probes: Iterable[Probe], told: list[str | None] | None
+    ) -> pa.Table:
         rows: list[dict[str, Any]] = []
-        for file, found in zip(files, probes, strict=True):
+        texts = told or repeat(None, len(files))
+        for file, found, text in zip(files, probes, texts, strict=True):
             label = found.tags.get("label") or self._label[file.path.rpartition("/")[0]]
-            rows += rows_of_file(file, found, self._options, {"label": label})
+            said = {"label": label} | (json.loads(text) if text else {})
+            rows += rows_of_file(file, found, self._options, said)
             count_unread(found, self.made.unread)
         self.made.opened += len(files)
-        return pa.Table.from_pylist(rows, schema=CATALOG_SCHEMA)
+        return pa.Table.from_pylist(rows, schema=self._schema)
 
     def _add(self, rows: pa.Table) -> None:
         made, labels = self.made, rows["label"].to_pylist()

@@ -1,4 +1,8 @@
-"""A CSV next to the images: which column is what, and where its files are."""
+"""A CSV next to the images: which column is what, and where its files are.
+
+It is read a row at a time, and again for each question to all of it, so that a table of millions
+of scans is never in memory.
+"""
 
 import codecs
 import csv
@@ -7,16 +11,22 @@ import os
 import posixpath
 import re
 import unicodedata
+from array import array
+from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import dropwhile, islice
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from braintumor_ray.catalog.folders import clean_label
-from braintumor_ray.catalog.listing import list_files
+from braintumor_ray.catalog.listing import Listing, files_below, list_files
 from braintumor_ray.errors import CatalogError, UsageError
-from braintumor_ray.storage import is_local, is_uri, local_path, read_bytes, spelled
+from braintumor_ray.storage import is_local, is_uri, local_path, open_filesystem, spelled
 
 if TYPE_CHECKING:
     from braintumor_ray.catalog.options import CatalogOptions
@@ -37,29 +47,45 @@ RESERVED = {
 MISSING = {"", "na", "n/a", "nan", "null", "#n/a", "#na", "-nan", "#n/a n/a"}
 DELIMITERS = (",", ";", "\t", "|")
 _SAMPLE = 50  # records by which the delimiter is chosen
+_BLOCK = 2**20  # bytes
+
+
+Row = dict[str, Any]
+Lines = Callable[[], Iterator[str]]
 
 
 @dataclass(frozen=True)
 class Sidecar:
-    """A table's rows in order: paths below `root`, catalog columns, names of further ones."""
+    """A table of scans.
+
+    Attributes:
+        root: what its paths are below.
+        extra: names of further columns.
+        rows: reads it: in its order, paths below `root` (or absolute) and catalog columns.
+    """
 
     root: str
-    paths: list[str]
-    rows: list[dict[str, Any]]
     extra: list[str]
+    rows: Callable[[], Iterator[tuple[str, Row]]]
 
 
 @dataclass(frozen=True)
 class Records:
-    """A table as text: stripped names of its columns, and as many cells in each row."""
+    """A table as text.
+
+    Attributes:
+        columns: their stripped names.
+        encoding: utf-8, utf-16 or cp1252.
+        rows: reads it: as many cells in each row as there are columns.
+    """
 
     columns: list[str]
-    rows: list[list[str]]
     encoding: str
+    rows: Callable[[], Iterator[list[str]]]
 
 
 def read_sidecar(location: str, options: "CatalogOptions") -> Sidecar:
-    """Read a CSV (or TSV) with a path column, and perhaps label, patient and frame columns.
+    """A CSV (or TSV) with a path column, and perhaps label, patient and frame columns.
 
     Paths are below the root, or absolute. Where none of them is, they may begin elsewhere (in the
     folder around the root, on another machine) as long as that is one place for all, or be names
@@ -67,7 +93,8 @@ def read_sidecar(location: str, options: "CatalogOptions") -> Sidecar:
     is not there keeps its row. Further columns are kept as strings.
 
     Raises:
-        CatalogError: the table cannot be read, is empty, or a file name is ambiguous.
+        CatalogError: the table cannot be read, is empty, or a file name is ambiguous; also later,
+            when rows are read.
         UsageError: a named column is not in the table.
     """
     table = read_records(location)
@@ -83,13 +110,15 @@ def read_sidecar(location: str, options: "CatalogOptions") -> Sidecar:
     root = options.root or posixpath.dirname(location) or "."
     extra = [i for i in range(len(columns)) if i not in (path_column, label, patient, frame)]
     names = _safe_names([columns[i] for i in extra])
-    rows = [
-        _row(cells, label, patient, frame)
-        | {name: _value(cells[i]) for name, i in zip(names, extra, strict=True)}
-        for cells in table.rows
-    ]
-    paths = _resolve([cells[path_column] for cells in table.rows], root, table.encoding)
-    return Sidecar(root, paths, rows, names)
+    known = _Known(root, table.encoding, lambda: (cells[path_column] for cells in table.rows()))
+
+    def rows() -> Iterator[tuple[str, Row]]:
+        for cells in table.rows():
+            row = _row(cells, label, patient, frame)
+            further = {name: _value(cells[i]) for name, i in zip(names, extra, strict=True)}
+            yield known.where(cells[path_column]), row | further
+
+    return Sidecar(root, names, rows)
 
 
 def read_records(location: str) -> Records:
@@ -100,45 +129,83 @@ def read_records(location: str) -> Records:
     `sep=;` decides). Spaces around names are no part of them. Blank lines are skipped.
 
     Raises:
-        CatalogError: it cannot be read, has no rows, or a row has more cells than the header.
+        CatalogError: it cannot be read or has no rows; also when rows are read, where one has more
+            cells than the header.
     """
+    with _as_catalog_errors(location):
+        encoding = _encoding(location)
+        lines = partial(_lines, location, encoding)
+        records = partial(_records, lines, *_delimiter(lines, location))
+        records = partial(records, strict=_is_strict(records))
+        first = list(islice(records(), 2))
+    if len(first) < 2:
+        raise CatalogError(f"table '{location}' has no rows")
+    columns = [name.strip() for name in first[0]]
+
+    def rows() -> Iterator[list[str]]:
+        with _as_catalog_errors(location):
+            for cells in islice(records(), 1, None):
+                yield _fitted(cells, columns, location)
+
+    return Records(columns, encoding, rows)
+
+
+@contextmanager
+def _as_catalog_errors(location: str) -> Iterator[None]:
     try:
-        text, encoding = _decoded(read_bytes(location))
-        records = _records(text, location)
+        yield
     except (OSError, csv.Error) as error:
         raise CatalogError(f"table '{location}' cannot be read: {error}") from error
-    if len(records) < 2:
-        raise CatalogError(f"table '{location}' has no rows")
-    columns = [name.strip() for name in records[0]]
-    rows = [_fitted(cells, columns, location) for cells in records[1:]]
-    return Records(columns, rows, encoding)
 
 
-def _decoded(data: bytes) -> tuple[str, str]:
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return data.decode("utf-16", "replace"), "utf-16"
-    try:
-        return data.decode("utf-8-sig"), "utf-8"
-    except UnicodeDecodeError:
-        return data.decode("cp1252", "replace"), "cp1252"
+def _opened(location: str) -> Any:  # noqa: ANN401 - a file of Python's or of pyarrow's
+    if is_local(location):
+        return local_path(location).open("rb")
+    filesystem, path = open_filesystem(location)
+    return filesystem.open_input_stream(path, compression=None)
 
 
-def _records(text: str, location: str) -> list[list[str]]:
-    text = text.replace("\0", "").lstrip("\r\n")
-    told = re.match(r"\"?sep=(.)\"?[\r\n]+", text)
+def _encoding(location: str) -> str:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    with _opened(location) as stream:
+        data = stream.read(_BLOCK)
+        if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            return "utf-16"
+        try:
+            while data:
+                decoder.decode(data)
+                data = stream.read(_BLOCK)
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError:
+            return "cp1252"
+    return "utf-8"
+
+
+def _lines(location: str, encoding: str) -> Iterator[str]:
+    codec = "utf-8-sig" if encoding == "utf-8" else encoding
+    with (
+        _opened(location) as stream,
+        io.TextIOWrapper(stream, codec, errors="replace", newline="") as text,
+    ):
+        for line in text:
+            yield line.replace("\0", "")
+
+
+def _delimiter(lines: Lines, location: str) -> tuple[str, bool]:
+    """What separates cells, and whether the first line tells it."""
+    first = next((line for line in lines() if line.strip("\r\n")), "")
+    told = re.fullmatch(r"\"?sep=(.)\"?[\r\n]+", first)
     if told:
-        return _parsed(text[told.end() :], told[1])
+        return told[1], True
     preferred = ("\t", ",", ";", "|") if location.lower().endswith(".tsv") else DELIMITERS
-    return _parsed(text, max(preferred, key=lambda delimiter: _fit(text, delimiter)))
+    return max(preferred, key=lambda delimiter: _fit(lines, delimiter)), False
 
 
-def _fit(text: str, delimiter: str) -> tuple[float, int]:
+def _fit(lines: Lines, delimiter: str) -> tuple[float, int]:
     """How well a delimiter explains a table: the share of rows as long as the header, columns."""
-    lengths: list[int] = []
     try:
-        for record in _reader(text, delimiter, strict=False):
-            if record and len(lengths) < _SAMPLE:
-                lengths.append(len(record))
+        records = filter(None, _reader(lines(), delimiter, strict=False))
+        lengths = [len(record) for record in islice(records, _SAMPLE)]
     except csv.Error:
         return 0.0, 0
     if not lengths or lengths[0] < 2:
@@ -146,18 +213,27 @@ def _fit(text: str, delimiter: str) -> tuple[float, int]:
     return sum(length == lengths[0] for length in lengths) / len(lengths), lengths[0]
 
 
-def _parsed(text: str, delimiter: str) -> list[list[str]]:
+def _is_strict(records: Callable[..., Iterator[list[str]]]) -> bool:
+    """Whether all of a table follows the rules of quotes; else they are taken as they come."""
     try:
-        records = list(_reader(text, delimiter, strict=True))
+        for _ in records(strict=True):
+            pass
     except csv.Error as error:
         if "unexpected end of data" in str(error):
             raise csv.Error("a quote is opened and never closed") from error
-        records = list(_reader(text, delimiter, strict=False))
-    return [record for record in records if any(cell.strip() for cell in record)]
+        return False
+    return True
 
 
-def _reader(text: str, delimiter: str, *, strict: bool) -> Iterable[list[str]]:
-    lines = io.StringIO(text, newline="")
+def _records(lines: Lines, delimiter: str, told: bool, *, strict: bool) -> Iterator[list[str]]:
+    """All records with a cell that is not blank, after the line that tells the delimiter."""
+    own = dropwhile(lambda line: not line.strip("\r\n"), lines())
+    for record in _reader(islice(own, int(told), None), delimiter, strict=strict):
+        if any(cell.strip() for cell in record):
+            yield record
+
+
+def _reader(lines: Iterable[str], delimiter: str, *, strict: bool) -> Iterator[list[str]]:
     return csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=strict)
 
 
@@ -229,30 +305,52 @@ def _safe_names(names: Sequence[str]) -> list[str]:
     return safe
 
 
-def _resolve(cells: Sequence[str], root: str, encoding: str) -> list[str]:
-    """Paths below the root (or absolute) of the files that a table names."""
-    known = _Known(root)
-    paths = [known.written(cell, encoding) for cell in cells]
-    found = [known.exactly(path) for path in paths]
-    absent = [path for path, where in zip(paths, found, strict=True) if where is None]
-    if len(absent) == len(paths):  # the table's paths begin elsewhere
-        moved = known.moved(absent)
-        found = [moved.get(path) for path in paths]
-    return [where or path for path, where in zip(paths, found, strict=True)]
-
-
 class _Known:
-    """The files below a root, by all that a table may call them."""
+    """The files below a root, by all that a table may call them.
 
-    def __init__(self, root: str) -> None:
-        self.root = root
+    Of each file 8 bytes are kept, a hash of its path, and its path where it is in decomposed
+    Unicode. Only for a table whose paths all begin elsewhere are they in memory.
+    """
+
+    def __init__(self, root: str, encoding: str, cells: Callable[[], Iterator[str]]) -> None:
+        self.root, self._encoding, self._cells = root, encoding, cells
         self.base = self._base(root)
+        self._decomposed: dict[str, str] = {}
+        hashes = np.sort(np.fromiter(self._hashes(), np.int64))
+        self._exact = array("q", hashes.tobytes())
+
+    def _hashes(self) -> Iterator[int]:
+        with suppress(CatalogError):  # the table may name files elsewhere, or none that is there
+            for file in files_below(self.root, Listing([])):
+                composed = _composed(file.path)
+                if composed != file.path:
+                    first = self._decomposed.get(composed, file.path)
+                    self._decomposed[composed] = min(first, file.path)
+                yield hash(file.path)
+
+    def where(self, cell: str) -> str:
+        """Path below the root (or absolute) of the file that a cell names."""
+        path = self._written(cell)
+        return self._exactly(path) or self._moved.get(path, path)
+
+    @cached_property
+    def _moved(self) -> dict[str, str]:
+        """Files by the paths of a table of which none is where it says."""
+        paths = map(self._written, self._cells())
+        if any(self._exactly(path) for path in paths):
+            return {}
+        return self._found_elsewhere([self._written(cell) for cell in self._cells()])
+
+    @cached_property
+    def _paths(self) -> list[str]:
         try:
-            self.paths = [file.path for file in list_files(root).files]
+            return [file.path for file in list_files(self.root).files]
         except CatalogError:
-            self.paths = []  # the table may name files elsewhere, or none that is there
-        self._exact = set(self.paths)
-        self._composed = {_composed(path): path for path in reversed(self.paths)}
+            return []
+
+    def _is_there(self, path: str) -> bool:
+        place = bisect_left(self._exact, hash(path))
+        return place < len(self._exact) and self._exact[place] == hash(path)
 
     @staticmethod
     def _base(root: str) -> str:
@@ -260,18 +358,18 @@ class _Known:
             return spelled(os.path.abspath(local_path(root)))
         return root.rstrip("/")
 
-    def written(self, cell: str, encoding: str) -> str:
+    def _written(self, cell: str) -> str:
         """A cell as a path, below the root where it names the root."""
-        text = cell if cell in self._exact else cell.strip()
+        text = cell if self._is_there(cell) else cell.strip()
         if not text:
             raise CatalogError(
                 f"a row without a path in the table for '{self.root}'; fill or remove it"
             )
-        if text in self._exact:
+        if self._is_there(text):
             return text
-        if encoding == "cp1252":  # the name may be as little UTF-8 as the table
+        if self._encoding == "cp1252":  # the name may be as little UTF-8 as the table
             same = spelled(os.fsdecode(text.encode("cp1252", "replace")))
-            if same in self._exact:
+            if self._is_there(same):
                 return same
         if is_local(self.root) and (text.startswith("~") or text.startswith("file://")):
             text = str(local_path(text))
@@ -282,23 +380,25 @@ class _Known:
                 return text[len(base.rstrip("/")) + 1 :]
         return text
 
-    def exactly(self, path: str) -> str | None:
+    def _exactly(self, path: str) -> str | None:
         """The file of that path, also where one of the two is in decomposed Unicode."""
-        if path in self._exact:
+        if self._is_there(path):
             return path
         if (path.startswith("/") or path.startswith("../")) and is_local(self.root):
             there = os.path.isfile(local_path(posixpath.join(self.base, path)))
             return path if there else None
-        return self._composed.get(_composed(path))
+        composed = _composed(path)
+        found = composed if self._is_there(composed) else None
+        return self._decomposed.get(composed, found)
 
-    def moved(self, paths: Sequence[str]) -> dict[str, str]:
-        """Files by the paths of a table whose paths begin elsewhere; without those not found."""
+    def _found_elsewhere(self, paths: Sequence[str]) -> dict[str, str]:
+        """Files by paths that begin elsewhere; without those not found."""
         nested = [path for path in paths if "/" in path]
         cut, added = self._common_start(nested)
         found = {path: self._named(path) for path in paths if "/" not in path}
         for path in nested:
             if path.startswith(cut):
-                found[path] = self.exactly(added + path.removeprefix(cut))
+                found[path] = self._exactly(added + path.removeprefix(cut))
         return {path: where for path, where in found.items() if where is not None}
 
     def _common_start(self, paths: Sequence[str]) -> tuple[str, str]:
@@ -313,7 +413,7 @@ class _Known:
         added = Counter(front for path in paths for front in self._fronts(path))
         best = added.most_common(2)
         if len(best) == 2 and best[0][1] == best[1][1]:
-            example = next(path for path in paths if best[0][0] + path in self._exact)
+            example = next(path for path in paths if self._is_there(best[0][0] + path))
             raise self._ambiguous(example, [f"{front}{example}" for front, _ in best])
         return "", best[0][0] if best else ""
 
@@ -323,7 +423,7 @@ class _Known:
         starts = ("/".join(parts[:n]) + "/" for n in range(1, len(parts) - 1))
         around = f"{self.base}/"
         allowed = (s for s in starts if _is_absolute(path) or around.endswith(f"/{s}"))
-        return [start for start in allowed if self.exactly(path.removeprefix(start))]
+        return [start for start in allowed if self._exactly(path.removeprefix(start))]
 
     def _fronts(self, path: str) -> list[str]:
         """Folders below which a path is that of a file here."""
@@ -348,13 +448,13 @@ class _Known:
     @cached_property
     def _by_name(self) -> dict[str, list[str]]:
         names: dict[str, list[str]] = defaultdict(list)
-        for path in self.paths:
+        for path in self._paths:
             names[_composed(posixpath.basename(path))].append(path)
         return names
 
 
 def _composed(path: str) -> str:
-    return unicodedata.normalize("NFC", path)
+    return path if path.isascii() else unicodedata.normalize("NFC", path)
 
 
 def _is_absolute(path: str) -> bool:

@@ -105,8 +105,8 @@ def open_scans(
 ) -> Scans:
     """The catalog of any SOURCE.
 
-    That of a folder and one that is Parquet already never are in memory as a whole; that of a CSV
-    or of volumes that are cut in another way than the default is.
+    That of a folder or a CSV and one that is Parquet already never are in memory as a whole; that
+    of volumes that are cut in another way than the default is.
 
     Raises:
         CatalogError: nothing there, or not a catalog.

@@ -1,125 +1,153 @@
-"""Runs a compaction in a process that ends by SIGKILL: before its n-th change, or at any moment."""
+"""Runs a command in a process that ends by SIGKILL at a chosen step, or some time after it.
 
+A step is what changes a results folder or a table: a file is written under a passing name, gets
+its name, or is deleted; a file of the table is made; the table is committed.
+"""
+
+import json
 import multiprocessing
 import os
 import shutil
 import signal
 import tempfile
+import threading
 import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
-import pyiceberg.io.pyarrow  # noqa: F401 - loaded once, before the forks
+import pyiceberg.io.pyarrow
 from pyiceberg.catalog.sql import SqlCatalog
 
+import braintumor_ray.archive.records as records
 import braintumor_ray.storage as storage
 from braintumor_ray.archive.compact import compact
-from braintumor_ray.archive.options import CompactOptions
 from braintumor_ray.archive.register import register
 
-OPTIONS = CompactOptions(target_mb=0.01, expire=True, grace_hours=0, memory_mb=1)
+PLACES = ("rows", "catalogs", "history", "manifests", "compactions", "registered")
 
 
-def compact_until(root, changes):
-    """Compact; the process dies when so many files were synced, renamed or deleted."""
-    left = [changes]
+def compacted_registered_expired(root, uri, options):
+    """What is done to a folder now and then."""
+    compact(root, options)
+    register(root, uri)
+    compact(root, replace(options, expire=True, grace_hours=0))
 
-    def counted(call):
-        def made(*args, **options):
-            left[0] -= 1
-            if left[0] < 0:
+
+def steps_of(root, call, *more):
+    """Do it: names of all its steps, in their order, and its seconds."""
+    with tempfile.NamedTemporaryFile() as noted:
+        started = time.perf_counter()
+        process = _start(_note_steps, str(root), noted.name, call, *more)
+        process.join(300)
+        assert process.exitcode == 0
+        return json.load(noted), time.perf_counter() - started
+
+
+def kill_at(root, name, nth, call, *more, delay=0.0):
+    """SIGKILL before the n-th step of a name, or so many seconds later.
+
+    Returns:
+        Whether the process was killed; it was not where it ended before.
+    """
+    process = _start(_die_at, str(root), name, nth, delay, call, *more)
+    process.join(300)
+    assert process.exitcode in (0, -signal.SIGKILL)
+    return process.exitcode != 0
+
+
+def _start(target, *args):
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.archive.killing"])  # each start is a fork: fast
+    process = context.Process(target=target, args=args)
+    process.start()
+    return process
+
+
+def _note_steps(root, target, call, *more):
+    found = []
+    _call_at_steps(root, found.append)
+    call(root, *more)
+    Path(target).write_text(json.dumps(found))
+
+
+def _die_at(root, name, nth, delay, call, *more):
+    left = Counter({name: nth})
+
+    def step(now):
+        left[now] -= 1
+        if now == name and left[now] < 0:
+            if not delay:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return call(*args, **options)
+            left[now] = 10**9  # only once
+            threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL)).start()
+
+    _call_at_steps(root, step)
+    call(root, *more)
+    os._exit(0)  # the timer does not outlive its call
+
+
+def _call_at_steps(root, step):
+    """`step` is called with the name of each step before it, and after those that commit."""
+
+    def place(path):
+        inner = os.path.relpath(os.path.realpath(path), os.path.realpath(root))
+        return inner.split(os.sep, 1)[0]
+
+    def noted(call, kind, place_of, commits=()):
+        def made(*args, **options):
+            where = place_of(*args)
+            if where in (*PLACES, "table"):
+                step(f"{kind} {where}")
+            found = call(*args, **options)
+            if where in commits:
+                step(f"after {kind} {where}")
+            return found
 
         return made
 
-    os.replace, os.fsync = counted(os.replace), counted(os.fsync)
-    storage.Folder.delete_file = counted(storage.Folder.delete_file)
-    compact(root, OPTIONS)
+    def path_of(number):
+        return os.readlink(f"/proc/self/fd/{number}")
 
-
-def register_until(root, changes, uri):
-    """Register; the process dies before its n-th step, of which each commit is two."""
-    left = [changes]
-
-    def step():
-        left[0] -= 1
-        if left[0] < 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    commit, write = SqlCatalog.commit_table, storage.Folder.write_json
-
-    def committed(*args, **options):
-        step()
-        done = commit(*args, **options)
-        step()
-        return done
-
-    def written(*args, **options):
-        step()
-        return write(*args, **options)
-
-    SqlCatalog.commit_table, storage.Folder.write_json = committed, written
-    register(root, uri)
-
-
-def run_and_kill(root, changes, target=compact_until, *more):
-    """The exit code of the process: -9 where it was killed, 0 where it finished before."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.archive.killing"])  # each start is a fork: fast
-    process = context.Process(target=target, args=(str(root), changes, *more))
-    process.start()
-    process.join(120)
-    return process.exitcode
-
-
-def compact_from(root, options, begins):
-    """Compact; the parent is told when it begins."""
-    begins.set()
-    compact(root, options)
-
-
-def kill_after(root, seconds, options):
-    """SIGKILL to a compaction so many seconds after it began; its exit code, 0 if it was faster."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.archive.killing"])
-    begins = context.Event()
-    process = context.Process(target=compact_from, args=(str(root), options, begins))
-    process.start()
-    begins.wait(60)
-    process.join(seconds)
-    process.kill()
-    process.join(60)
-    return process.exitcode
-
-
-def seconds_to_compact(root, options):
-    """How long a compaction takes that nobody kills; of a copy."""
-    with tempfile.TemporaryDirectory() as work:
-        copy = shutil.copytree(root, f"{work}/copy")
-        started = time.perf_counter()
-        compact(copy, options)
-        return time.perf_counter() - started
+    os.fsync = noted(os.fsync, "write", lambda number: place(path_of(number)))
+    os.replace = noted(os.replace, "name", lambda _, path: place(path), ["manifests"])
+    storage.Folder.delete_file = noted(
+        storage.Folder.delete_file, "delete", lambda folder, *parts: parts[0].split("/", 1)[0]
+    )
+    records._delete_folder = noted(
+        records._delete_folder, "delete folder of", lambda folder, path: path.split("/", 1)[0]
+    )
+    made = pyiceberg.io.pyarrow.PyArrowFile
+    made.create = noted(made.create, "make a file of", lambda *_: "table")
+    SqlCatalog.commit_table = noted(
+        SqlCatalog.commit_table, "commit", lambda *_: "table", ["table"]
+    )
 
 
 class KilledAtRandom:
-    """A folder whose compactions are killed at random moments; `check` is called after each kill.
+    """A folder of which a call is killed at random moments; `check` is called after each kill.
 
-    A kill leaves what was done: the next one strikes later in the work. When all of it is done, it
+    A moment is some time after a step. Each kind of step is as likely, however short its part of
+    the whole is. A kill leaves what was done. Where the moment does not come any more, the work
     begins anew from a copy.
     """
 
-    def __init__(self, root, options, check):
-        self.root, self._options, self._check = root, options, check
+    def __init__(self, root, check, call, *more):
+        self.root, self._check, self._call, self._more = root, check, call, more
         self._copy = shutil.copytree(root, f"{root}-copy")
-        self._whole = seconds_to_compact(root, options)
+        steps, seconds = steps_of(root, call, *more)
+        self._counts, self._pause = Counter(steps), seconds / len(steps)
+        self.restore()
 
     def strike(self, kills, seed):
-        """So many kills; how many manifests were there after each of them."""
+        """So many kills; the name of the step before each of them."""
         random, seen = np.random.default_rng(seed), []
         while len(seen) < kills:
-            moment = random.uniform(0, self._whole)
-            if kill_after(self.root, moment, self._options) == -signal.SIGKILL:
-                seen.append(len(list(self.root.glob("manifests/*.json"))))
+            name = str(random.choice(sorted(self._counts)))
+            nth, delay = random.integers(self._counts[name]), random.uniform(0, self._pause)
+            if kill_at(self.root, name, int(nth), self._call, *self._more, delay=float(delay)):
+                seen.append(name)
             else:
                 self.restore()
             self._check()

@@ -1,7 +1,6 @@
 """Compaction changes files, never rows: before, during, after, and after kills."""
 
 import json
-import signal
 import subprocess
 import sys
 import time
@@ -22,7 +21,6 @@ from braintumor_ray.scoring.nightly import last_summaries
 from braintumor_ray.scoring.plan import make_plan
 from braintumor_ray.scoring.scans import scans_in_table
 from braintumor_ray.scoring.verify import verify
-from tests.archive.killing import run_and_kill
 from tests.archive.nights import add_night, by_the_readme, current, digest, make_nights
 
 NOW = CompactOptions(expire=True, grace_hours=0)
@@ -130,22 +128,6 @@ def test_a_manifest_that_vanishes_between_listing_and_reading_is_no_error(nights
     )
     assert digest(read_results(nights)) == before
     assert listings == []
-
-
-@pytest.mark.slow
-def test_killed_at_any_change_on_disk_all_readers_agree_and_a_rerun_finishes(tmp_path):
-    root = make_nights(tmp_path / "results", nights=4)
-    before, scans = (current(root), by_the_readme(root)), 4 * 20 - 6
-    kills = 0
-    for steps in (0, 1, 2, 3, 5, 7, 9, 12, 4, 1, 2, 6):
-        kills += run_and_kill(root, steps) == -signal.SIGKILL
-        check_same(root, before, scans)
-    assert kills >= 10
-    compact(str(root), CompactOptions(target_mb=0.01, expire=True, grace_hours=0))
-    check_same(root, before, scans)
-    (manifest,) = results_folder(root).manifests()
-    assert set(files(root / "rows")) == {f["path"].removeprefix("rows/") for f in manifest["files"]}
-    assert not [path for path in root.rglob("*.tmp") if "lease" not in path.name]
 
 
 def test_killed_at_random_times_all_readers_agree(tmp_path):

@@ -1,7 +1,7 @@
 """Programs that know nothing of this package read the Iceberg table: the documents' own snippet."""
 
 import re
-import signal
+from collections import Counter
 from pathlib import Path
 
 import duckdb
@@ -12,11 +12,17 @@ from braintumor_ray.archive.compact import compact
 from braintumor_ray.archive.options import CompactOptions
 from braintumor_ray.archive.register import RUN, register
 from braintumor_ray.predict.results import read_results, results_folder
-from tests.archive.killing import register_until, run_and_kill
+from tests.archive.killing import kill_at
 from tests.archive.nights import add_night, make_nights
 
-pytest.importorskip("pyiceberg")
+load_catalog = pytest.importorskip("pyiceberg.catalog").load_catalog
 polars = pytest.importorskip("polars")
+# Steps of a registration, by name and number.
+STEPS = [
+    *[("name registered", 0), ("make a file of table", 0), ("make a file of table", 1)],
+    *[("make a file of table", 2), ("commit table", 0), ("after commit table", 0)],
+    ("name registered", 1),
+]
 DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "archive.md").read_text(encoding="utf-8")
 
 
@@ -78,6 +84,17 @@ def check_snapshots(root, table):
     assert found == [m["run_id"] for m in results_folder(root).manifests()]
 
 
+def load(uri):
+    catalog = load_catalog("default", type="sql", uri=uri)
+    return catalog.load_table("braintumor.scans")
+
+
+def check_distinct(root, table):
+    """No generation is there twice, none after one that is not."""
+    found = [s.summary.additional_properties.get(RUN) for s in table.metadata.snapshots]
+    assert found == [m["run_id"] for m in results_folder(root).manifests()][: len(found)]
+
+
 def test_pyiceberg_duckdb_and_polars_read_the_table_before_and_after_compaction(tmp_path, uri):
     root = make_nights(tmp_path / "results", nights=3)
     register(str(root), uri)
@@ -100,11 +117,14 @@ def test_duckdbs_own_extension_reads_the_table(tmp_path, uri):
 @pytest.mark.slow
 def test_twenty_nights_with_kills_leave_one_snapshot_each(tmp_path, uri):
     root = make_nights(tmp_path / "results", nights=1, rows=10)
-    killed = 0
+    register(str(root), uri)
+    killed = Counter()
     for number in range(2, 21):
         add_night(root, number, rows=10)
-        code = run_and_kill(root, (number * 5) % 7, register_until, uri)
-        killed += code == -signal.SIGKILL
-    assert killed >= 10
+        name, nth = STEPS[number % len(STEPS)]
+        killed[name] += kill_at(root, name, nth, register, uri)
+        check_distinct(root, load(uri))
+    assert {*killed} == {name for name, _ in STEPS}
+    assert killed.total() == 19
     register(str(root), uri)
     check_snapshots(root, check_readers(root, uri))

@@ -55,6 +55,19 @@ def runs(uri):
     return [s.summary.additional_properties.get(RUN) for s in load(uri).metadata.snapshots]
 
 
+@pytest.mark.parametrize("again", ["register", "compact"])
+def test_what_a_killed_registration_was_writing_is_deleted(nights, uri, again):
+    register(str(nights), uri)
+    (record,) = (nights / "registered").iterdir()
+    unfinished = record.with_name(f"{record.name}.0123456789abcdef.tmp")
+    unfinished.write_text("{")
+    if again == "register":
+        register(str(nights), uri)
+    else:
+        compact(str(nights))
+    assert [*record.parent.iterdir()] == [record]
+
+
 def test_every_run_is_one_snapshot_and_no_file_is_copied(nights, uri):
     done = register(str(nights), uri)
     assert (done.snapshots, done.generations, done.files) == (3, 3, 6)

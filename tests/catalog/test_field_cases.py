@@ -396,10 +396,11 @@ class TestTables:
         file.write_bytes(text)
         try:
             found = read_records(str(file))
+            rows = list(found.rows())
         except CatalogError:
             return  # one line for the user
         else:
-            assert {len(row) for row in found.rows} == {len(found.columns)}
+            assert {len(row) for row in rows} == {len(found.columns)}
 
 
 ODD = ["a, b", "IDH+", "x=y", 'say "no"', "脑瘤", "опухоль", "@home", "{1}", "[2]", '5" lesion']

@@ -253,13 +253,80 @@ def test_an_earlier_catalog_that_does_not_fit_is_refused(archive, tmp_path):
     refused(tmp_path / "turned.parquet", "not in the order")
 
 
-def test_tables_and_other_volumes_are_not_streamed(archive, tmp_path):
-    for source, options in (
-        ("scans.csv", CatalogOptions()),
-        (str(archive), CatalogOptions(volumes=VolumeOptions(plane="coronal"))),
+def test_other_volumes_are_not_streamed_and_a_table_is_the_listing_itself(archive, tmp_path):
+    (tmp_path / "t.csv").write_text("path\nx.png\n")
+    for source, options, chosen in (
+        (archive, CatalogOptions(volumes=VolumeOptions(plane="coronal")), StreamOptions()),
+        (tmp_path / "t.csv", CatalogOptions(), StreamOptions(since="c.parquet")),
+        (tmp_path / "t.csv", CatalogOptions(), StreamOptions(listing="list.csv")),
     ):
         with pytest.raises(UsageError, match="--listing and --since"):
-            stream_catalog(source, tmp_path / "c.parquet", options)
+            stream_catalog(str(source), tmp_path / "c.parquet", options, chosen)
+
+
+TABLE = """Path;Diagnosis;frame;patient;age
+{root}z/bad.png;no tumor;;p1;40
+{root}a/x.png;glioma;;;
+{root}é/x.png;;0;p2;n/a
+{root}a-b/x.png;"glioma";1;p2;"4""1"
+{root}gone.png;glioma;;p3;7
+{root}a-b/x.png;glioma;0;p2;5
+"""
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
+@pytest.mark.parametrize("root", ["", "/of/another/machine/archive/"])
+def test_a_table_has_the_rows_of_its_catalog_in_memory(archive, tmp_path, root, encoding):
+    table = archive / "t.csv"
+    table.write_bytes(TABLE.format(root=root).replace("\n", "\r\n").encode(encoding))
+    options = CatalogOptions(label_column="diagnosis", identity=IdentityHash(b"secret"))
+    found = made(table, tmp_path / "c.parquet", options).replace_schema_metadata(None)
+    assert found.equals(load_catalog(table, options).replace_schema_metadata(None))
+    rows = {(r["path"].removeprefix(root), r["frame"]): r for r in found.to_pylist()}
+    assert {key: (row["label"], row["age"]) for key, row in rows.items()} == {
+        ("a-b/x.png", 0): ("glioma", "5"),
+        ("a-b/x.png", 1): ("glioma", '4"1'),
+        ("a/x.png", 0): ("glioma", None),
+        ("gone.png", 0): ("glioma", "7"),
+        ("z/bad.png", 0): ("no tumor", "40"),
+        ("é/x.png", 0): (None, None),
+    }
+    assert [key for key, row in rows.items() if row["size"] is None] == [("gone.png", 0)]
+
+
+def test_a_table_that_is_damaged_further_down_leaves_nothing(archive, tmp_path):
+    table = archive / "t.csv"
+    table.write_text("path,label\n" + "a/x.png,glioma\n" * 60 + "a.png,glioma,more\n")
+    with pytest.raises(CatalogError, match="has 3 cells, the header 2"):
+        stream_catalog(str(table), tmp_path / "c.parquet", CatalogOptions())
+    assert not (tmp_path / "c.parquet").exists()
+
+
+def test_memory_does_not_grow_with_the_rows_of_a_table(tmp_path, monkeypatch):
+    for name, value in {"RUN": 2000, "BATCH": 50, "ROW_GROUP": 100}.items():
+        monkeypatch.setattr(stream, name, value)
+    (tmp_path / "0").mkdir()
+    (tmp_path / "0" / f"{0:09d}.png").touch()  # so the paths do not begin elsewhere
+
+    def peak(count):
+        target = tmp_path / "t.csv"
+        rows = (f"{n % 7}/{n:09d}.png,glioma,{n // 10},{'remark' * 5}" for n in range(count))
+        target.write_text("\n".join(["path,label,patient,remark", *rows]))
+        return traced(str(target), tmp_path / "c.parquet")
+
+    peak(10)
+    few, many = peak(2000), peak(10_000)
+    assert many < 1.2 * few + 100 * 10_000  # ids, sorted, in small parts; a row takes 2,700
+
+
+def traced(source, output, **settings):
+    """Peak of Python's memory while a catalog is made."""
+    tracemalloc.start()
+    options = CatalogOptions(probe_headers=False, identity=IdentityHash(b"secret"))
+    stream_catalog(source, output, options, StreamOptions(**settings))
+    found = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return found
 
 
 def test_memory_does_not_grow_with_the_files(tmp_path, monkeypatch):
@@ -271,13 +338,7 @@ def test_memory_does_not_grow_with_the_files(tmp_path, monkeypatch):
         target = tmp_path / "list" / f"{count}.csv"
         rows = (f"{n % 7}/{n:09d}.png,1000,{n}" for n in range(count))
         target.write_text("\n".join(["path,size,mtime", *rows]))
-        options = CatalogOptions(probe_headers=False)
-        wanted = StreamOptions(listing=str(target))
-        tracemalloc.start()
-        stream_catalog(str(tmp_path), tmp_path / "c.parquet", options, wanted)
-        found = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        return found
+        return traced(str(tmp_path), tmp_path / "c.parquet", listing=str(target))
 
     peak(10)  # what is imported and cached
     few, many = peak(1000), peak(8000)
