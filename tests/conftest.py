@@ -23,6 +23,7 @@ def pytest_configure(config):
         os.environ.setdefault("RAY_worker_niceness", "0")  # with Ray's own, 15, others go first
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist's own hook, which reads the groups, has no fixed place
 def pytest_collection_modifyitems(config, items):
     """Tests that start clusters and kill processes get a second try: a busy machine is no fault.
 
