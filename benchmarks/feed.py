@@ -151,11 +151,7 @@ def _look(stop: threading.Event, seen: dict, period_s: float) -> None:
 
 def part_of(title: str) -> str:
     known = (("sandbox_child", "decoder child"), ("Decode", "decode actor"), ("driver", "driver"))
-    known += (
-        ("MockPredict", "mock predictor"),
-        ("Counter", "counter"),
-        ("raylet/raylet", "raylet"),
-    )
+    known += (("MockPredict", "mock predictor"), ("raylet/raylet", "raylet"))
     known += (("gcs_server", "gcs"), ("Write", "write tasks"), ("Read", "read tasks"))
     known += (("ray::", "other Ray workers"),)
     return next((part for mark, part in known if mark in title), "rest of Ray")

@@ -20,6 +20,8 @@ _ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # CPU tasks may still see the GPUs
     "RAY_TRAIN_V2_ENABLED": "1",
 }
+# Notes of each task, for a dashboard that does not run here.
+_QUIET = {"task_events_report_interval_ms": 0}
 
 
 @contextmanager
@@ -33,7 +35,7 @@ def ray_session(workers: int = 2, metrics_port: int | None = None) -> Iterator[N
 
     Args:
         workers: processes that need a CPU each.
-        metrics_port: where a local Ray exports Prometheus metrics; None: at a free port.
+        metrics_port: where a local Ray exports Prometheus metrics; None: nowhere.
 
     Raises:
         UsageError: the cluster at RAY_ADDRESS does not answer, or the port is not free.
@@ -78,7 +80,10 @@ def ray_session(workers: int = 2, metrics_port: int | None = None) -> Iterator[N
 
 
 def _where(address: str | None, cpus: int, metrics_port: int | None) -> dict[str, Any]:
-    """What `ray.init` needs to know of the place."""
+    """What `ray.init` needs to know of the place.
+
+    Metrics at a port that nobody knows are not collected: their processes cost CPU all the time.
+    """
     if address:
         if metrics_port:
             raise UsageError(
@@ -88,7 +93,8 @@ def _where(address: str | None, cpus: int, metrics_port: int | None) -> dict[str
         return {"address": address}
     if metrics_port:
         _check_free(metrics_port)
-    return {"num_cpus": cpus, "include_dashboard": False, "_metrics_export_port": metrics_port}
+    place = {"num_cpus": cpus, "include_dashboard": False, "_metrics_export_port": metrics_port}
+    return place | {"_system_config": _QUIET | {"enable_metrics_collection": bool(metrics_port)}}
 
 
 def _check_free(port: int) -> None:

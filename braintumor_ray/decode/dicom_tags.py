@@ -57,15 +57,17 @@ class Tags:
 
         Its converters take most of the time that a header takes; a plain number or code needs none.
         """
-        found = self.dataset.get_item(_tag(keyword)) if keyword in self else None
-        whole = isinstance(found, RawDataElement) and isinstance(found.value, bytes)
-        return found if whole else None
+        tag = _tag(keyword)
+        found = self.dataset.get_item(tag) if tag in self.dataset else None
+        return found if isinstance(found, RawDataElement) and found.value is not None else None
 
     def text(self, keyword: str | int) -> str:
         """The value as text, several joined by a space; empty where it is absent."""
         raw = self._unconverted(keyword)
-        if raw is not None and raw.VR in ("CS", "UI") and b"\\" not in raw.value:
-            return raw.value.decode("latin-1").strip(_PADDING)
+        if raw is not None and raw.VR in ("CS", "UI"):
+            code = (raw.value or b"").decode("latin-1")
+            if "\\" not in code:
+                return code.strip(_PADDING)
         value = self.value(keyword)
         if isinstance(value, bytes):
             value = value.decode("latin-1")
@@ -169,15 +171,13 @@ def _finite(number: float) -> float:
 
 def _plain_numbers(raw: RawDataElement) -> Any:  # noqa: ANN401
     """Numbers of an element whose VR leaves no doubt, or their text; None: pydicom is to tell."""
-    if not raw.value:
+    value, kind = raw.value or b"", _STRUCTS.get(raw.VR or "")
+    if raw.VR in ("DS", "IS") and value and b"\\" not in value:
+        return value.decode("latin-1")
+    if kind is None or not value or len(value) % struct.calcsize(kind):
         return None
-    if raw.VR in ("DS", "IS") and b"\\" not in raw.value:
-        return raw.value.decode("latin-1")
-    kind = _STRUCTS.get(raw.VR or "")
-    if kind is None or len(raw.value) % struct.calcsize(kind):
-        return None
-    count = len(raw.value) // struct.calcsize(kind)
-    return struct.unpack(f"{'<' if raw.is_little_endian else '>'}{count}{kind}", raw.value)
+    count = len(value) // struct.calcsize(kind)
+    return struct.unpack(f"{'<' if raw.is_little_endian else '>'}{count}{kind}", value)
 
 
 def _unpacked(value: bytes, keyword: str, little_endian: bool) -> Any:  # noqa: ANN401

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl
 
-from pydicom.uid import UID
-
 from braintumor_ray.dicomweb.session import Service
 from braintumor_ray.dicomweb.tokens import is_uid
 from braintumor_ray.errors import ServerError, UsageError
@@ -224,5 +222,7 @@ def _is_plain(value: str) -> bool:
 
 def _may_be_image(sop_class: str) -> bool:
     """Not so: reports, segmentations, presentation states, and the maps that we publish."""
+    from pydicom.uid import UID  # a third of a second, for those who list no PACS
+
     name = UID(sop_class).name if sop_class else ""
     return not name or is_uid(name) or "Image Storage" in name  # a UID: pydicom has no name for it

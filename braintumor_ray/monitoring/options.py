@@ -41,7 +41,7 @@ class LiveMetrics:
     """Metrics while a command runs on a Ray of its own.
 
     Attributes:
-        metrics_port: where this machine's Ray exports them; None: at a free port. A cluster
+        metrics_port: where this machine's Ray exports them; None: nowhere. A cluster
             exports them without this option.
     """
 

@@ -6,7 +6,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from typing import Any
@@ -33,7 +33,7 @@ from braintumor_ray.scoring.generation import drop_other_attempts, tidy_newest
 from braintumor_ray.scoring.layout import Cluster, lay_out
 from braintumor_ray.scoring.lease import Lease, lease_on
 from braintumor_ray.scoring.options import ScoreOptions
-from braintumor_ray.scoring.pipeline import Stages, counter_on_this_node, execute, watched
+from braintumor_ray.scoring.pipeline import Counter, Stages, execute, watched
 from braintumor_ray.scoring.plan import Plan, make_plan, write_work
 from braintumor_ray.scoring.scans import Scans, are_in
 from braintumor_ray.scoring.settling import FIRST_ENGINE, as_stored, open_results, settled
@@ -184,25 +184,25 @@ def _run(
     layout = lay_out(options.request_for(cluster.gpus), cluster)
     attempt = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S%fZ")
     catalogs = write_work(plan, attempt)
-    counter = counter_on_this_node()
-    progress = _metered(plan, bundle, options, progress)
-    for number in range(1, ATTEMPTS + 1):
-        if not _missing(plan):
-            break
-        lease.check()  # before our files in flight meet another job's
-        with watched(counter, plan.resumed, plan.work.num_rows, progress), _survivable(number):
-            execute(plan.generation, catalogs, bundle, options, layout, counter, stages)
-        gc.collect()  # an ended execution keeps its actors, and their CPUs, until it is collected
-        plan.generation.reconcile()
-    lost = _missing(plan)
-    if lost:
-        raise ResultsError(
-            f"{lost} of {plan.work.num_rows} scans have no committed row after {ATTEMPTS} "
-            "attempts; nothing was published; run the same command again"
-        )
-    progress(plan.work.num_rows, plan.work.num_rows)
-    predicted, seconds = ray.get(counter.read.remote())
-    speed = predicted / seconds if seconds else 0.0
+    with closing(Counter()) as counter:
+        progress = _metered(plan, bundle, options, progress)
+        for number in range(1, ATTEMPTS + 1):
+            if not _missing(plan):
+                break
+            lease.check()  # before our files in flight meet another job's
+            with watched(counter, plan.resumed, plan.work.num_rows, progress), _survivable(number):
+                execute(plan.generation, catalogs, bundle, options, layout, counter, stages)
+            gc.collect()  # until then an ended execution keeps its actors, and their CPUs
+            plan.generation.reconcile()
+        lost = _missing(plan)
+        if lost:
+            raise ResultsError(
+                f"{lost} of {plan.work.num_rows} scans have no committed row after {ATTEMPTS} "
+                "attempts; nothing was published; run the same command again"
+            )
+        progress(plan.work.num_rows, plan.work.num_rows)
+        predicted, seconds = counter.read()
+        speed = predicted / seconds if seconds else 0.0
     return _commit(plan, catalogs, lease, started, speed, options, Tally(bundle))
 
 

@@ -1,8 +1,9 @@
 """The archive job's pipeline on Ray Data: read, decode, predict, write with checkpoints."""
 
+import json
 import math
 import time
-from collections.abc import Callable
+import uuid
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,7 +12,12 @@ import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, SaveMode
 from ray.data.checkpoint import CheckpointConfig
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray.experimental.internal_kv import (
+    _internal_kv_del,
+    _internal_kv_get,
+    _internal_kv_list,
+    _internal_kv_put,
+)
 
 from braintumor_ray.models.bundle import Bundle
 from braintumor_ray.monitoring.meters import StageMeters
@@ -53,28 +59,44 @@ def measured(stage: type, name: str, results: str) -> Any:  # noqa: ANN401 - a c
     return Measured
 
 
-@ray.remote(num_cpus=0)
 class Counter:
-    """Scans predicted so far, and seconds spent predicting them."""
+    """Scans predicted so far, and seconds spent predicting them, as predictors report them.
+
+    Through the cluster's key-value store: an actor would be one more process for the start to wait
+    for.
+    """
 
     def __init__(self) -> None:
-        self._rows, self._seconds = 0, 0.0
+        self._run = f"braintumor-ray/{uuid.uuid4().hex}/"
 
-    def add(self, rows: int, seconds: float) -> None:
-        """Count a block."""
-        self._rows += rows
-        self._seconds += seconds
+    def reporter(self) -> "Reporter":
+        """What a predictor calls after each block."""
+        return Reporter(self._run)
 
     def read(self) -> tuple[int, float]:
-        """Scans and seconds."""
-        return self._rows, self._seconds
+        """Scans and seconds, of all predictors."""
+        told = [json.loads(_internal_kv_get(key)) for key in _internal_kv_list(self._run)]
+        return sum(rows for rows, _ in told), sum(seconds for _, seconds in told)
+
+    def close(self) -> None:
+        """Forget what was reported; the store is the cluster's, and outlives the run."""
+        _internal_kv_del(self._run, del_by_prefix=True)
 
 
-def counter_on_this_node() -> Any:  # noqa: ANN401 - an actor handle
-    """A counter on the driver's node, so that it does not end with any other."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    made = Counter.options(scheduling_strategy=here, max_restarts=-1)  # type: ignore[attr-defined]
-    return made.remote()
+class Reporter:
+    """One predictor's share of a `Counter`; each predictor has a copy of its own."""
+
+    def __init__(self, run: str) -> None:
+        self._run = run
+        self._key = ""
+        self._rows, self._seconds = 0, 0.0
+
+    def __call__(self, rows: int, seconds: float) -> None:
+        """Count a block."""
+        self._key = self._key or f"{self._run}{uuid.uuid4().hex}"
+        self._rows += rows
+        self._seconds += seconds
+        _internal_kv_put(self._key, json.dumps([self._rows, self._seconds]))
 
 
 def execute(
@@ -83,7 +105,7 @@ def execute(
     bundle: Bundle,
     options: ScoreOptions,
     layout: Layout,
-    counter: Any,  # noqa: ANN401 - an actor handle
+    counter: Counter,
     stages: Stages,
 ) -> None:
     """Score the catalogs' scans that have no committed row yet; see `pipeline` for the rest.
@@ -127,7 +149,7 @@ def execute(
             fn_constructor_args=(
                 _on_layout(options.predict, layout),
                 bundle.fingerprint,
-                _reporter(counter),
+                counter.reporter(),
             ),
             batch_format="pyarrow",
             # None is refused with GPUs. A size lets Ray join short blocks: files of up to twice it.
@@ -157,15 +179,8 @@ def _on_layout(predict: PredictSettings, layout: Layout) -> PredictSettings:
     return replace(predict, bundle=absolute(predict.bundle), torch_threads=threads)
 
 
-def _reporter(counter: Any) -> Callable[[int, float], None]:  # noqa: ANN401 - an actor handle
-    def report(rows: int, seconds: float) -> None:
-        counter.add.remote(rows, seconds)
-
-    return report
-
-
 def watched(
-    counter: Any,  # noqa: ANN401 - an actor handle
+    counter: Counter,
     done: int,
     total: int,
     progress: Progress,
@@ -174,7 +189,7 @@ def watched(
 
     def read() -> None:
         with suppress(ray.exceptions.RayError):  # the job itself will report it
-            rows, _ = ray.get(counter.read.remote(), timeout=5)
+            rows, _ = counter.read()
             progress(min(done + rows, total), total)
 
     return repeated(read, 0.5, "progress")

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import cv2
@@ -14,6 +15,7 @@ import duckdb
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from braintumor_ray.catalog.build import load_catalog
 from braintumor_ray.catalog.redaction import UriRedaction
@@ -25,6 +27,7 @@ from braintumor_ray.predict.results import read_results, results_folder
 from braintumor_ray.predict.shift import shift_of
 from braintumor_ray.scoring.job import ScoreOptions, score
 from braintumor_ray.scoring.options import DecodeSettings, PredictSettings
+from braintumor_ray.scoring.pipeline import Counter
 from braintumor_ray.scoring.verify import verify
 from braintumor_ray.worklist.worklist import make_worklist
 from tests.builders import make_bundle, make_fields, make_model, write_archive
@@ -75,6 +78,21 @@ def scored(nights):
     folder, summary = nights
     shutil.copytree(folder / "results", folder / "first" / "results")
     return folder, folder / "first" / "results", summary
+
+
+def test_predictors_report_to_one_counter_which_forgets_them_in_the_end(cluster):
+    with closing(Counter()) as counter, closing(Counter()) as other:
+        report = counter.reporter()
+
+        @ray.remote(num_cpus=0)
+        def predictor(blocks):
+            for _ in range(blocks):
+                report(16, 0.5)
+
+        ray.get([predictor.remote(2), predictor.remote(3)])
+        assert counter.read() == (80, 2.5)
+        assert other.read() == (0, 0)
+    assert counter.read() == (0, 0)
 
 
 def test_an_archive_that_differs_from_validation_is_said_to(tmp_path, cluster):
