@@ -89,8 +89,8 @@ def _fold_splits(
     recipe = options.recipe
     ready = prepare(catalog, options, say)
     hashes = in_order(ready.shards.read(HASH_COLUMNS), catalog["scan_id"].to_numpy())
-    groups, keys = scan_groups(catalog, hashes), stable_keys(catalog)
     names = learnt_names(catalog, hashes, ready.classes)
+    groups, keys = scan_groups(catalog, hashes, names), stable_keys(catalog)
     held = grouped_folds(names, groups, folds, recipe.seed, keys=keys)
     shares = without_test(recipe.data.fractions)
     splits = []

@@ -40,6 +40,7 @@ from braintumor_ray.training.run_data import (
     RunData,
     class_map,
     decode_run,
+    is_learnt,
     named_catalog,
     reviewed_catalog,
     source_classes,
@@ -105,8 +106,9 @@ def train(
     ready = prepare(catalog, options, say)
     classes, model = ready.classes, ready.model
     most = options.workers.most
-    before = source_classes(catalog, recipe)
-    data = split_run(catalog, folder, ready.shards, classes, options.split(), most, say, before)
+    data = split_run(
+        catalog, folder, ready.shards, classes, options.split(), most, say, ready.before
+    )
     weights = ready.weights
     guided = _guided(options, ready, data, say)
     begin_gate(model, guided)
@@ -128,9 +130,13 @@ def train(
 
 @dataclass(frozen=True)
 class RunInputs:
-    """What a run needs before scans are split: classes, network with weights, decoded scans."""
+    """What a run needs before scans are split: classes, network with weights, decoded scans.
+
+    `before`: the classes of the source's own labels, where reviewers gave others.
+    """
 
     classes: ClassMap
+    before: ClassMap | None
     model: Classifier
     preprocessing: Preprocessing
     shards: Shards
@@ -153,10 +159,11 @@ def prepare(catalog: pa.Table, options: TrainOptions, say: Say) -> RunInputs:
     preprocessing = preprocessing_of(model, recipe)
     truth = _truth(options, model, say)
     weights = _load_weights(model, options, say)
-    learnt = pa.array([classes.apply(label) is not None for label in catalog["label"].to_pylist()])
+    before = source_classes(catalog, recipe)
+    learnt = is_learnt(catalog, classes, before)
     folder = run_folder(options.output)
     shards = decode_run(catalog, learnt, folder, options.cache, preprocessing, say)
-    return RunInputs(classes, model, preprocessing, shards, truth, weights)
+    return RunInputs(classes, before, model, preprocessing, shards, truth, weights)
 
 
 def _truth(options: TrainOptions, model: Classifier, say: Say) -> TruthIndex | None:

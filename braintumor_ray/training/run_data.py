@@ -8,7 +8,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from braintumor_ray.catalog.labels import ClassMap, parse_groups, read_spec, with_named_folders
+from braintumor_ray.catalog.labels import (
+    ClassMap,
+    occurring,
+    parse_groups,
+    read_spec,
+    with_named_folders,
+    write_groups,
+)
 from braintumor_ray.catalog.reviewed import SOURCE_LABEL, read_reviewed, with_reviewed_labels
 from braintumor_ray.catalog.schema import read_catalog, write_catalog
 from braintumor_ray.decode.preprocess import Preprocessing
@@ -130,16 +137,31 @@ def source_classes(catalog: pa.Table, recipe: Recipe) -> ClassMap | None:
         return None
     labels = [label for label in catalog[SOURCE_LABEL].to_pylist() if label is not None]
     spec = read_spec(recipe.data.classes)
+    if spec is not None:  # without labels that only reviewers gave
+        spec = write_groups(occurring(parse_groups(spec), labels))
     try:
         return ClassMap.parse(spec, labels, recipe.data.negative_classes)
     except UsageError:  # an archive without labels: the reviewers' are the first
         return None
 
 
+def is_learnt(catalog: pa.Table, classes: ClassMap, before: ClassMap | None) -> pa.Array:
+    """Scans of a class, or of one before a review, which the split depends on: bool (n,)."""
+    new = [classes.apply(label) for label in catalog["label"].to_pylist()]
+    old: list[str | None] = [None] * len(new)
+    if before is not None:
+        old = [before.apply(label) for label in catalog[SOURCE_LABEL].to_pylist()]
+    return pa.array([bool(a or b) for a, b in zip(new, old, strict=True)])
+
+
 def named_catalog(catalog: pa.Table, recipe: Recipe) -> pa.Table:
     """The catalog with labels from folders that the recipe's classes name, such as `1,2,3`."""
     spec = read_spec(recipe.data.classes)
-    return with_named_folders(catalog, parse_groups(spec) if spec else None)
+    groups = parse_groups(spec) if spec else None
+    for column in ("label", SOURCE_LABEL):
+        if column in catalog.column_names:
+            catalog = with_named_folders(catalog, groups, column)
+    return catalog
 
 
 def decode_run(
