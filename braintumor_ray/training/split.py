@@ -213,8 +213,8 @@ def _split_as_before(
 ) -> list[str | None]:
     """The split that the scans had by the source's labels; scans that had none join training.
 
-    A scan that joins follows its copies and its patient into validation or test. It is in no split
-    where they are in several.
+    A scan that joins stays in validation or test where the catalog or the source's folders have it
+    there. Else it follows its copies and its patient, and is in no split where they are in several.
     """
     known = learnt_names(catalog, hashes, before, SOURCE_LABEL)
     split = _assign(catalog, known, scan_groups(catalog, hashes, known), options)
@@ -225,14 +225,25 @@ def _split_as_before(
         if place is not None:
             places.setdefault(group, set()).add(place)
     joined = [
-        _only(places.get(group, {"train"})) if old is None and place is None else place
-        for group, old, place in zip(groups, known, split, strict=True)
+        place if old else _joined(own, places.get(group, {"train"}))
+        for group, old, place, own in zip(
+            groups, known, split, _stated(catalog, options), strict=True
+        )
     ]
     return [place if name else None for place, name in zip(joined, names, strict=True)]
 
 
-def _only(places: set[str]) -> str | None:
-    return next(iter(places)) if len(places) == 1 else None
+def _joined(stated: str | None, places: set[str]) -> str | None:
+    return next(iter(places)) if stated in (None, "train") and len(places) == 1 else stated
+
+
+def _stated(catalog: pa.Table, options: SplitOptions) -> list[str | None]:
+    """The splits in the catalog's column, else in the source's folders if asked for; None: free."""
+    if has_own_split(catalog):
+        return list(catalog["split"].to_pylist())
+    if options.by == "official":
+        return list(catalog["official_split"].to_pylist())
+    return [None] * catalog.num_rows
 
 
 def _assign(
@@ -247,15 +258,15 @@ def _assign(
     own = has_own_split(catalog)
     if not own and options.by == "group":
         return list(grouped_split(names, groups, options.fractions, options.seed, keys=keys))
-    official = catalog["split" if own else "official_split"].to_pylist()
-    if own or "val" in official:
-        return [s if name else None for s, name in zip(official, names, strict=True)]
-    inside = [n if s == "train" else None for n, s in zip(names, official, strict=True)]
+    stated = _stated(catalog, options)
+    if own or "val" in stated:
+        return [s if name else None for s, name in zip(stated, names, strict=True)]
+    inside = [n if s == "train" else None for n, s in zip(names, stated, strict=True)]
     fractions = without_test(options.fractions)
     carved = grouped_split(inside, groups, fractions, options.seed, keys=keys)
     return [
         (c if s == "train" else s) if n else None
-        for c, s, n in zip(carved, official, names, strict=True)
+        for c, s, n in zip(carved, stated, names, strict=True)
     ]
 
 

@@ -1,5 +1,8 @@
 """Training with labels of reviewers: test scans stay in test, new ones join training."""
 
+from dataclasses import replace
+
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -8,9 +11,10 @@ from braintumor_ray.catalog.reviewed import Reviewed, with_reviewed_labels
 from braintumor_ray.decode.hashes import HASHES
 from braintumor_ray.decode.reading import hash_scans
 from braintumor_ray.recipes.loader import load_recipe
+from braintumor_ray.splits.splits import grouped_folds
 from braintumor_ray.training.options import SplitOptions
 from braintumor_ray.training.run_data import class_map, is_learnt, named_catalog, source_classes
-from braintumor_ray.training.split import with_splits
+from braintumor_ray.training.split import with_columns, with_splits
 from tests.builders import write_archive
 
 SHARES = SplitOptions({"train": 0.6, "val": 0.2, "test": 0.2})
@@ -27,7 +31,7 @@ def archive(tmp_path_factory):
     return catalog, replaced(hashes, HASHES, [None] * 40)  # only equal pixels are copies
 
 
-def split(archive, reviewed, chosen="", *, cached=False):
+def split(archive, reviewed, chosen="", options=SHARES, *, cached=False):
     """Split by path of a run, which decodes what is learnt, or finds all decoded in a cache."""
     catalog, hashes = archive
     recipe = load_recipe("demo", [f"data.classes='{chosen}'"] if chosen else [])
@@ -37,7 +41,7 @@ def split(archive, reviewed, chosen="", *, cached=False):
     classes, before = class_map(catalog, recipe), source_classes(catalog, recipe)
     if not cached:
         hashes = hashes.filter(is_learnt(catalog, classes, before))
-    found, _ = with_splits(catalog, hashes, classes, SHARES, before)
+    found, _ = with_splits(catalog, hashes, classes, options, before)
     return dict(zip(found["path"].to_pylist(), found["split"].to_pylist(), strict=True)), found
 
 
@@ -117,3 +121,29 @@ def test_folders_that_classes_name_are_the_label_before_a_review_too(tmp_path):
     named = named_catalog(reviewed, load_recipe("demo", ['data.classes="1,2"']))
     assert named["label_of_source"].to_pylist() == ["1"] * 6 + ["2"] * 6
     assert named["label"].to_pylist() == ["2"] + ["1"] * 5 + ["2"] * 6
+
+
+@pytest.mark.parametrize("by", ["group", "official"])
+def test_a_new_scan_is_tested_where_the_catalog_or_the_source_says_so(archive, by):
+    catalog, hashes = archive
+    new = labeled(archive, None)
+    own = [("test", "val", "train", None)[n % 4] for n in range(40)]
+    column = "split" if by == "group" else "official_split"
+    table = with_columns(catalog, {column: pa.array(own, pa.string())})
+    options = replace(SHARES, by=by)
+    before, _ = split((table, hashes), {}, options=options)
+    after, _ = split((table, hashes), dict.fromkeys(new, "glioma_tumor"), options=options)
+    assert after == before | dict(zip(new, ("test", "val", "train", "train"), strict=True))
+
+
+def test_folds_test_new_scans_once_too(archive):
+    catalog, hashes = archive
+    new = labeled(archive, None)
+    folds = grouped_folds(["a"] * 40, np.arange(40), 4, 0)
+    tested = []
+    for fold in range(4):
+        own = ["test" if held == fold else "train" for held in folds]
+        table = catalog.append_column("split", pa.array(own))
+        after, _ = split((table, hashes), dict.fromkeys(new, "glioma_tumor"))
+        tested += [path for path, where in after.items() if where == "test"]
+    assert sorted(tested) == sorted(catalog["path"].to_pylist())
