@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 
 from braintumor_ray.catalog.labels import ClassMap
+from braintumor_ray.catalog.schema import write_catalog
 from braintumor_ray.decode.preprocess import Preprocessing
-from braintumor_ray.errors import TrainingError, UsageError, WeightsError
+from braintumor_ray.errors import UsageError, WeightsError
 from braintumor_ray.localization.truth import TruthIndex, has_boxes, load_truth, reviewed_truth
 from braintumor_ray.models.bundle import Bundle, ViewFields, save_bundle
 from braintumor_ray.models.classifier import Architecture, Classifier, normalization_of
@@ -46,7 +47,7 @@ from braintumor_ray.training.run_data import (
     source_classes,
     split_run,
 )
-from braintumor_ray.training.run_folder import RunFolder, run_folder
+from braintumor_ray.training.run_folder import RunFolder, fingerprint_of, run_folder
 from braintumor_ray.training.shards import GuidedRows, Shards, training_dataset
 from braintumor_ray.training.split import check_split_choice, imbalance
 from braintumor_ray.training.trainer import Fitted, OnEpoch, fit, read_fitted
@@ -100,32 +101,68 @@ def train(
     """
     recipe, folder = options.recipe, run_folder(options.output)
     folder.refuse_foreign_bundle()
-    check_split_choice(catalog, options.split())
-    catalog = named_catalog(catalog, recipe)
-    catalog = reviewed_catalog(catalog, options.labels, recipe, say)
-    ready = prepare(catalog, options, say)
-    classes, model = ready.classes, ready.model
-    most = options.workers.most
-    data = split_run(
-        catalog, folder, ready.shards, classes, options.split(), most, say, ready.before
-    )
-    weights = ready.weights
-    guided = _guided(options, ready, data, say)
-    begin_gate(model, guided)
-    name = _claim(folder, options, data, weights, guided)
+    plan = plan_run(catalog, options, say)
+    ready, data, guided = plan.ready, plan.data, plan.guided
+    folder.claim(recipe, plan.fingerprint)  # before anything of another run is replaced
+    write_catalog(data.catalog, folder.at("catalog.parquet"))
+    begin_gate(ready.model, guided)
     for line in _remarks(options, data):
         say(line)
-    fitted = _fit(options, folder, name, ready, data, guided, say, on_epoch)
+    fitted = _fit(options, folder, plan.fingerprint, ready, data, guided, say, on_epoch)
     provisional = provisional_bundle(
         recipe,
-        model.architecture,
+        ready.model.architecture,
         ready.preprocessing,
-        classes,
+        ready.classes,
         fitted.best,
         data.fingerprint(),
         guided=guided is not None,
     )
-    return _finish(provisional, fitted, data, options, folder, weights, say)
+    return _finish(provisional, fitted, data, options, folder, ready.weights, say)
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """A run that has not begun: of its folder, only decoded scans are touched.
+
+    Attributes:
+        ready, data, guided: what it trains, and on what.
+        fingerprint: of recipe, data, weights and truth. One folder holds one of them.
+    """
+
+    ready: "RunInputs"
+    data: RunData
+    guided: "Guided | None"
+    fingerprint: str
+
+
+def plan_run(catalog: pa.Table, options: TrainOptions, say: Say) -> RunPlan:
+    """Check, decode what is not decoded yet, and split.
+
+    Raises:
+        UsageError: data or recipe that cannot be trained.
+        GateError: the split leaks.
+        WeightsError: pretrained weights cannot be had.
+    """
+    recipe = options.recipe
+    check_split_choice(catalog, options.split())
+    catalog = named_catalog(catalog, recipe)
+    catalog = reviewed_catalog(catalog, options.labels, recipe, say)
+    ready = prepare(catalog, options, say)
+    data = split_run(
+        catalog,
+        run_folder(options.output),
+        ready.shards,
+        ready.classes,
+        options.split(),
+        options.workers.most,
+        say,
+        ready.before,
+    )
+    guided = _guided(options, ready, data, say)
+    truth = [guided.fingerprint] if guided else []
+    parts = [recipe.model_dump(mode="json"), data.fingerprint(), ready.weights, *truth]
+    return RunPlan(ready, data, guided, fingerprint_of(parts))
 
 
 @dataclass(frozen=True)
@@ -136,12 +173,12 @@ class RunInputs:
     """
 
     classes: ClassMap
-    before: ClassMap | None
     model: Classifier
     preprocessing: Preprocessing
     shards: Shards
     truth: TruthIndex | None
     weights: str
+    before: ClassMap | None = None
 
 
 def prepare(catalog: pa.Table, options: TrainOptions, say: Say) -> RunInputs:
@@ -163,7 +200,7 @@ def prepare(catalog: pa.Table, options: TrainOptions, say: Say) -> RunInputs:
     learnt = is_learnt(catalog, classes, before)
     folder = run_folder(options.output)
     shards = decode_run(catalog, learnt, folder, options.cache, preprocessing, say)
-    return RunInputs(classes, before, model, preprocessing, shards, truth, weights)
+    return RunInputs(classes, model, preprocessing, shards, truth, weights, before)
 
 
 def _truth(options: TrainOptions, model: Classifier, say: Say) -> TruthIndex | None:
@@ -452,34 +489,6 @@ def _load_weights(model: Classifier, options: TrainOptions, say: Say) -> str:
         return "weights: random"
     say(line)
     return line
-
-
-def _claim(
-    folder: RunFolder,
-    options: TrainOptions,
-    data: RunData,
-    weights: str,
-    guided: Guided | None,
-) -> str:
-    """Note what is trained in this folder; returns the name of the run for Ray Train.
-
-    Raises:
-        TrainingError: another recipe or other data were trained here.
-    """
-    recipe = options.recipe.model_dump(mode="json")
-    parts = [recipe, data.fingerprint(), weights, *([guided.fingerprint] if guided else [])]
-    text = json.dumps(parts, sort_keys=True)
-    fingerprint = sha256(text.encode()).hexdigest()[:16]
-    known = folder.note()
-    if known and known["fingerprint"] != fingerprint:
-        changed = [key for key in recipe if recipe[key] != known["recipe"].get(key)]
-        what = f"recipe field '{changed[0]}'" if changed else "data, weights or truth"
-        raise TrainingError(
-            f"'{folder.location}' holds a run with another {what}; choose another --output, or "
-            "remove the folder"
-        )
-    folder.write_note(fingerprint=fingerprint, recipe=recipe, status="training")
-    return fingerprint
 
 
 def _remarks(options: TrainOptions, data: RunData) -> list[str]:
