@@ -14,6 +14,7 @@ from braintumor_ray.recipes.schema import Recipe
 from braintumor_ray.storage import Folder, is_local, local_path, write_atomically
 
 NOTE = "run.json"
+_OTHERS = "other data, labels, weights, truth or number of folds"
 
 
 class RunFolder(Folder):
@@ -51,7 +52,7 @@ class RunFolder(Folder):
             return
         wanted, had = recipe.model_dump(mode="json"), known.get("recipe", {})
         changed = [key for key in wanted if wanted[key] != had.get(key)]
-        what = f"another recipe field '{changed[0]}'" if changed else "other data, weights or truth"
+        what = f"another recipe field '{changed[0]}'" if changed else _OTHERS
         raise TrainingError(
             f"'{self.location}' holds a run with {what}; choose another --output, or remove the "
             "folder"
