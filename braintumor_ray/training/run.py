@@ -186,6 +186,7 @@ def prepare(catalog: pa.Table, options: TrainOptions, say: Say) -> RunInputs:
 
     Raises:
         UsageError: data or recipe that cannot be trained.
+        TruthError: two scans share a tumor; found before anything is decoded.
         WeightsError: pretrained weights cannot be had; found before anything is decoded.
     """
     recipe = options.recipe
@@ -195,6 +196,8 @@ def prepare(catalog: pa.Table, options: TrainOptions, say: Say) -> RunInputs:
     model = network_of(architecture_of(recipe, len(classes.classes)), recipe)
     preprocessing = preprocessing_of(model, recipe)
     truth = _truth(options, model, say)
+    if truth is not None:  # of all scans: of two that share a tumor, one may be in another split
+        truth.match(catalog["path"].to_pylist())
     weights = _load_weights(model, options, say)
     before = source_classes(catalog, recipe)
     learnt = is_learnt(catalog, classes, before)
