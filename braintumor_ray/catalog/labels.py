@@ -201,6 +201,19 @@ def named_labels(groups: Groups, present: Iterable[str]) -> dict[str, str]:
     return with_variants(found, known)
 
 
+def occurring(groups: Groups, present: Iterable[str]) -> Groups:
+    """A mapping without the labels that do not occur, and without classes that have no others."""
+    known = sorted(set(present))
+    named = {member for members in groups.values() for member in members}
+
+    def occurs(member: str) -> bool:
+        label = _among(member, known)
+        return label is not None and (label == member or label not in named)
+
+    kept = {name: [m for m in members if occurs(m)] for name, members in groups.items()}
+    return {name: members for name, members in kept.items() if members}
+
+
 def with_variants(of_label: Mapping[str, str], present: Iterable[str]) -> dict[str, str]:
     """The same with labels that are written otherwise, where they can mean one class only."""
     by_key: dict[str, set[str]] = {}
@@ -214,19 +227,19 @@ def with_variants(of_label: Mapping[str, str], present: Iterable[str]) -> dict[s
     return {**of_label, **variants}
 
 
-def with_named_folders(catalog: pa.Table, groups: Groups | None) -> pa.Table:
+def with_named_folders(catalog: pa.Table, groups: Groups | None, column: str = "label") -> pa.Table:
     """The catalog with labels from folders that a mapping names, such as `1`, `2` and `3`.
 
     Only scans that have no label, or one that is a folder's name and is not named, get another.
     """
     named = {clean_label(label) for members in (groups or {}).values() for label in members}
-    labels = catalog["label"].to_pylist()
+    labels = catalog[column].to_pylist()
     paths = catalog["path"].to_pylist()
     changed = [_named_folder(label, path, named) for label, path in zip(labels, paths, strict=True)]
     if not named or changed == labels:
         return catalog
-    index = catalog.column_names.index("label")
-    return catalog.set_column(index, "label", pa.array(changed, pa.string()))
+    index = catalog.column_names.index(column)
+    return catalog.set_column(index, column, pa.array(changed, pa.string()))
 
 
 def _named_folder(label: str | None, path: str, named: set[str]) -> str | None:

@@ -120,14 +120,14 @@ def with_reviewed_labels(
         The catalog and a sentence on what has changed.
 
     Raises:
-        CatalogError: labels were given, and none is of a scan of this catalog.
+        CatalogError: labels were given, and none is of a scan of this catalog; or one is of scans
+            of several sources.
     """
     given = {key: _member(seen.label, groups) for key, seen in reviewed.items() if seen.label}
     before = catalog[SOURCE_LABEL if SOURCE_LABEL in catalog.column_names else "label"]
     old = before.to_pylist()
-    found = [given.get(key) for key in _keys(catalog)]
-    known = sum(label is not None for label in found)
-    if given and not known:
+    found = _found(catalog, given, location)
+    if given and not any(label is not None for label in found):
         path = next(iter(given))[0]
         raise CatalogError(
             f"none of the {len(given)} labels of '{location}' is of a scan of this source (the "
@@ -139,13 +139,28 @@ def with_reviewed_labels(
     return catalog, _summary(location, given, found, old)
 
 
-def _keys(catalog: pa.Table) -> list[Key]:
-    """Path and frame of each scan as the reviewed source had them."""
+def _found(catalog: pa.Table, given: Mapping[Key, str], location: str) -> list[str | None]:
+    """The label of each scan: by its path in the catalog, else by that in the source it is of.
+
+    Raises:
+        CatalogError: a path is of scans of several sources.
+    """
     paths, frames = catalog["path"].to_pylist(), catalog["frame"].to_pylist()
-    if SOURCE in catalog.column_names:  # paths of several sources begin with the source's name
-        names = catalog[SOURCE].to_pylist()
-        paths = [p.removeprefix(f"{name}/") for p, name in zip(paths, names, strict=True)]
-    return list(zip(paths, frames, strict=True))
+    keys: list[Key] = list(zip(paths, frames, strict=True))
+    if SOURCE not in catalog.column_names:
+        return [given.get(key) for key in keys]
+    whole, owner, found = set(keys), dict[Key, str](), list[str | None]()
+    for (path, frame), source in zip(keys, catalog[SOURCE].to_pylist(), strict=True):
+        # Paths of several sources begin with the source's name, that of a reviewed one does not.
+        bare = (path.removeprefix(f"{source}/"), frame)
+        label = given.get(bare) if bare not in whole else None
+        if label is not None and (other := owner.setdefault(bare, path)) != path:
+            raise CatalogError(
+                f"the label of '{bare[0]}' in '{location}' is of '{other}' or '{path}'; name the "
+                "scan by one of these paths"
+            )
+        found.append(given.get((path, frame), label))
+    return found
 
 
 def _member(label: str, groups: Groups | None) -> str:

@@ -34,6 +34,7 @@ from braintumor_ray.evaluation.recalibration import model_card, recalibrate, vie
 from braintumor_ray.evaluation.report import ReportParts, write_report
 from braintumor_ray.evaluation.selection import ALL, select_split, true_classes
 from braintumor_ray.evaluation.subgroups import subgroup_table
+from braintumor_ray.localization.summary import require_match
 from braintumor_ray.metrics.verdicts import LIKELIEST, decision_rule
 from braintumor_ray.models.bundle import Bundle, ViewFields, load_bundle, read_bundle_fields
 from braintumor_ray.predict.predictor import Predictor
@@ -69,11 +70,14 @@ def evaluate(
         GateError: scans that were trained on are among the evaluated ones (exit code 3).
         UsageError: no such split, no labels that the bundle knows, bundles that cannot be
             compared, or a recalibration without validation scans.
+        TruthError: the truth is of no scan of the catalog, or two of its scans share a tumor.
         BundleError: a bundle cannot be loaded, or the recalibrated one exists already.
     """
     options = options or EvaluateOptions()
     rows = select_split(catalog, options.split, options.split_column)
     _check_recalibration(catalog, options)
+    if options.truth is not None:  # of two scans that share a tumor, one may be in another split
+        require_match(options.truth, catalog["path"].to_pylist())
     notes = (*options.notes, *_views_note(str(bundle), catalog, options))
     options = replace(options, notes=notes)
     run = _Run(catalog, str(bundle), options, _predictor(str(bundle), catalog, options))

@@ -291,6 +291,9 @@ class Recipe(Section):
     def _whole(self) -> "Recipe":
         if not self.stages:
             raise ValueError("at least one [[stages]] table is needed")
+        names = [stage.name for stage in self.stages]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"two [[stages]] have the name '{twice[0]}': give each its own")
         if self.monitor == "epoch" and self.schedule.early_stopping is not None:
             raise ValueError("monitor 'epoch' keeps the last weights: leave early_stopping out")
         return self

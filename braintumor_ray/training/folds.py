@@ -12,9 +12,9 @@ from braintumor_ray.errors import UsageError
 from braintumor_ray.splits.splits import grouped_folds, grouped_split
 from braintumor_ray.training.options import Say, TrainOptions
 from braintumor_ray.training.phases import FIGURES
-from braintumor_ray.training.run import prepare, train
+from braintumor_ray.training.run import plan_run, prepare, train
 from braintumor_ray.training.run_data import named_catalog, reviewed_catalog
-from braintumor_ray.training.run_folder import run_folder
+from braintumor_ray.training.run_folder import fingerprint_of, run_folder
 from braintumor_ray.training.split import (
     HASH_COLUMNS,
     in_order,
@@ -39,7 +39,8 @@ def cross_validate(
     """Train a recipe per fold; each scan is tested once, by a network that never saw its group.
 
     Decodes once. Each fold is a whole run in OUTPUT/fold-1, fold-2, ...; a share of its training
-    scans validates, by the recipe's fractions. An interrupted cross-validation is continued.
+    scans validates, by the recipe's fractions. An interrupted cross-validation is continued; a
+    finished fold is kept only if training it now would be the same run.
 
     Args:
         catalog: as for `train`.
@@ -55,6 +56,8 @@ def cross_validate(
 
     Raises:
         UsageError: fewer groups than folds in a class, or an official split was asked for.
+        TrainingError: OUTPUT or a fold in it holds a run of another recipe, data or number of
+            folds.
     """
     if options.split_by != "group":
         raise UsageError("--folds makes its own splits; leave out --split-by official")
@@ -63,17 +66,23 @@ def cross_validate(
     catalog = named_catalog(catalog, options.recipe)
     catalog = reviewed_catalog(catalog, options.labels, options.recipe, say)
     folder = run_folder(options.output)
+    fingerprint = _fingerprint(catalog, options, folds)
+    folder.refuse_other(options.recipe, fingerprint)
     minutes = None if options.minutes is None else options.minutes / folds
     options = replace(options, cache=options.cache or folder.at("cache"), minutes=minutes)
+    splits = _fold_splits(catalog, options, folds, say)
+    folder.claim(options.recipe, fingerprint)
     found = []
-    for number, split in enumerate(_fold_splits(catalog, options, folds, say), start=1):
+    for number, split in enumerate(splits, start=1):
         say(f"fold {number} of {folds}")
         fold = run_folder(folder.at(f"fold-{number}"))
-        if fold.note().get("status") != "finished":
-            column = {"split": pa.array(split.tolist(), pa.string())}
-            of_fold = on_epoch and partial(_told_with_fold, on_epoch, number)
-            own = replace(options, output=fold.location)
-            train(with_columns(catalog, column), own, say, of_fold)
+        own = replace(options, output=fold.location)
+        of_fold = with_columns(catalog, {"split": pa.array(split.tolist(), pa.string())})
+        if fold.note().get("status") == "finished":
+            plan = plan_run(of_fold, own, lambda _: None)
+            fold.refuse_other(options.recipe, plan.fingerprint)
+        else:
+            train(of_fold, own, say, on_epoch and partial(_told_with_fold, on_epoch, number))
         tested = fold.read_json("phases.json")[-1]
         figures = {name: tested[name] for name in SUMMARIZED}
         found.append({"fold": number, "bundle": fold.at("bundle"), "n": tested["n"], **figures})
@@ -83,6 +92,13 @@ def cross_validate(
     return summary
 
 
+def _fingerprint(catalog: pa.Table, options: TrainOptions, folds: int) -> str:
+    """Of what tells cross-validations apart before anything is decoded."""
+    scans = sorted(zip(stable_keys(catalog), catalog["label"].to_pylist(), strict=True))
+    recipe, truth = options.recipe.model_dump(mode="json"), options.truth
+    return fingerprint_of([recipe, folds, options.weights, truth, scans])
+
+
 def _fold_splits(
     catalog: pa.Table, options: TrainOptions, folds: int, say: Say
 ) -> list[npt.NDArray[np.object_]]:
@@ -90,8 +106,8 @@ def _fold_splits(
     recipe = options.recipe
     ready = prepare(catalog, options, say)
     hashes = in_order(ready.shards.read(HASH_COLUMNS), catalog["scan_id"].to_numpy())
-    groups, keys = scan_groups(catalog, hashes), stable_keys(catalog)
     names = learnt_names(catalog, hashes, ready.classes)
+    groups, keys = scan_groups(catalog, hashes, names), stable_keys(catalog)
     held = grouped_folds(names, groups, folds, recipe.seed, keys=keys)
     shares = without_test(recipe.data.fractions)
     splits = []

@@ -12,8 +12,9 @@ import numpy as np
 import pyarrow as pa
 
 from braintumor_ray.catalog.labels import ClassMap
+from braintumor_ray.catalog.schema import write_catalog
 from braintumor_ray.decode.preprocess import Preprocessing
-from braintumor_ray.errors import TrainingError, UsageError, WeightsError
+from braintumor_ray.errors import UsageError, WeightsError
 from braintumor_ray.localization.truth import TruthIndex, has_boxes, load_truth, reviewed_truth
 from braintumor_ray.models.bundle import Bundle, ViewFields, save_bundle
 from braintumor_ray.models.classifier import Architecture, Classifier, normalization_of
@@ -43,12 +44,13 @@ from braintumor_ray.training.run_data import (
     RunData,
     class_map,
     decode_run,
+    is_learnt,
     named_catalog,
     reviewed_catalog,
     source_classes,
     split_run,
 )
-from braintumor_ray.training.run_folder import RunFolder, run_folder
+from braintumor_ray.training.run_folder import RunFolder, fingerprint_of, run_folder
 from braintumor_ray.training.shards import GuidedRows, Shards, training_dataset
 from braintumor_ray.training.split import check_split_choice, imbalance
 from braintumor_ray.training.trainer import Fitted, OnEpoch, fit, read_fitted
@@ -103,41 +105,81 @@ def train(
     started = time.time()
     recipe, folder = options.recipe, run_folder(options.output)
     folder.refuse_foreign_bundle()
-    check_split_choice(catalog, options.split())
-    catalog = named_catalog(catalog, recipe)
-    catalog = reviewed_catalog(catalog, options.labels, recipe, say)
-    ready = prepare(catalog, options, say)
-    classes, model = ready.classes, ready.model
-    most = options.workers.most
-    before = source_classes(catalog, recipe)
-    data = split_run(catalog, folder, ready.shards, classes, options.split(), most, say, before)
-    weights = ready.weights
-    guided = _guided(options, ready, data, say)
-    begin_gate(model, guided)
-    name = _claim(folder, options, data, weights, guided)
+    plan = plan_run(catalog, options, say)
+    ready, data, guided = plan.ready, plan.data, plan.guided
+    folder.claim(recipe, plan.fingerprint)  # before anything of another run is replaced
+    write_catalog(data.catalog, folder.at("catalog.parquet"))
+    begin_gate(ready.model, guided)
     for line in _remarks(options, data):
         say(line)
     deadline = _deadline(started, options, data)
-    fitted = _fit(options, folder, name, ready, data, guided, say, on_epoch, deadline)
+    fitted = _fit(options, folder, plan.fingerprint, ready, data, guided, say, on_epoch, deadline)
     if deadline is not None:
         own = sum(stage.epochs for stage in recipe.stages)
         trained = len(fitted.history)
         say(f"{trained} of the recipe's {own} epochs, to be finished in {options.minutes:g} min")
     provisional = provisional_bundle(
         recipe,
-        model.architecture,
+        ready.model.architecture,
         ready.preprocessing,
-        classes,
+        ready.classes,
         fitted.best,
         data.fingerprint(),
         guided=guided is not None,
     )
-    return _finish(provisional, fitted, data, options, folder, weights, say)
+    return _finish(provisional, fitted, data, options, folder, ready.weights, say)
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """A run that has not begun: of its folder, only decoded scans are touched.
+
+    Attributes:
+        ready, data, guided: what it trains, and on what.
+        fingerprint: of recipe, data, weights and truth. One folder holds one of them.
+    """
+
+    ready: "RunInputs"
+    data: RunData
+    guided: "Guided | None"
+    fingerprint: str
+
+
+def plan_run(catalog: pa.Table, options: TrainOptions, say: Say) -> RunPlan:
+    """Check, decode what is not decoded yet, and split.
+
+    Raises:
+        UsageError: data or recipe that cannot be trained.
+        GateError: the split leaks.
+        WeightsError: pretrained weights cannot be had.
+    """
+    recipe = options.recipe
+    check_split_choice(catalog, options.split())
+    catalog = named_catalog(catalog, recipe)
+    catalog = reviewed_catalog(catalog, options.labels, recipe, say)
+    ready = prepare(catalog, options, say)
+    data = split_run(
+        catalog,
+        run_folder(options.output),
+        ready.shards,
+        ready.classes,
+        options.split(),
+        options.workers.most,
+        say,
+        ready.before,
+    )
+    guided = _guided(options, ready, data, say)
+    truth = [guided.fingerprint] if guided else []
+    parts = [recipe.model_dump(mode="json"), data.fingerprint(), ready.weights, *truth]
+    return RunPlan(ready, data, guided, fingerprint_of(parts))
 
 
 @dataclass(frozen=True)
 class RunInputs:
-    """What a run needs before scans are split: classes, network with weights, decoded scans."""
+    """What a run needs before scans are split: classes, network with weights, decoded scans.
+
+    `before`: the classes of the source's own labels, where reviewers gave others.
+    """
 
     classes: ClassMap
     model: Classifier
@@ -145,6 +187,7 @@ class RunInputs:
     shards: Shards
     truth: TruthIndex | None
     weights: str
+    before: ClassMap | None = None
 
 
 def prepare(catalog: pa.Table, options: TrainOptions, say: Say) -> RunInputs:
@@ -152,6 +195,7 @@ def prepare(catalog: pa.Table, options: TrainOptions, say: Say) -> RunInputs:
 
     Raises:
         UsageError: data or recipe that cannot be trained.
+        TruthError: two scans share a tumor; found before anything is decoded.
         WeightsError: pretrained weights cannot be had; found before anything is decoded.
     """
     recipe = options.recipe
@@ -161,11 +205,14 @@ def prepare(catalog: pa.Table, options: TrainOptions, say: Say) -> RunInputs:
     model = network_of(architecture_of(recipe, len(classes.classes)), recipe)
     preprocessing = preprocessing_of(model, recipe)
     truth = _truth(options, model, say)
+    if truth is not None:  # of all scans: of two that share a tumor, one may be in another split
+        truth.match(catalog["path"].to_pylist())
     weights = _load_weights(model, options, say)
-    learnt = pa.array([classes.apply(label) is not None for label in catalog["label"].to_pylist()])
+    before = source_classes(catalog, recipe)
+    learnt = is_learnt(catalog, classes, before)
     folder = run_folder(options.output)
     shards = decode_run(catalog, learnt, folder, options.cache, preprocessing, say)
-    return RunInputs(classes, model, preprocessing, shards, truth, weights)
+    return RunInputs(classes, model, preprocessing, shards, truth, weights, before)
 
 
 def _truth(options: TrainOptions, model: Classifier, say: Say) -> TruthIndex | None:
@@ -469,34 +516,6 @@ def _load_weights(model: Classifier, options: TrainOptions, say: Say) -> str:
         return "weights: random"
     say(line)
     return line
-
-
-def _claim(
-    folder: RunFolder,
-    options: TrainOptions,
-    data: RunData,
-    weights: str,
-    guided: Guided | None,
-) -> str:
-    """Note what is trained in this folder; returns the name of the run for Ray Train.
-
-    Raises:
-        TrainingError: another recipe or other data were trained here.
-    """
-    recipe = options.recipe.model_dump(mode="json")
-    parts = [recipe, data.fingerprint(), weights, *([guided.fingerprint] if guided else [])]
-    text = json.dumps(parts, sort_keys=True)
-    fingerprint = sha256(text.encode()).hexdigest()[:16]
-    known = folder.note()
-    if known and known["fingerprint"] != fingerprint:
-        changed = [key for key in recipe if recipe[key] != known["recipe"].get(key)]
-        what = f"recipe field '{changed[0]}'" if changed else "data, weights or truth"
-        raise TrainingError(
-            f"'{folder.location}' holds a run with another {what}; choose another --output, or "
-            "remove the folder"
-        )
-    folder.write_note(fingerprint=fingerprint, recipe=recipe, status="training")
-    return fingerprint
 
 
 def _remarks(options: TrainOptions, data: RunData) -> list[str]:

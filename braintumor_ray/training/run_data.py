@@ -8,9 +8,16 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from braintumor_ray.catalog.labels import ClassMap, parse_groups, read_spec, with_named_folders
+from braintumor_ray.catalog.labels import (
+    ClassMap,
+    occurring,
+    parse_groups,
+    read_spec,
+    with_named_folders,
+    write_groups,
+)
 from braintumor_ray.catalog.reviewed import SOURCE_LABEL, read_reviewed, with_reviewed_labels
-from braintumor_ray.catalog.schema import read_catalog, write_catalog
+from braintumor_ray.catalog.schema import completed, write_catalog
 from braintumor_ray.decode.preprocess import Preprocessing
 from braintumor_ray.errors import UsageError
 from braintumor_ray.progress import TenthLines
@@ -130,16 +137,31 @@ def source_classes(catalog: pa.Table, recipe: Recipe) -> ClassMap | None:
         return None
     labels = [label for label in catalog[SOURCE_LABEL].to_pylist() if label is not None]
     spec = read_spec(recipe.data.classes)
+    if spec is not None:  # without labels that only reviewers gave
+        spec = write_groups(occurring(parse_groups(spec), labels))
     try:
         return ClassMap.parse(spec, labels, recipe.data.negative_classes)
     except UsageError:  # an archive without labels: the reviewers' are the first
         return None
 
 
+def is_learnt(catalog: pa.Table, classes: ClassMap, before: ClassMap | None) -> pa.Array:
+    """Scans of a class, or of one before a review, which the split depends on: bool (n,)."""
+    new = [classes.apply(label) for label in catalog["label"].to_pylist()]
+    old: list[str | None] = [None] * len(new)
+    if before is not None:
+        old = [before.apply(label) for label in catalog[SOURCE_LABEL].to_pylist()]
+    return pa.array([bool(a or b) for a, b in zip(new, old, strict=True)])
+
+
 def named_catalog(catalog: pa.Table, recipe: Recipe) -> pa.Table:
     """The catalog with labels from folders that the recipe's classes name, such as `1,2,3`."""
     spec = read_spec(recipe.data.classes)
-    return with_named_folders(catalog, parse_groups(spec) if spec else None)
+    groups = parse_groups(spec) if spec else None
+    for column in ("label", SOURCE_LABEL):
+        if column in catalog.column_names:
+            catalog = with_named_folders(catalog, groups, column)
+    return catalog
 
 
 def decode_run(
@@ -163,9 +185,9 @@ def decode_run(
     cache = cache or folder.at("cache")
     shards = known_shards(catalog, cache, preprocessing)
     kept = catalog if shards else catalog.filter(learnt)
-    source = folder.at("source.parquet")
-    write_catalog(mixed(kept), source)
     if shards is None:
+        source = folder.at("source.parquet")
+        write_catalog(mixed(kept), source)
         advance = TenthLines("decoding", say)
         shards = decode_to_shards(source, kept, cache, preprocessing, progress=advance)
     done = "found decoded in" if shards.reused else "decoded into"
@@ -185,7 +207,7 @@ def split_run(
     say: Say,
     before: ClassMap | None = None,
 ) -> RunData:
-    """Find duplicates, split, check, and keep the catalog with the run.
+    """Find duplicates, split and check; the run is to write the catalog into its folder.
 
     `before` is of `source_classes`; the others are as for `decode_run` and `with_splits`.
 
@@ -199,8 +221,6 @@ def split_run(
     catalog, leaks = with_splits(catalog, shards.read(HASH_COLUMNS), classes, options, before)
     counts = counts_by_split(catalog)
     check_counts(counts, classes, workers)
-    path = folder.at("catalog.parquet")
-    write_catalog(catalog, path)
     if options.leave_out is not None:
         pairs = zip(catalog["split"].to_pylist(), catalog["class_name"].to_pylist(), strict=True)
         unused = sum(split is None and name is not None for split, name in pairs)
@@ -210,10 +230,11 @@ def split_run(
         )
     bad = sum(status not in ("ok", None) for status in catalog["status"].to_pylist())
     if bad:
+        path = folder.at("catalog.parquet")
         say(f"{bad} scans could not be read and are left out; their reasons are in {path}")
     for split, row in counts.items():
         say(f"{split}: {sum(row.values())} scans ({_listed(row)})")
-    return RunData(read_catalog(path), shards, classes, leaks, counts, own)
+    return RunData(completed(catalog), shards, classes, leaks, counts, own)
 
 
 def _listed(row: dict[str, int]) -> str:

@@ -1,16 +1,20 @@
 """The folder of a run, local or on an object store: its note, and what it ends in."""
 
+import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from braintumor_ray.errors import TrainingError, UsageError
+from braintumor_ray.recipes.schema import Recipe
 from braintumor_ray.storage import Folder, is_local, local_path, write_atomically
 
 NOTE = "run.json"
+_OTHERS = "other data, labels, weights, truth or number of folds"
 
 
 class RunFolder(Folder):
@@ -32,6 +36,37 @@ class RunFolder(Folder):
     def write_note(self, **values: Any) -> None:  # noqa: ANN401 - JSON values
         """Add to the note."""
         self.write_json(self.note() | values, NOTE)
+
+    def refuse_other(self, recipe: Recipe, fingerprint: str) -> None:
+        """Refuse a folder in which something else is trained.
+
+        Args:
+            recipe: what is to be trained.
+            fingerprint: of it and all that it is trained on (`fingerprint_of`).
+
+        Raises:
+            TrainingError: the folder's note has another fingerprint.
+        """
+        known = self.note()
+        if not known or known.get("fingerprint") == fingerprint:
+            return
+        wanted, had = recipe.model_dump(mode="json"), known.get("recipe", {})
+        changed = [key for key in wanted if wanted[key] != had.get(key)]
+        what = f"another recipe field '{changed[0]}'" if changed else _OTHERS
+        raise TrainingError(
+            f"'{self.location}' holds a run with {what}; choose another --output, or remove the "
+            "folder"
+        )
+
+    def claim(self, recipe: Recipe, fingerprint: str) -> None:
+        """Note what is trained here.
+
+        Raises:
+            TrainingError: something else is.
+        """
+        self.refuse_other(recipe, fingerprint)
+        noted = recipe.model_dump(mode="json")
+        self.write_note(fingerprint=fingerprint, recipe=noted, status="training")
 
     @contextmanager
     def outbox(self) -> Iterator[Path]:
@@ -84,6 +119,11 @@ class RunFolder(Folder):
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         for path in sorted(files, key=lambda p: p.relative_to(folder).parts[0] == "bundle"):
             write_atomically(self.at(path.relative_to(folder).as_posix()), path.read_bytes())
+
+
+def fingerprint_of(parts: Sequence[Any]) -> str:
+    """A digest of JSON values."""
+    return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def run_folder(output: str | Path) -> RunFolder:

@@ -1,12 +1,13 @@
 """Splits of a run: training, validation, test; all copies of an image are in one of them."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from braintumor_ray.catalog.labels import ClassMap
 from braintumor_ray.catalog.reviewed import SOURCE_LABEL
@@ -37,7 +38,8 @@ def with_splits(
         classes: which labels are learnt.
         options: see `SplitOptions`.
         before: classes of the source's own labels where reviewers gave others: scans are split
-            by these, so that a review moves no scan out of the test split.
+            by these, so that a review moves no scan out of the test split. Then `hashes` must be
+            of the scans that either label has a class for.
 
     Raises:
         GateError: the split leaks and that was not allowed.
@@ -47,9 +49,13 @@ def with_splits(
     check_split_choice(catalog, options)
     hashes = in_order(hashes, catalog["scan_id"].to_numpy())
     digests = hashes["pixel_sha256"].to_pylist()
-    groups = scan_groups(catalog, hashes)
     names = learnt_names(catalog, hashes, classes)
-    split = _split_as_before(catalog, hashes, names, groups, options, before)
+    if before is None or options.leave_out is not None:
+        groups = scan_groups(catalog, hashes, names)
+        split = _assign(catalog, names, groups, options)
+    else:
+        split = _split_as_before(catalog, hashes, names, options, before)
+        groups = scan_groups(catalog, hashes, split)
     leaks = check_leaks(split, groups, digests)
     if leaks.leaky and not options.allow_leakage:
         raise GateError(
@@ -181,14 +187,20 @@ def imbalance(counts: dict[str, int]) -> float:
     return max(counts.values()) / max(min(counts.values()), 1)
 
 
-def scan_groups(catalog: pa.Table, hashes: pa.Table) -> npt.NDArray[np.int64]:
+def scan_groups(
+    catalog: pa.Table, hashes: pa.Table, used: Sequence[str | None]
+) -> npt.NDArray[np.int64]:
     """Copies of an image and scans of a patient have one number, int64 (n,).
 
     Args:
         catalog: with `patient_key`.
         hashes: columns `HASH_COLUMNS`, a row per row of the catalog.
+        used: None for scans that are not used: they make no others copies of each other. Whether
+            they are decoded depends on the cache, and a split must not.
     """
-    images = image_groups(hashes["pixel_sha256"].to_pylist(), hashes[HASHES].to_pylist())
+    kept = pa.array([name is not None for name in used])
+    digests, packed = (pc.if_else(kept, hashes[n], None) for n in ("pixel_sha256", HASHES))
+    images = image_groups(digests.to_pylist(), packed.to_pylist())
     return merge_groups(catalog["patient_key"].to_pylist(), images)
 
 
@@ -196,27 +208,42 @@ def _split_as_before(
     catalog: pa.Table,
     hashes: pa.Table,
     names: list[str | None],
-    groups: npt.NDArray[np.int64],
     options: SplitOptions,
-    before: ClassMap | None,
+    before: ClassMap,
 ) -> list[str | None]:
     """The split that the scans had by the source's labels; scans that had none join training.
 
-    A scan that joins follows its copies and its patient into validation or test.
+    A scan that joins stays in validation or test where the catalog or the source's folders have it
+    there. Else it follows its copies and its patient, and is in no split where they are in several.
     """
-    if SOURCE_LABEL not in catalog.column_names or before is None or options.leave_out is not None:
-        return _assign(catalog, names, groups, options)
-    own = catalog.drop_columns(["label"]).append_column("label", catalog[SOURCE_LABEL])
-    known = learnt_names(own, hashes, before)
-    split = _assign(catalog, known, groups, options)
-    place: dict[int, str] = {}
-    for wanted in ("train", "val", "test"):  # the last one counts
-        place |= {int(g): wanted for g, s in zip(groups, split, strict=True) if s == wanted}
+    known = learnt_names(catalog, hashes, before, SOURCE_LABEL)
+    split = _assign(catalog, known, scan_groups(catalog, hashes, known), options)
+    used = [old or new for old, new in zip(known, names, strict=True)]
+    groups = scan_groups(catalog, hashes, used).tolist()
+    places: dict[int, set[str]] = {}
+    for group, place in zip(groups, split, strict=True):
+        if place is not None:
+            places.setdefault(group, set()).add(place)
     joined = [
-        place.get(int(group), "train") if old is None and found is None else found
-        for group, old, found in zip(groups, known, split, strict=True)
+        place if old else _joined(own, places.get(group, {"train"}))
+        for group, old, place, own in zip(
+            groups, known, split, _stated(catalog, options), strict=True
+        )
     ]
-    return [found if name else None for found, name in zip(joined, names, strict=True)]
+    return [place if name else None for place, name in zip(joined, names, strict=True)]
+
+
+def _joined(stated: str | None, places: set[str]) -> str | None:
+    return next(iter(places)) if stated in (None, "train") and len(places) == 1 else stated
+
+
+def _stated(catalog: pa.Table, options: SplitOptions) -> list[str | None]:
+    """The splits in the catalog's column, else in the source's folders if asked for; None: free."""
+    if has_own_split(catalog):
+        return list(catalog["split"].to_pylist())
+    if options.by == "official":
+        return list(catalog["official_split"].to_pylist())
+    return [None] * catalog.num_rows
 
 
 def _assign(
@@ -231,15 +258,15 @@ def _assign(
     own = has_own_split(catalog)
     if not own and options.by == "group":
         return list(grouped_split(names, groups, options.fractions, options.seed, keys=keys))
-    official = catalog["split" if own else "official_split"].to_pylist()
-    if own or "val" in official:
-        return [s if name else None for s, name in zip(official, names, strict=True)]
-    inside = [n if s == "train" else None for n, s in zip(names, official, strict=True)]
+    stated = _stated(catalog, options)
+    if own or "val" in stated:
+        return [s if name else None for s, name in zip(stated, names, strict=True)]
+    inside = [n if s == "train" else None for n, s in zip(names, stated, strict=True)]
     fractions = without_test(options.fractions)
     carved = grouped_split(inside, groups, fractions, options.seed, keys=keys)
     return [
         (c if s == "train" else s) if n else None
-        for c, s, n in zip(carved, official, names, strict=True)
+        for c, s, n in zip(carved, stated, names, strict=True)
     ]
 
 
@@ -268,12 +295,14 @@ def without_test(fractions: Mapping[Any, float]) -> dict[str, float]:
     return {"train": 1 - share, "val": share}
 
 
-def learnt_names(catalog: pa.Table, hashes: pa.Table, classes: ClassMap) -> list[str | None]:
+def learnt_names(
+    catalog: pa.Table, hashes: pa.Table, classes: ClassMap, column: str = "label"
+) -> list[str | None]:
     """The class of each scan; None where it is left out or cannot be read."""
     readable = hashes["pixel_sha256"].is_valid().to_pylist()
     return [
         classes.apply(label) if ok else None
-        for label, ok in zip(catalog["label"].to_pylist(), readable, strict=True)
+        for label, ok in zip(catalog[column].to_pylist(), readable, strict=True)
     ]
 
 

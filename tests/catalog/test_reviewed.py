@@ -59,6 +59,20 @@ def test_a_merged_class_means_its_first_label_and_sources_have_paths_of_their_ow
     ]
 
 
+def test_a_label_is_of_one_scan_of_several_sources(catalog, tmp_path):
+    path = catalog["path"][0].as_py()
+    two = combined({"a": catalog, "b": catalog})
+    bare = lines(tmp_path / "bare.jsonl", {"path": path, "label": "odd"})
+    with pytest.raises(CatalogError, match=rf"'a/{path}' or 'b/{path}'"):
+        with_reviewed_labels(two, read_reviewed(bare), bare)
+    whole = lines(tmp_path / "whole.jsonl", {"path": f"b/{path}", "label": "odd"})
+    found, told = with_reviewed_labels(two, read_reviewed(whole), whole)
+    assert found.filter(pa.compute.equal(found["label"], "odd"))["path"].to_pylist() == [
+        f"b/{path}"
+    ]
+    assert "1 labels" in told
+
+
 def test_labels_of_another_source_are_refused(catalog, tmp_path):
     file = lines(tmp_path / "l.jsonl", {"path": "x.png", "label": "a", "verdict": "wrong"})
     with pytest.raises(CatalogError, match=r"x\.png"):

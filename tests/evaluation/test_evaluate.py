@@ -23,6 +23,7 @@ from braintumor_ray.evaluation.evaluate import EvaluateOptions, evaluate
 from braintumor_ray.evaluation.inference import predict_catalog
 from braintumor_ray.evaluation.leakage import describe_check
 from braintumor_ray.evaluation.report import warnings
+from braintumor_ray.localization.outlines import TruthError
 from braintumor_ray.localization.truth import load_truth
 from braintumor_ray.models.bundle import load_bundle, read_bundle_fields
 from braintumor_ray.predict.predictor import Predictor
@@ -519,3 +520,16 @@ def test_a_bundle_without_its_card_is_no_obstacle_to_figures(run, tmp_path):
     bundle = shutil.copytree(run.bundle, tmp_path / "x" / "bundle")
     (bundle / "model_card.md").unlink()
     assert evaluate(run.catalog, bundle, tmp_path / "out", QUICK)["n"] > 0
+
+
+def test_truth_that_scans_of_two_splits_share_is_refused(run, tmp_path):
+    catalog = run.catalog
+    split = catalog["split"].to_pylist()
+    paths = [f"{n}.png" for n in range(catalog.num_rows)]
+    for where in ("train", "test"):
+        paths[split.index(where)] = f"{where}/same.png"
+    catalog = catalog.set_column(catalog.column_names.index("path"), "path", pa.array(paths))
+    (tmp_path / "boxes.csv").write_text("path,x_min,y_min,x_max,y_max\nsame.png,0,0,1,1\n")
+    options = replace(QUICK, truth=load_truth(tmp_path / "boxes.csv"))
+    with pytest.raises(TruthError, match=r"both answer to 'same\.png'"):
+        evaluate(catalog, run.bundle, tmp_path / "out", options)

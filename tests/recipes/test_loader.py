@@ -33,6 +33,7 @@ def test_a_bare_word_is_taken_as_text():
         ("optimizer.lr", "KEY=VALUE"),
         ("stages.nowhere.epochs=2", "nowhere"),
         ("monitor=epoch", "leave early_stopping out"),
+        ("stages.1.name=frozen", "have the name 'frozen'"),
     ],
 )
 def test_a_wrong_setting_is_refused_and_named(setting, words):

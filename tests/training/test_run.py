@@ -157,8 +157,13 @@ class TestARun:
 
     def test_another_recipe_in_the_same_folder_is_refused(self, trained, catalog, cache):
         output, _, _ = trained
+        kept = {path: path.read_bytes() for path in output.glob("*.*")}
+        assert "catalog.parquet" in {path.name for path in kept}
         with pytest.raises(TrainingError, match="recipe field 'optimizer'"):
             train(catalog, options(output, "optimizer.lr=0.5", cache=cache), print)
+        with pytest.raises(TrainingError, match="recipe field 'seed'"):  # and another split
+            train(catalog, options(output, "seed=1", cache=cache), print)
+        assert {path: path.read_bytes() for path in output.glob("*.*")} == kept
 
     def test_the_same_seed_gives_the_same_history(self, trained, trained_again):
         for a, b in zip(trained[1].history, trained_again[1].history, strict=True):

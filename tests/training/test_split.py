@@ -5,8 +5,10 @@ import pytest
 
 from braintumor_ray.catalog.build import load_catalog
 from braintumor_ray.catalog.labels import ClassMap
+from braintumor_ray.catalog.sources import combined
 from braintumor_ray.decode.reading import hash_scans
 from braintumor_ray.errors import UsageError
+from braintumor_ray.localization.outlines import TruthError
 from braintumor_ray.training.options import SplitOptions
 from braintumor_ray.training.run import train
 from braintumor_ray.training.split import split_catalog, with_splits
@@ -63,6 +65,20 @@ def test_a_catalog_whose_split_agrees_with_the_official_one_is_followed(official
     first = assigned(official, "official")  # validation is taken from the training part
     assert {"train", "val", "test"} == set(first)
     assert assigned(with_column(official, first), "official") == first
+
+
+def test_truth_that_two_scans_share_is_refused_before_anything_is_decoded(tmp_path):
+    """The truth is of one of two sources; whether it is told by the paths depends on no split."""
+    write_archive(tmp_path / "a", 12)
+    one = load_catalog(tmp_path / "a")
+    both = combined({"a": one, "b": one})
+    path = one["path"][0].as_py()
+    (tmp_path / "boxes.csv").write_text(f"path,x_min,y_min,x_max,y_max\n{path},0,0,1,1\n")
+    split = pa.array(["train"] * 12 + ["test"] * 12)
+    chosen = options(tmp_path / "run", truth=str(tmp_path / "boxes.csv"))
+    with pytest.raises(TruthError, match=rf"'a/{path}' and 'b/{path}' both"):
+        train(both.append_column("split", split), chosen, str)
+    assert not list((tmp_path / "run").iterdir())
 
 
 def test_without_a_choice_the_catalogs_own_split_decides(official):
