@@ -20,6 +20,8 @@ _ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # CPU tasks may still see the GPUs
     "RAY_TRAIN_V2_ENABLED": "1",
 }
+# On this machine alone: no node can be taken away, and each watcher is a process.
+_ENVIRONMENT_ALONE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 
 
 @contextmanager
@@ -40,7 +42,8 @@ def ray_session(workers: int = 2, metrics_port: int | None = None) -> Iterator[N
         StartError: a local Ray does not start in time.
     """
     cpus = max(os.cpu_count() or 1, LEAST_CPUS, workers + SPARE_CPUS)
-    for name, value in _ENVIRONMENT.items():
+    address = os.environ.get("RAY_ADDRESS")
+    for name, value in (_ENVIRONMENT if address else _ENVIRONMENT | _ENVIRONMENT_ALONE).items():
         os.environ.setdefault(name, value.format(cpus=cpus))
     _let_arrow_give_memory_back()
     import logging
@@ -50,7 +53,6 @@ def ray_session(workers: int = 2, metrics_port: int | None = None) -> Iterator[N
     if ray.is_initialized():
         yield
         return
-    address = os.environ.get("RAY_ADDRESS")
     where = _where(address, cpus, metrics_port) | _logs()
     try:
         with _stderr_held():
