@@ -235,7 +235,7 @@ def run(options):
     for count in options.scans:
         with tempfile.TemporaryDirectory(prefix="bench-scale-", dir=options.folder) as work:
             require_disk(work, count)
-            common.untrained_bundle(Path(work) / "bundle")
+            common.untrained_bundle(Path(work) / "bundle", tiny=options.tiny)
             values = {"count": count, "work": work, "block-size": options.block_size}
             jobs.append(common.child(__file__, "job", timeout_s=options.limit_s, **values))
             print(jobs[-1], file=sys.stderr, flush=True)
