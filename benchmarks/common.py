@@ -150,11 +150,18 @@ def phantoms(work: Path, count: int) -> Path:
     return work / "phantoms" / "scans"
 
 
-def untrained_bundle(path: Path, backbone: str = "mobilenetv2_100", size: int = 224) -> str:
-    """A bundle of a network without training; speed does not depend on what it has learnt."""
+def untrained_bundle(
+    path: Path, backbone: str = "mobilenetv2_100", size: int = 224, tiny: bool = False
+) -> str:
+    """A bundle of a network without training; speed does not depend on what it has learnt.
+
+    Tiny: of one that needs no timm, which costs each process that loads it seconds.
+    """
     from braintumor_ray.models.bundle import save_bundle
     from tests.builders import make_fields, make_model
 
+    if tiny:
+        backbone, size = "small-cnn", 64
     model = make_model(backbone, size=size)
     save_bundle(path, make_fields(model.architecture), model, None, "# untrained\n")
     return str(path)

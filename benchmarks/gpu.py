@@ -70,8 +70,7 @@ def timed(call: Callable[[], object], options: argparse.Namespace) -> dict:
 def run(options: argparse.Namespace) -> dict:
     with tempfile.TemporaryDirectory(prefix="bench-gpu-") as name:
         work = Path(name)
-        network = ("small-cnn", 64) if options.tiny else ("mobilenetv2_100", 224)
-        bundle = options.bundle or common.untrained_bundle(work / "bundle", *network)
+        bundle = options.bundle or common.untrained_bundle(work / "bundle", tiny=options.tiny)
         kind = score.linked_scans(options.count, work / "scans", work)
         values = {"scans": str(work / "scans"), "bundle": bundle}
         decode = common.child(score.__file__, "decode", sample=options.count, **values)

@@ -351,7 +351,7 @@ def ray_pattern(options: argparse.Namespace) -> dict:
 def run(options: argparse.Namespace) -> dict:
     with tempfile.TemporaryDirectory(prefix="bench-score-") as name:
         work = Path(name)
-        bundle = options.bundle or common.untrained_bundle(work / "bundle")
+        bundle = options.bundle or common.untrained_bundle(work / "bundle", tiny=options.tiny)
         counts = [n for n in (1000, 3000, 10_000) if options.full and n != options.count]
         found: dict = {"jobs": {}, "rounds": [], "limits": []}
         for count in (options.count, *counts):

@@ -71,7 +71,9 @@ def parse() -> argparse.Namespace:
 
 def whole_run(options: argparse.Namespace) -> dict:
     with tempfile.TemporaryDirectory() as work:
-        options.bundle = options.bundle or common.untrained_bundle(Path(work) / "bundle")
+        options.bundle = options.bundle or common.untrained_bundle(
+            Path(work) / "bundle", tiny=options.tiny
+        )
         options.scans = options.scans or some_scans(Path(work))
         # Before and after: what else runs on the machine may slow the one and not the other.
         first = child(options, "alone")

@@ -30,8 +30,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
-        backbone, size = ("small-cnn", 64) if options.tiny else ("mobilenetv2_100", 224)
-        bundle = common.untrained_bundle(work / "bundle", backbone, size)
+        bundle = common.untrained_bundle(work / "bundle", tiny=options.tiny)
         (scan,), kind = common.scan_files(1, work)
         numbers = iter(range(1_000_000))
 

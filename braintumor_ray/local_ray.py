@@ -22,6 +22,8 @@ _ENVIRONMENT = {
 }
 # Notes of each task, for a dashboard that does not run here.
 _QUIET = {"task_events_report_interval_ms": 0}
+# On this machine alone: no node can be taken away, and each watcher is a process.
+_ENVIRONMENT_ALONE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 
 
 @contextmanager
@@ -42,7 +44,8 @@ def ray_session(workers: int = 2, metrics_port: int | None = None) -> Iterator[N
         StartError: a local Ray does not start in time.
     """
     cpus = max(os.cpu_count() or 1, LEAST_CPUS, workers + SPARE_CPUS)
-    for name, value in _ENVIRONMENT.items():
+    address = os.environ.get("RAY_ADDRESS")
+    for name, value in (_ENVIRONMENT if address else _ENVIRONMENT | _ENVIRONMENT_ALONE).items():
         os.environ.setdefault(name, value.format(cpus=cpus))
     _let_arrow_give_memory_back()
     import logging
@@ -52,7 +55,6 @@ def ray_session(workers: int = 2, metrics_port: int | None = None) -> Iterator[N
     if ray.is_initialized():
         yield
         return
-    address = os.environ.get("RAY_ADDRESS")
     where = _where(address, cpus, metrics_port) | _logs()
     try:
         with _stderr_held():

@@ -31,6 +31,7 @@ RAY_MODULES = {
     "parquet_dataset.py",
     "training/shards.py",
     "training/trainer.py",
+    "training/uneven.py",
     "training/worker.py",
     "scoring/job.py",
     "scoring/pipeline.py",
@@ -44,6 +45,7 @@ SHORT = 60
 ALONE = {
     "predict/views.py": "views are chosen apart from how they are predicted, and tested so",
     "audit/job.py": "Ray at the edges only: an audit runs without it",
+    "training/uneven.py": "imported by a process of Ray's that has no use for torch",
     "cli/hospital.py": "one file per group of commands",
     "cli/bundles.py": "one file per group of commands",
     "cli/serving.py": "one file per group of commands",
@@ -121,6 +123,8 @@ def test_import_and_help_load_nothing_heavy(code):
             "braintumor_ray.scoring.decode_stage, braintumor_ray.decode.sandbox_child",
             ("torch", "timm", "ray"),
         ),
+        # What Ray starts for each training besides the workers.
+        ("braintumor_ray.training.uneven, braintumor_ray.training.shards", ("torch", "timm")),
         # Every actor of a job or a service is a process of its own that imports the predictor.
         (
             "braintumor_ray.scoring.predict_stage, braintumor_ray.scoring.summary",

@@ -17,7 +17,6 @@ import torch
 from ray.data import Dataset, ExecutionOptions
 from ray.train import (
     CheckpointConfig,
-    DataConfig,
     FailureConfig,
     Result,
     RunConfig,
@@ -35,39 +34,10 @@ from braintumor_ray.training.lesions import LesionMaker
 from braintumor_ray.training.options import Workers
 from braintumor_ray.training.pace import Deadline
 from braintumor_ray.training.stages import State
+from braintumor_ray.training.uneven import UnevenValidation
 from braintumor_ray.training.worker import CHECKPOINT, train_worker
 
 OnEpoch = Callable[[dict[str, Any]], None]
-
-
-class UnevenValidation(DataConfig):
-    """Splits validation without dropping rows.
-
-    Ray's default gives every worker equally many rows and drops the rest: 33 rows on 2 workers
-    become 32. Training keeps that (all ranks must take equally many steps), validation must not.
-    """
-
-    def configure(
-        self,
-        datasets: dict[str, Dataset],
-        world_size: int,
-        worker_handles: Any,  # noqa: ANN401 - Ray's signature
-        worker_node_ids: Any,  # noqa: ANN401
-        **kwargs: Any,  # noqa: ANN401
-    ) -> list[dict[str, Any]]:
-        """One dictionary of iterators per worker; Ray may ask for one data set at a time."""
-        training = {name: data for name, data in datasets.items() if name != "val"}
-        output: list[dict[str, Any]] = super().configure(
-            training, world_size, worker_handles, worker_node_ids, **kwargs
-        )
-        if "val" not in datasets:
-            return output
-        data = datasets["val"].copy(datasets["val"])
-        data.context.execution_options = self._resolve_execution_options("val")
-        shards = data.streaming_split(world_size, equal=False, locality_hints=worker_node_ids)
-        for shares, shard in zip(output, shards, strict=True):
-            shares["val"] = shard
-        return output
 
 
 @ray.remote(num_cpus=0)
