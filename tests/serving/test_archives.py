@@ -147,13 +147,10 @@ def patched(content, at, value):
 
 
 @pytest.mark.parametrize(
-    ("content", "cause"),
-    [
-        (patched(zipped([("a.png", b"x" * 99)]), 6, 1), "encrypted"),
-        (patched(zipped([("a.png", b"x" * 99)]), 8, 14), "method not read"),
-    ],
+    ("at", "value", "cause"), [(6, 1, "encrypted"), (8, 14, "method not read")]
 )
-def test_members_that_cannot_be_read_say_why(content, cause):
+def test_members_that_cannot_be_read_say_why(at, value, cause):
+    content = patched(zipped([("a.png", b"x" * 99)]), at, value)
     (member,) = LIMITS(content).members
     assert cause in member.detail
     assert member.data is None
