@@ -12,14 +12,17 @@ from pathlib import Path
 import cv2
 import duckdb
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyarrow.fs import LocalFileSystem
 
 from braintumor_ray.catalog.build import load_catalog
 from braintumor_ray.catalog.redaction import UriRedaction
 from braintumor_ray.errors import ResultsError
 from braintumor_ray.models.bundle import save_bundle
 from braintumor_ray.models.domain import ArchiveReference
+from braintumor_ray.parquet_dataset import read_rows
 from braintumor_ray.predict.predictor import Predictor
 from braintumor_ray.predict.results import read_results, results_folder
 from braintumor_ray.predict.shift import shift_of
@@ -75,6 +78,14 @@ def scored(nights):
     folder, summary = nights
     shutil.copytree(folder / "results", folder / "first" / "results")
     return folder, folder / "first" / "results", summary
+
+
+def test_names_of_folders_are_no_columns(tmp_path, cluster):
+    path = tmp_path / "label=x" / "frame=7" / "rows.parquet"
+    path.parent.mkdir(parents=True)
+    rows = [{"label": "a", "frame": 1}]
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    assert read_rows([str(path)], LocalFileSystem()).take_all() == rows
 
 
 def test_an_archive_that_differs_from_validation_is_said_to(tmp_path, cluster):
