@@ -26,16 +26,17 @@ from braintumor_ray.scoring.settling import open_results
 from tests.builders import write_archive
 
 
-def scans(*names, version=0, start=0):
+def scans(*names, version=0, start=0, root="/archive", frames=1):
     rows = [
         {
-            "scan_id": start + index + 1000 * version,
-            "uri": f"/archive/{name}",
+            "scan_id": start + index + 1000 * version + 100 * frame,
+            "uri": f"{root}/{name}",
             "path": name,
-            "frame": 0,
-            "size": 10,
+            "frame": frame,
+            "size": 10 + version,
         }
         for index, name in enumerate(names)
+        for frame in range(frames)
     ]
     return pa.Table.from_pylist(rows, schema=CATALOG_SCHEMA)
 
@@ -51,6 +52,7 @@ def commit(plan, checkpoint="a_000000"):
         "catalogs": catalogs,
         "files": files,
         "supersedes": {str(k): v for k, v in plan.supersedes.items()},
+        "retired": plan.retired,
     }
     folder.write_json(manifest, "manifests", f"{generation.name}.json")
 
@@ -99,6 +101,59 @@ class TestPlan:
         current = read_results(tmp_path, ["scan_id"])["scan_id"].to_pylist()
         assert sorted(current) == [0, 1001]
 
+    def test_a_file_with_fewer_frames_than_before_supersedes_all_of_them(self, tmp_path):
+        folder = results_folder(tmp_path)
+        commit(plan_for(folder, scans("a", "b", frames=5)))
+        changed = pa.concat_tables([scans("a", version=1, frames=3), scans("b", start=1, frames=5)])
+        plan = plan_for(folder, changed)
+        assert plan.work.num_rows == 3
+        assert plan.supersedes == {1: [0, 100, 200, 300, 400]}
+        commit(plan, "b_000000")
+        assert read_results(tmp_path, ["scan_id"]).num_rows == 5 + 3
+
+    def test_frames_that_a_limit_left_supersede_no_other(self, tmp_path):
+        folder = results_folder(tmp_path)
+        commit(plan_for(folder, scans("a", frames=5), limit=2))
+        plan = plan_for(folder, scans("a", frames=5))
+        assert (plan.work.num_rows, plan.supersedes) == (3, {})
+
+    def test_fewer_frames_between_two_attempts_leave_none_of_the_old(self, tmp_path):
+        folder = results_folder(tmp_path)
+        first = plan_for(folder, scans("a", frames=5))
+        write_work(first, "one")
+        write_rows(first, first.work.read().slice(3, 2), "x_000000")
+        plan = plan_for(folder, scans("a", version=1, frames=3))
+        assert plan.work.num_rows == 5
+        assert plan.supersedes == {1: [300, 400]}
+
+    def test_an_archive_that_moved_is_known_and_its_changed_files_supersede(self, tmp_path, caplog):
+        folder = results_folder(tmp_path)
+        commit(plan_for(folder, scans("a", "b", "c", root="/mnt/a")))
+        assert plan_for(folder, scans("a", "b", "c", root="/mnt/b")).remaining == 0
+        assert "/mnt/a/a" in caplog.text
+        changed = [scans("a", "b", root="/mnt/b"), scans("c", version=1, start=2, root="/mnt/b")]
+        plan = plan_for(folder, pa.concat_tables(changed))
+        assert plan.work.read()["scan_id"].to_pylist() == [1002]
+        assert (plan.supersedes, plan.retired) == ({1: [2]}, [2])
+        commit(plan, "b_000000")
+        assert plan_for(folder, pa.concat_tables(changed)).remaining == 0
+        changed[1] = scans("c", version=2, start=2, root="/mnt/b")
+        assert plan_for(folder, pa.concat_tables(changed)).supersedes == {1: [2], 2: [1002]}
+
+    def test_another_archive_with_the_same_paths_is_refused(self, tmp_path):
+        folder = results_folder(tmp_path)
+        commit(plan_for(folder, scans("a", "b", "c", root="/mnt/a")))
+        other = scans("a", "b", "c", version=1, root="/mnt/other")
+        with pytest.raises(CatalogError, match="'/mnt/other/a', have the paths"):
+            plan_for(folder, other)
+        assert plan_for(folder, scans("d", version=2, root="/mnt/other")).remaining == 1
+
+    def test_the_same_files_below_another_root_of_their_tree_supersede(self, tmp_path):
+        folder = results_folder(tmp_path)
+        commit(plan_for(folder, scans("a", root="/mnt/part")))
+        whole = scans("part/a", version=1, root="/mnt")
+        assert plan_for(folder, whole).supersedes == {1: [0]}
+
     def test_an_interrupted_attempt_is_taken_over(self, tmp_path):
         folder = results_folder(tmp_path)
         first = plan_for(folder, scans("a", "b", "c"))
@@ -124,6 +179,7 @@ class TestPlan:
         plan = plan_for(folder, changed)
         assert sorted(plan.work.read()["scan_id"].to_pylist()) == [0, 1, 1000]
         assert plan.supersedes == {1: [0]}
+        assert plan.retired == [0]
 
     def test_files_and_checkpoints_are_made_to_agree(self, tmp_path):
         folder = results_folder(tmp_path)
