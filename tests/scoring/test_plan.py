@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import asdict, replace
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -19,7 +20,7 @@ from braintumor_ray.models.bundle import load_bundle
 from braintumor_ray.predict.results import read_results, results_folder
 from braintumor_ray.scoring import lease as lease_module
 from braintumor_ray.scoring.job import ScoreOptions, score
-from braintumor_ray.scoring.lease import FileLease, Holder, machine_identity
+from braintumor_ray.scoring.lease import FileLease, Holder, machine_identity, start_ticks
 from braintumor_ray.scoring.options import PredictSettings
 from braintumor_ray.scoring.plan import make_plan, write_work
 from braintumor_ray.scoring.settling import open_results
@@ -297,6 +298,40 @@ class TestLease:
 
     def test_a_recycled_pid_is_not_the_holder(self):
         assert not self.holder(process_started=1.0).is_alive(time.time())
+
+    def test_a_step_of_the_clock_ends_no_lease(self, tmp_path, monkeypatch):
+        with FileLease(str(tmp_path)) as lease:
+            started = psutil.Process().create_time()
+            monkeypatch.setattr(psutil.Process, "create_time", lambda _: started + 5)
+            with pytest.raises(ResultsError, match="is being written by"):
+                FileLease(str(tmp_path)).__enter__()
+            lease.check()
+
+    @pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="no /proc")
+    def test_a_recycled_pid_has_started_at_another_tick(self):
+        ours = Holder.this_process("t")
+        assert ours.is_alive(time.time())
+        assert not replace(ours, process_ticks=ours.process_ticks - 1).is_alive(time.time())
+
+    @pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="no /proc")
+    def test_a_dead_holder_that_nobody_has_reaped_is_dead(self):
+        child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+        holder = self.holder(pid=child.pid, process_ticks=start_ticks(child.pid))
+        assert holder.is_alive(time.time())
+        child.kill()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert not holder.is_alive(time.time())
+        child.communicate()
+
+    def test_a_lease_of_a_version_without_ticks_is_judged_by_the_time_of_its_start(self):
+        ours = replace(Holder.this_process("t"), process_ticks=None)
+        assert ours.is_alive(time.time())
+        assert not replace(ours, process_started=1.0).is_alive(time.time())
+
+    def test_a_heartbeat_of_the_future_is_stale(self):
+        now = time.time()
+        assert self.holder(host="elsewhere", heartbeat=now + 59).is_alive(now)
+        assert not self.holder(host="elsewhere", heartbeat=now + 61).is_alive(now)
 
     def test_a_remote_holder_counts_as_dead_after_sixty_seconds(self):
         now = time.time()
