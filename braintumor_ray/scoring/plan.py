@@ -327,7 +327,7 @@ def _superseded(
     """
     if not work.num_rows:
         return {}
-    names = ("path", "uri") if manifests else ("path",)
+    names = ("path", "uri") if manifests else ()
     sought = {name: np.unique(_keys(work, name, redaction, frame=False)) for name in names}
     suspects = {
         int(manifest["generation"]): pa.concat_tables(
