@@ -32,4 +32,5 @@ def read_rows(
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    return ray.data.read_parquet(paths, filesystem=filesystem, columns=columns)
+    # A folder named `label=x` on the way would take the place of the column `label`.
+    return ray.data.read_parquet(paths, filesystem=filesystem, columns=columns, partitioning=None)

@@ -129,8 +129,13 @@ _SPELLED = re.compile("[\uef80-\uefff]")
 
 
 def modified(status: os.stat_result) -> datetime:
-    """When a local file was changed, as pyarrow computes it: ids must not depend on who looked."""
-    return datetime.fromtimestamp(status.st_mtime_ns / 1e9, timezone.utc)
+    """When a local file was changed."""
+    return at_nanoseconds(status.st_mtime_ns)
+
+
+def at_nanoseconds(time_ns: int) -> datetime:
+    """A time since 1970, as pyarrow computes those of files: ids must not depend on who looked."""
+    return datetime.fromtimestamp(time_ns / 1e9, timezone.utc)
 
 
 def spelled(path: str) -> str:

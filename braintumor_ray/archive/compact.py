@@ -310,6 +310,7 @@ def _manifest(
         "files": [*files, *old],
         "superseded_files": [file["path"] for file in old],
         "supersedes": _supersedes(segment),
+        "retired": sorted({i for m in segment.manifests for i in m.get("retired", ())}),
         "history": history,
     }
 
@@ -321,7 +322,8 @@ def _history(folder: ResultsFolder, segment: Segment) -> list[dict[str, Any]]:
         if is_compacted(manifest):
             runs += folder.read_json(manifest["history"])
             continue
-        run = {k: v for k, v in manifest.items() if k not in ("files", "catalogs", "supersedes")}
+        lists = ("files", "catalogs", "supersedes", "retired")
+        run = {k: v for k, v in manifest.items() if k not in lists}
         runs.append(run | {"rows": sum(int(file["rows"]) for file in manifest["files"])})
     return runs
 

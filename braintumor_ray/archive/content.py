@@ -44,7 +44,7 @@ def content_of(rows: pa.Table) -> Content:
     """The content of a table; a column that is missing counts as one of nulls.
 
     Args:
-        rows: numbers, booleans, timestamps, strings, and lists of numbers.
+        rows: numbers, booleans, timestamps, strings, and lists of these.
     """
     total = np.zeros(rows.num_rows, np.uint64)
     for name in rows.column_names:
@@ -55,7 +55,11 @@ def content_of(rows: pa.Table) -> Content:
 
 def _column_hashes(column: pa.ChunkedArray) -> Hashes:
     """uint64 (n,): of the values; 0 for nulls, so that a missing column does not matter."""
-    array = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+    chunks = column.chunks
+    return _hashes(pa.concat_arrays(chunks) if chunks else pa.array([], column.type))
+
+
+def _hashes(array: Any) -> Hashes:  # noqa: ANN401 - pyarrow has no stubs
     if pa.types.is_null(array.type):
         return np.zeros(len(array), np.uint64)
     if pa.types.is_string(array.type) or pa.types.is_list(array.type):
@@ -67,7 +71,7 @@ def _column_hashes(column: pa.ChunkedArray) -> Hashes:
 
 
 def _of_lists(array: Any) -> Hashes:  # noqa: ANN401 - pyarrow has no stubs
-    """Of strings, by their bytes, and of lists, by their values."""
+    """Of strings, by their bytes, and of lists, by their values and their places."""
     values: npt.NDArray[Any]
     if pa.types.is_string(array.type):
         lengths = pc.binary_length(array)
@@ -75,7 +79,7 @@ def _of_lists(array: Any) -> Hashes:  # noqa: ANN401 - pyarrow has no stubs
         joined = pc.binary_join(pa.ListArray.from_arrays([0, len(there)], there), "")
         values = np.frombuffer(joined[0].as_buffer(), np.uint8)
     else:
-        lengths, values = pc.list_value_length(array), _bits(array.flatten())
+        lengths, values = pc.list_value_length(array), _values(array.flatten())
     counts = lengths.fill_null(0).to_numpy().astype(np.int64)
     starts = np.cumsum(counts) - counts
     weights = np.random.default_rng(_WEIGHTS_SEED).integers(
@@ -92,6 +96,16 @@ def _of_lists(array: Any) -> Hashes:  # noqa: ANN401 - pyarrow has no stubs
     return _mixed(sums + counts.astype(np.uint64) + _NULL)
 
 
+def _values(array: Any) -> Hashes:  # noqa: ANN401 - as above
+    """Of a list: numbers by their bits, which is cheaper for maps; anything else by its hash."""
+    if not pa.types.is_primitive(array.type):
+        return _hashes(array)
+    values = _bits(array)
+    if array.null_count:
+        values[array.is_null().to_numpy(zero_copy_only=False)] = _NULL
+    return values
+
+
 def _bits(array: Any) -> Hashes:  # noqa: ANN401 - as above
     """Fixed-size values as unsigned numbers, bit by bit; nulls as 0."""
     if pa.types.is_timestamp(array.type):
@@ -99,7 +113,7 @@ def _bits(array: Any) -> Hashes:  # noqa: ANN401 - as above
     if pa.types.is_boolean(array.type):
         array = array.cast(pa.uint8())
     if pa.types.is_float16(array.type):  # pyarrow cannot fill their nulls
-        array = array if not array.null_count else array.cast(pa.float32())
+        array = array.view(pa.uint16())
     values = array.to_numpy() if not array.null_count else pc.fill_null(array, 0).to_numpy()
     return values.view(_BITS[values.dtype.itemsize]).astype(np.uint64)
 

@@ -22,6 +22,8 @@ from braintumor_ray.storage import is_local, local_path, open_filesystem
 
 VIEW = "scans"
 PROTOCOL = "results"
+# A folder named `frame=7` on the way would take the place of the column `frame`.
+READING = "union_by_name = true, hive_partitioning = false"
 
 
 def connect(results: str) -> Any:  # noqa: ANN401 - DuckDB's connection
@@ -140,11 +142,11 @@ def _view(whole: list[str], mixed: list[str]) -> str:
     """Files whose rows are all current are read as they are; others by their list of old ids."""
     parts = []
     if whole:
-        parts.append(f"SELECT * FROM read_parquet({_listed(whole)}, union_by_name = true)")
+        parts.append(f"SELECT * FROM read_parquet({_listed(whole)}, {READING})")
     if mixed:
         parts.append(
-            f"SELECT * EXCLUDE (filename) FROM read_parquet({_listed(mixed)}, "
-            "union_by_name = true, filename = true) AS r ANTI JOIN __superseded AS s "
+            f"SELECT * EXCLUDE (filename) FROM read_parquet({_listed(mixed)}, {READING}, "
+            "filename = true) AS r ANTI JOIN __superseded AS s "
             "ON r.filename = s.file AND r.scan_id = s.scan_id"
         )
     return " UNION ALL BY NAME ".join(parts)

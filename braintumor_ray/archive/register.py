@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -80,13 +81,16 @@ def register(
     Raises:
         ResultsError: nothing is committed, another job holds the folder, the catalog does not
             answer, or the table has another schema or belongs to another folder.
-        UsageError: pyiceberg is not installed, or the table's name has no namespace.
+        UsageError: pyiceberg is not installed, the table's name has no namespace, or a folder's
+            name has a `#` or `?`.
     """
     require("pyiceberg")
     if not re.fullmatch(r"[^.\s]+(\.[^.\s]+)+", table):
         raise UsageError(f"--table '{table}' is no NAMESPACE.NAME, such as {TABLE}")
     folder = results_folder(results)
     committed_runs(folder)
+    _check_address(f"results '{results}'", folder_path(folder, ""))
+    _check_address(f"--warehouse '{warehouse}'", warehouse or "")
     with _as_results_errors(catalog_uri, table), lease_on(folder.location):
         delete_unfinished(folder, REGISTERED)
         found = _open_table(folder, catalog_uri, table, warehouse)
@@ -97,6 +101,16 @@ def register(
         _hold(folder, record, table, manifests, also=False)
         files = sum(len(row_files(manifest)) for manifest in manifests)
         return Registration(table, sum(n > 0 for n in added), sum(added), files)
+
+
+def _check_address(what: str, location: str) -> None:
+    """Refuse what Iceberg, which reads every location as a web address, would cut short."""
+    parts = urlsplit(location)
+    if parts.query or parts.fragment or parts.geturl() != location:
+        raise UsageError(
+            f"{what} cannot be registered: in an address of Iceberg '#' and '?' end the path; "
+            "rename the folder or choose another"
+        )
 
 
 def iceberg_schema(folder: ResultsFolder) -> pa.Schema:

@@ -19,7 +19,13 @@ import pyarrow as pa
 
 from braintumor_ray.catalog.listing import FoundFile, Listing, base_of, uri_of
 from braintumor_ray.errors import CatalogError
-from braintumor_ray.storage import is_local, open_filesystem, read_bytes, split_uri
+from braintumor_ray.storage import (
+    at_nanoseconds,
+    is_local,
+    open_filesystem,
+    read_bytes,
+    split_uri,
+)
 
 PATHS = ("path", "key", "uri", "name")
 SIZES = ("size", "bytes", "length")
@@ -112,16 +118,24 @@ def _time(value: Any, listing: str) -> datetime | None:  # noqa: ANN401
         return None
     if isinstance(value, datetime):
         return value if value.tzinfo else value.replace(tzinfo=timezone.utc)
-    text = str(value)
     try:
-        if re.fullmatch(r"\d+(\.\d*)?", text):
-            return datetime.fromtimestamp(float(text), timezone.utc)
-        found = datetime.fromisoformat(text.replace("Z", "+00:00"))
+        return _moment(str(value))
     except (ValueError, OverflowError, OSError) as error:
         raise CatalogError(
             f"listing '{listing}': time '{value}' is neither ISO 8601 nor seconds since 1970"
         ) from error
-    return found if found.tzinfo else found.replace(tzinfo=timezone.utc)
+
+
+def _moment(text: str) -> datetime:
+    """Of text with any number of decimals, to the same microsecond as the source tells itself."""
+    if found := re.fullmatch(r"(\d+)(?:\.(\d*))?", text):
+        seconds, decimals = int(found[1]), found[2]
+    else:
+        found = re.fullmatch(r"(.*?)(?:(?<=:\d\d)[.,](\d+)(.*))?", text)
+        whole, decimals, zone = found.groups("") if found else (text, "", "")
+        then = datetime.fromisoformat(f"{whole}{zone}".replace("Z", "+00:00"))
+        seconds = int((then if then.tzinfo else then.replace(tzinfo=timezone.utc)).timestamp())
+    return at_nanoseconds(seconds * 10**9 + int(f"{decimals or '':0<9}"[:9]))
 
 
 def _inventory(location: str) -> Iterator[Row]:

@@ -139,8 +139,17 @@ class ResultsFolder(Folder):
 
 
 def results_folder(path: str | Path) -> ResultsFolder:
-    """The folder at a path or URI."""
+    """The folder at a path or URI.
+
+    Raises:
+        ResultsError: its name has a line break or tab. Ray Data reads paths as web addresses, which
+            have none: the rows would go to another folder.
+    """
     text = str(path)
+    if set("\t\r\n") & set(text):
+        raise ResultsError(
+            f"results folder {text!r} has a line break or tab in its name; rename it"
+        )
     return ResultsFolder(text.rstrip("/") if len(text) > 1 else text)
 
 

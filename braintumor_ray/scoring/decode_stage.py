@@ -4,7 +4,7 @@ import os
 import stat
 import time
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import cv2
 import numpy as np
@@ -113,8 +113,16 @@ def changed_files(rows: pa.Table) -> Mask:
     for index, (uri, (size, mtime)) in enumerate(zip(uris, then, strict=True)):
         if uri in found and size is not None:
             now_size, now_mtime = found[uri]
-            changed[index] = now_size != size or (mtime is not None and now_mtime != mtime)
+            same_time = mtime is None or _is_same_time(mtime, now_mtime)
+            changed[index] = now_size != size or not same_time
     return changed
+
+
+def _is_same_time(listed: datetime, found: datetime) -> bool:
+    """To the decimals that the catalog has: a listing made elsewhere may have cut or rounded."""
+    exact = (10**n for n in range(6, 0, -1) if listed.microsecond % 10**n == 0)
+    difference_us = abs(found - listed) // timedelta(microseconds=1)
+    return difference_us < next(exact, 2)  # the sixth decimal may be cut, rounded or neither
 
 
 State = tuple[int, datetime]  # size and time of change

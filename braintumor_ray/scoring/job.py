@@ -280,6 +280,7 @@ def _manifest(plan: Plan, catalogs: list[str], started: float, tally: Tally) -> 
         "catalogs": catalogs,
         "files": files,
         "supersedes": {str(number): ids for number, ids in plan.supersedes.items()},
+        "retired": plan.retired,
     }
 
 

@@ -54,6 +54,19 @@ def machine_identity() -> str | None:
         return None
 
 
+def start_ticks(pid: int) -> int | None:
+    """When a process started, in ticks since the boot; None: it is dead, or there is no /proc.
+
+    A time of day will not do: it moves with every step of the clock.
+    """
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    fields = status.rpartition(")")[2].split()  # the name before may hold anything
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
 @dataclass(frozen=True)
 class Holder:
     """Who holds a lease; times in seconds since the epoch.
@@ -64,6 +77,7 @@ class Holder:
         pid, process_started: of the holding process, as its pid namespace has them.
         heartbeat: last sign of life.
         machine: `machine_identity` of the holder; leases of earlier versions have none.
+        process_ticks: `start_ticks` of the process; None: an earlier version's, or no /proc.
     """
 
     token: str
@@ -72,13 +86,14 @@ class Holder:
     process_started: float
     heartbeat: float
     machine: str | None = None
+    process_ticks: int | None = None
 
     @classmethod
     def this_process(cls, token: str) -> "Holder":
         """We, now."""
-        me = psutil.Process()
-        host, started = socket.gethostname(), me.create_time()
-        return cls(token, host, os.getpid(), started, time.time(), machine_identity())
+        host, pid = socket.gethostname(), os.getpid()
+        started, ticks = psutil.Process().create_time(), start_ticks(pid)
+        return cls(token, host, pid, started, time.time(), machine_identity(), ticks)
 
     @classmethod
     def parse(cls, data: bytes, location: str) -> "Holder":
@@ -104,7 +119,9 @@ class Holder:
     def is_alive(self, now: float) -> bool:
         """Whether the holder must be respected."""
         if not self._is_near():
-            return now - self.heartbeat < STALE_AFTER_S
+            return abs(now - self.heartbeat) < STALE_AFTER_S  # nor may it be of the future
+        if self.process_ticks is not None:
+            return start_ticks(self.pid) == self.process_ticks
         try:
             return abs(psutil.Process(self.pid).create_time() - self.process_started) < 1.0
         except psutil.NoSuchProcess:

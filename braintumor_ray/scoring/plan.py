@@ -1,8 +1,9 @@
 """What there is to score: the catalog without what earlier generations have committed.
 
-Of each scan the driver keeps its id and two hashes, 24 bytes; rows are read in parts.
+Of each scan the driver keeps its id and three hashes, 32 bytes; rows are read in parts.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,6 +39,7 @@ from braintumor_ray.storage import open_filesystem, write_table
 from braintumor_ray.types import Mask
 
 Manifests = Sequence[dict[str, Any]]
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,13 @@ class Plan:
     known: int
     supersedes: dict[int, list[int]] = field(default_factory=dict)
     backlog: int = 0
+
+    @property
+    def retired(self) -> list[int]:
+        """Ids without a current row from now on: of older versions, not of scans scored again."""
+        own = set(self.supersedes.get(self.generation.number, ()))
+        again = set(self.work.ids.tolist()) - own if self.supersedes else set()
+        return sorted(set().union(*self.supersedes.values()) - again)
 
     @property
     def remaining(self) -> int:
@@ -94,7 +103,7 @@ def make_plan(
     scans = scans_in_table(catalog) if isinstance(catalog, pa.Table) else catalog
     newest = int(manifests[-1]["generation"]) if manifests else 0
     generation = Generation(folder, newest + 1, fingerprint)
-    wanted = _not_committed(folder, scans, manifests, redaction)
+    wanted, elsewhere = _not_committed(folder, scans, manifests, redaction)
     if retry_quarantined:
         wanted |= are_in(scans.ids, np.sort(quarantined_ids(folder, manifests)))
     known = scans.known + scans.num_rows - int(np.count_nonzero(wanted))
@@ -106,7 +115,7 @@ def make_plan(
         chosen = wanted & (committed | (np.cumsum(wanted & ~committed) <= limit))
         wanted = _whole_objects(scans, wanted, chosen)
     work = Work(scans, wanted, carried)
-    supersedes = _superseded(generation, work, manifests, redaction)
+    supersedes = _superseded(generation, work, manifests, redaction, elsewhere)
     resumed = int(np.count_nonzero(are_in(work.ids, done)))
     backlog = new - int(np.count_nonzero(wanted))
     return Plan(generation, work, resumed, known, supersedes, backlog)
@@ -149,25 +158,39 @@ def earlier_scans(folder: ResultsFolder, manifest: dict[str, Any]) -> Scans:
 
 def _not_committed(
     folder: ResultsFolder, scans: Scans, manifests: Manifests, redaction: UriRedaction | None
-) -> Mask:
-    """Which catalog rows are in no generation."""
-    paths = _keys(scans, "path", redaction) if manifests else np.empty(0, np.int64)
+) -> tuple[Mask, int]:
+    """Which catalog rows are in no generation, and how many are there with other URIs only."""
+    names = ("path", "uri") if manifests else ()
+    keys = {name: _keys(scans, name, redaction) for name in names}
     order = np.argsort(scans.ids, kind="stable")
     ids = scans.ids[order]
     _check_distinct(scans, ids)
     fresh = np.ones(len(ids), dtype=bool)
+    here = np.zeros(len(ids), dtype=bool)
+    example = None
     for manifest in manifests if len(ids) else ():
-        for part in earlier_scans(folder, manifest).parts(["scan_id", "path", "frame"]):
+        for part in earlier_scans(folder, manifest).parts(["scan_id", "path", "uri", "frame"]):
             part_ids = part["scan_id"].to_numpy()
             place = places_in(ids, part_ids)
             seen = ids[place] == part_ids
             rows = order[place[seen]]
             both = part.filter(pa.array(seen))
-            other = np.flatnonzero(keys_of(both, "path") != paths[rows])
+            other = np.flatnonzero(keys_of(both, "path") != keys["path"][rows])
             if len(other):
                 _clash(scans, int(rows[other[0]]), both["path"][int(other[0])].as_py(), redaction)
             fresh[rows] = False
-    return fresh
+            same_uri = keys_of(both, "uri") == keys["uri"][rows]
+            here[rows[same_uri]] = True
+            if example is None and not same_uri.all():
+                example = both["uri"][int(np.argmin(same_uri))].as_py()
+    elsewhere, known = int(np.count_nonzero(~fresh & ~here)), int(np.count_nonzero(~fresh))
+    if 2 * elsewhere > known:
+        log.warning(
+            "%d of %d known scans were scored below another root, such as '%s': the archive is "
+            "taken to have moved; score another archive into another folder",
+            elsewhere, known, example,
+        )  # fmt: skip
+    return fresh, elsewhere
 
 
 def _whole_objects(scans: Scans, wanted: Mask, chosen: Mask) -> Mask:
@@ -192,10 +215,12 @@ def _whole_objects(scans: Scans, wanted: Mask, chosen: Mask) -> Mask:
     return chosen
 
 
-def _keys(rows: Scans | Work, name: str, redaction: UriRedaction | None) -> Ids:
+def _keys(
+    rows: Scans | Work, name: str, redaction: UriRedaction | None, *, frame: bool = True
+) -> Ids:
     columns = None if redaction else [name, "frame"]
     parts = rows.parts(columns)
-    return joined(keys_of(redact_catalog(part, redaction), name) for part in parts)
+    return joined(keys_of(redact_catalog(part, redaction), name, frame=frame) for part in parts)
 
 
 def _check_distinct(scans: Scans, sorted_ids: Ids) -> None:
@@ -245,56 +270,130 @@ def _carried(generation: Generation, gone: Ids) -> pa.Table:
     ]
     rows = pa.concat_tables(kept, promote_options="default")
     _, first = np.unique(rows["scan_id"].to_numpy(), return_index=True)
-    return rows.take(pa.array(first))
+    return rows.take(pa.array(np.sort(first)))  # as written: of two versions the later is current
+
+
+@dataclass
+class _File:
+    """The newest version of a file in the work, as written.
+
+    Attributes:
+        version: its size and time.
+        scans: scan id by frame.
+        replaced: ids of its older versions in the same work.
+        here: whether earlier rows have its URI; None: it has no earlier rows.
+    """
+
+    version: tuple[Any, Any]
+    scans: dict[int, int] = field(default_factory=dict)
+    replaced: list[int] = field(default_factory=list)
+    here: bool | None = None
+
+    def add(self, row: dict[str, Any]) -> None:
+        """A row of the work, after those that were written before it."""
+        if (version := _version_of(row)) != self.version:
+            self.replaced += self.scans.values()
+            self.version, self.scans = version, {}
+        if row["frame"] in self.scans:
+            self.replaced.append(self.scans[row["frame"]])
+        self.scans[row["frame"]] = row["scan_id"]
+
+    def supersedes(self, row: dict[str, Any]) -> bool:
+        """Whether an earlier row ends: the file is another now, or the scan was scored again.
+
+        A new version may have fewer frames than the old one: all of the old ones end.
+        """
+        return _version_of(row) != self.version or row["frame"] in self.scans
+
+
+def _version_of(row: dict[str, Any]) -> tuple[Any, Any]:
+    return row.get("size"), row.get("mtime")
+
+
+_VERSION_COLUMNS = ["scan_id", "uri", "path", "frame", "size", "mtime"]
 
 
 def _superseded(
-    generation: Generation, work: Work, manifests: Manifests, redaction: UriRedaction | None
+    generation: Generation,
+    work: Work,
+    manifests: Manifests,
+    redaction: UriRedaction | None,
+    same_elsewhere: int,
 ) -> dict[int, list[int]]:
-    """Rows of older versions of the work's scans, by generation; its own number included."""
+    """Rows of older versions of the work's files, by generation; its own number included.
+
+    A file is the same by its path below the root, as in scan ids, wherever the root is; or by its
+    URI, where the root is now another folder of the same tree.
+    """
     if not work.num_rows:
         return {}
-    keys = np.sort(_keys(work, "uri", redaction))
-    columns = ["scan_id", "uri", "frame"]
+    names = ("path", "uri") if manifests else ()
+    sought = {name: np.unique(_keys(work, name, redaction, frame=False)) for name in names}
     suspects = {
         int(manifest["generation"]): pa.concat_tables(
-            _with_keys(part, keys)
-            for part in earlier_scans(generation.folder, manifest).parts(columns)
+            _among(part, sought)
+            for part in earlier_scans(generation.folder, manifest).parts(_VERSION_COLUMNS)
         )
         for manifest in manifests
         if manifest["catalogs"]
     }
-    versions = _versions(work, keys, suspects, redaction)
-    found = {
-        number: [
-            row["scan_id"] for row in rows.to_pylist() if (row["uri"], row["frame"]) in versions
-        ]
-        for number, rows in suspects.items()
-    }
-    found[generation.number] = [scan for ids in versions.values() for scan in ids[:-1]]
+    files = _files(work, suspects, redaction)
+    by_uri = {uri: file for (_, uri), file in files.items()}
+    by_path = {path: file for (path, _), file in files.items()}
+    found: dict[int, list[int]] = {}
+    for number, rows in suspects.items():
+        for row in rows.to_pylist():
+            here, same_path = by_uri.get(row["uri"]), by_path.get(row["path"])
+            if same_path is not None:
+                same_path.here = bool(same_path.here) or here is same_path
+            if any(file and file.supersedes(row) for file in (here, same_path)):
+                found.setdefault(number, []).append(row["scan_id"])
+    _check_archive(files, same_elsewhere)
+    found[generation.number] = [scan for file in files.values() for scan in file.replaced]
     return {number: sorted(ids) for number, ids in found.items() if ids}
 
 
-def _with_keys(part: pa.Table, keys: Ids) -> pa.Table:
-    """Rows whose URI and frame have one of the sorted keys."""
-    return part.filter(pa.array(are_in(keys_of(part, "uri"), keys)))
+def _among(part: pa.Table, sought: dict[str, Ids]) -> pa.Table:
+    """Rows that have one of the sorted keys."""
+    chosen = np.zeros(part.num_rows, bool)
+    for name, keys in sought.items():
+        chosen |= are_in(keys_of(part, name, frame=False), keys)
+    return part.filter(pa.array(chosen))
 
 
-def _versions(
-    work: Work, keys: Ids, suspects: dict[int, pa.Table], redaction: UriRedaction | None
-) -> dict[tuple[str, int], list[int]]:
-    """(uri, frame) -> ids in the work, oldest first; of scans with more than one version.
-
-    Of two versions of a file in one generation the later one, as written, is current.
-    """
-    values, counts = np.unique(keys, return_counts=True)
-    earlier = (keys_of(table, "uri") for table in suspects.values())
-    wanted = np.sort(np.concatenate([values[counts > 1], *earlier]))
-    versions: dict[tuple[str, int], list[int]] = {}
-    if not len(wanted):
-        return versions
-    for part in work.parts(None if redaction else ["scan_id", "uri", "frame"]):
+def _files(
+    work: Work, suspects: dict[int, pa.Table], redaction: UriRedaction | None
+) -> dict[tuple[str, str], _File]:
+    """By (path, URI): those of the work that have earlier rows, or may have two versions in it."""
+    values, counts = np.unique(_keys(work, "path", redaction), return_counts=True)
+    twice = values[counts > 1]
+    sought = {
+        name: np.unique(joined(keys_of(t, name, frame=False) for t in suspects.values()))
+        for name in ("path", "uri")
+    }
+    carried = redact_catalog(work.carried, redaction)
+    sought["path"] = np.union1d(sought["path"], keys_of(carried, "path", frame=False))
+    files: dict[tuple[str, str], _File] = {}
+    if not any(map(len, (twice, *sought.values()))):
+        return files
+    for part in work.parts(None if redaction else _VERSION_COLUMNS):
         shown = redact_catalog(part, redaction)
-        for row in _with_keys(shown, wanted).select(["scan_id", "uri", "frame"]).to_pylist():
-            versions.setdefault((row["uri"], row["frame"]), []).append(row["scan_id"])
-    return versions
+        if len(twice):
+            repeated = shown.filter(pa.array(are_in(keys_of(shown, "path"), twice)))
+            sought["path"] = np.union1d(sought["path"], keys_of(repeated, "path", frame=False))
+        for row in _among(shown, sought).to_pylist():
+            key = row["path"], row["uri"]
+            files.setdefault(key, _File(_version_of(row))).add(row)
+    return files
+
+
+def _check_archive(files: dict[tuple[str, str], _File], same_elsewhere: int) -> None:
+    """Two archives may use the same paths; one that has moved still has most of its files."""
+    elsewhere = {uri: file for (_, uri), file in files.items() if file.here is False}
+    others = sum(len(file.scans) for file in elsewhere.values())
+    if others > same_elsewhere:
+        raise CatalogError(
+            f"{others} scans, such as '{next(iter(elsewhere))}', have the paths of scans that were "
+            f"scored below another root, with other sizes or times; only {same_elsewhere} scans "
+            "are the same: score another archive into another folder"
+        )

@@ -189,13 +189,14 @@ def places_in(ordered: Ids, ids: Ids) -> Ids:
     return np.minimum(places, len(ordered) - 1)
 
 
-def keys_of(table: pa.Table, name: str) -> Ids:
-    """int64 (n,): a hash of (column `name`, frame) of each row.
+def keys_of(table: pa.Table, name: str, *, frame: bool = True) -> Ids:
+    """int64 (n,): a hash of (column `name`, frame) of each row, or of the column alone.
 
     Equal rows have equal keys in this process; unequal ones hardly ever: confirm what it finds.
     """
-    pairs = zip(table[name].to_pylist(), table["frame"].to_pylist(), strict=True)
-    return np.fromiter(map(hash, pairs), np.int64, table.num_rows)
+    values = table[name].to_pylist()
+    keys = zip(values, table["frame"].to_pylist(), strict=True) if frame else values
+    return np.fromiter(map(hash, keys), np.int64, table.num_rows)
 
 
 def _scans_in_folder(source: str, options: CatalogOptions, progress: Progress | None) -> Scans:

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -51,7 +51,7 @@ class Report:
 def verify(results: str, newest: int | None = None, *, compacted: bool = True) -> Report:
     """Check a results folder against its own catalogs and manifests; reads every row once.
 
-    Memory grows by 8 bytes per scan.
+    Memory grows by 24 bytes per scan.
 
     Args:
         results: the folder.
@@ -71,23 +71,41 @@ def verify(results: str, newest: int | None = None, *, compacted: bool = True) -
         return Report(0, 0, [*differences, unfinished])
     scans = rows = 0
     superseded = superseded_rows(manifests)
-    keys: list[Ids] = []
+    current: list[_Current] = []
     chosen = manifests if newest is None else manifests[-newest:]
     for manifest in chosen if compacted else [m for m in chosen if not is_compacted(m)]:
         gone = superseded[int(manifest["generation"])]
         try:
-            ids, old, current, faults = _generation_rows(folder, manifest, meta, gone)
+            ids, old, uris, faults = _generation_rows(folder, manifest, meta, gone)
         except ResultsError as error:
             differences.append(str(error))
             continue
         if fault := foreign_engine(manifest, meta):
             faults.append(f"generation {manifest['generation']}: {fault}")
         rows += len(ids) + len(old)
-        scans += len(np.setdiff1d(ids, gone))
-        differences += [*faults, *_compare(folder, manifest, ids, old)]
-        keys.append(current)
-    differences += _repeated(folder, manifests, joined(keys))
+        kept = np.setdiff1d(ids, gone)
+        scans += len(kept)
+        paths, different = _compare(folder, manifest, ids, old, kept)
+        differences += [*faults, *different]
+        current.append(_Current(manifest, uris, paths, kept))
+    differences += _repeated(folder, manifests, current)
     return Report(scans, rows, differences)
+
+
+@dataclass(frozen=True)
+class _Current:
+    """The current rows of a generation: hashes of (URI, frame) and of (path, frame), and ids."""
+
+    manifest: dict[str, Any]
+    uris: Ids
+    paths: Ids
+    ids: Ids
+
+    def scans(self, folder: ResultsFolder) -> pa.Table:
+        """Path and frame of each, from the catalog."""
+        table = folder.catalog_of(self.manifest, ["scan_id", "path", "frame"])
+        wanted, first = np.unique(table["scan_id"].to_numpy(), return_index=True)
+        return table.take(pa.array(first[are_in(wanted, self.ids)]))
 
 
 def _generation_rows(
@@ -149,16 +167,27 @@ def _value_faults(table: pa.Table, meta: dict[str, Any]) -> Iterator[str]:
         yield f"{unscored['reason'].null_count} rows that are not ok and have no reason"
 
 
-def _compare(folder: ResultsFolder, manifest: dict[str, Any], own: Ids, old: Ids) -> Iterator[str]:
-    """Catalog of a generation against the ids of its rows, both ways."""
-    number = manifest["generation"]
+def _compare(
+    folder: ResultsFolder, manifest: dict[str, Any], own: Ids, old: Ids, kept: Ids
+) -> tuple[Ids, list[str]]:
+    """Catalog of a generation against the ids of its rows; keys of (path, frame) of current ones.
+
+    A compacted catalog may have a scan twice: it was scored again.
+    """
     try:
-        catalogs = folder.read_parquet(manifest["catalogs"], ["scan_id"])
-        wanted = joined(table["scan_id"].to_numpy() for table in catalogs)
+        parts = folder.read_parquet(manifest["catalogs"], ["scan_id", "path", "frame"])
+        pairs = [(part["scan_id"].to_numpy(), keys_of(part, "path")) for part in parts]
     except ResultsError as error:
-        yield str(error)
-        return
-    found = np.concatenate([own, old])
+        return joined([]), [str(error)]
+    wanted, first = np.unique(joined(ids for ids, _ in pairs), return_index=True)
+    paths = joined(keys for _, keys in pairs)[first][are_in(wanted, kept)]
+    return paths, list(_differences(folder, manifest, wanted, own, old))
+
+
+def _differences(
+    folder: ResultsFolder, manifest: dict[str, Any], wanted: Ids, own: Ids, old: Ids
+) -> Iterator[str]:
+    number, found = manifest["generation"], np.concatenate([own, old])
     lost = np.setdiff1d(wanted, found)
     if len(lost):
         shown = ", ".join(map(repr, _paths(folder, manifest, lost[:SHOWN])))
@@ -179,19 +208,36 @@ def _paths(folder: ResultsFolder, manifest: dict[str, Any], ids: Ids) -> list[st
     return names
 
 
-def _repeated(folder: ResultsFolder, manifests: list[dict[str, Any]], keys: Ids) -> Iterator[str]:
+def _repeated(
+    folder: ResultsFolder, manifests: list[dict[str, Any]], current: list[_Current]
+) -> Iterator[str]:
     """Scans with more than one current row; equal hashes are confirmed by the rows themselves."""
+    uris = _twice(joined(part.uris for part in current))
+    tables = current_rows(folder, manifests, ["uri", "frame"]) if len(uris) else []
+    if twice := _confirmed(tables, "uri", uris):
+        yield f"{len(twice)} scans have more than one current row, such as {twice[0]!r}"
+    ids = _twice(joined(part.ids for part in current))
+    if len(ids):
+        yield f"{len(ids)} scan ids have current rows in more than one generation"
+    paths = _twice(joined(part.paths for part in current))
+    if len(paths) and not twice and not len(ids):
+        found = _confirmed((part.scans(folder) for part in current), "path", paths)
+        if found:
+            yield f"{len(found)} scans have current rows below two roots, such as {found[0]!r}"
+
+
+def _twice(keys: Ids) -> Ids:
     values, counts = np.unique(keys, return_counts=True)
-    suspects = values[counts > 1]
-    if not len(suspects):
-        return
+    return values[counts > 1]
+
+
+def _confirmed(tables: Iterable[pa.Table], name: str, suspects: Ids) -> list[str]:
+    """Values of a column that, with their frame, are in more than one row."""
     kept: Counter[tuple[str, int]] = Counter()
-    for table in current_rows(folder, manifests, ["uri", "frame"]):
-        rows = table.filter(pa.array(are_in(keys_of(table, "uri"), suspects)))
-        kept.update((row["uri"], row["frame"]) for row in rows.to_pylist())
-    twice = [key for key, count in kept.items() if count > 1]
-    if twice:
-        yield f"{len(twice)} scans have more than one current row, such as {twice[0][0]!r}"
+    for table in tables:
+        rows = table.filter(pa.array(are_in(keys_of(table, name), suspects)))
+        kept.update((row[name], row["frame"]) for row in rows.to_pylist())
+    return [value for (value, _), count in kept.items() if count > 1]
 
 
 def _strays(folder: ResultsFolder, manifests: list[dict[str, Any]]) -> Iterator[str]:

@@ -1,4 +1,7 @@
-"""Results folders of many small nights, written as the archive job leaves them; no Ray."""
+"""Results folders of many small nights, written as the archive job leaves them; no Ray.
+
+Their rows have every column that there is, those of newer bundles too.
+"""
 
 import hashlib
 import json
@@ -12,18 +15,20 @@ import pyarrow.parquet as pq
 
 from braintumor_ray.catalog.schema import CATALOG_SCHEMA
 from braintumor_ray.predict.results import read_results
-from braintumor_ray.predict.schema import result_schema
+from braintumor_ray.predict.schema import OPTIONAL_FIELDS, result_schema
 from tests.evaluation.make_results import CLASSES, METHODS, results_meta
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
 SHAPE = (7, 7)
+SCHEMA = result_schema(SHAPE, METHODS, tuple(OPTIONAL_FIELDS))
 
 
 def make_nights(root, nights=12, rows=20, seed=0, files=2):
     """Each night scores new scans, a new version of one old scan, and one scan again."""
     root = Path(root)
     root.mkdir(parents=True)
-    write_json(root / "results.json", results_meta(SHAPE))
+    meta = results_meta(SHAPE) | {"optional_columns": list(OPTIONAL_FIELDS)}
+    write_json(root / "results.json", meta)
     for number in range(1, nights + 1):
         add_night(root, number, rows, seed, files)
     return root
@@ -39,12 +44,11 @@ def add_night(root, number, rows=20, seed=0, files=2):
         scans[0] = (f"scan-{number - 1:04d}-0002.png", scans[0][1])  # a new version of the file
         scans[1] = (f"scan-{number - 1:04d}-0003.png", before + 3)  # the same, scored again
         supersedes = {str(number - 1): [before + 2, before + 3]}
-    schema = result_schema(SHAPE, METHODS)
     made = [row(uri, scan, number, i, random) for i, (uri, scan) in enumerate(scans)]
     listed = []
     for part, chosen in enumerate(np.array_split(np.arange(rows), files)):
         path = f"rows/{number:06d}/{part:03d}_000000-0.parquet"
-        table = pa.Table.from_pylist([made[i] for i in chosen], schema)
+        table = pa.Table.from_pylist([made[i] for i in chosen], SCHEMA)
         write(root / path, table)
         size = (root / path).stat().st_size
         listed.append({"path": path, "rows": len(chosen), "bytes": size})
@@ -62,6 +66,7 @@ def add_night(root, number, rows=20, seed=0, files=2):
             "catalogs": [catalog],
             "files": listed,
             "supersedes": supersedes,
+            "retired": [(number - 1) * 10_000 + 2] if number > 1 else [],
             "summary": summary,
         },
     )
@@ -87,6 +92,8 @@ def row(uri, scan, number, index, random):
     maps = {m: random.random(49).astype(np.float16) for m in METHODS}
     name = CLASSES[int(p.argmax())]
     decided = {"predicted_class": name, "cam_class": name, "decision": bool(p[2] < 0.5)}
+    decided["prediction_set"] = [c for c, chance in zip(CLASSES, p, strict=True) if chance > 0.2]
+    decided["domain_coordinates"] = random.standard_normal(3).astype(np.float32)
     return found | decided | {"probabilities": p, "entropy": float(p.max()), **maps}
 
 
@@ -102,7 +109,7 @@ def write_json(path, value):
 
 def digest(table):
     """Of the sorted rows."""
-    names = [name for name in result_schema(SHAPE, METHODS).names if name in table.column_names]
+    names = [name for name in SCHEMA.names if name in table.column_names]
     ordered = table.select(names).sort_by([("uri", "ascending"), ("scored_at", "ascending")])
     text = json.dumps(ordered.to_pylist(), default=str)
     return ordered.num_rows, hashlib.sha256(text.encode()).hexdigest()
@@ -117,10 +124,11 @@ def by_the_readme(root):
     """The counts that the README's query gives, and the digest of the rows that it counts."""
     (query,) = re.findall(r"```sql\n(.*?)```", README, re.DOTALL)
     text = re.sub(r"--.*", "", query).replace("'results/", f"'{root}/")
-    files, counted = text.strip().rstrip(";").split(";")
+    *prepared, counted = text.strip().rstrip(";").split(";")
     inner = re.search(r"FROM \((SELECT \* .*?= 1)\)", counted, re.DOTALL)[1]
     connection = duckdb.connect()
-    connection.execute(files)
+    for statement in prepared:
+        connection.execute(statement)
     found = connection.execute(counted).fetchall()
     counts = sorted(((name, n, round(mean or 0, 6)) for name, n, mean in found), key=str)
     columns = "scan_id, uri, status, predicted_class, entropy, gradcam, epoch_us(scored_at)"

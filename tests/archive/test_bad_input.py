@@ -40,6 +40,32 @@ def test_a_folder_under_anothers_lease_is_not_registered(nights, tmp_path):
     assert register(str(nights), uri).snapshots == 2
 
 
+@pytest.mark.parametrize("name", ["a#b", "a?b", "a#", "a?", "#/b", "a%20b", "a;b", "a b"])
+@pytest.mark.parametrize("place", ["results", "warehouse"])
+def test_a_name_that_iceberg_would_cut_is_refused_before_anything_is_written(tmp_path, name, place):
+    root = tmp_path / "i" / (name if place == "results" else "results")
+    make_nights(root, nights=1, rows=4)
+    before, uri = sorted(tmp_path.rglob("*")), f"sqlite:///{tmp_path}/c.db"
+    arguments = ["register", root, "--catalog", uri]
+    arguments += ["--warehouse", tmp_path / "i" / name] if place == "warehouse" else []
+    if set("#?") & set(name):
+        assert "'#' and '?' end the path" in line_of(*arguments)
+        assert sorted(tmp_path.rglob("*")) == before
+    else:
+        assert CliRunner().invoke(app, [*map(str, arguments)]).exit_code == 0
+        made = [path for path in (tmp_path / "i").iterdir() if path != root]
+        assert made in ([], [tmp_path / "i" / name])
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\tb", "a\rb"])
+def test_a_results_folder_whose_name_ray_would_shorten_is_refused(tmp_path, bundle_path, name):
+    write_archive(tmp_path / "scans", 1)
+    target = tmp_path / name
+    line = line_of("score", tmp_path / "scans", "--bundle", bundle_path, "--output", target)
+    assert f"{str(target)!r} has a line break or tab" in line
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["scans"]
+
+
 @pytest.mark.parametrize("state", ["refuses", "is silent"])
 def test_a_rest_catalog_that_does_not_answer_is_given_up(nights, state, monkeypatch):
     monkeypatch.setattr(register_module, "REQUEST_TIMEOUT_S", 0.3)

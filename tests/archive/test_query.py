@@ -12,7 +12,7 @@ from braintumor_ray.archive.options import CompactOptions
 from braintumor_ray.archive.query import query
 from braintumor_ray.cli import app
 from braintumor_ray.predict.results import read_results
-from tests.archive.nights import add_night, make_nights
+from tests.archive.nights import add_night, by_the_readme, make_nights
 
 SQL = "SELECT uri, scan_id, entropy, gradcam FROM scans ORDER BY uri"
 
@@ -33,6 +33,28 @@ def test_the_view_has_the_rows_that_our_reader_has(nights):
     assert query(str(nights), SQL).to_pylist() == before
     add_night(nights, 5)
     assert query(str(nights), SQL).to_pylist() == expected(nights)
+
+
+def test_names_of_folders_are_no_columns(tmp_path):
+    root = make_nights(tmp_path / "frame=7" / "status=final" / "run=5", nights=2)
+    assert "run" not in query(str(root), "SELECT * FROM scans LIMIT 1").column_names
+    sql = "SELECT uri, frame, status FROM scans ORDER BY uri"
+    found = read_results(root, ["uri", "frame", "status"]).sort_by("uri")
+    assert query(str(root), sql).to_pylist() == found.to_pylist()
+    assert by_the_readme(root) == by_the_readme(make_nights(tmp_path / "plain", nights=2))
+
+
+def test_the_readmes_query_follows_an_archive_to_another_root(tmp_path):
+    root = make_nights(tmp_path / "results", nights=3)
+    for file in (root / "rows" / "000003").iterdir():
+        rows = pq.read_table(file)
+        moved = [f"/mnt/b/{uri}" for uri in rows["uri"].to_pylist()]
+        place = rows.column_names.index("uri")
+        pq.write_table(rows.set_column(place, rows.schema.field("uri"), [moved]), file)
+    before = by_the_readme(root)
+    assert sum(n for _, n, _ in before[0]) == read_results(root).num_rows
+    compact(str(root))
+    assert by_the_readme(root) == before
 
 
 def test_the_command_prints_json_a_table_and_files(nights, tmp_path):

@@ -5,8 +5,10 @@ import json
 import os
 import shutil
 import tracemalloc
+from datetime import datetime, timezone
 from urllib.parse import quote_plus
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.fs as pafs
@@ -22,6 +24,7 @@ from braintumor_ray.catalog.schema import read_catalog
 from braintumor_ray.catalog.stream import MADE_WITH, stream_catalog
 from braintumor_ray.decode.options import VolumeOptions
 from braintumor_ray.errors import CatalogError, UsageError
+from braintumor_ray.scoring.decode_stage import changed_files
 from tests.builders import write_archive
 
 OPTIONS = CatalogOptions(
@@ -186,6 +189,44 @@ def test_a_listing_takes_the_place_of_looking(archive, tmp_path, monkeypatch, na
         target.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
     monkeypatch.setattr(stream, "files_below", None)
     assert same(made(archive, tmp_path / "c.parquet", listing=str(target)), expected)
+
+
+def iso(time_ns, decimals):
+    whole = datetime.fromtimestamp(time_ns // 10**9, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S")
+    return f"{whole}.{time_ns % 10**9:09d}"[: len(whole) + bool(decimals) + decimals]
+
+
+TIME_FORMATS = {
+    "find -printf %T@": lambda ns: f"{ns // 10**9}.{ns % 10**9:09d}0",
+    "seconds": lambda ns: str(ns // 10**9),
+    "rounded seconds": lambda ns: f"{ns / 1e9:.0f}",
+    "ISO, nanoseconds": lambda ns: iso(ns, 9) + "Z",
+    "ISO, microseconds": lambda ns: iso(ns, 6) + "+00:00",
+    "ISO, milliseconds": lambda ns: iso(ns, 3),
+    "ISO, seconds": lambda ns: iso(ns, 0) + "Z",
+}
+
+
+@pytest.mark.parametrize("name", TIME_FORMATS)
+def test_times_of_a_listing_are_as_exact_as_its_text(tmp_path, name):
+    write_archive(tmp_path / "in", 12)
+    random, lines = np.random.default_rng(0), ["path,size,mtime"]
+    files = sorted(path for path in (tmp_path / "in").rglob("*") if path.is_file())
+    for file in files:
+        time_ns = int(random.integers(15 * 10**17, 17 * 10**17))
+        os.utime(file, ns=(time_ns, time_ns))
+        path, size = file.relative_to(tmp_path / "in"), file.stat().st_size
+        lines.append(f"{path},{size},{TIME_FORMATS[name](time_ns)}")
+    (tmp_path / "list.csv").write_text("\n".join(lines))
+    found = made(tmp_path / "in", tmp_path / "c.parquet", listing=str(tmp_path / "list.csv"))
+    assert found.num_rows == len(files) == 12
+    assert not changed_files(found).any()
+    if name in ("find -printf %T@", "ISO, nanoseconds"):
+        assert same(found, load_catalog(tmp_path / "in", OPTIONS)), "the ids are the same too"
+    for file in files:
+        later = file.stat().st_mtime_ns + 1_600_000_000
+        os.utime(file, ns=(later, later))
+    assert changed_files(found).all()
 
 
 @pytest.mark.parametrize("kind", ["CSV", "Parquet"])

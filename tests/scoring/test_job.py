@@ -13,15 +13,18 @@ from pathlib import Path
 import cv2
 import duckdb
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
+from pyarrow.fs import LocalFileSystem
 
 from braintumor_ray.catalog.build import load_catalog
 from braintumor_ray.catalog.redaction import UriRedaction
 from braintumor_ray.errors import ResultsError
 from braintumor_ray.models.bundle import save_bundle
 from braintumor_ray.models.domain import ArchiveReference
+from braintumor_ray.parquet_dataset import read_rows
 from braintumor_ray.predict.predictor import Predictor
 from braintumor_ray.predict.results import read_results, results_folder
 from braintumor_ray.predict.shift import shift_of
@@ -93,6 +96,14 @@ def test_predictors_report_to_one_counter_which_forgets_them_in_the_end(cluster)
         assert counter.read() == (80, 2.5)
         assert other.read() == (0, 0)
     assert counter.read() == (0, 0)
+
+
+def test_names_of_folders_are_no_columns(tmp_path, cluster):
+    path = tmp_path / "label=x" / "frame=7" / "rows.parquet"
+    path.parent.mkdir(parents=True)
+    rows = [{"label": "a", "frame": 1}]
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    assert read_rows([str(path)], LocalFileSystem()).take_all() == rows
 
 
 def test_an_archive_that_differs_from_validation_is_said_to(tmp_path, cluster):

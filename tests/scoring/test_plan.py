@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import asdict, replace
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -19,23 +20,24 @@ from braintumor_ray.models.bundle import load_bundle
 from braintumor_ray.predict.results import read_results, results_folder
 from braintumor_ray.scoring import lease as lease_module
 from braintumor_ray.scoring.job import ScoreOptions, score
-from braintumor_ray.scoring.lease import FileLease, Holder, machine_identity
+from braintumor_ray.scoring.lease import FileLease, Holder, machine_identity, start_ticks
 from braintumor_ray.scoring.options import PredictSettings
 from braintumor_ray.scoring.plan import make_plan, write_work
 from braintumor_ray.scoring.settling import open_results
 from tests.builders import write_archive
 
 
-def scans(*names, version=0, start=0):
+def scans(*names, version=0, start=0, root="/archive", frames=1):
     rows = [
         {
-            "scan_id": start + index + 1000 * version,
-            "uri": f"/archive/{name}",
+            "scan_id": start + index + 1000 * version + 100 * frame,
+            "uri": f"{root}/{name}",
             "path": name,
-            "frame": 0,
-            "size": 10,
+            "frame": frame,
+            "size": 10 + version,
         }
         for index, name in enumerate(names)
+        for frame in range(frames)
     ]
     return pa.Table.from_pylist(rows, schema=CATALOG_SCHEMA)
 
@@ -51,6 +53,7 @@ def commit(plan, checkpoint="a_000000"):
         "catalogs": catalogs,
         "files": files,
         "supersedes": {str(k): v for k, v in plan.supersedes.items()},
+        "retired": plan.retired,
     }
     folder.write_json(manifest, "manifests", f"{generation.name}.json")
 
@@ -99,6 +102,59 @@ class TestPlan:
         current = read_results(tmp_path, ["scan_id"])["scan_id"].to_pylist()
         assert sorted(current) == [0, 1001]
 
+    def test_a_file_with_fewer_frames_than_before_supersedes_all_of_them(self, tmp_path):
+        folder = results_folder(tmp_path)
+        commit(plan_for(folder, scans("a", "b", frames=5)))
+        changed = pa.concat_tables([scans("a", version=1, frames=3), scans("b", start=1, frames=5)])
+        plan = plan_for(folder, changed)
+        assert plan.work.num_rows == 3
+        assert plan.supersedes == {1: [0, 100, 200, 300, 400]}
+        commit(plan, "b_000000")
+        assert read_results(tmp_path, ["scan_id"]).num_rows == 5 + 3
+
+    def test_frames_that_a_limit_left_supersede_no_other(self, tmp_path):
+        folder = results_folder(tmp_path)
+        commit(plan_for(folder, scans("a", frames=5), limit=2))
+        plan = plan_for(folder, scans("a", frames=5))
+        assert (plan.work.num_rows, plan.supersedes) == (3, {})
+
+    def test_fewer_frames_between_two_attempts_leave_none_of_the_old(self, tmp_path):
+        folder = results_folder(tmp_path)
+        first = plan_for(folder, scans("a", frames=5))
+        write_work(first, "one")
+        write_rows(first, first.work.read().slice(3, 2), "x_000000")
+        plan = plan_for(folder, scans("a", version=1, frames=3))
+        assert plan.work.num_rows == 5
+        assert plan.supersedes == {1: [300, 400]}
+
+    def test_an_archive_that_moved_is_known_and_its_changed_files_supersede(self, tmp_path, caplog):
+        folder = results_folder(tmp_path)
+        commit(plan_for(folder, scans("a", "b", "c", root="/mnt/a")))
+        assert plan_for(folder, scans("a", "b", "c", root="/mnt/b")).remaining == 0
+        assert "/mnt/a/a" in caplog.text
+        changed = [scans("a", "b", root="/mnt/b"), scans("c", version=1, start=2, root="/mnt/b")]
+        plan = plan_for(folder, pa.concat_tables(changed))
+        assert plan.work.read()["scan_id"].to_pylist() == [1002]
+        assert (plan.supersedes, plan.retired) == ({1: [2]}, [2])
+        commit(plan, "b_000000")
+        assert plan_for(folder, pa.concat_tables(changed)).remaining == 0
+        changed[1] = scans("c", version=2, start=2, root="/mnt/b")
+        assert plan_for(folder, pa.concat_tables(changed)).supersedes == {1: [2], 2: [1002]}
+
+    def test_another_archive_with_the_same_paths_is_refused(self, tmp_path):
+        folder = results_folder(tmp_path)
+        commit(plan_for(folder, scans("a", "b", "c", root="/mnt/a")))
+        other = scans("a", "b", "c", version=1, root="/mnt/other")
+        with pytest.raises(CatalogError, match="'/mnt/other/a', have the paths"):
+            plan_for(folder, other)
+        assert plan_for(folder, scans("d", version=2, root="/mnt/other")).remaining == 1
+
+    def test_the_same_files_below_another_root_of_their_tree_supersede(self, tmp_path):
+        folder = results_folder(tmp_path)
+        commit(plan_for(folder, scans("a", root="/mnt/part")))
+        whole = scans("part/a", version=1, root="/mnt")
+        assert plan_for(folder, whole).supersedes == {1: [0]}
+
     def test_an_interrupted_attempt_is_taken_over(self, tmp_path):
         folder = results_folder(tmp_path)
         first = plan_for(folder, scans("a", "b", "c"))
@@ -124,6 +180,7 @@ class TestPlan:
         plan = plan_for(folder, changed)
         assert sorted(plan.work.read()["scan_id"].to_pylist()) == [0, 1, 1000]
         assert plan.supersedes == {1: [0]}
+        assert plan.retired == [0]
 
     def test_files_and_checkpoints_are_made_to_agree(self, tmp_path):
         folder = results_folder(tmp_path)
@@ -241,6 +298,40 @@ class TestLease:
 
     def test_a_recycled_pid_is_not_the_holder(self):
         assert not self.holder(process_started=1.0).is_alive(time.time())
+
+    def test_a_step_of_the_clock_ends_no_lease(self, tmp_path, monkeypatch):
+        with FileLease(str(tmp_path)) as lease:
+            started = psutil.Process().create_time()
+            monkeypatch.setattr(psutil.Process, "create_time", lambda _: started + 5)
+            with pytest.raises(ResultsError, match="is being written by"):
+                FileLease(str(tmp_path)).__enter__()
+            lease.check()
+
+    @pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="no /proc")
+    def test_a_recycled_pid_has_started_at_another_tick(self):
+        ours = Holder.this_process("t")
+        assert ours.is_alive(time.time())
+        assert not replace(ours, process_ticks=ours.process_ticks - 1).is_alive(time.time())
+
+    @pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="no /proc")
+    def test_a_dead_holder_that_nobody_has_reaped_is_dead(self):
+        child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+        holder = self.holder(pid=child.pid, process_ticks=start_ticks(child.pid))
+        assert holder.is_alive(time.time())
+        child.kill()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert not holder.is_alive(time.time())
+        child.communicate()
+
+    def test_a_lease_of_a_version_without_ticks_is_judged_by_the_time_of_its_start(self):
+        ours = replace(Holder.this_process("t"), process_ticks=None)
+        assert ours.is_alive(time.time())
+        assert not replace(ours, process_started=1.0).is_alive(time.time())
+
+    def test_a_heartbeat_of_the_future_is_stale(self):
+        now = time.time()
+        assert self.holder(host="elsewhere", heartbeat=now + 59).is_alive(now)
+        assert not self.holder(host="elsewhere", heartbeat=now + 61).is_alive(now)
 
     def test_a_remote_holder_counts_as_dead_after_sixty_seconds(self):
         now = time.time()

@@ -19,6 +19,7 @@ from braintumor_ray.scoring.plan import make_plan, write_work
 from braintumor_ray.scoring.predict_stage import PredictStage
 from braintumor_ray.scoring.settling import describe_settings
 from braintumor_ray.scoring.verify import verify
+from tests.archive.nights import make_nights
 from tests.builders import make_bundle, write_archive
 
 
@@ -148,3 +149,23 @@ def test_a_gap_in_the_manifests_is_found(results):
 def test_an_unfinished_folder_is_not_called_verified(results):
     (results / "manifests" / "000001.json").unlink()
     assert verify(str(results)).differences
+
+
+@pytest.mark.parametrize(
+    ("superseded", "difference"),
+    [
+        ([20_002, 20_003], None),
+        ([20_003], "1 scans have current rows below two roots, such as 'scan-0002-0002.png'"),
+        ([20_002], "1 scan ids have current rows in more than one generation"),
+    ],
+)
+def test_a_file_has_one_current_row_wherever_its_root_is(tmp_path, superseded, difference):
+    root = make_nights(tmp_path / "results", nights=3)
+    for file in (*(root / "rows" / "000003").iterdir(), *(root / "catalogs" / "000003").iterdir()):
+        table = pq.read_table(file)
+        moved = [f"/mnt/b/{uri}" for uri in table["uri"].to_pylist()]
+        pq.write_table(replace(table, "uri", [moved]), file)
+    manifest = root / "manifests" / "000003.json"
+    content = json.loads(manifest.read_text()) | {"supersedes": {"2": superseded}}
+    manifest.write_text(json.dumps(content))
+    assert verify(str(root)).differences == ([difference] if difference else [])
