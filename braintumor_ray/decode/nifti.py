@@ -41,6 +41,7 @@ _LONGEST_SIDE = 65_535
 _FARTHEST = 2**62  # no file is so long: reading there finds nothing
 _CODES = range(1, 6)  # of an affine; 0 is none, and others have no meaning (NIfTI-1.1)
 _QUATERNION_EXCESS = 0.01  # of its length; rounding to float32 leaves 1e-6
+_PART = 2**20  # bytes of a stream that are read on at a time
 _VOLUME_FRAMES = 4  # a volume may hold as many voxels as this many of the largest frames
 
 
@@ -62,7 +63,7 @@ def open_nifti(
     shape = _shape(header, volumes)
     _check_size(shape, limits)
     mode = _mode(header)
-    slices, between = _load(data, header, shape, volumes)
+    slices, between = _load(data, header, shape, volumes, limits)
 
     def decode_frame(frame: int) -> Decoded:
         if not 0 <= frame < len(slices):
@@ -118,18 +119,23 @@ def _header(head: bytes) -> Any:  # noqa: ANN401 - nibabel is not typed
 
 def _shape(header: Any, volumes: VolumeOptions) -> Shape:  # noqa: ANN401
     """Voxels along the three axes, as stored."""
+    *space, repeats = _sides(header)
+    if not 0 <= volumes.volume < repeats:
+        raise Unreadable(f"volume {volumes.volume} is out of range: the file has {repeats}")
+    return space[0], space[1], space[2]
+
+
+def _sides(header: Any) -> list[int]:  # noqa: ANN401
+    """Voxels along the three axes, as stored, and the number of volumes."""
     rank = int(header["dim"][0])
     sides = [int(side) for side in header["dim"][1 : rank + 1]] if 1 <= rank <= 7 else []
     # A size of zero beyond the second counts as one, as in the reference library (nifti1_io).
     stored = [side if number < 2 else max(side, 1) for number, side in enumerate(sides)]
     if not stored or min(stored) < 1 or max(stored) > _LONGEST_SIDE:
         raise Unreadable("damaged NIfTI: impossible dimensions")
-    *space, repeats = (stored + [1] * 4)[:4]
     if any(side > 1 for side in stored[4:]):
         raise Unreadable("NIfTI with more than four dimensions is not readable here")
-    if not 0 <= volumes.volume < repeats:
-        raise Unreadable(f"volume {volumes.volume} is out of range: the file has {repeats}")
-    return space[0], space[1], space[2]
+    return (stored + [1] * 4)[:4]
 
 
 def _orientation(header: Any) -> npt.NDArray[np.float64]:  # noqa: ANN401
@@ -199,24 +205,49 @@ def _load(
     header: Any,  # noqa: ANN401
     shape: Shape,
     volumes: VolumeOptions,
+    limits: DecodeLimits,
 ) -> tuple[npt.NDArray[Any], Range]:
     """The slices (n, H, W) as they are looked at, and the range of the whole volume."""
-    stored = _voxels(data, header, shape, volumes.volume + 1)
+    stream: Any = io.BytesIO(data)
+    if data.startswith(_GZIP):
+        stream = gzip.GzipFile(fileobj=stream)
+    stored = _voxels(stream, header, shape, volumes.volume + 1)
     try:
         voxels = np.asarray(stored[..., volumes.volume])
+        furthest = stored.offset + _stated_bytes(header) + limits.max_bytes
+        too_long = data.startswith(_GZIP) and not _reaches_end(stream, furthest)
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise Unreadable("truncated or damaged NIfTI: the voxels cannot be read") from error
+    if too_long:
+        raise Unreadable("NIfTI whose gzip stream goes on far behind its voxels")
     eight_bit = voxels.dtype == np.uint8
     between = Range(0.0, 255.0) if eight_bit else robust_range(voxels)
     upright = nibabel.orientations.apply_orientation(voxels, _orientation(header))
     return upright.transpose(_SLICED[volumes.plane])[:, ::-1, ::-1], between
 
 
-def _voxels(data: bytes, header: Any, shape: Shape, volumes: int) -> Any:  # noqa: ANN401
-    """A proxy of the voxels: only the wanted volume of a 4-D file is read."""
-    stream: Any = io.BytesIO(data)
-    if data.startswith(_GZIP):
-        stream = gzip.GzipFile(fileobj=stream)
+def _reaches_end(stream: Any, furthest: int) -> bool:  # noqa: ANN401
+    """Read a gzip stream on to its end, where its checksum is: nibabel stops at the last voxel.
+
+    Returns:
+        False where it goes on behind `furthest`.
+
+    Raises:
+        OSError, EOFError, zlib.error: the stream is damaged.
+    """
+    while stream.read(_PART):
+        if stream.tell() > furthest:
+            return False
+    return True
+
+
+def _stated_bytes(header: Any) -> int:  # noqa: ANN401
+    """Bytes of the voxels of all volumes."""
+    return math.prod(_sides(header)) * int(header.get_data_dtype().itemsize)
+
+
+def _voxels(stream: Any, header: Any, shape: Shape, volumes: int) -> Any:  # noqa: ANN401
+    """A proxy of the voxels: only the wanted volume of a 4-D file is kept."""
     slope, intercept = (float(header[key]) for key in ("scl_slope", "scl_inter"))
     if not math.isfinite(slope) or slope == 0:  # the standard's sign for no scaling
         slope, intercept = 1.0, 0.0

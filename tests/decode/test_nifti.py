@@ -220,8 +220,37 @@ def test_columns_count_and_not_what_an_uri_looks_like():
 
 def test_a_gzip_bomb_is_not_inflated():
     header = nibabel.Nifti1Image(np.zeros((2, 2, 2), np.uint8), np.eye(4)).to_bytes()[:352]
-    bomb = gzip.compress(header + bytes(300 * 2**20), 9)
-    assert decode(bomb).status == "skipped"  # eight voxels, all alike: the rest is not looked at
+    bomb = gzip.compress(header + bytes(8 * 2**20), 9)
+    limits = DecodeLimits(max_bytes=2**20)
+    assert "goes on far behind its voxels" in decode(bomb, limits=limits).reason
+    assert decode(bomb).status == "skipped"  # eight voxels, all alike
+
+
+def test_a_damaged_gzip_stream_never_gives_other_voxels():
+    series = nifti_bytes(np.stack([VOXELS, VOXELS[::-1]], axis=3))
+    rng = np.random.default_rng(2)
+    for data in (nifti_bytes(VOXELS), series):
+        last = len(data) - 1
+        for at in [*rng.integers(400, last, 40), *range(last - 7, last + 1)]:  # and the trailer
+            flipped = bytearray(data)
+            flipped[at] ^= 1 << rng.integers(8)
+            for found, expected in zip(slices(bytes(flipped)), STACK, strict=True):
+                if found.status == "ok":  # a bit that changes nothing, such as padding
+                    assert gzip.decompress(flipped) == gzip.decompress(data)
+                    np.testing.assert_array_equal(found.gray, expected)
+                else:
+                    assert found.status == "quarantined"
+
+
+@pytest.mark.parametrize("cut", [1, 4, 8])
+def test_a_gzip_stream_without_its_whole_trailer_is_truncated(cut):
+    assert "truncated or damaged NIfTI" in reason(nifti_bytes(VOXELS)[:-cut])
+
+
+def test_a_gzip_stream_may_have_several_members_and_padding():
+    raw = nifti_bytes(VOXELS, zipped=False)
+    members = gzip.compress(raw[:3000]) + gzip.compress(raw[3000:]) + bytes(512)
+    np.testing.assert_array_equal(stacked(members), STACK)
 
 
 @pytest.mark.real
