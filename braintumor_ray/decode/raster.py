@@ -10,8 +10,8 @@ warnings to stderr; it is used for 16-bit color only, which Pillow cannot keep.
 import io
 import struct
 import zlib
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,15 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from braintumor_ray.decode import jpeg
 from braintumor_ray.decode.intensity import robust_range, to_gray, why_blank
-from braintumor_ray.decode.tiff import Page, is_odd, odd_pages, samples_of
+from braintumor_ray.decode.tiff import (
+    Page,
+    is_odd,
+    odd_pages,
+    readable_pages,
+    red_first,
+    samples_of,
+    wide_color,
+)
 from braintumor_ray.decode.types import (
     Decoded,
     DecodeLimits,
@@ -45,9 +53,11 @@ _PLUGINS: dict[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
     "bmp": BmpImageFile,
 }
 _ORIENTATION_TAG = 0x0112
-_PHOTOMETRIC_TAG = 262
+_BITS_TAG, _PHOTOMETRIC_TAG, _SAMPLES_TAG, _PLANAR_TAG = 258, 262, 277, 284
 _WIDE_MODES = ("I", "F")
-_LUMA_BGR = np.array([0.114, 0.587, 0.299], np.float32)  # ITU-R BT.601
+_PNG_NOTES = (b"eXIf", b"iTXt")  # chunks that may turn the picture
+_PNG_HEADER = 33  # bytes before what follows the IHDR chunk
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 _UPRIGHT: dict[int, Callable[[Gray], Gray]] = {  # EXIF 2.3, tag 0x0112
     2: lambda gray: gray[:, ::-1],
     3: lambda gray: gray[::-1, ::-1],
@@ -62,61 +72,124 @@ _UPRIGHT: dict[int, Callable[[Gray], Gray]] = {  # EXIF 2.3, tag 0x0112
 def open_raster(
     data: bytes, name: str, limits: DecodeLimits, volumes: VolumeOptions
 ) -> FrameDecoder:
-    """What decodes the pages of a raster file; see `decode_raster`."""
-    return partial(decode_raster, data, name, limits)
-
-
-def decode_raster(data: bytes, name: str, limits: DecodeLimits, frame: int) -> Decoded:
-    """Decode one frame of a raster file.
+    """Parse a raster file once; what is returned decodes its frames.
 
     Args:
         data: The whole file.
         name: ``jpeg``, ``png``, ``tiff`` or ``bmp``.
         limits: `max_pixels` is checked on the header, before pixels are allocated.
-        frame: Page of a TIFF; other formats have frame 0 only.
+        volumes: not used.
 
     Raises:
         Unreadable: if the file is damaged, truncated, too large, or has no such frame.
     """
-    try:
-        if name == "png":
+    file = _File(data, name, limits)
+
+    def decode_frame(frame: int) -> Decoded:
+        try:
+            gray, mode = file.decoded(frame)
+            blank = why_blank(gray)
+            if blank:
+                return Decoded(None, blank, name, mode, "skipped")
+            return Decoded(gray, format=name, mode=mode)
+        except Image.DecompressionBombError as error:  # Pillow's own limit, for TIFF only
+            raise Unreadable("more pixels than Pillow's own limit allows") from error
+        except (OSError, SyntaxError, EOFError, struct.error) as error:  # Pillow's, on damage
+            raise Unreadable(_damage(error, name)) from error
+
+    return decode_frame
+
+
+class _File:
+    """A raster file and what is known of its pages, so that each is parsed once."""
+
+    def __init__(self, data: bytes, name: str, limits: DecodeLimits) -> None:
+        self._data, self._name, self._limits = data, name, limits
+        self._image: ImageFile.ImageFile | None = None
+
+    @cached_property
+    def _odd(self) -> list[Page]:
+        return odd_pages(self._data) if self._name == "tiff" else []
+
+    def decoded(self, frame: int) -> tuple[Gray, str]:
+        """Gray image and mode of one frame; page of a TIFF, other formats have frame 0 only."""
+        data = self._data
+        if self._name == "png":
             check_png(data)
-        gray, mode = _decoded(data, name, limits, frame)
-        blank = why_blank(gray)
-        if blank:
-            return Decoded(None, blank, name, mode, "skipped")
-        return Decoded(gray, format=name, mode=mode)
-    except Image.DecompressionBombError as error:  # Pillow's own limit, for TIFF only
-        raise Unreadable("more pixels than Pillow's own limit allows") from error
-    except (OSError, SyntaxError, EOFError, struct.error) as error:  # what Pillow raises on damage
-        raise Unreadable(_damage(error, name)) from error
+        if self._odd:
+            _check_frame(frame, len(self._odd))
+            if is_odd(page := self._odd[frame]):
+                return _odd_tiff_gray(page, self._limits), page.mode
+            # As the first of a file of its own: Pillow refuses to pass the odd ones.
+            return _File(page.data, self._name, self._limits).first()
+        plain = jpeg.plain_gray(data, self._limits) if self._name == "jpeg" and not frame else None
+        if plain:
+            jpeg.check_end(data, plain[0])
+            return plain
+        return self._drawn(frame)
+
+    def first(self) -> tuple[Gray, str]:
+        """The first page alone, whatever the others are."""
+        return self._drawn(0)
+
+    def _drawn(self, frame: int) -> tuple[Gray, str]:
+        data = self._data
+        # Not an image that was decoded at this frame before: it would keep what it has.
+        image, self._image = self._image, None
+        if image is None or image.tell() == frame:
+            image = _opened(data, self._name)
+        if frame != image.tell():
+            _check_frame(frame, _frames(image))
+            image.readonly = 1  # the next page is not drawn over this one's memory
+            image.seek(frame)
+        self._limits.check_pixels(*image.size)
+        mode = image.mode
+        gray = self._wide_gray(image, frame) if _is_wide_color(image) else _gray(image, data)
+        self._image = image  # it has not failed
+        return gray, mode
+
+    def _wide_gray(self, image: ImageFile.ImageFile, frame: int) -> Gray:
+        if self._name == "tiff":
+            page = self._pages[frame]
+            return _upright(_luma(wide_color(page)), page.orientation)
+        import cv2  # a tenth of a second to import, for a rare kind of file
+
+        stored = np.frombuffer(self._data, np.uint8)
+        samples = red_first(cv2.imdecode(stored, cv2.IMREAD_UNCHANGED))
+        gray = _luma(samples)
+        transparent = image.info.get("transparency")
+        if isinstance(transparent, tuple):
+            gray[(samples[..., :3] == transparent).all(axis=-1)] = 0
+        return _upright(gray, _orientation(image))
+
+    @cached_property
+    def _pages(self) -> list[Page]:
+        return readable_pages(self._data)
 
 
-def _decoded(data: bytes, name: str, limits: DecodeLimits, frame: int) -> tuple[Gray, str]:
-    """Gray image and mode of one frame."""
-    pages = odd_pages(data) if name == "tiff" else []
-    if pages:
-        _check_frame(frame, len(pages))
-        data, page, frame = pages[frame].data, pages[frame], 0
-        if is_odd(page):
-            return _odd_tiff_gray(page, limits), page.mode
-    plain = jpeg.plain_gray(data, limits) if name == "jpeg" and not frame else None
-    if plain:
-        jpeg.check_end(data, plain[0])
-        return plain
-    image = _PLUGINS[name](io.BytesIO(data))
-    if frame:
-        _check_frame(frame, _frames(image))
-        image.seek(frame)
-    limits.check_pixels(*image.size)
-    mode = image.mode
-    return _gray(image, data, frame), mode
+def _opened(data: bytes, name: str) -> ImageFile.ImageFile:
+    return _PLUGINS[name](io.BytesIO(_notes_first(data) if name == "png" else data))
+
+
+def _is_wide_color(image: ImageFile.ImageFile) -> bool:
+    """Whether Pillow would cut colors of 16 bits to 8."""
+    if image.mode not in ("RGB", "RGBA", "LA", "CMYK"):
+        return False
+    if isinstance(image, TiffImageFile):
+        bits, samples = image.tag_v2.get(_BITS_TAG, (1,)), image.tag_v2.get(_SAMPLES_TAG, 1)
+        separate = image.tag_v2.get(_PLANAR_TAG, 1) == 2
+        return max(bits) > 8 and samples > 1 and (separate or image.mode != "CMYK")
+    return isinstance(image, PngImageFile) and ";16" in str(image.tile[0].args)
 
 
 def _odd_tiff_gray(page: Page, limits: DecodeLimits) -> Gray:
     gray = rescale(samples_of(page, limits))
     gray = 255 - gray if page.photometric == 0 else gray
-    return np.ascontiguousarray(_UPRIGHT.get(page.orientation, np.asarray)(gray))
+    return _upright(gray, page.orientation)
+
+
+def _upright(gray: Gray, orientation: int) -> Gray:
+    return np.ascontiguousarray(_UPRIGHT.get(orientation, np.asarray)(gray))
 
 
 def _check_frame(frame: int, count: int) -> None:
@@ -134,9 +207,9 @@ def probe_raster(data: bytes, name: str, volumes: VolumeOptions) -> Probe:
         pages = odd_pages(data) if name == "tiff" else []
         if pages:
             return _probe_odd(pages)
-        image = _PLUGINS[name](io.BytesIO(data))
+        image = _opened(data, name)
         width, height = image.size
-        if name != "tiff" and _orientation(image) >= 5:  # Pillow has turned a TIFF's size itself
+        if _orientation(image) >= 5:  # of a TIFF, Pillow has turned the size itself
             width, height = height, width
         return Probe(name, image.mode, width, height, frames=_frames(image))
     except (OSError, SyntaxError, EOFError, struct.error) as error:
@@ -155,22 +228,38 @@ def check_png(data: bytes) -> None:
     Raises:
         Unreadable: on a bad checksum, or if the file ends before its IEND chunk.
     """
-    position, view = 8, memoryview(data)
-    while position + 12 <= len(data):
-        (length,) = struct.unpack_from(">I", data, position)
-        kind = data[position + 4 : position + 8]
-        end = position + 12 + length
+    view = memoryview(data)
+    for kind, start, end in _chunks(data):
         if end > len(data):
             raise Unreadable("truncated PNG: ends inside a chunk")
         (stored,) = struct.unpack_from(">I", data, end - 4)
-        if zlib.crc32(view[position + 4 : end - 4]) != stored:
+        if zlib.crc32(view[start + 4 : end - 4]) != stored:
             known = kind in (b"IHDR", b"PLTE", b"IDAT", b"IEND")
             where = kind.decode() if known else "an ancillary chunk"
             raise Unreadable(f"PNG: bad checksum in {where}")
         if kind == b"IEND":
             return
-        position = end
     raise Unreadable("truncated PNG: no IEND chunk")
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Kind, start and end of a PNG's chunks; the last may end behind the data."""
+    at = 8
+    while at + 12 <= len(data):
+        (length,) = struct.unpack_from(">I", data, at)
+        end = at + 12 + length
+        yield data[at + 4 : at + 8], at, end
+        at = end
+
+
+def _notes_first(data: bytes) -> bytes:
+    """A PNG whose notes behind the pixels are in front too: Pillow reads them with the header."""
+    notes, seen = b"", False
+    for kind, start, end in _chunks(data):
+        seen |= kind == b"IDAT"
+        if seen and kind in _PNG_NOTES and end <= len(data):
+            notes += data[start:end]
+    return data[:_PNG_HEADER] + notes + data[_PNG_HEADER:] if notes else data
 
 
 def rescale(samples: npt.NDArray[Any]) -> Gray:
@@ -208,22 +297,23 @@ def _frames(image: ImageFile.ImageFile) -> int:
     return int(image.n_frames) if isinstance(image, TiffImageFile) else 1
 
 
-def _gray(image: ImageFile.ImageFile, data: bytes, frame: int) -> Gray:
+def _gray(image: ImageFile.ImageFile, data: bytes) -> Gray:
     if isinstance(image, JpegImageFile):
         image.draft("L", None)  # the stored Y plane: no color conversion, half the time
-    if image.mode in ("RGB", "RGBA", "LA") and ";16" in str(image.tile[0].args):
-        gray = _wide_color_gray(data, frame)
-    else:
-        image.load()
-        gray = _narrow_gray(image)
+    image.load()
+    gray = _narrow_gray(image)
     if isinstance(image, JpegImageFile):
         jpeg.check_end(data, gray)
-    return np.ascontiguousarray(_UPRIGHT.get(_orientation(image), np.asarray)(gray))
+    return _upright(gray, _orientation(image))
 
 
 def _narrow_gray(image: Image.Image) -> Gray:
     if image.mode.startswith("I;16") or image.mode in _WIDE_MODES:
-        gray = rescale(np.asarray(image))
+        samples = np.asarray(image)
+        gray = rescale(samples)
+        transparent = image.info.get("transparency")
+        if isinstance(transparent, int):
+            gray[samples == transparent] = 0
         tags = getattr(image, "tag_v2", {})
         # Pillow inverts min-is-white for 8 bits only (TIFF 6.0, section 4).
         return 255 - gray if tags.get(_PHOTOMETRIC_TAG) == 0 else gray
@@ -246,23 +336,18 @@ def _over_black(image: Image.Image) -> Gray:
     return ((gray * alpha + 127) // 255).astype(np.uint8)
 
 
-def _wide_color_gray(data: bytes, frame: int) -> Gray:
-    import cv2  # a tenth of a second to import, for a rare kind of file
-
-    flags = cv2.IMREAD_UNCHANGED
-    _, pages = cv2.imdecodemulti(np.frombuffer(data, np.uint8), flags, range=(frame, frame + 1))
-    if not pages or pages[0].ndim != 3 or pages[0].dtype != np.uint16:
-        raise Unreadable("16-bit color in a layout that is not readable here")
-    samples = pages[0]
-    gray = samples[..., :3].astype(np.float32) @ _LUMA_BGR
+def _luma(samples: npt.NDArray[np.uint16]) -> Gray:
+    gray = samples[..., :3].astype(np.float32) @ _LUMA
     if samples.shape[2] == 4:
         gray = gray * (samples[..., 3].astype(np.float32) / 65535)
     return rescale(np.rint(gray).astype(np.uint16))
 
 
 def _orientation(image: ImageFile.ImageFile) -> int:
+    if isinstance(image, TiffImageFile):
+        return 1  # Pillow has applied its tag while loading
     if not any(key in image.info for key in ("exif", "xmp", "XML:com.adobe.xmp")):
-        return 1  # TIFF: Pillow has applied its tag while loading
+        return 1
     try:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
     except (SyntaxError, struct.error, TypeError, ValueError, OSError, KeyError):

@@ -19,14 +19,18 @@ from PIL.TiffImagePlugin import COMPRESSION_INFO, OPEN_INFO, TiffImageFile
 from braintumor_ray.decode.types import DecodeLimits, Unreadable
 
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 256, 257, 258, 259, 262
-_ORIENTATION, _SAMPLES, _FORMAT = 274, 277, 339
+_ORIENTATION, _SAMPLES, _PLANAR, _FORMAT = 274, 277, 284, 339
+_BY_PLANE = (273, 279, 324, 325)  # offsets and lengths of strips and tiles
+_FOR_ALL_PLANES = (266, 278, 317, 322, 323)  # FillOrder, RowsPerStrip, Predictor, size of a tile
 _JPEG = (6, 7)  # Compression
 _KINDS = {1: "u", 2: "i", 3: "f", 4: "u"}  # SampleFormat; 4 is undefined, which is bits as they are
 _NAMES = {"u": "uint", "i": "int", "f": "float"}
+_SEPARATE = 2  # PlanarConfiguration: plane by plane
 _SIZES = {1: 1, 3: 2, 4: 4, 16: 8}  # of the field types that counts and sizes come in
+_LETTERS = " BH I   Q"  # of `struct`, by size
 _MOST_PAGES = 65_535
 _MOST_ENTRIES = 4_096
-_MIN_IS_WHITE, _MIN_IS_BLACK, _PALETTE = 0, 1, 3
+_MIN_IS_WHITE, _MIN_IS_BLACK, _RGB, _PALETTE = 0, 1, 2, 3
 _LUMA_BGR = np.array([0.114, 0.587, 0.299])  # ITU-R BT.601
 _MISTAKEN = ((2, 8), (1, 32))  # (SampleFormat, bits) that Pillow opens as another kind
 
@@ -45,6 +49,7 @@ class Page:
         photometric: PhotometricInterpretation.
         compression: Compression.
         orientation: Orientation.
+        separate: whether colors lie plane by plane.
         fields: where in the file the values of a tag are, and how many bytes each has.
     """
 
@@ -58,6 +63,7 @@ class Page:
     photometric: int
     compression: int
     orientation: int
+    separate: bool
     fields: dict[int, tuple[int, int, int]]
 
     @property
@@ -82,6 +88,17 @@ def odd_pages(data: bytes) -> list[Page]:
     except (struct.error, KeyError, IndexError):
         return []
     return pages if any(map(is_odd, pages)) else []
+
+
+def readable_pages(data: bytes) -> list[Page]:
+    """The pages before the first whose directory cannot be parsed."""
+    found = []
+    try:
+        for page in _pages(data):
+            found.append(page)
+    except (struct.error, KeyError, IndexError):
+        pass
+    return found
 
 
 def is_odd(page: Page) -> bool:
@@ -117,6 +134,71 @@ def samples_of(page: Page, limits: DecodeLimits) -> npt.NDArray[Any]:
     image = TiffImageFile(io.BytesIO(renamed))
     found = np.asarray(image)
     return found.astype(found.dtype.newbyteorder("=")).view(kind)
+
+
+def wide_color(page: Page) -> npt.NDArray[np.uint16]:
+    """The samples of a page of 16-bit color, (H, W, 3 or 4), not turned; red first, alpha last.
+
+    Raises:
+        Unreadable: a layout that nothing here can read.
+    """
+    if page.photometric != _RGB:
+        raise Unreadable("16-bit color in a layout that is not readable here")
+    if page.separate:  # neither Pillow nor OpenCV puts planes of 16 bits together
+        planes = [TiffImageFile(io.BytesIO(_plane(page, k))) for k in range(page.samples)]
+        found = np.stack([np.asarray(plane) for plane in planes], axis=-1)
+        return found.astype(found.dtype.newbyteorder("="))
+    import cv2  # a tenth of a second to import, for a rare kind of file
+
+    upright = np.frombuffer(_renamed(page, {_ORIENTATION: 1}), np.uint8)
+    return red_first(cv2.imdecode(upright, cv2.IMREAD_UNCHANGED))
+
+
+def red_first(samples: npt.NDArray[Any] | None) -> npt.NDArray[np.uint16]:
+    """16-bit colors as OpenCV gives them, with red first.
+
+    Raises:
+        Unreadable: OpenCV gave no such colors.
+    """
+    if samples is None or samples.ndim != 3 or samples.dtype != np.uint16:
+        raise Unreadable("16-bit color in a layout that is not readable here")
+    return samples[..., [2, 1, 0, 3][: samples.shape[2]]]
+
+
+def _plane(page: Page, number: int) -> bytes:
+    """The file with one color of a page that lies plane by plane as its first page, in gray."""
+    order = "<" if page.file[:2] == b"II" else ">"
+    at, pointer = page.start
+    counts, entry, word = ("Q", "HHQ", "Q") if len(pointer) == 8 else ("H", "HHI", "I")
+    kind, size = (16, 8) if word == "Q" else (4, 4)
+    stored = {_WIDTH: page.width, _HEIGHT: page.height, _BITS: page.bits, _SAMPLES: 1}
+    stored |= {_COMPRESSION: page.compression, _PHOTOMETRIC: _MIN_IS_BLACK}
+    tags = {tag: [value] for tag, value in stored.items()}
+    tags |= {tag: _values(page, tag, order) for tag in _FOR_ALL_PLANES if tag in page.fields}
+    for tag in _BY_PLANE:
+        if tag in page.fields:
+            values = _values(page, tag, order)
+            each = len(values) // page.samples
+            tags[tag] = values[number * each : (number + 1) * each]
+    start = len(page.file) + len(page.file) % 2
+    behind = (
+        start
+        + struct.calcsize(order + counts + word)
+        + len(tags) * (struct.calcsize(order + entry) + size)
+    )
+    directory, lists = struct.pack(order + counts, len(tags)), b""
+    for tag, values in sorted(tags.items()):
+        packed = struct.pack(f"{order}{len(values)}{word}", *values)
+        if len(packed) > size:
+            lists, packed = lists + packed, struct.pack(order + word, behind + len(lists))
+        directory += struct.pack(order + entry, tag, kind, len(values)) + packed.ljust(size, b"\0")
+    changed = page.file[:at] + struct.pack(order + word, start) + page.file[at + size :]
+    return changed.ljust(start, b"\0") + directory + struct.pack(order + word, 0) + lists
+
+
+def _values(page: Page, tag: int, order: str) -> list[int]:
+    place, count, size = page.fields[tag]
+    return [*struct.unpack_from(f"{order}{count}{_LETTERS[size]}", page.file, place)]
 
 
 def _by_opencv(page: Page, kind: np.dtype[Any]) -> npt.NDArray[Any]:
@@ -182,7 +264,7 @@ def _page(
         place, count, size = fields.get(tag, (0, 0, 0))
         if not count or not size:
             return default
-        return int(struct.unpack_from(order + " BH I   Q"[size], data, place)[0])
+        return int(struct.unpack_from(order + _LETTERS[size], data, place)[0])
 
     return Page(
         data,
@@ -195,5 +277,6 @@ def _page(
         first(_PHOTOMETRIC, _MIN_IS_BLACK),
         first(_COMPRESSION, 1),
         first(_ORIENTATION, 1),
+        first(_PLANAR, 1) == _SEPARATE,
         fields,
     )
