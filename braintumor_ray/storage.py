@@ -134,8 +134,14 @@ def modified(status: os.stat_result) -> datetime:
 
 
 def at_nanoseconds(time_ns: int) -> datetime:
-    """A time since 1970, as pyarrow computes those of files: ids must not depend on who looked."""
-    return datetime.fromtimestamp(time_ns / 1e9, timezone.utc)
+    """A time since 1970, as pyarrow computes those of files: ids must not depend on who looked.
+
+    Some file systems keep times that no calendar has: they count as its first or last moment.
+    """
+    try:
+        return datetime.fromtimestamp(time_ns / 1e9, timezone.utc)
+    except (ValueError, OverflowError, OSError):
+        return (datetime.max if time_ns > 0 else datetime.min).replace(tzinfo=timezone.utc)
 
 
 def spelled(path: str) -> str:

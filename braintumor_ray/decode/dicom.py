@@ -6,6 +6,8 @@ decides which transfer syntaxes are readable. Overlays are not drawn.
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
@@ -13,10 +15,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset
+from pydicom.encaps import get_frame
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_modality_lut, apply_voi, apply_windowing
-from pydicom.uid import RLELossless
+from pydicom.uid import (
+    JPEG2000TransferSyntaxes,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLSTransferSyntaxes,
+    JPEGTransferSyntaxes,
+    RLELossless,
+)
 
+from braintumor_ray.decode import jpeg
 from braintumor_ray.decode.dicom_color import palette_gray
 from braintumor_ray.decode.dicom_header import (
     functional_group,
@@ -45,6 +56,7 @@ Samples = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
 _RANGE_FRAMES = 16  # of a multi-frame object, spread evenly: all frames share one range
 _RANGE_VALUES = 250_000  # from each of them
+_JPEG_FAMILY = {*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes, *JPEG2000TransferSyntaxes}
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 _UNCUT = "Siemens mosaic whose number of slices is not known: not cut"
 
@@ -374,10 +386,36 @@ def _decoded(dataset: Dataset, frame: int) -> Samples:
         raise Unreadable("DICOM in a transfer syntax that is not readable here") from error
     if not decoder.is_available:
         raise Unreadable("compressed DICOM that no installed plugin decodes")
+    with _damage():
+        stream = _codestream(dataset, frame) if syntax in _JPEG_FAMILY else b""
+    # Decoders fill the frame of the header, whatever the size of the picture, or crash.
+    if jpeg.stated_size(stream) not in (None, (dataset.Columns, dataset.Rows)):
+        raise Unreadable("damaged DICOM: its pixel data have another size than its header says")
+    with _damage():
+        samples = decoder.as_array(dataset, index=frame)[0]
+    if syntax in (JPEGBaseline8Bit, JPEGExtended12Bit):
+        jpeg.check_frame_end(stream, samples)
+    return samples
+
+
+@contextmanager
+def _damage() -> Iterator[None]:
     try:
-        return decoder.as_array(dataset, index=frame)[0]
-    except (RuntimeError, ValueError, AttributeError) as error:  # what pydicom raises on damage
+        yield
+    except (RuntimeError, ValueError, AttributeError) as error:  # what pydicom raises
         raise Unreadable("damaged DICOM: the pixel data cannot be decoded") from error
+
+
+def _codestream(dataset: Dataset, frame: int) -> bytes:
+    """The compressed bytes of a frame."""
+    offsets = "ExtendedOffsetTable", "ExtendedOffsetTableLengths"
+    extended = tuple(dataset[key].value for key in offsets if key in dataset)
+    return get_frame(
+        dataset.PixelData,
+        frame,
+        number_of_frames=dataset.NumberOfFrames,
+        extended_offsets=extended if len(extended) == len(offsets) else None,
+    )
 
 
 def _check_length(tags: Tags, pixels: PixelElement, layout: Layout) -> None:

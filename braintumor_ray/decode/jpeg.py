@@ -2,8 +2,11 @@
 
 import io
 import re
+import struct
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
@@ -17,6 +20,8 @@ _TEM = 0x01  # the one marker of the others that has no segment
 # Entropy-coded bits that no decoder skips; holds no 0xFF, so no marker can arise.
 _PADDING = bytes((0x55, 0xA3, 0x1C, 0x72)) * 16
 _SOF = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive
+_ALL_SOF = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # also lossless, and JPEG-LS
+_SOC_SIZ = b"\xff\x4f\xff\x51"  # how a JPEG 2000 codestream begins
 _DQT = 0xDB
 _JFIF, _ADOBE = 0xE0, 0xEE
 # DHT, DRI, comments, and notes of applications that Pillow does not read. Not those of EXIF and
@@ -105,6 +110,45 @@ def check_end(data: bytes, stored: Gray) -> None:
     image.draft("L", None)
     if not np.array_equal(np.asarray(image.convert("L")), stored):
         raise Unreadable("truncated JPEG: ends before the last scan is complete")
+
+
+def check_frame_end(data: bytes, samples: npt.NDArray[Any]) -> None:
+    """As `check_end`, of a frame (H, W) or (H, W, 3) that another decoder gave.
+
+    Raises:
+        Unreadable: data are missing.
+    """
+    _end(data)
+    if (samples[-1, -1] != 128).any():
+        return
+    try:
+        image = JpegImageFile(io.BytesIO(data))
+        image.draft("L", None)
+        stored = np.asarray(image.convert("L"))
+    except (OSError, SyntaxError):  # of a kind that Pillow does not read, such as 12 bits
+        return
+    check_end(data, stored)
+
+
+def stated_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height by the header of a JPEG, JPEG-LS or JPEG 2000 codestream, None without one.
+
+    Reads SOF (T.81, B.2.2; T.87, C.2.2) or SIZ (T.800, A.5.1).
+    """
+    if data.startswith(_SOC_SIZ):
+        right, bottom, left, top = struct.unpack_from(">4I", data.ljust(24, b"\0"), 8)
+        return right - left, bottom - top
+    at = 2
+    while at + 9 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == _FILL:
+            at += 1
+        elif marker in _ALL_SOF:
+            height, width = struct.unpack_from(">HH", data, at + 5)
+            return (width, height) if height else None  # it follows the pixels (DNL)
+        else:
+            at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return None
 
 
 def _end(data: bytes) -> int:

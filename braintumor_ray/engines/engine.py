@@ -21,7 +21,7 @@ from braintumor_ray.extras import require
 from braintumor_ray.models.bundle import QuantizedGraph
 from braintumor_ray.models.classifier import Classifier, normalize
 from braintumor_ray.models.device import use_bf16
-from braintumor_ray.models.folding import fold_batch_norms
+from braintumor_ray.models.folding import fold_batch_norms, round_kernels
 from braintumor_ray.recipes.schema import Precision
 from braintumor_ray.types import EngineName, GrayImage
 
@@ -155,6 +155,8 @@ class OpenVinoEngine(_ExportedEngine):
         self.bf16 = _openvino_bf16(core, precision)
         if quantized is None:
             self.model, network = _head_and_network(model, preprocessing)
+            if self.bf16:  # OpenVINO rounds each weight by itself
+                round_kernels(network)
             graph = to_openvino(network, preprocessing.image_size, (FEATURES,))
         else:
             self.model = model
@@ -240,6 +242,7 @@ def for_inference(model: Classifier, device: torch.device, *, bf16: bool) -> Cla
     """
     ready = fold_batch_norms(model).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if bf16:
+        round_kernels(ready.backbone)
         for module in ready.backbone.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 module.to(torch.bfloat16)

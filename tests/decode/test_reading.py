@@ -1,5 +1,6 @@
 """Scans of catalog rows: files opened once and ahead of their turn, results in the rows' order."""
 
+import os
 import threading
 import time
 
@@ -13,6 +14,7 @@ from braintumor_ray.decode.preprocess import Preprocessing
 from braintumor_ray.decode.reading import binary_column, decode_scans, run_on_scans, scan_columns
 from braintumor_ray.decode.sandbox import DecodeSandbox
 from braintumor_ray.decode.types import DecodeLimits, DecodeOptions
+from braintumor_ray.storage import at_nanoseconds
 
 SQUARE = Preprocessing(16, "area", (0.5,) * 3, (0.25,) * 3)
 
@@ -141,5 +143,15 @@ def test_the_content_of_rows_without_a_picture_is_null(archive):
     assert [value and len(value) for value in columns["image"].to_pylist()] == [16 * 16, None]
 
 
-def test_a_device_without_end_is_no_file_without_end():
-    assert files.read_file("/dev/zero", DecodeLimits()).data == b""
+def test_a_device_or_a_pipe_is_no_file(tmp_path):
+    """Reading the one never ends, and opening the other waits for somebody who writes."""
+    os.mkfifo(tmp_path / "pipe.png")
+    for odd in ("/dev/zero", str(tmp_path / "pipe.png")):
+        content = files.read_file(odd, DecodeLimits())
+        assert content.data is None
+        assert "no regular file" in content.reason
+
+
+@pytest.mark.parametrize(("time_ns", "year"), [(3 * 10**20, 9999), (-(10**20), 1), (10**18, 2001)])
+def test_times_that_no_calendar_has_are_its_ends(time_ns, year):
+    assert at_nanoseconds(time_ns).year == year

@@ -1,0 +1,82 @@
+"""Compressed pixels of DICOM are held against its header: decoders fill whatever it asks for."""
+
+import io
+
+import jpeg_ls
+import numpy as np
+import pytest
+from openjpeg.utils import encode_array
+from PIL import Image
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate
+from pydicom.uid import JPEG2000Lossless, JPEGBaseline8Bit, JPEGLSLossless, MRImageStorage
+
+from braintumor_ray.decode.decode import decode
+from braintumor_ray.decode.jpeg import stated_size
+
+Y, X = np.mgrid[0:48, 0:64]
+PICTURE = ((np.hypot(Y - 24, X - 32) < 22) * (40 + 3 * X)).astype(np.uint8)
+
+
+def jpeg(picture):
+    stream = io.BytesIO()
+    Image.fromarray(picture).save(stream, "JPEG", quality=98)
+    return stream.getvalue()
+
+
+KINDS = {
+    "JPEG": (JPEGBaseline8Bit, jpeg),
+    "JPEG-LS": (JPEGLSLossless, lambda picture: bytes(jpeg_ls.encode_array(picture))),
+    "JPEG 2000": (JPEG2000Lossless, lambda p: encode_array(p, photometric_interpretation=2)),
+}
+
+
+def dicom(syntax, frames, rows=48, columns=64):
+    scan = Dataset()
+    scan.file_meta = FileMetaDataset()
+    scan.file_meta.TransferSyntaxUID = syntax
+    scan.file_meta.MediaStorageSOPClassUID = scan.SOPClassUID = MRImageStorage
+    scan.file_meta.MediaStorageSOPInstanceUID = scan.SOPInstanceUID = "1.2.3"
+    scan.Modality, scan.PhotometricInterpretation = "MR", "MONOCHROME2"
+    scan.Rows, scan.Columns, scan.SamplesPerPixel = rows, columns, 1
+    scan.BitsAllocated, scan.BitsStored, scan.HighBit, scan.PixelRepresentation = 8, 8, 7, 0
+    scan.NumberOfFrames = len(frames)
+    scan.PixelData = encapsulate(frames)
+    scan["PixelData"].VR, scan["PixelData"].is_undefined_length = "OB", True
+    stream = io.BytesIO()
+    scan.save_as(stream, enforce_file_format=True)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_codestream_states_its_size(kind):
+    syntax, encode = KINDS[kind]
+    assert stated_size(encode(PICTURE)) == (64, 48)
+    shown = decode(dicom(syntax, [encode(PICTURE)]))
+    assert shown.status == "ok"
+    assert np.abs(shown.gray.astype(int) - PICTURE).max() <= 6
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("rows", "columns"), [(64, 48), (96, 32), (24, 32), (96, 64)])
+def test_pixels_of_another_size_than_the_header_says_are_refused(kind, rows, columns):
+    syntax, encode = KINDS[kind]
+    found = decode(dicom(syntax, [encode(PICTURE)], rows, columns))
+    assert found.status == "quarantined"
+    assert "another size" in found.reason
+
+
+def test_each_frame_is_held_against_the_header():
+    frames = [jpeg(PICTURE), jpeg(PICTURE.T.copy())]
+    content = dicom(JPEGBaseline8Bit, frames)
+    assert decode(content, frame=0).status == "ok"
+    assert "another size" in decode(content, frame=1).reason
+
+
+@pytest.mark.parametrize("ending", [b"", b"\xff\xd9"])
+def test_a_jpeg_that_was_cut_is_refused_in_a_dicom_as_it_is_alone(ending):
+    whole = jpeg(np.random.default_rng(0).integers(0, 255, (48, 64), np.uint8))
+    cut = whole[: len(whole) * 2 // 3] + ending
+    assert decode(cut).status == "quarantined"
+    found = decode(dicom(JPEGBaseline8Bit, [cut]))
+    assert found.status == "quarantined", "gray fill instead of the lower third"
