@@ -171,7 +171,7 @@ def serve_and_load(options: argparse.Namespace) -> dict:
         )
     )
     port = free_port()
-    with haproxy_environment(), ray_session(options.replicas + 1):
+    with haproxy_environment(), ray_session(options.replicas + 1, metrics_port=free_port()):
         app.start(settings, "127.0.0.1", port)
         warm = min(100, options.requests)
         child(options, "client", port=port, clients=4, requests=warm)

@@ -206,7 +206,7 @@ def metrics_addresses() -> list[str]:
     return [
         f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
         for node in ray.nodes()
-        if node["Alive"] and node.get("MetricsExportPort")
+        if node["Alive"] and node.get("MetricsExportPort", 0) > 0  # below: none are collected
     ]
 
 
