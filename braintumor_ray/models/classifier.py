@@ -326,7 +326,6 @@ def _shape_of(maps: Tensor) -> tuple[int, int, int]:
     return channels, height, width
 
 
-@torch.no_grad()
 def normalize(images: Tensor, preprocessing: Any) -> Tensor:  # noqa: ANN401
     """Gray uint8 (B, S, S) to the network's float32 input (B, 3, S, S), channels last.
 
