@@ -41,7 +41,7 @@ class WeightsError(BrainTumorError):
 
 
 class ResultsError(BrainTumorError):
-    """A results folder that is missing, held by another run, or belongs to another bundle."""
+    """A folder held by another run; results that are missing or belong to another bundle."""
 
 
 class PublishError(BrainTumorError):

@@ -14,6 +14,7 @@ LAYERS = [  # each imports from those above it only
     {"errors", "types", "progress", "extras", "recipes", "hash_key"},
     {"options"},
     {"storage", "monitoring"},
+    {"lease"},
     {"dicomweb"},
     {"decode", "phantom", "parquet_dataset"},
     {"catalog", "splits"},

@@ -40,6 +40,7 @@ from braintumor_ray.archive.sorting import (
     write_rows,
 )
 from braintumor_ray.errors import BrainTumorError, ResultsError
+from braintumor_ray.lease import Lease, lease_on
 from braintumor_ray.predict.results import (
     CATALOGS,
     COMPACTIONS,
@@ -53,7 +54,6 @@ from braintumor_ray.predict.results import (
     row_files,
 )
 from braintumor_ray.scoring.generation import tidy_newest
-from braintumor_ray.scoring.lease import Lease, lease_on
 from braintumor_ray.scoring.scans import Ids, are_in, joined
 from braintumor_ray.storage import open_filesystem
 from braintumor_ray.types import Mask, Progress

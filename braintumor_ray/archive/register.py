@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from braintumor_ray.archive.records import REGISTERED, delete_unfinished, identity_of
 from braintumor_ray.errors import BrainTumorError, ResultsError, UsageError
 from braintumor_ray.extras import require
+from braintumor_ray.lease import lease_on
 from braintumor_ray.predict.results import (
     ResultsFolder,
     committed_runs,
@@ -30,7 +31,6 @@ from braintumor_ray.predict.results import (
     row_files,
 )
 from braintumor_ray.predict.schema import result_schema
-from braintumor_ray.scoring.lease import lease_on
 from braintumor_ray.storage import (
     CONNECT_TIMEOUT_S,
     REQUEST_TIMEOUT_S,

@@ -200,8 +200,18 @@ def _parquet_rows(location: str) -> Iterator[Row]:
         wanted = {*PATHS, *SIZES, *TIMES, *LATEST, *DELETED}
         columns = [name for name in file.schema_arrow.names if name.lower() in wanted]
         for batch in file.iter_batches(ROWS, columns=columns):
-            for row in batch.to_pylist():
-                yield {name.lower(): value for name, value in row.items()}
+            names = [name.lower() for name in batch.schema.names]
+            plain = [_plain(column) for column in batch.columns]
+            for values in zip(*plain, strict=True):
+                yield dict(zip(names, values, strict=True))
+
+
+def _plain(column: pa.Array) -> list[Any]:
+    """Values of Python, whose times end at microseconds: as those of files, see `storage`."""
+    if not pa.types.is_timestamp(column.type) or column.type.unit != "ns":
+        return list(column.to_pylist())
+    moments = column.cast(pa.int64()).to_pylist()
+    return [None if moment is None else at_nanoseconds(moment) for moment in moments]
 
 
 def _csv_rows(location: str, names: Sequence[str] | None) -> Iterator[Row]:

@@ -19,6 +19,7 @@ from ray.data.exceptions import ExecutionTimeoutError
 
 from braintumor_ray.engines.choice import Choice, possible_engine, settled_engine
 from braintumor_ray.errors import BrainTumorError, ResultsError
+from braintumor_ray.lease import Lease, lease_on
 from braintumor_ray.models.bundle import Bundle, load_bundle
 from braintumor_ray.models.device import use_bf16
 from braintumor_ray.monitoring.meters import RunMeters
@@ -31,7 +32,6 @@ from braintumor_ray.predict.results import (
 from braintumor_ray.scoring.failures import innermost, release_frames, root_cause
 from braintumor_ray.scoring.generation import drop_other_attempts, tidy_newest
 from braintumor_ray.scoring.layout import Cluster, lay_out
-from braintumor_ray.scoring.lease import Lease, lease_on
 from braintumor_ray.scoring.options import ScoreOptions
 from braintumor_ray.scoring.pipeline import Counter, Stages, execute, watched
 from braintumor_ray.scoring.plan import Plan, make_plan, write_work

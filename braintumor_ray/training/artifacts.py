@@ -28,8 +28,9 @@ def model_card(
     phases: list[dict[str, Any]],
     options: "TrainOptions",
     weights: str,
+    epochs: int,
 ) -> str:
-    """The card of a run in Markdown, from what the run did."""
+    """The card of a run in Markdown, from what the run did in so many epochs."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     fields = bundle.fields
@@ -51,6 +52,8 @@ def model_card(
         patients=data.has_patients,
         leaky=data.leaks.describe() if data.leaks.leaky else "",
         weights=weights,
+        epochs=epochs,
+        most_epochs=sum(stage.epochs for stage in options.recipe.stages),
         phases=phase_lines(phases, published) if phases else [],
         published=bool(published),
         tested=phases[-1] if phases else None,

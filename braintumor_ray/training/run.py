@@ -15,6 +15,7 @@ from braintumor_ray.catalog.labels import ClassMap
 from braintumor_ray.catalog.schema import write_catalog
 from braintumor_ray.decode.preprocess import Preprocessing
 from braintumor_ray.errors import UsageError, WeightsError
+from braintumor_ray.lease import lease_on
 from braintumor_ray.localization.truth import TruthIndex, has_boxes, load_truth, reviewed_truth
 from braintumor_ray.models.bundle import Bundle, ViewFields, save_bundle
 from braintumor_ray.models.classifier import Architecture, Classifier, normalization_of
@@ -101,10 +102,22 @@ def train(
         WeightsError: pretrained weights cannot be had.
         TrainingError: the folder holds a finished run, one of another recipe or data, or a bundle
             of no run.
+        ResultsError: another process trains in the folder.
     """
-    started = time.time()
-    recipe, folder = options.recipe, run_folder(options.output)
+    folder = run_folder(options.output)
     folder.refuse_foreign_bundle()
+    with lease_on(folder.location):
+        return _train(catalog, options, folder, say, on_epoch)
+
+
+def _train(
+    catalog: pa.Table,
+    options: TrainOptions,
+    folder: RunFolder,
+    say: Say,
+    on_epoch: OnEpoch | None,
+) -> TrainingResult:
+    started, recipe = time.time(), options.recipe
     plan = plan_run(catalog, options, say)
     ready, data, guided = plan.ready, plan.data, plan.guided
     folder.claim(recipe, plan.fingerprint)  # before anything of another run is replaced
@@ -435,7 +448,7 @@ def _finish(
         write_history(fitted.history, box)
         (box / "phases.json").write_text(json.dumps(phases, indent=1) + "\n", encoding="utf-8")
         write_table(box / FEATURES, _features(data, trained))
-        card = model_card(bundle, data, phases, options, weights)
+        card = model_card(bundle, data, phases, options, weights, len(fitted.history))
         saved = save_bundle(
             box / "bundle", bundle.fields, bundle.build_model(), bundle.gate, card, bundle.archive
         )

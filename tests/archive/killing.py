@@ -25,6 +25,7 @@ import braintumor_ray.storage as storage
 from braintumor_ray.archive.compact import compact
 from braintumor_ray.archive.register import register
 
+PATIENCE_S = 1500.0  # for one call; three hundred generations on a busy machine
 PLACES = ("rows", "catalogs", "history", "manifests", "compactions", "registered")
 
 
@@ -40,7 +41,7 @@ def steps_of(root, call, *more):
     with tempfile.NamedTemporaryFile() as noted:
         started = time.perf_counter()
         process = _start(_note_steps, str(root), noted.name, call, *more)
-        process.join(300)
+        process.join(PATIENCE_S)
         assert process.exitcode == 0
         return json.load(noted), time.perf_counter() - started
 
@@ -52,7 +53,7 @@ def kill_at(root, name, nth, call, *more, delay=0.0):
         Whether the process was killed; it was not where it ended before.
     """
     process = _start(_die_at, str(root), name, nth, delay, call, *more)
-    process.join(300)
+    process.join(PATIENCE_S)
     assert process.exitcode in (0, -signal.SIGKILL)
     return process.exitcode != 0
 

@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 from braintumor_ray.archive import register as register_module
 from braintumor_ray.archive.register import register
 from braintumor_ray.cli import app
+from braintumor_ray.lease import lease_on
 from braintumor_ray.predict.results import results_folder
-from braintumor_ray.scoring.lease import lease_on
 from tests.archive.nights import current, make_nights
 from tests.builders import write_archive
 

@@ -207,6 +207,24 @@ TIME_FORMATS = {
 }
 
 
+def test_nanoseconds_of_a_parquet_listing_are_those_of_the_files(tmp_path):
+    write_archive(tmp_path / "in", 12)
+    random, rows = np.random.default_rng(0), []
+    for file in sorted(path for path in (tmp_path / "in").rglob("*") if path.is_file()):
+        time_ns = int(random.integers(15 * 10**17, 17 * 10**17))
+        os.utime(file, ns=(time_ns, time_ns))
+        path, size = str(file.relative_to(tmp_path / "in")), file.stat().st_size
+        rows.append({"path": path, "size": size, "mtime": time_ns})
+    listed = pa.Table.from_pylist(rows)
+    times = listed["mtime"].cast(pa.timestamp("ns", "UTC"))
+    target = tmp_path / "list.parquet"
+    pq.write_table(listed.set_column(2, "mtime", times), target)
+    found = made(tmp_path / "in", tmp_path / "c.parquet", listing=str(target))
+    assert found.num_rows == 12
+    assert same(found, load_catalog(tmp_path / "in", OPTIONS))
+    assert not changed_files(found).any()
+
+
 @pytest.mark.parametrize("name", TIME_FORMATS)
 def test_times_of_a_listing_are_as_exact_as_its_text(tmp_path, name):
     write_archive(tmp_path / "in", 12)

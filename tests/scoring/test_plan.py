@@ -13,14 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from braintumor_ray import lease as lease_module
 from braintumor_ray.catalog.build import load_catalog
 from braintumor_ray.catalog.schema import CATALOG_SCHEMA
 from braintumor_ray.errors import CatalogError, ResultsError
+from braintumor_ray.lease import FileLease, Holder, machine_identity, start_ticks
 from braintumor_ray.models.bundle import load_bundle
 from braintumor_ray.predict.results import read_results, results_folder
-from braintumor_ray.scoring import lease as lease_module
 from braintumor_ray.scoring.job import ScoreOptions, score
-from braintumor_ray.scoring.lease import FileLease, Holder, machine_identity, start_ticks
 from braintumor_ray.scoring.options import PredictSettings
 from braintumor_ray.scoring.plan import make_plan, write_work
 from braintumor_ray.scoring.settling import open_results
@@ -271,7 +271,7 @@ class TestLease:
         )
 
     def test_processes_of_one_machine_share_an_identity(self):
-        code = "from braintumor_ray.scoring.lease import machine_identity as m; print(m())"
+        code = "from braintumor_ray.lease import machine_identity as m; print(m())"
         done = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True
         )

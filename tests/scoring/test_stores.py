@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
+from braintumor_ray import lease as lease_module
 from braintumor_ray.catalog.build import load_catalog
 from braintumor_ray.catalog.listing import list_files
 from braintumor_ray.catalog.schema import write_catalog
@@ -17,12 +18,11 @@ from braintumor_ray.cli import app
 from braintumor_ray.decode.files import read_file
 from braintumor_ray.decode.types import DecodeLimits
 from braintumor_ray.errors import ResultsError
+from braintumor_ray.lease import Holder, NoLease, StoreLease, lease_on
 from braintumor_ray.models.bundle import load_bundle
 from braintumor_ray.predict.results import read_results
 from braintumor_ray.scoring import decode_stage as watchful
-from braintumor_ray.scoring import lease as lease_module
 from braintumor_ray.scoring.job import ScoreOptions, score
-from braintumor_ray.scoring.lease import Holder, NoLease, StoreLease, lease_on
 from braintumor_ray.scoring.options import DecodeSettings, PredictSettings
 from braintumor_ray.scoring.verify import verify
 from braintumor_ray.storage import open_filesystem, read_bytes, write_atomically
@@ -77,7 +77,7 @@ class TestLeaseOnAStore:
             lease.check()
 
     def test_without_the_library_a_warning_names_the_guard(self, s3, monkeypatch, caplog):
-        monkeypatch.setattr("braintumor_ray.scoring.lease.find_spec", lambda _: None)
+        monkeypatch.setattr("braintumor_ray.lease.find_spec", lambda _: None)
         with lease_on(f"s3://{s3[0]}/r") as lease:
             assert isinstance(lease, NoLease)
             lease.check()

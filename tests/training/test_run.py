@@ -132,6 +132,7 @@ class TestARun:
         card = (output / "bundle" / "model_card.md").read_text()
         assert "not a medical device" in card
         assert "duplicate-free" in card
+        assert "Trained for 2 of at most 2 epochs." in card
 
     def test_the_catalog_says_what_became_of_every_scan(self, trained):
         output, _, _ = trained

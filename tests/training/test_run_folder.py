@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from braintumor_ray.errors import TrainingError
+from braintumor_ray.errors import ResultsError, TrainingError
+from braintumor_ray.lease import lease_on
 from braintumor_ray.training.run import check_run, train
 from braintumor_ray.training.run_folder import run_folder
 from tests.training.test_run import options
@@ -48,3 +49,8 @@ def test_an_interrupted_run_goes_on(tmp_path):
     (tmp_path / "run.json").write_text(json.dumps({"status": "training"}))
     (tmp_path / "bundle").mkdir()
     check_run(tmp_path)
+
+
+def test_a_folder_in_which_another_process_trains_is_refused(tmp_path):
+    with lease_on(str(tmp_path)), pytest.raises(ResultsError, match="is being written by process"):
+        train(None, options(tmp_path), str)  # before the catalog is looked at

@@ -49,7 +49,7 @@ def test_it_is_refused_before_anything_is_decoded(official, tmp_path):
     own = split_catalog(official, FRACTIONS, seed=0)
     with pytest.raises(UsageError, match="--split-by official"):
         train(own, options(tmp_path / "run", split_by="official"), str)
-    assert not list((tmp_path / "run").iterdir())
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["lease.lock"]
 
 
 def test_a_source_without_official_folders_is_refused_before_too(tmp_path):
@@ -78,7 +78,7 @@ def test_truth_that_two_scans_share_is_refused_before_anything_is_decoded(tmp_pa
     chosen = options(tmp_path / "run", truth=str(tmp_path / "boxes.csv"))
     with pytest.raises(TruthError, match=rf"'a/{path}' and 'b/{path}' both"):
         train(both.append_column("split", split), chosen, str)
-    assert not list((tmp_path / "run").iterdir())
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["lease.lock"]
 
 
 def test_without_a_choice_the_catalogs_own_split_decides(official):

@@ -1,4 +1,4 @@
-"""A lease on a results folder: two jobs at once would delete each other's files in flight.
+"""A lease on a folder of results or of a run: two jobs at once would delete each other's files.
 
 The holder is in `lease.json` (host, pid, start time, heartbeat). A dead holder of this machine and
 pid namespace is taken over at once, any other when its heartbeat is 60 s old; a live one is named
@@ -156,7 +156,7 @@ class Lease(ABC):
         if holder is not None:
             raise ResultsError(
                 f"'{self.results}' is being written by {holder.describe()}; wait for it, "
-                "end it, or score into another folder"
+                "end it, or choose another output folder"
             )
         self._thread.start()
         return self
