@@ -26,9 +26,10 @@ from braintumor_ray.decode import jpeg
 from braintumor_ray.decode.intensity import robust_range, to_gray, why_blank
 from braintumor_ray.decode.tiff import (
     Page,
+    check_deflated,
     is_odd,
     odd_pages,
-    readable_pages,
+    parsed_pages,
     red_first,
     samples_of,
     wide_color,
@@ -108,14 +109,20 @@ class _File:
         self._image: ImageFile.ImageFile | None = None
 
     @cached_property
+    def _pages(self) -> tuple[list[Page], bool]:
+        return parsed_pages(self._data) if self._name == "tiff" else ([], True)
+
+    @cached_property
     def _odd(self) -> list[Page]:
-        return odd_pages(self._data) if self._name == "tiff" else []
+        return odd_pages(*self._pages)
 
     def decoded(self, frame: int) -> tuple[Gray, str]:
         """Gray image and mode of one frame; page of a TIFF, other formats have frame 0 only."""
         data = self._data
         if self._name == "png":
             check_png(data)
+        if 0 <= frame < len(self._pages[0]):
+            check_deflated(self._pages[0][frame], self._limits)
         if self._odd:
             _check_frame(frame, len(self._odd))
             if is_odd(page := self._odd[frame]):
@@ -150,7 +157,7 @@ class _File:
 
     def _wide_gray(self, image: ImageFile.ImageFile, frame: int) -> Gray:
         if self._name == "tiff":
-            page = self._pages[frame]
+            page = self._pages[0][frame]
             return _upright(_luma(wide_color(page)), page.orientation)
         import cv2  # a tenth of a second to import, for a rare kind of file
 
@@ -161,10 +168,6 @@ class _File:
         if isinstance(transparent, tuple):
             gray[(samples[..., :3] == transparent).all(axis=-1)] = 0
         return _upright(gray, _orientation(image))
-
-    @cached_property
-    def _pages(self) -> list[Page]:
-        return readable_pages(self._data)
 
 
 def _opened(data: bytes, name: str) -> ImageFile.ImageFile:
@@ -204,7 +207,7 @@ def probe_raster(data: bytes, name: str, volumes: VolumeOptions) -> Probe:
         Unreadable: if the header is damaged, or not wholly in `data`.
     """
     try:
-        pages = odd_pages(data) if name == "tiff" else []
+        pages = odd_pages(*parsed_pages(data)) if name == "tiff" else []
         if pages:
             return _probe_odd(pages)
         image = _opened(data, name)

@@ -8,6 +8,7 @@ bits are then seen as what they are. 64 bits and wide colors go through OpenCV.
 
 import io
 import struct
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,9 @@ _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 256, 257, 258, 259, 262
 _ORIENTATION, _SAMPLES, _PLANAR, _FORMAT = 274, 277, 284, 339
 _BY_PLANE = (273, 279, 324, 325)  # offsets and lengths of strips and tiles
 _FOR_ALL_PLANES = (266, 278, 317, 322, 323)  # FillOrder, RowsPerStrip, Predictor, size of a tile
-_JPEG = (6, 7)  # Compression
+_JPEG, _DEFLATE = (6, 7), (8, 32_946)  # Compression
+_PARTS = ((273, 279), (324, 325))  # offsets and lengths: of strips, of tiles
+_PIECE = 2**20  # bytes, unpacked
 _KINDS = {1: "u", 2: "i", 3: "f", 4: "u"}  # SampleFormat; 4 is undefined, which is bits as they are
 _NAMES = {"u": "uint", "i": "int", "f": "float"}
 _SEPARATE = 2  # PlanarConfiguration: plane by plane
@@ -78,27 +81,23 @@ class Page:
         return f"{_NAMES.get(_KINDS.get(self.format, ''), 'complex')}{self.bits}"
 
 
-def odd_pages(data: bytes) -> list[Page]:
-    """All pages of a file, if any of them is of a kind that Pillow does not read; else none.
-
-    A file whose directories cannot be parsed has none: Pillow tells what is wrong with it.
-    """
-    try:
-        pages = list(_pages(data))
-    except (struct.error, KeyError, IndexError):
-        return []
-    return pages if any(map(is_odd, pages)) else []
-
-
-def readable_pages(data: bytes) -> list[Page]:
-    """The pages before the first whose directory cannot be parsed."""
+def parsed_pages(data: bytes) -> tuple[list[Page], bool]:
+    """The pages before the first whose directory cannot be parsed, and whether they are all."""
     found = []
     try:
         for page in _pages(data):
             found.append(page)
     except (struct.error, KeyError, IndexError):
-        pass
-    return found
+        return found, False
+    return found, True
+
+
+def odd_pages(pages: list[Page], are_all: bool) -> list[Page]:
+    """All pages of a file, if any of them is of a kind that Pillow does not read; else none.
+
+    A file whose directories cannot be parsed has none: Pillow tells what is wrong with it.
+    """
+    return pages if are_all and any(map(is_odd, pages)) else []
 
 
 def is_odd(page: Page) -> bool:
@@ -113,6 +112,38 @@ def is_odd(page: Page) -> bool:
         return False
     key = (page.file[:2], page.photometric, (page.format,), 1, (page.bits,), ())
     return key not in OPEN_INFO or (page.format, page.bits) in _MISTAKEN
+
+
+def check_deflated(page: Page, limits: DecodeLimits) -> None:
+    """Compare strips and tiles with the checksums that deflate ends in.
+
+    libtiff stops when it has all pixels, so that it never sees the checksum of a damaged strip that
+    became longer.
+
+    Raises:
+        Unreadable: one does not agree, or is cut.
+    """
+    if page.compression not in _DEFLATE:
+        return
+    limits.check_pixels(page.width, page.height)
+    order = "<" if page.file[:2] == b"II" else ">"
+    for offsets, lengths in _PARTS:
+        if {offsets, lengths} <= page.fields.keys():
+            parts = zip(_values(page, offsets, order), _values(page, lengths, order), strict=False)
+            if not all(_is_whole(page.file[at : at + size]) for at, size in parts if size):
+                raise Unreadable("damaged TIFF: pixels and their checksum do not agree")
+
+
+def _is_whole(packed: bytes) -> bool:
+    unpacker = zlib.decompressobj()
+    try:
+        while not unpacker.eof:
+            if not unpacker.decompress(packed, _PIECE) and not unpacker.eof:
+                return False
+            packed = unpacker.unconsumed_tail
+    except zlib.error:
+        return False
+    return True
 
 
 def samples_of(page: Page, limits: DecodeLimits) -> npt.NDArray[Any]:

@@ -123,3 +123,24 @@ def test_a_level_of_a_png_that_is_transparent_is_black(bits, colors):
     level = int(GRAY.max())
     found = decode(png(bits, colors, transparent=level)).gray
     np.testing.assert_array_equal(found, np.where(level == GRAY, 0, GRAY))
+
+
+@pytest.mark.parametrize("compression", ["tiff_adobe_deflate", "tiff_deflate"])
+@pytest.mark.parametrize("image", [Image.fromarray(GRAY), Image.fromarray(GRAY / np.float32(7))])
+def test_a_damaged_deflated_tiff_never_gives_other_pixels(image, compression):
+    stored = io.BytesIO()
+    image.save(stored, "TIFF", compression=compression, append_images=[image], save_all=True)
+    whole, rng = stored.getvalue(), np.random.default_rng(4)
+    expected = decode(whole).gray
+    for page in tiff.parsed_pages(whole)[0]:
+        (at, count, _), (sizes, _, _) = page.fields[273], page.fields[279]
+        assert count == 1
+        start, size = (struct.unpack_from("<I", whole, place)[0] for place in (at, sizes))
+        for flipped in rng.integers(start, start + size, 60):
+            data = bytearray(whole)
+            data[flipped] ^= 1 << rng.integers(8)
+            found = [decode(bytes(data), frame=frame) for frame in (0, 1)]
+            assert {scan.status for scan in found} <= {"ok", "quarantined"}
+            assert [scan.status for scan in found].count("ok") == 1, "the other page is whole"
+            for scan in found:
+                assert scan.gray is None or (scan.gray == expected).all()
