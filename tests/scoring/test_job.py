@@ -2,6 +2,7 @@
 
 import html
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -157,6 +158,15 @@ class TestNights:
         assert len(after) == 60, "the changed file's older row is no longer current"
         assert count_by_duckdb(results) == (61, 61)
         assert verify(str(results)).differences == []
+
+    def test_the_readmes_query_finds_each_scan_once(self, scored, monkeypatch):
+        readme = (PROJECT / "README.md").read_text(encoding="utf-8")
+        (query,) = re.findall(r"```sql\n(.*?)```", readme, re.DOTALL)
+        monkeypatch.chdir(scored[1].parent)
+        connection = duckdb.connect()
+        for statement in re.sub(r"--.*", "", query).strip().rstrip(";").split(";"):
+            rows = connection.sql(statement)
+        assert sum(row[1] for row in rows.fetchall()) == 40
 
     def test_results_belong_to_one_bundle(self, scored, tmp_path):
         folder, results, _ = scored
