@@ -213,7 +213,7 @@ def score_mock(options, work):
     from braintumor_ray.scoring.options import PredictSettings
     from braintumor_ray.scoring.scans import open_scans
 
-    common.untrained_bundle(work / "bundle")
+    common.untrained_bundle(work / "bundle", options.backbone)
     catalog, results = work / "catalog" / "catalog.parquet", work / "results"
     catalog.parent.mkdir()
     with pq.ParquetWriter(catalog, CATALOG_SCHEMA, compression="zstd") as writer:
@@ -315,7 +315,7 @@ def archive(options, count):
 
 
 def run_step(options, work, count, step):
-    names = ("block_size", "generations", "rows_per_file")
+    names = ("block_size", "backbone", "generations", "rows_per_file")
     values = {"work": work, "count": count, "step": step}
     values |= {name: getattr(options, name) for name in names}
     return common.child(__file__, "job", timeout_s=options.limit_s, **values)
@@ -424,6 +424,7 @@ def main():
     parser.add_argument("--written", action="store_true", help="archives without Ray, by Parquet")
     parser.add_argument("--steps", nargs="*", default=list(STEPS), choices=STEPS)
     parser.add_argument("--block-size", type=int, default=512, help="of the job")
+    parser.add_argument("--backbone", default="mobilenetv2_100", help="decides the maps' size")
     parser.add_argument("--generations", type=int, default=20, help="of --written")
     parser.add_argument("--rows-per-file", type=int, default=10_000, help="of --written")
     parser.add_argument("--folder", help="archives stay here: up to 6 GB for 10 million scans")
@@ -438,6 +439,7 @@ def main():
     if options.tiny:
         options.scans, options.block_size = [40, 400], 40
         options.generations, options.rows_per_file = 4, 10
+        options.backbone = "small-cnn"
     if options.role == "job":
         print(json.dumps(job(options)))
     else:

@@ -52,6 +52,7 @@ def main() -> None:
     options = parse()
     if options.tiny:
         options.count, options.rounds, options.epochs, options.size = 64, 1, 2, 64
+        options.backbone = "small-cnn"  # needs no timm, which costs each process seconds
     with tempfile.TemporaryDirectory() as work, ray_session(1):
         folder, kind = scans(options.count, Path(work))
         figures = measure(options, folder, Path(work))
@@ -84,11 +85,13 @@ def scans(count: int, work: Path) -> tuple[Path, str]:
 
 def recipe_for(options: argparse.Namespace, name: str, epochs: int, train: str) -> Recipe:
     stage = f"[{{name='{name}',epochs={epochs},train='{train}'}}]"
+    plain = ["model.neck=none", "model.gate=false"] if options.backbone == "small-cnn" else []
     return load_recipe(
         "best",
         [
             f"stages={stage}",
             f"model.backbone={options.backbone}",
+            *plain,
             f"data.image_size={options.size}",
             "data.fractions={train=0.9,val=0.05,test=0.05}",
             # Lesions drawn into healthy scans are more scans, which the loop by hand has not.

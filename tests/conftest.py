@@ -13,6 +13,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 # Files whose tests share the session's Ray run one after the other, in these groups.
 ON_RAY = ("training", "scoring")
+RAY = pytest.StashKey[ExitStack]()  # the session's, while it runs
 
 
 def pytest_configure(config):
@@ -20,6 +21,7 @@ def pytest_configure(config):
     os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp(prefix="braintumor-config-")
     if hasattr(config, "workerinput"):  # one of several processes of pytest-xdist
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # idle threads spin, at the others' cost
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # and where a number of them is set
         os.environ.setdefault("RAY_worker_niceness", "0")  # with Ray's own, 15, others go first
 
 
@@ -54,6 +56,21 @@ def _group_of(item, on_ray):
     if item.path in on_ray:
         return ON_RAY[folder != "training"]
     return item.name if folder == "benchmarks" else str(item.path.relative_to(PROJECT))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item, nextitem):
+    """The session's Ray ends with its group: its idle processes cost a sixth of a core."""
+    done = yield
+    if _is_on_ray(item) and not _is_on_ray(nextitem) and RAY in item.config.stash:
+        item.config.stash[RAY].close()
+    return done
+
+
+def _is_on_ray(item):
+    """Whether a test is in one of the groups that share a Ray; without groups, none is."""
+    group = item and item.get_closest_marker("xdist_group")
+    return bool(group) and group.args[0] in ON_RAY
 
 
 @pytest.fixture(scope="session")
@@ -110,12 +127,13 @@ def s3_url_and_faults():
 
 
 @pytest.fixture(scope="session")
-def cluster(s3_url_and_faults):
-    """One small local Ray for the whole session; its workers know where the S3 API is."""
+def cluster(s3_url_and_faults, pytestconfig):
+    """One small local Ray for all tests that need one; its workers know where the S3 API is."""
     from braintumor_ray.local_ray import ray_session
     from tests.s3 import environment_of
 
     with ExitStack() as stack:
+        pytestconfig.stash[RAY] = stack
         with pytest.MonkeyPatch.context() as patch:
             for name, value in environment_of(s3_url_and_faults[0]).items():
                 patch.setenv(name, value)

@@ -25,7 +25,7 @@ from braintumor_ray.scoring.options import ScoreOptions
 from braintumor_ray.serving.command import serving_settings
 from braintumor_ray.serving.settings import ServingSettings
 from tests.builders import write_archive
-from tests.command import PROJECT, run_command
+from tests.command import PROJECT
 
 
 def call(*arguments, env=None):
@@ -376,26 +376,3 @@ def test_messages_name_only_options_that_some_command_has():
                 for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", node.value):
                     named.setdefault(option, path.name)
     assert {o: where for o, where in named.items() if o not in known | foreign} == {}
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-def test_score_verify_and_explain_from_the_command_line(tmp_path, bundle_path):
-    archive = tmp_path / "archive"
-    paths = write_archive(archive, 10)
-    paths[0].write_bytes(b"")
-    paths[1].write_bytes(b"not an image")
-    results = tmp_path / "results"
-    dry = call("score", archive, "-b", bundle_path, "-o", results, "--dry-run", "--json")
-    assert json.loads(dry.stdout)["would_score"] == 10
-    assert not results.exists()
-    gate = run_command("score", archive, "-b", bundle_path, "-o", results, "--json")
-    assert gate.returncode == 3, gate.stderr
-    assert "20.0% of the scans are quarantined" in gate.stderr
-    assert json.loads(gate.stdout)["status"] == {"ok": 8, "quarantined": 2}
-    again = run_command("score", archive, "-b", bundle_path, "-o", results)
-    assert again.returncode == 0
-    assert "nothing new" in again.stdout
-    assert call("verify", results).exit_code == 0
-    drawn = call("explain", "--results", results, "-o", tmp_path / "drawn", "--limit", 4, "--json")
-    assert len(json.loads(drawn.stdout)["pictures"]) == 5

@@ -3,8 +3,6 @@
 import re
 from pathlib import Path
 
-import duckdb
-import pytest
 import typer.main
 
 from braintumor_ray.cli import app
@@ -39,21 +37,3 @@ def test_the_contract_lists_every_column():
 def test_research_software_is_said_to_be_so():
     for text in (README, app.info.help):
         assert "not a medical device" in text
-
-
-@pytest.mark.ray
-def test_the_readmes_query_runs(tmp_path, bundle_path, cluster, monkeypatch):
-    from braintumor_ray.catalog.build import load_catalog
-    from braintumor_ray.scoring.job import ScoreOptions, score
-    from braintumor_ray.scoring.options import PredictSettings
-    from tests.builders import write_archive
-
-    write_archive(tmp_path / "archive", 8)
-    catalog = load_catalog(tmp_path / "archive")
-    score(catalog, str(tmp_path / "results"), ScoreOptions(PredictSettings(str(bundle_path))))
-    monkeypatch.chdir(tmp_path)
-    (query,) = re.findall(r"```sql\n(.*?)```", README, re.DOTALL)
-    connection = duckdb.connect()
-    for statement in re.sub(r"--.*", "", query).strip().rstrip(";").split(";"):
-        rows = connection.sql(statement)
-    assert sum(row[1] for row in rows.fetchall()) == 8

@@ -124,6 +124,16 @@ def test_import_and_help_load_nothing_heavy(code):
             "braintumor_ray.scoring.decode_stage, braintumor_ray.decode.sandbox_child",
             ("torch", "timm", "ray"),
         ),
+        # Fronts of a service do not predict.
+        ("braintumor_ray.serving.app", ("torch", "timm")),
+        # It has no network.
+        ("braintumor_ray.review.command", ("torch", "timm", "ray")),
+        # They read files of an archive, as often as every night, and have no use for a network.
+        (
+            "braintumor_ray.scoring.verify, braintumor_ray.archive.compact, "
+            "braintumor_ray.archive.register, braintumor_ray.archive.query",
+            ("torch", "timm", "ray"),
+        ),
         # What Ray starts for each training besides the workers.
         ("braintumor_ray.training.uneven, braintumor_ray.training.shards", ("torch", "timm")),
         # Every actor of a job or a service is a process of its own that imports the predictor.
@@ -133,7 +143,7 @@ def test_import_and_help_load_nothing_heavy(code):
         ),
     ],
 )
-def test_actors_load_only_what_they_use(modules, spared):
+def test_processes_load_only_what_they_use(modules, spared):
     probe = f"import sys, {modules}\nprint([m for m in {spared} if m in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", probe], capture_output=True, text=True, check=True, timeout=120

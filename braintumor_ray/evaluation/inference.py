@@ -12,13 +12,13 @@ from braintumor_ray.decode.head import WHOLE
 from braintumor_ray.decode.prepare import PreparedScan
 from braintumor_ray.decode.reading import decode_scans
 from braintumor_ray.decode.types import DecodeLimits
-from braintumor_ray.explain.placement import picture_maps
+from braintumor_ray.explain.placement import as_stored, picture_maps
 from braintumor_ray.explain.regions import (
     area_shares,
     head_regions,
     region_weights,
 )
-from braintumor_ray.predict.predictor import Predictor, as_stored
+from braintumor_ray.predict.predictor import Predictor
 from braintumor_ray.splits.duplicates import image_groups
 from braintumor_ray.types import Progress
 

@@ -33,6 +33,11 @@ def picture_maps(
     return np.stack([_placed(cam, box, frame) for cam, box in zip(maps, boxes, strict=True)])
 
 
+def as_stored(maps: NDArray[np.float32]) -> NDArray[np.float16]:
+    """Maps as rows hold them: float16, >= 0."""
+    return np.clip(maps, 0, np.finfo(np.float16).max).astype(np.float16)
+
+
 def square_maps(maps: NDArray[np.float32], frame: Box) -> NDArray[np.float32]:
     """Resample maps (n, h, w) to maps of the squares that the network saw; see `picture_maps`."""
     if frame == WHOLE:

@@ -20,7 +20,7 @@ from braintumor_ray.engines.engine import make_engine
 from braintumor_ray.errors import UsageError
 from braintumor_ray.explain.cam import METHODS, SCORED_METHODS, cams, class_gradient
 from braintumor_ray.explain.library import library_cams
-from braintumor_ray.explain.placement import picture_maps, square_maps
+from braintumor_ray.explain.placement import as_stored, picture_maps, square_maps
 from braintumor_ray.explain.regions import head_weights, heat_shares_batch
 from braintumor_ray.metrics.conformal import named_sets
 from braintumor_ray.models.allocator import keep_freed_memory
@@ -389,11 +389,6 @@ class Predictor:
         for index, region in enumerate(("inside", "rim", "background")):
             columns[f"heat_{region}"] = shares[:, index]
         return columns
-
-
-def as_stored(maps: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
-    """Maps as rows hold them: float16, >= 0."""
-    return np.clip(maps, 0, np.finfo(np.float16).max).astype(np.float16)
 
 
 def normalized_entropy(probabilities: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -14,10 +14,10 @@ A compacted manifest takes the place of several: it has their rows, from `first_
 """
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,10 +26,15 @@ from numpy.typing import NDArray
 
 from braintumor_ray.errors import ResultsError
 from braintumor_ray.storage import Folder
+from braintumor_ray.types import EngineName
+
+if TYPE_CHECKING:
+    from braintumor_ray.recipes.schema import Precision
 
 META = "results.json"
 MANIFESTS, CATALOGS, ROWS, CHECKPOINTS = "manifests", "catalogs", "rows", "checkpoints"
 JUDGED, HISTORY, COMPACTIONS = "judged", "history", "compactions"
+FIRST_ENGINE: EngineName = "torch"
 LISTINGS = 10  # of manifests, while a compaction removes some
 
 
@@ -244,6 +249,25 @@ def is_compacted(manifest: dict[str, Any]) -> bool:
 def first_generation(manifest: dict[str, Any]) -> int:
     """The oldest of the runs whose rows a manifest has."""
     return int(manifest.get("first_generation", manifest["generation"]))
+
+
+def engine_of(record: Mapping[str, Any]) -> tuple[EngineName, "Precision | None"]:
+    """Engine and precision that results.json or a manifest gives; None: not known.
+
+    Earlier runs give neither: theirs was torch, in a precision that each predictor chose.
+    """
+    precision = record.get("precision")
+    return record.get("engine", FIRST_ENGINE), None if precision == "auto" else precision
+
+
+def foreign_engine(record: Mapping[str, Any], meta: Mapping[str, Any]) -> str | None:
+    """What of a manifest's engine and precision is not that of its results, as a sentence."""
+    (engine, precision), (own, own_precision) = engine_of(record), engine_of(meta)
+    if engine != own:
+        return f"rows made with engine '{engine}' among those of '{own}'"
+    if precision != own_precision and None not in (precision, own_precision):
+        return f"rows made in {precision} among those in {own_precision}"
+    return None
 
 
 def superseded_rows(manifests: Sequence[dict[str, Any]]) -> dict[int, NDArray[np.int64]]:

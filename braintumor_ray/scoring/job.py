@@ -24,6 +24,7 @@ from braintumor_ray.models.bundle import Bundle, load_bundle
 from braintumor_ray.models.device import use_bf16
 from braintumor_ray.monitoring.meters import RunMeters
 from braintumor_ray.predict.results import (
+    FIRST_ENGINE,
     MANIFESTS,
     META,
     ResultsFolder,
@@ -36,7 +37,7 @@ from braintumor_ray.scoring.options import ScoreOptions
 from braintumor_ray.scoring.pipeline import Counter, Stages, execute, watched
 from braintumor_ray.scoring.plan import Plan, make_plan, write_work
 from braintumor_ray.scoring.scans import Scans, are_in
-from braintumor_ray.scoring.settling import FIRST_ENGINE, as_stored, open_results, settled
+from braintumor_ray.scoring.settling import as_stored, open_results, settled
 from braintumor_ray.scoring.summary import Summary, Tally, nothing_new, summarize
 from braintumor_ray.storage import absolute, location_label
 from braintumor_ray.types import Progress

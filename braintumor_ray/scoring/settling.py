@@ -15,13 +15,18 @@ from braintumor_ray.engines.choice import Choice
 from braintumor_ray.errors import ResultsError
 from braintumor_ray.models.bundle import Bundle
 from braintumor_ray.models.device import use_bf16
-from braintumor_ray.predict.results import META, ResultsFolder, results_folder
+from braintumor_ray.predict.results import (
+    FIRST_ENGINE,
+    META,
+    ResultsFolder,
+    engine_of,
+    results_folder,
+)
 from braintumor_ray.predict.schema import SCHEMA_VERSION
 from braintumor_ray.recipes.schema import Precision
 from braintumor_ray.scoring.options import ScoreOptions
 from braintumor_ray.types import EngineName
 
-FIRST_ENGINE: EngineName = "torch"
 EARLIER = {"engine": FIRST_ENGINE}  # of folders without these keys: there was no other
 Measure = Callable[[], Choice]
 GainsBf16 = Callable[[], bool]
@@ -116,25 +121,6 @@ def stored_options(results: str, options: ScoreOptions) -> ScoreOptions:
     """As `as_stored`, of a folder that may not be there yet."""
     folder = results_folder(results)
     return as_stored(options, folder.meta) if META in folder.names() else options
-
-
-def engine_of(record: Mapping[str, Any]) -> tuple[EngineName, Precision | None]:
-    """Engine and precision that results.json or a manifest gives; None: not known.
-
-    Earlier runs give neither: theirs was torch, in a precision that each predictor chose.
-    """
-    precision = record.get("precision")
-    return record.get("engine", FIRST_ENGINE), None if precision == "auto" else precision
-
-
-def foreign_engine(record: Mapping[str, Any], meta: Mapping[str, Any]) -> str | None:
-    """What of a manifest's engine and precision is not that of its results, as a sentence."""
-    (engine, precision), (own, own_precision) = engine_of(record), engine_of(meta)
-    if engine != own:
-        return f"rows made with engine '{engine}' among those of '{own}'"
-    if precision != own_precision and None not in (precision, own_precision):
-        return f"rows made in {precision} among those in {own_precision}"
-    return None
 
 
 def _precision(engine: EngineName, gains_bf16: GainsBf16) -> Precision:

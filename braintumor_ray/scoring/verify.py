@@ -21,6 +21,7 @@ from braintumor_ray.predict.results import (
     current_row_files,
     current_rows,
     first_generation,
+    foreign_engine,
     is_compacted,
     results_folder,
     row_files,
@@ -28,7 +29,6 @@ from braintumor_ray.predict.results import (
 )
 from braintumor_ray.predict.schema import STATUSES, result_schema
 from braintumor_ray.scoring.scans import Ids, are_in, joined, keys_of
-from braintumor_ray.scoring.settling import foreign_engine
 
 SHOWN = 5  # examples per kind of difference
 

@@ -28,7 +28,7 @@ from braintumor_ray.monitoring.meters import RequestMeters
 from braintumor_ray.serving.access import MeteredApp
 from braintumor_ray.serving.batching import Gatherer
 from braintumor_ray.serving.decoders import DecoderPool
-from braintumor_ray.serving.model import Explain, Model, ModelCard, Row, lanes, settle_engine
+from braintumor_ray.serving.model import Explain, Model, ModelCard, Row, lanes
 from braintumor_ray.serving.problems import busy
 from braintumor_ray.serving.service import Service, not_ready
 from braintumor_ray.serving.settings import ServingSettings, parse_settings, token_digest
@@ -129,6 +129,8 @@ def build(args: dict[str, Any]) -> Application:
     Raises:
         UsageError: a setting is wrong, or the token file cannot be read.
     """
+    from braintumor_ray.serving.local import settle_engine
+
     settings, _ = settle_engine(parse_settings(args))
     return build_application(settings, token_digest(settings))
 

@@ -6,7 +6,6 @@ from dataclasses import asdict, replace
 from ipaddress import ip_address
 
 from braintumor_ray.errors import UsageError
-from braintumor_ray.models.bundle import check_bundle
 from braintumor_ray.serving.settings import ServingSettings, parse_settings, token_digest
 from braintumor_ray.storage import absolute
 
@@ -19,6 +18,8 @@ def serving_settings(chosen: ServingSettings) -> ServingSettings:
             replicas that start again and again.
         UsageError: a setting or the token cannot be used.
     """
+    from braintumor_ray.models.bundle import check_bundle  # with torch, which a review spares
+
     check_bundle(chosen.bundle)
     settings = parse_settings(asdict(replace(chosen, bundle=absolute(chosen.bundle))))
     return replace(settings, token_sha256=token_digest(settings))
@@ -39,7 +40,7 @@ def serve_command(
         UsageError: the port is taken.
     """
     from braintumor_ray.serving import app
-    from braintumor_ray.serving.model import settle_engine
+    from braintumor_ray.serving.local import settle_engine
 
     check_port(host, port)
     on_gpu = settings.device in ("auto", "cuda") and settings.engine in ("auto", "torch")

@@ -114,6 +114,7 @@ def test_duckdbs_own_extension_reads_the_table(tmp_path, uri):
     assert values(found) == values(read_results(root).select(found.column_names))
 
 
+@pytest.mark.chaos
 @pytest.mark.slow
 def test_twenty_nights_with_kills_leave_one_snapshot_each(tmp_path, uri):
     root = make_nights(tmp_path / "results", nights=1, rows=10)

@@ -103,6 +103,7 @@ def uri(tmp_path):
     return f"sqlite:///{tmp_path}/catalog.db"
 
 
+@pytest.mark.chaos
 @pytest.mark.slow
 def test_all_readers_agree_after_kills_at_random_moments(tmp_path, uri):
     root = make_nights(tmp_path / "results", nights=8, rows=20)

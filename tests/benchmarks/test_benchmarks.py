@@ -148,14 +148,6 @@ def test_startup(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_train(tmp_path):
-    found = tiny("train", tmp_path, patients=24)
-    assert found["scans"] > 30
-    assert all(rate["median"] > 0 for sides in found["rates"].values() for rate in sides.values())
-
-
-@pytest.mark.slow
-@pytest.mark.ray
 def test_serve(tmp_path):
     found = tiny("serve", tmp_path)
     assert (found["high"]["requests"], found["high"]["failed"]) == (40, 0)

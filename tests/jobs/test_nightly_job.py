@@ -14,7 +14,7 @@ from braintumor_ray.scoring.verify import verify
 from tests.builders import write_archive
 from tests.chaos.cluster import PROJECT, ClusterOfNodes
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.chaos]
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a-token-for-this-test-only-0123456789"}
 
 

@@ -263,6 +263,7 @@ def stored_uids(folder):
     return [str(pydicom.dcmread(path).SOPInstanceUID) for path in folder.iterdir()]
 
 
+@pytest.mark.chaos
 @pytest.mark.skipif(not shutil.which("storescp"), reason="DCMTK's storescp is not installed")
 def test_dcmtk_has_each_object_once_after_kills_of_either_side(results, archive, tmp_path):
     folder, port = tmp_path / "stored", free_port()

@@ -54,6 +54,7 @@ def test_each_object_arrives_once_and_again_nothing_is_sent(results, archive, mo
         assert secret not in text
 
 
+@pytest.mark.chaos
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_a_killed_publish_goes_on_without_duplicates(results, archive, moment):
     store, process = Store(), None

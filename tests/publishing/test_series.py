@@ -157,6 +157,7 @@ def test_a_later_night_adds_a_map_of_its_slices_and_repeats_none(tmp_path, archi
     assert len(set(store.arrived)) == len(store.arrived) == first + 4
 
 
+@pytest.mark.chaos
 def test_a_killed_publish_sends_a_series_again_as_the_same_objects(archive, results):
     store, each = Store(), 2 + 2 * SLICES
 

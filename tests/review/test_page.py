@@ -1,4 +1,7 @@
-"""The page in a headless browser, over `braintumor-ray review` as a process."""
+"""The page in a headless browser, over a review in this process.
+
+One that is to be killed is the command, as a process of its own.
+"""
 
 import functools
 import signal
@@ -7,7 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +18,7 @@ import pytest
 
 import tests.evaluation.make_results as maker
 from braintumor_ray.catalog.reviewed import newest, read_events
+from tests.pages.made import review_server
 from tests.review.conftest import write_scans
 from tests.serving.browser import Browser, find_browser
 
@@ -63,20 +67,29 @@ def reviewed(results):
         box[0].wait(60)
 
 
-@contextmanager
-def tab(address):
+@pytest.fixture(scope="module")
+def tab():
+    """Opens an address in a browser of its own; later tests use the same browsers again."""
     find_browser()
-    browser = Browser()
-    try:
-        browser.look(1400, 900)
-        browser.open(address)
-        browser.wait_until(SHOWN, 120)
-        yield browser
-        own = (address, "blob:", "data:")
-        assert [url for url in browser.requested if not url.startswith(own)] == []
-        assert [m for m in browser.messages if "Content Security" in m or "Error:" in m] == []
-    finally:
-        browser.close()
+    with ExitStack() as stack:
+        free = []
+
+        @contextmanager
+        def opened(address):
+            browser = free.pop() if free else stack.enter_context(closing(Browser()))
+            browser.look(1400, 900)
+            browser.open(address)
+            browser.wait_until(SHOWN, 120)
+            yield browser
+            own = (address, "blob:", "data:")
+            assert [url for url in browser.requested if not url.startswith(own)] == []
+            assert [m for m in browser.messages if "Content Security" in m or "Error:" in m] == []
+            browser.open("about:blank")
+            browser.requested.clear()
+            browser.messages.clear()
+            free.append(browser)
+
+        yield opened
 
 
 def results_of(folder, count, monkeypatch=None):
@@ -96,12 +109,12 @@ def log_of(results):
     return read_events(str(results / "review" / "labels.jsonl"))
 
 
-def test_200_scans_are_labeled_by_keyboard_and_a_killed_server_loses_none(tmp_path):
-    results = results_of(tmp_path, 200)
+def test_scans_are_labeled_by_keyboard_and_a_killed_server_loses_none(tmp_path, tab):
+    results = results_of(tmp_path, 40)
     with reviewed(results) as (address, box), tab(address) as browser:
-        for number in range(200):
+        for number in range(40):
             browser.wait_until(f"{CURRENT} === 'row-{number}' && {LOOKED}")
-            if number == 100:  # between two labels
+            if number == 20:  # between two labels
                 box[0].send_signal(signal.SIGKILL)
                 box[0].wait()
                 browser.press("r")
@@ -109,22 +122,22 @@ def test_200_scans_are_labeled_by_keyboard_and_a_killed_server_loses_none(tmp_pa
                 box[0] = start(results, box[1])
                 browser.wait_until(SAVED, 120)
                 continue
-            if number % 50 == 7:  # a box by keys, then the label
+            if number % 10 == 7:  # a box by keys, then the label
                 for key in ("b", "ArrowRight", "ArrowDown", "Enter", "Escape"):
                     browser.press(key)
             browser.press(*(("3", 51) if number % 2 else ("r", 82)))
         browser.wait_until(SAVED, 120)
     states = newest(log_of(results))
-    assert len(states) == 200
+    assert len(states) == 40
     assert all(seen.label for seen in states.values())
     boxes = [seen.boxes for seen in states.values() if seen.boxes]
     assert boxes == [((0.41, 0.41, 0.61, 0.61),)] * 4
     assert {seen.reviewer for seen in states.values()} == {"R. One"}
 
 
-def test_keys_that_come_before_the_next_scan_is_shown_label_nothing(tmp_path):
+def test_keys_that_come_before_the_next_scan_is_shown_label_nothing(tmp_path, tab):
     results = results_of(tmp_path, 8)
-    with reviewed(results) as (address, _), tab(address) as browser:
+    with review_server(results) as own, tab(own + "/") as browser:
         browser.wait_until(LOOKED)
         before = browser.evaluate("document.getElementById('view-panel').dataset.scan")
         press = (
@@ -137,9 +150,9 @@ def test_keys_that_come_before_the_next_scan_is_shown_label_nothing(tmp_path):
         assert not (results / "review" / "labels.jsonl").read_text()
 
 
-def test_of_two_tabs_the_later_label_counts_and_both_are_kept(tmp_path):
+def test_of_two_tabs_the_later_label_counts_and_both_are_kept(tmp_path, tab):
     results = results_of(tmp_path, 8)
-    with reviewed(results) as (address, _), tab(address) as first, tab(address) as second:
+    with review_server(results) as own, tab(own + "/") as first, tab(own + "/") as second:
         for browser in (first, second):
             browser.wait_until(LOOKED)
         first.evaluate("document.getElementById('advance').checked = false")
@@ -158,7 +171,7 @@ def test_of_two_tabs_the_later_label_counts_and_both_are_kept(tmp_path):
         first.wait_until("document.getElementById('given').textContent.includes('meningioma')", 30)
 
 
-def test_10_000_rows_scroll_without_a_pause(tmp_path, monkeypatch):
+def test_10_000_rows_scroll_without_a_pause(tmp_path, tab, monkeypatch):
     results = results_of(tmp_path, 10_000, monkeypatch)
     scroll = """(async () => {
       const list = document.getElementById('list');
@@ -171,7 +184,7 @@ def test_10_000_rows_scroll_without_a_pause(tmp_path, monkeypatch):
       }
       return [Math.max(...gaps), most];
     })()"""
-    with reviewed(results) as (address, _), tab(address) as browser:
+    with review_server(results) as own, tab(own + "/") as browser:
         passes = [browser.evaluate(scroll) for _ in range(3)]
         print("longest pause in ms, rows in the page:", passes)
         assert max(rows for _, rows in passes) < 60
@@ -182,11 +195,11 @@ def test_10_000_rows_scroll_without_a_pause(tmp_path, monkeypatch):
         browser.wait_until(f"{CURRENT} === 'row-9999'")
 
 
-def test_a_phone_in_the_dark_shows_all_within_its_width(tmp_path):
+def test_a_phone_in_the_dark_shows_all_within_its_width(tmp_path, tab):
     results = results_of(tmp_path, 8)
-    with reviewed(results) as (address, _), tab(address) as browser:
+    with review_server(results) as own, tab(own + "/") as browser:
         browser.look(390, 844, dark=True)
-        browser.open(address)
+        browser.open(own + "/")
         browser.wait_until(SHOWN)
         assert browser.evaluate("document.documentElement.scrollWidth") <= 390
         assert browser.evaluate("getComputedStyle(document.body).backgroundColor") == (

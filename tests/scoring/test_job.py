@@ -2,6 +2,7 @@
 
 import html
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from pyarrow.fs import LocalFileSystem
 from braintumor_ray.catalog.build import load_catalog
 from braintumor_ray.catalog.redaction import UriRedaction
 from braintumor_ray.errors import ResultsError
-from braintumor_ray.models.bundle import save_bundle
+from braintumor_ray.models.bundle import load_bundle, save_bundle
 from braintumor_ray.models.domain import ArchiveReference
 from braintumor_ray.parquet_dataset import read_rows
 from braintumor_ray.predict.predictor import Predictor
@@ -68,11 +69,26 @@ def count_by_duckdb(results):
 
 
 @pytest.fixture(scope="module")
-def nights(tmp_path_factory, bundle_path, cluster):
+def reference():
+    """Validation scans that no scan of the archive is like."""
+    features = np.random.default_rng(0).random((60, make_model().map_shape[0]))
+    return ArchiveReference.fit(features, np.arange(60) % 2 == 0)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory, reference):
+    """A bundle that compares archives with its validation scans."""
+    path = tmp_path_factory.mktemp("bundle") / "bundle"
+    make_bundle(path, archive=reference)
+    return path
+
+
+@pytest.fixture(scope="module")
+def nights(tmp_path_factory, bundle, cluster):
     """An archive of 40 scans, scored once in blocks of 16; `scored` looks at a copy of that."""
     folder = tmp_path_factory.mktemp("nights")
     write_archive(folder / "archive", 40)
-    return folder, run(folder / "archive", folder / "results", bundle_path)
+    return folder, run(folder / "archive", folder / "results", bundle)
 
 
 @pytest.fixture(scope="module")
@@ -106,22 +122,17 @@ def test_names_of_folders_are_no_columns(tmp_path, cluster):
     assert read_rows([str(path)], LocalFileSystem()).take_all() == rows
 
 
-def test_an_archive_that_differs_from_validation_is_said_to(tmp_path, cluster):
-    features = np.random.default_rng(0).random((60, make_model().map_shape[0]))
-    reference = ArchiveReference.fit(features, np.arange(60) % 2 == 0)
-    bundle = make_bundle(tmp_path / "bundle", archive=reference)
-    write_archive(tmp_path / "archive", 24)
-    summary = run(tmp_path / "archive", tmp_path / "results", tmp_path / "bundle")
+def test_an_archive_that_differs_from_validation_is_said_to(scored, bundle, reference, tmp_path):
+    _, results, summary = scored
     assert summary.shift.differs
-    assert summary.shift.scans == 24
-    rows = read_results(tmp_path / "results")
+    assert summary.shift.scans == 40
+    rows = read_results(results)
     places = np.array(rows["domain_coordinates"].to_pylist())
-    assert places.shape == (24, len(bundle.archive.scale))
-    again = shift_of(reference, places, rows["decision"].to_numpy(), [None] * 24)
+    assert places.shape == (40, len(load_bundle(bundle).archive.scale))
+    again = shift_of(reference, places, rows["decision"].to_numpy(), [None] * 40)
     assert again.distance == pytest.approx(summary.shift.distance, rel=1e-5)
-    assert verify(str(tmp_path / "results")).differences == []
-    found = make_worklist(tmp_path / "results", tmp_path / "worklist", overlays=0)
-    assert "Run 1: these 24 scans differ" in found["shifts"][0]
+    found = make_worklist(results, tmp_path / "worklist", overlays=0)
+    assert "Run 1: these 40 scans differ" in found["shifts"][0]
     page = (tmp_path / "worklist" / "worklist.html").read_text()
     assert found["shifts"][0] in html.unescape(page)
 
@@ -139,18 +150,16 @@ class TestNights:
         (manifest,) = results_folder(scored[1]).manifests()
         assert sorted(file["rows"] for file in manifest["files"]) == [8, 16, 16]
 
-    def test_the_second_scores_nothing_and_the_third_what_is_new_or_changed(
-        self, scored, bundle_path
-    ):
+    def test_the_second_scores_nothing_and_the_third_what_is_new_or_changed(self, scored, bundle):
         folder, _, _ = scored
         archive, results = folder / "archive", folder / "results"
-        again = run(archive, results, bundle_path)
+        again = run(archive, results, bundle)
         assert (again.generation, again.known) == (None, 40)
         before = read_results(results, ["uri", "pixel_sha256"]).to_pylist()
         new = write_archive(archive, 20, seed=1)
         changed = next(archive.rglob("scan0_*.png"))
         changed.write_bytes(intact_images(5, 1)[0][1])
-        third = run(archive, results, bundle_path)
+        third = run(archive, results, bundle)
         assert third.scans == 20 + 1
         after = read_results(results, ["uri", "pixel_sha256"]).to_pylist()
         assert {row["uri"] for row in after if row not in before} == {str(changed), *map(str, new)}
@@ -158,16 +167,25 @@ class TestNights:
         assert count_by_duckdb(results) == (61, 61)
         assert verify(str(results)).differences == []
 
+    def test_the_readmes_query_finds_each_scan_once(self, scored, monkeypatch):
+        readme = (PROJECT / "README.md").read_text(encoding="utf-8")
+        (query,) = re.findall(r"```sql\n(.*?)```", readme, re.DOTALL)
+        monkeypatch.chdir(scored[1].parent)
+        connection = duckdb.connect()
+        for statement in re.sub(r"--.*", "", query).strip().rstrip(";").split(";"):
+            rows = connection.sql(statement)
+        assert sum(row[1] for row in rows.fetchall()) == 40
+
     def test_results_belong_to_one_bundle(self, scored, tmp_path):
         folder, results, _ = scored
         make_bundle(tmp_path / "other", threshold=0.7)
         with pytest.raises(ResultsError, match="bundle_fingerprint"):
             run(folder / "archive", results, tmp_path / "other")
 
-    def test_settings_that_change_the_maps_are_refused_too(self, scored, bundle_path):
+    def test_settings_that_change_the_maps_are_refused_too(self, scored, bundle):
         folder, results, _ = scored
         with pytest.raises(ResultsError, match="cam_class"):
-            run(folder / "archive", results, bundle_path, predict={"cam_class": "positive"})
+            run(folder / "archive", results, bundle, predict={"cam_class": "positive"})
 
     def test_maps_keep_their_shape_for_plain_readers(self, scored):
         _, results, _ = scored
@@ -367,11 +385,11 @@ def test_a_worker_killed_in_the_middle_costs_nothing(tmp_path, bundle_path):
     assert verify(str(results)).differences == []
 
 
-@pytest.mark.parametrize("backbone", ["vit_small_patch16_224", "swin_tiny_patch4_window7_224"])
 @pytest.mark.usefixtures("cluster")
-def test_transformers_are_scored_and_explained(backbone, tmp_path):
+def test_a_transformer_is_scored_and_explained(tmp_path):
+    """Another one: in `test_predict_stage.py`."""
     write_archive(tmp_path / "archive", 8)
-    model = make_model(backbone, "linear", 96)
+    model = make_model("vit_small_patch16_224", "linear", 96)
     save_bundle(tmp_path / "bundle", make_fields(model.architecture), model, None, "# card\n")
     summary = run(tmp_path / "archive", tmp_path / "results", tmp_path / "bundle")
     assert summary.status == {"ok": 8}

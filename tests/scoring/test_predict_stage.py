@@ -11,7 +11,7 @@ from braintumor_ray.scoring.decode_stage import DecodeStage
 from braintumor_ray.scoring.options import DecodeSettings, PredictSettings, ScoreOptions
 from braintumor_ray.scoring.predict_stage import PredictStage
 from braintumor_ray.scoring.settling import describe_settings
-from tests.builders import disc_scan
+from tests.builders import disc_scan, make_fields, make_model
 
 HEAD = np.ones((3, 8, 8), np.float32).tobytes()
 HEADLESS = np.random.default_rng(0).integers(0, 256, (80, 80)).astype(np.uint8)
@@ -92,3 +92,24 @@ def test_what_the_decoder_prepares_is_what_the_predictor_would(bundle_path, tmp_
     for name in ("heat_inside", "heat_rim", "heat_background"):
         found = np.array(rows[name].to_pylist()[:5], dtype=float)
         np.testing.assert_allclose(found, wanted[name], atol=1e-5)
+
+
+def test_a_transformer_is_scored_and_explained(tmp_path):
+    model = make_model("swin_tiny_patch4_window7_224", "linear", 96)
+    save_bundle(tmp_path / "bundle", make_fields(model.architecture), model, None, "# card\n")
+    scans = [disc_scan(seed) for seed in range(4)]
+    (tmp_path / "archive").mkdir()
+    for index, scan in enumerate(scans):
+        cv2.imwrite(str(tmp_path / "archive" / f"{index}.png"), scan)
+    predictor = Predictor.from_bundle(tmp_path / "bundle")
+    decode = DecodeStage(predictor.bundle.preprocessing, DecodeSettings(), predictor.cam_shape)
+    predict = PredictStage(PredictSettings(str(tmp_path / "bundle")), "fingerprint")
+    rows = predict(decode(load_catalog(tmp_path / "archive"))).to_pylist()
+    assert [row["status"] for row in rows] == ["ok"] * 4
+    expected = predictor(scans)
+    for row, probabilities, cam in zip(
+        rows, expected["probabilities"], expected["gradcam"], strict=True
+    ):
+        np.testing.assert_allclose(row["probabilities"], probabilities, atol=0.01)
+        stored = np.reshape(row["gradcam"], cam.shape)
+        np.testing.assert_allclose(stored, cam, atol=0.05 * max(float(cam.max()), 1e-3))

@@ -12,10 +12,10 @@ from braintumor_ray.engines.choice import Choice
 from braintumor_ray.errors import ResultsError
 from braintumor_ray.models.bundle import load_bundle
 from braintumor_ray.models.device import use_bf16
-from braintumor_ray.predict.results import read_results, results_folder
+from braintumor_ray.predict.results import foreign_engine, read_results, results_folder
 from braintumor_ray.scoring import job
 from braintumor_ray.scoring.options import PredictSettings, ScoreOptions
-from braintumor_ray.scoring.settling import as_stored, foreign_engine, open_results, settled
+from braintumor_ray.scoring.settling import as_stored, open_results, settled
 from braintumor_ray.scoring.verify import verify
 from tests.builders import write_archive
 

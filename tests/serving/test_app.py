@@ -35,6 +35,7 @@ def served(cluster, tmp_path_factory, request):
         decoders=1,
         token_sha256=digest,
         torch_threads=1,
+        front_replicas=1,
         in_fronts=request.param,
     )
     app.start(settings, "127.0.0.1", port)

@@ -1,6 +1,7 @@
 """The page in a headless browser, over a service in this process."""
 
 import zipfile
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -29,20 +30,25 @@ def address(decoders):
         yield found
 
 
-@pytest.fixture
-def page(address):
+@pytest.fixture(scope="module")
+def browser():
     find_browser()
-    browser = Browser()
-    try:
-        browser.look(1100, 1200)
-        browser.open(address + "/")
-        yield browser
-        assert browser.messages == []  # no exception, nothing that the policy forbids
-        assert {
-            url for url in browser.requested if not url.startswith((address, "data:", "blob:"))
-        } == set()
-    finally:
-        browser.close()
+    with closing(Browser()) as found:
+        yield found
+
+
+@pytest.fixture
+def page(browser, address):
+    browser.open("about:blank")  # what the test before began is over
+    browser.messages.clear()
+    browser.requested.clear()
+    browser.look(1100, 1200)
+    browser.open(address + "/")
+    yield browser
+    assert browser.messages == []  # no exception, nothing that the policy forbids
+    assert {
+        url for url in browser.requested if not url.startswith((address, "data:", "blob:"))
+    } == set()
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Two hundred real scans say the same over HTTP as in the archive job."""
+"""Sixty real scans say the same over HTTP as in the archive job."""
 
 import shutil
 import socket
@@ -16,7 +16,7 @@ from braintumor_ray.serving.settings import ServingSettings
 from tests.builders import make_fields, make_model
 
 pytestmark = [pytest.mark.real, pytest.mark.ray, pytest.mark.slow]
-COUNT = 200
+COUNT = 60
 MAPS = ("gradcam", "gradcam_pp")
 
 

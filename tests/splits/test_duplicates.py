@@ -24,6 +24,7 @@ from braintumor_ray.splits.duplicates import (
     first_with_same_value,
     near_duplicate_pairs,
 )
+from braintumor_ray.splits.splits import check_leaks, grouped_split
 
 
 def head(seed, size=200):
@@ -320,3 +321,18 @@ def test_of_200_planted_copies_at_least_95_percent_are_found(mri4):
         dct_hashes=np.stack([p.dct_hash for p in prints]),
     )
     assert np.mean(groups[source] == groups[len(images) :]) >= 0.95
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_the_official_split_of_the_public_set_leaks(mri4):
+    paths, _, prints = mri4
+    digests = [p.pixel_sha256 for p in prints]
+    official = [path.parent.parent.name for path in paths]
+    groups = duplicate_groups(digests, None)
+    report = check_leaks(official, groups, digests)
+    assert report.leaky
+    assert report.pixel_rows["Testing"] == 206
+    labels = [path.parent.name for path in paths]
+    ours = grouped_split(labels, groups, {"train": 0.7, "val": 0.2, "test": 0.1}, seed=0)
+    assert not check_leaks(ours.tolist(), groups, digests).leaky

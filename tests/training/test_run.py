@@ -22,6 +22,7 @@ from braintumor_ray.training.phases import phase_lines
 from braintumor_ray.training.run import check_run, train
 from braintumor_ray.training.trainer import runtime_env, scaling
 from tests.builders import disc_scan, write_archive
+from tests.training.here import in_this_process
 
 pytestmark = pytest.mark.ray
 QUICK = [
@@ -101,7 +102,8 @@ def staged(tmp_path_factory, catalog, cache, cluster):
         '{name="full",epochs=1,train=["layers.9","layers.12"],lr_scale=0.1}',
     )
     settings = (f"stages=[{','.join(stages)}]", "class_weights='balanced'")
-    return output, train(catalog, options(output, *settings, cache=cache), str)
+    with in_this_process(output / "ray"):
+        return output, train(catalog, options(output, *settings, cache=cache), str)
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +115,8 @@ def unbalanced(tmp_path_factory, cluster):
     settings = ("data.image_size=32", "data.batch_size=8", "precision=bf16", "monitor=epoch")
     recipe = load_recipe("best", [*settings, *QUICK[3:4], "stages=[{name='all',epochs=2}]"])
     chosen = TrainOptions(recipe, folder / "run", "none")
-    return folder / "run", train(load_catalog(folder / "a"), chosen, lines.append), lines
+    with in_this_process(folder / "run" / "ray"):
+        return folder / "run", train(load_catalog(folder / "a"), chosen, lines.append), lines
 
 
 class TestARun:
@@ -280,7 +283,8 @@ def test_folds_test_every_scan_once_and_go_on_after_an_interruption(
 ):
     lines = []
     chosen = options(tmp_path / "cv", "stages.scratch.epochs=1", cache=cache)
-    summary = cross_validate(catalog, chosen, 2, lines.append)
+    with in_this_process(tmp_path / "checkpoints"):
+        summary = cross_validate(catalog, chosen, 2, lines.append)
     tested = []
     for number in (1, 2):
         rows = load_catalog(tmp_path / "cv" / f"fold-{number}" / "catalog.parquet").to_pylist()
