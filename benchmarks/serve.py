@@ -57,7 +57,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--single", type=int, default=100, help="requests at low load")
     parser.add_argument("--max-seconds", type=float, default=90, help="of each part under load")
     parser.add_argument("--replicas", type=int, default=1)
-    parser.add_argument("--in-fronts", action="store_true", help="a predictor in each front")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--output", default=common.OUTPUT)
     parser.add_argument("--role", choices=["whole", "alone", "client", "batches"], default="whole")
@@ -163,12 +162,7 @@ def serve_and_load(options: argparse.Namespace) -> dict:
     from braintumor_ray.serving.settings import ServingSettings
 
     settings = serving_settings(
-        ServingSettings(
-            options.bundle,
-            replicas=options.replicas,
-            precision=options.precision,
-            in_fronts=options.in_fronts,
-        )
+        ServingSettings(options.bundle, replicas=options.replicas, precision=options.precision)
     )
     port = free_port()
     with haproxy_environment(), ray_session(options.replicas + 1, metrics_port=free_port()):

@@ -38,7 +38,6 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=15, help="of load around each kill")
     parser.add_argument("--output", default=common.OUTPUT)
-    parser.add_argument("--in-fronts", action="store_true", help="a predictor in each front")
     parser.add_argument("--only", choices=["overload", "kills", "hostile"])
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
@@ -59,7 +58,7 @@ def serve_and_attack(options: argparse.Namespace) -> dict:
     from braintumor_ray.serving.settings import ServingSettings
 
     settings, port, scans = (
-        serving_settings(ServingSettings(options.bundle, in_fronts=options.in_fronts)),
+        serving_settings(ServingSettings(options.bundle)),
         free_port(),
         read_scans(options),
     )
@@ -167,8 +166,7 @@ def spread(seconds: list[float]) -> str:
 
 
 def kills(port: int, scans: list[bytes], options: argparse.Namespace) -> dict:
-    parts = ("Front",) if options.in_fronts else ("Predictor", "Front")
-    return {part: killed(port, scans, options, part) for part in parts}
+    return {part: killed(port, scans, options, part) for part in ("Predictor", "Front")}
 
 
 def killed(port: int, scans: list[bytes], options: argparse.Namespace, part: str) -> dict:

@@ -1,8 +1,5 @@
 """The service on Ray Serve: fronts that speak HTTP and decode, predictors that batch.
 
-With `in_fronts` each front has its own predictor: a request is not passed to another process and
-back, and a front that dies takes no other's predictor with it.
-
 `build` is the import path of a Serve config; `run` serves from this process's Ray session.
 """
 
@@ -14,7 +11,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ray import serve
 from ray.exceptions import ActorUnavailableError, RayActorError
@@ -28,15 +25,12 @@ from braintumor_ray.monitoring.meters import RequestMeters
 from braintumor_ray.serving.access import MeteredApp
 from braintumor_ray.serving.batching import Gatherer
 from braintumor_ray.serving.decoders import DecoderPool
-from braintumor_ray.serving.model import Explain, Model, ModelCard, Row, lanes
+from braintumor_ray.serving.model import Explain, ModelCard, Row, batches_at_once
 from braintumor_ray.serving.problems import busy
 from braintumor_ray.serving.service import Service, not_ready
 from braintumor_ray.serving.settings import ServingSettings, parse_settings, token_digest
 from braintumor_ray.serving.web import ROUTES, create_app
 from braintumor_ray.types import GrayImage
-
-if TYPE_CHECKING:
-    from braintumor_ray.serving.local import LocalModel
 
 APP_NAME = "braintumor"
 CALLS_PER_REPLICA = 4  # two that its lanes work at, and two that wait
@@ -49,7 +43,16 @@ class PredictorReplica:
     """One predictor; requests that wait together are predicted together."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
-        self._model = _local_model(parse_settings(settings))
+        from braintumor_ray.serving.batched import BatchedPredictor
+
+        chosen = parse_settings(settings)
+        # Ray exports each value as the middle of its bucket: one bucket for each size, around it.
+        sizes = Histogram(
+            "braintumor_batch_size",
+            description="scans per forward pass",
+            boundaries=[size + 0.5 for size in range(chosen.max_batch_size + 1)],
+        )
+        self._predictor = BatchedPredictor(chosen, sizes.observe)
 
     async def predict(self, explain: Sequence[Explain], *squares: GrayImage) -> list[Row]:
         """One row for each uint8 (S, S); they wait for their batches.
@@ -57,31 +60,18 @@ class PredictorReplica:
         Squares are arguments of their own: Ray sends an argument below 100 KiB with the call, and a
         larger one, such as a list of them, by its object store.
         """
-        return await self._model.predict_all(list(zip(squares, explain, strict=True)))
+        return await self._predictor(list(zip(squares, explain, strict=True)))
 
     async def card(self) -> ModelCard:
         """What the model is."""
-        return await self._model.card()
-
-
-def _local_model(settings: ServingSettings) -> "LocalModel":
-    """The predictor of this process, with the sizes of its batches among Ray's metrics."""
-    from braintumor_ray.serving.local import LocalModel
-
-    # Ray exports each value as the middle of its bucket: one bucket for each size, around it.
-    sizes = Histogram(
-        "braintumor_batch_size",
-        description="scans per forward pass",
-        boundaries=[size + 0.5 for size in range(settings.max_batch_size + 1)],
-    )
-    return LocalModel(settings, sizes.observe)
+        return self._predictor.card
 
 
 class Front:
     """A front's replica: Serve hands each request to its ASGI application."""
 
-    def __init__(self, *others: DeploymentHandle) -> None:
-        self.others = others
+    def __init__(self, predictor: DeploymentHandle) -> None:
+        self.predictor = predictor
 
 
 class RemoteModel:
@@ -90,7 +80,9 @@ class RemoteModel:
     def __init__(self, handle: DeploymentHandle, settings: ServingSettings) -> None:
         self._handle = handle
         most = settings.max_batch_size
-        self._gathered = Gatherer(self._predict, most // lanes(settings), most, calls_of(settings))
+        self._gathered = Gatherer(
+            self._predict, most // batches_at_once(settings), most, calls_of(settings)
+        )
 
     async def predict(self, square: GrayImage, explain: Explain) -> Row:
         """As `Model.predict`; asks another replica when one dies during the request."""
@@ -129,7 +121,7 @@ def build(args: dict[str, Any]) -> Application:
     Raises:
         UsageError: a setting is wrong, or the token file cannot be read.
     """
-    from braintumor_ray.serving.local import settle_engine
+    from braintumor_ray.serving.batched import settle_engine
 
     settings, _ = settle_engine(parse_settings(args))
     return build_application(settings, token_digest(settings))
@@ -139,11 +131,7 @@ def build_application(settings: ServingSettings, digest: str | None) -> Applicat
     """The application; `digest` is SHA-256 of the token in hex, None: no token is asked for."""
 
     def make_app() -> Any:  # noqa: ANN401 - ASGI; evaluated inside each front
-        model: Model
-        if settings.together:
-            model = _local_model(settings)
-        else:
-            model = RemoteModel(serve.get_deployment_handle("Predictor"), settings)
+        model = RemoteModel(serve.get_deployment_handle("Predictor"), settings)
         decoders = DecoderPool(
             settings.decoders, settings.decode_timeout_s, settings.decode_memory_mib * 2**20
         )
@@ -154,11 +142,9 @@ def build_application(settings: ServingSettings, digest: str | None) -> Applicat
         name="Front",
         num_replicas=settings.front_replicas,
         max_ongoing_requests=_UNBOUNDED,
-        ray_actor_options={"num_cpus": 1 if settings.together else 0.5},
+        ray_actor_options={"num_cpus": 0.5},
         logging_config=_quiet(),
     )(serve.ingress(make_app)(Front))
-    if settings.together:
-        return front.bind()
     deployment: Any = PredictorReplica  # Serve's decorator made it a deployment
     predictor = deployment.options(**predictor_options(settings)).bind(
         asdict(replace(settings, token_file=None, token_sha256=None))

@@ -40,7 +40,7 @@ def serve_command(
         UsageError: the port is taken.
     """
     from braintumor_ray.serving import app
-    from braintumor_ray.serving.local import settle_engine
+    from braintumor_ray.serving.batched import settle_engine
 
     check_port(host, port)
     on_gpu = settings.device in ("auto", "cuda") and settings.engine in ("auto", "torch")

@@ -1,6 +1,6 @@
 """What the front needs of a model: an interface, and the rows it returns.
 
-Without torch, which costs each front two seconds and 200 MB: `serving.local` predicts.
+Without torch, which costs each front two seconds and 200 MB: `serving.batched` predicts.
 """
 
 import os
@@ -96,18 +96,8 @@ def threads_of_replica(settings: ServingSettings) -> int:
 
 
 def batches_at_once(settings: ServingSettings) -> int:
-    """Batches that share the threads of a replica: two on CPUs, so that no core waits.
-
-    Predictors in fronts have one each, and share the machine.
-    """
-    if settings.together:
-        return settings.front_replicas
+    """Batches that share the threads of a replica: two on CPUs, so that no core waits."""
     return 2 if not settings.gpus_per_replica and threads_of_replica(settings) > 1 else 1
-
-
-def lanes(settings: ServingSettings) -> int:
-    """Batches that a predictor makes at a time."""
-    return 1 if settings.together else batches_at_once(settings)
 
 
 def placed(row: Row, box: Box, frame: Box) -> Row:

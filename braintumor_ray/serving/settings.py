@@ -49,10 +49,6 @@ class ServingSettings:
         int,
         setting("processes that speak HTTP and decode: one answers while one restarts", least=1),
     ] = 2
-    in_fronts: Annotated[
-        bool | None,
-        setting("a predictor in each front; none: where a single one on a CPU is asked for"),
-    ] = False  # not measured under load yet
     gpus_per_replica: Annotated[float, setting("share of a GPU", least=0)] = 0
     torch_threads: Annotated[int | None, setting("of each predictor on CPU", least=1)] = None
     max_batch_size: Annotated[int, setting("scans per forward pass", least=1)] = 16
@@ -76,18 +72,6 @@ class ServingSettings:
     token_sha256: Annotated[
         str | None, setting("digest of the token", pattern="^[0-9a-f]{64}$")
     ] = None
-
-    @property
-    def together(self) -> bool:
-        """Whether each front has a predictor of its own, and there are no others."""
-        if self.in_fronts is not None:
-            return self.in_fronts
-        return self.replicas == self.most == 1 and not self.gpus_per_replica and self.on_cpu
-
-    @property
-    def on_cpu(self) -> bool:
-        """Whether no GPU is asked for by name."""
-        return self.device in ("auto", "cpu")
 
     @property
     def most(self) -> int:

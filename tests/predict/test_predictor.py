@@ -11,7 +11,7 @@ from braintumor_ray.explain.placement import square_maps
 from braintumor_ray.explain.regions import head_weights, heat_shares_batch
 from braintumor_ray.models.bundle import GeometryFields, save_bundle
 from braintumor_ray.models.domain import DomainDetector
-from braintumor_ray.serving.local import describe_model, predict_rows
+from braintumor_ray.serving.batched import describe_model, predict_rows
 from braintumor_ray.serving.model import placed as placed_row
 from tests.builders import CLASSES, disc_scan, make_bundle, make_fields, make_model
 

@@ -13,7 +13,7 @@ from braintumor_ray.predict.results import results_folder
 from braintumor_ray.predict.views import test_time_views as views_of
 from braintumor_ray.scoring.job import open_results
 from braintumor_ray.scoring.options import PredictSettings, ScoreOptions
-from braintumor_ray.serving.local import describe_model, make_predictor
+from braintumor_ray.serving.batched import describe_model, make_predictor
 from braintumor_ray.serving.settings import ServingSettings
 from tests.builders import make_fields, make_model
 

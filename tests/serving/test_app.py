@@ -18,9 +18,8 @@ from tests.serving.fakes import TOKEN, encoded
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["in fronts", "apart"])
-def served(cluster, tmp_path_factory, request):
-    """The service with predictors in the fronts, and then apart from them."""
+@pytest.fixture(scope="module")
+def served(cluster, tmp_path_factory):
     from braintumor_ray.serving import app
 
     bundle = tmp_path_factory.mktemp("served") / "bundle"
@@ -36,7 +35,6 @@ def served(cluster, tmp_path_factory, request):
         token_sha256=digest,
         torch_threads=1,
         front_replicas=1,
-        in_fronts=request.param,
     )
     app.start(settings, "127.0.0.1", port)
     yield f"http://127.0.0.1:{port}", bundle
@@ -70,8 +68,6 @@ def test_without_the_token_nothing_is_answered(served):
 @pytest.mark.chaos
 def test_a_killed_predictor_fails_no_request(served):
     address, _ = served
-    if predictor() is None:
-        pytest.skip("it dies with its front, for which HAProxy asks another: see serve_faults.py")
     answered, failed, stop = [], [], threading.Event()
 
     def ask():
@@ -99,7 +95,7 @@ def test_a_killed_predictor_fails_no_request(served):
 
 
 def predictor():
-    """The predictor's process, among this session's own, if it has one."""
+    """The predictor's process, among this session's own."""
     processes = psutil.Process().children(recursive=True)
     mark = "ServeReplica:braintumor:Predictor"
-    return next((each for each in processes if mark in " ".join(each.cmdline())), None)
+    return next(each for each in processes if mark in " ".join(each.cmdline()))

@@ -39,7 +39,6 @@ def settings(bundle_path):
         device="cpu",
         torch_threads=2,
         max_batch_size=4,
-        in_fronts=False,
     )
 
 

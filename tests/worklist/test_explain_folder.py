@@ -88,7 +88,7 @@ def test_the_variants_of_notebooks_are_what_their_names_tell(bundle):
 
 def test_the_service_explains_the_class_that_a_request_names_and_only_for_it(bundle):
     from braintumor_ray.predict.predictor import Predictor
-    from braintumor_ray.serving.local import predict_rows
+    from braintumor_ray.serving.batched import predict_rows
 
     predictor = Predictor.from_bundle(bundle)
     size = predictor.bundle.preprocessing.image_size
