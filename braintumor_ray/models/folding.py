@@ -5,6 +5,7 @@ bias can carry. On CPU this saves up to half of the time of networks with small 
 """
 
 import copy
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
@@ -28,46 +29,66 @@ def fold_batch_norms(model: Classifier) -> Classifier:
     Returns:
         The folded copy, or a plain one where folding would change its features.
     """
+    folded, sample = copy.deepcopy(model), sample_of(model)
+    found, before = pairs(folded, sample, _is_foldable)
+    for convolution, norm in found:
+        _fold(convolution, cast(nn.BatchNorm2d, norm))
+    replace(folded, {norm: _rest(norm) for _, norm in found})
+    return folded if is_close(before, folded.features(sample)) else copy.deepcopy(model)
+
+
+def sample_of(model: Classifier) -> Tensor:
+    """A picture of noise (1, 3, S, S), always the same."""
     size = model.architecture.image_size
-    sample = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
-    folded = copy.deepcopy(model)
-    pairs, before = _pairs(folded, sample)
-    for convolution, norm in pairs:
-        _fold(convolution, norm)
-    _replace(folded, {norm: _rest(norm) for _, norm in pairs})
-    after = folded.features(sample)
-    close = torch.allclose(before, after, rtol=0, atol=_TOLERANCE * float(before.abs().max()))
-    return folded if close else copy.deepcopy(model)
+    return torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
 
 
-def _pairs(
-    model: Classifier, sample: Tensor
-) -> tuple[list[tuple[nn.Conv2d, nn.BatchNorm2d]], Tensor]:
-    """Convolutions and the BatchNorms that take their output, each used once; and the features."""
-    makers: list[tuple[Tensor, nn.Conv2d]] = []  # tensors are kept, so that ids stay theirs
-    found: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
+def is_close(before: Tensor, after: Tensor) -> bool:
+    """Whether two target maps are the same but for rounding."""
+    return torch.allclose(before, after, rtol=0, atol=_TOLERANCE * float(before.abs().max()))
+
+
+def pairs(
+    model: Classifier, sample: Tensor, follows: Callable[[nn.Module], bool]
+) -> tuple[list[tuple[nn.Conv2d, nn.Module]], Tensor]:
+    """Convolutions and the modules that take their output, each used once; and the features.
+
+    Args:
+        model: in eval mode.
+        sample: normalized images (B, 3, S, S).
+        follows: whether a module is one to look for.
+    """
+    # Tensors are kept, so that ids stay theirs; their versions tell what was added to in place.
+    makers: list[tuple[Tensor, int, nn.Conv2d]] = []
+    found: list[tuple[nn.Conv2d, nn.Module]] = []
 
     def after(module: nn.Module, _: Any, output: Tensor) -> None:  # noqa: ANN401 - hook
-        makers.append((output, cast(nn.Conv2d, module)))
+        makers.append((output, output._version, cast(nn.Conv2d, module)))
 
     def before(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        maker = next((made for output, made in reversed(makers) if output is inputs[0]), None)
-        if maker is not None:
-            found.append((maker, cast(nn.BatchNorm2d, module)))
+        taken = inputs[0]
+        made = ((by, version) for output, version, by in reversed(makers) if output is taken)
+        maker, version = next(made, (None, 0))
+        if maker is not None and version == taken._version:
+            found.append((maker, module))
 
     handles = []
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             handles.append(module.register_forward_hook(after))
-        elif isinstance(module, nn.BatchNorm2d) and module.affine and module.track_running_stats:
+        elif follows(module):
             handles.append(module.register_forward_pre_hook(before))
     features = model.features(sample)
     for handle in handles:
         handle.remove()
-    calls = [made for _, made in makers]
-    norms = [norm for _, norm in found]
-    once = [(c, norm) for c, norm in found if calls.count(c) == 1 and norms.count(norm) == 1]
+    calls = [by for _, _, by in makers]
+    takers = [taker for _, taker in found]
+    once = [(c, taker) for c, taker in found if calls.count(c) == 1 and takers.count(taker) == 1]
     return once, features
+
+
+def _is_foldable(module: nn.Module) -> bool:
+    return isinstance(module, nn.BatchNorm2d) and module.affine and module.track_running_stats
 
 
 def _fold(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
@@ -81,16 +102,17 @@ def _fold(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
     convolution.bias = nn.Parameter(bias.to(convolution.weight.dtype), requires_grad=False)
 
 
-def _rest(norm: nn.BatchNorm2d) -> nn.Module:
+def _rest(norm: nn.Module) -> nn.Module:
     """What else timm's BatchNorm does: its activation (dropout does nothing in eval mode)."""
     activation = getattr(norm, "act", None)
     return activation if isinstance(activation, nn.Module) else nn.Identity()
 
 
-def _replace(model: nn.Module, replacements: dict[nn.BatchNorm2d, nn.Module]) -> None:
+def replace(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> None:
+    """Put modules of a network in the place of others."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, nn.BatchNorm2d) and child in replacements:
+            if child in replacements:
                 setattr(parent, name, replacements[child])
 
 
