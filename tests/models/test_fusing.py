@@ -29,7 +29,9 @@ def test_features_stay_the_same_with_fewer_activations(backbone, fused):
     assert count(folded, FusedConvolution) == 0
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
-        torch.testing.assert_close(found.features(images), folded.features(images))
+        expected = folded.features(images)
+        atol = 1e-5 * float(expected.abs().max())  # oneDNN may add in another order
+        torch.testing.assert_close(found.features(images), expected, rtol=0, atol=atol)
 
 
 @pytest.mark.skipif(not use_bf16(torch.device("cpu"), "auto"), reason="a CPU without bfloat16")
