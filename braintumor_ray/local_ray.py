@@ -5,7 +5,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from typing import Any
 
 from braintumor_ray.errors import StartError, UsageError
@@ -75,10 +75,27 @@ def ray_session(workers: int = 2, metrics_port: int | None = None) -> Iterator[N
             yield
         except KeyboardInterrupt:
             with _stderr_held():  # what dying workers and threads have to say helps nobody
-                ray.shutdown()
+                _shut_down()
             raise
         finally:
-            ray.shutdown()  # prints what is left, too
+            _shut_down()  # prints what is left, too
+
+
+def _shut_down() -> None:
+    """End Ray and, where it ran here alone, all of its workers.
+
+    One whose last message is still on its way locks itself up in its exit (Ray 2.60: the end of the
+    queue ends the publisher, which writes to the queue), and would stay with all its memory.
+    """
+    import psutil
+    import ray
+
+    raylets = [child for child in psutil.Process().children() if child.name() == "raylet"]
+    workers = [worker for raylet in raylets for worker in raylet.children(recursive=True)]
+    ray.shutdown()
+    for worker in workers:
+        with suppress(psutil.NoSuchProcess):
+            worker.kill()
 
 
 def _where(address: str | None, cpus: int, metrics_port: int | None) -> dict[str, Any]:

@@ -109,12 +109,12 @@ def log_of(results):
     return read_events(str(results / "review" / "labels.jsonl"))
 
 
-def test_scans_are_labeled_by_keyboard_and_a_killed_server_loses_none(tmp_path, tab):
-    results = results_of(tmp_path, 40)
+def test_200_scans_are_labeled_by_keyboard_and_a_killed_server_loses_none(tmp_path, tab):
+    results = results_of(tmp_path, 200)
     with reviewed(results) as (address, box), tab(address) as browser:
-        for number in range(40):
+        for number in range(200):
             browser.wait_until(f"{CURRENT} === 'row-{number}' && {LOOKED}")
-            if number == 20:  # between two labels
+            if number == 100:  # between two labels
                 box[0].send_signal(signal.SIGKILL)
                 box[0].wait()
                 browser.press("r")
@@ -122,13 +122,13 @@ def test_scans_are_labeled_by_keyboard_and_a_killed_server_loses_none(tmp_path, 
                 box[0] = start(results, box[1])
                 browser.wait_until(SAVED, 120)
                 continue
-            if number % 10 == 7:  # a box by keys, then the label
+            if number % 50 == 7:  # a box by keys, then the label
                 for key in ("b", "ArrowRight", "ArrowDown", "Enter", "Escape"):
                     browser.press(key)
             browser.press(*(("3", 51) if number % 2 else ("r", 82)))
         browser.wait_until(SAVED, 120)
     states = newest(log_of(results))
-    assert len(states) == 40
+    assert len(states) == 200
     assert all(seen.label for seen in states.values())
     boxes = [seen.boxes for seen in states.values() if seen.boxes]
     assert boxes == [((0.41, 0.41, 0.61, 0.61),)] * 4
