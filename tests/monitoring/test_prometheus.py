@@ -99,14 +99,17 @@ def seen(tmp_path_factory, bundle_path):
 
 
 def first_found(server, moments, query):
-    """What a query gives at one of the moments: of a gauge Ray shows only what was just set."""
+    """What a query gives at one of the moments.
+
+    Of a gauge Ray shows only what was just set; and at the last moment the job may have been gone.
+    """
     return next((found for at in moments[:60] if (found := server.query(query, at))), [])
 
 
 def test_the_job_is_seen_while_it_runs(seen):
     server, moments, job = seen
     assert moments, "no scan was seen before the job ended"
-    (found,) = server.query("sum by (results) (ray_braintumor_scans_total)", moments[0])
+    (found,) = first_found(server, moments, "sum by (results) (ray_braintumor_scans_total)")
     assert found["metric"] == {"results": str(job.results)}
     assert 0 < float(found["value"][1]) <= TOTAL + 1
     (found,) = first_found(server, moments, "ray_braintumor_run_info")
@@ -163,6 +166,6 @@ def test_the_log_is_json_and_names_nobody(seen):
 def test_no_metric_names_anybody(seen):
     server, moments, job = seen
     assert "DOE" not in job.metrics.read_text()
-    series = server.query('{__name__=~"ray_braintumor.*"}', moments[0])
+    series = first_found(server, moments, '{__name__=~"ray_braintumor.*"}')
     assert series
     assert "DOE" not in json.dumps(series)
