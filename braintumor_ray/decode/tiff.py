@@ -11,6 +11,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,9 @@ from braintumor_ray.decode.types import DecodeLimits, Unreadable
 
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 256, 257, 258, 259, 262
 _ORIENTATION, _SAMPLES, _PLANAR, _FORMAT = 274, 277, 284, 339
-_BY_PLANE = (273, 279, 324, 325)  # offsets and lengths of strips and tiles
+_PARTS = ((273, 279), (324, 325))  # offsets and lengths: of strips, of tiles
 _FOR_ALL_PLANES = (266, 278, 317, 322, 323)  # FillOrder, RowsPerStrip, Predictor, size of a tile
 _JPEG, _DEFLATE = (6, 7), (8, 32_946)  # Compression
-_PARTS = ((273, 279), (324, 325))  # offsets and lengths: of strips, of tiles
 _PIECE = 2**20  # bytes, unpacked
 _KINDS = {1: "u", 2: "i", 3: "f", 4: "u"}  # SampleFormat; 4 is undefined, which is bits as they are
 _NAMES = {"u": "uint", "i": "int", "f": "float"}
@@ -74,6 +74,11 @@ class Page:
         """The file with this page as its first."""
         at, pointer = self.start
         return self.file[:at] + pointer + self.file[at + len(pointer) :]
+
+    @property
+    def order(self) -> str:
+        """The file's byte order, as `struct` has it."""
+        return "<" if self.file[:2] == b"II" else ">"
 
     @property
     def mode(self) -> str:
@@ -126,10 +131,9 @@ def check_deflated(page: Page, limits: DecodeLimits) -> None:
     if page.compression not in _DEFLATE:
         return
     limits.check_pixels(page.width, page.height)
-    order = "<" if page.file[:2] == b"II" else ">"
     for offsets, lengths in _PARTS:
         if {offsets, lengths} <= page.fields.keys():
-            parts = zip(_values(page, offsets, order), _values(page, lengths, order), strict=False)
+            parts = zip(_values(page, offsets), _values(page, lengths), strict=False)
             if not all(_is_whole(page.file[at : at + size]) for at, size in parts if size):
                 raise Unreadable("damaged TIFF: pixels and their checksum do not agree")
 
@@ -198,17 +202,17 @@ def red_first(samples: npt.NDArray[Any] | None) -> npt.NDArray[np.uint16]:
 
 def _plane(page: Page, number: int) -> bytes:
     """The file with one color of a page that lies plane by plane as its first page, in gray."""
-    order = "<" if page.file[:2] == b"II" else ">"
+    order = page.order
     at, pointer = page.start
     counts, entry, word = ("Q", "HHQ", "Q") if len(pointer) == 8 else ("H", "HHI", "I")
     kind, size = (16, 8) if word == "Q" else (4, 4)
     stored = {_WIDTH: page.width, _HEIGHT: page.height, _BITS: page.bits, _SAMPLES: 1}
     stored |= {_COMPRESSION: page.compression, _PHOTOMETRIC: _MIN_IS_BLACK}
     tags = {tag: [value] for tag, value in stored.items()}
-    tags |= {tag: _values(page, tag, order) for tag in _FOR_ALL_PLANES if tag in page.fields}
-    for tag in _BY_PLANE:
+    tags |= {tag: _values(page, tag) for tag in _FOR_ALL_PLANES if tag in page.fields}
+    for tag in chain.from_iterable(_PARTS):
         if tag in page.fields:
-            values = _values(page, tag, order)
+            values = _values(page, tag)
             each = len(values) // page.samples
             tags[tag] = values[number * each : (number + 1) * each]
     start = len(page.file) + len(page.file) % 2
@@ -227,9 +231,9 @@ def _plane(page: Page, number: int) -> bytes:
     return changed.ljust(start, b"\0") + directory + struct.pack(order + word, 0) + lists
 
 
-def _values(page: Page, tag: int, order: str) -> list[int]:
+def _values(page: Page, tag: int) -> list[int]:
     place, count, size = page.fields[tag]
-    return [*struct.unpack_from(f"{order}{count}{_LETTERS[size]}", page.file, place)]
+    return [*struct.unpack_from(f"{page.order}{count}{_LETTERS[size]}", page.file, place)]
 
 
 def _by_opencv(page: Page, kind: np.dtype[Any]) -> npt.NDArray[Any]:

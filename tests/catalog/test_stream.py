@@ -207,12 +207,19 @@ TIME_FORMATS = {
 }
 
 
-def test_nanoseconds_of_a_parquet_listing_are_those_of_the_files(tmp_path):
-    write_archive(tmp_path / "in", 12)
-    random, rows = np.random.default_rng(0), []
-    for file in sorted(path for path in (tmp_path / "in").rglob("*") if path.is_file()):
+def changed_at_random(folder):
+    """Twelve scans; each file, and the nanosecond at which it was changed."""
+    write_archive(folder, 12)
+    random = np.random.default_rng(0)
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         time_ns = int(random.integers(15 * 10**17, 17 * 10**17))
         os.utime(file, ns=(time_ns, time_ns))
+        yield file, time_ns
+
+
+def test_nanoseconds_of_a_parquet_listing_are_those_of_the_files(tmp_path):
+    rows = []
+    for file, time_ns in changed_at_random(tmp_path / "in"):
         path, size = str(file.relative_to(tmp_path / "in")), file.stat().st_size
         rows.append({"path": path, "size": size, "mtime": time_ns})
     listed = pa.Table.from_pylist(rows)
@@ -227,12 +234,9 @@ def test_nanoseconds_of_a_parquet_listing_are_those_of_the_files(tmp_path):
 
 @pytest.mark.parametrize("name", TIME_FORMATS)
 def test_times_of_a_listing_are_as_exact_as_its_text(tmp_path, name):
-    write_archive(tmp_path / "in", 12)
-    random, lines = np.random.default_rng(0), ["path,size,mtime"]
-    files = sorted(path for path in (tmp_path / "in").rglob("*") if path.is_file())
-    for file in files:
-        time_ns = int(random.integers(15 * 10**17, 17 * 10**17))
-        os.utime(file, ns=(time_ns, time_ns))
+    files, lines = [], ["path,size,mtime"]
+    for file, time_ns in changed_at_random(tmp_path / "in"):
+        files.append(file)
         path, size = file.relative_to(tmp_path / "in"), file.stat().st_size
         lines.append(f"{path},{size},{TIME_FORMATS[name](time_ns)}")
     (tmp_path / "list.csv").write_text("\n".join(lines))

@@ -2,7 +2,6 @@
 
 import html
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -34,6 +33,7 @@ from braintumor_ray.scoring.options import DecodeSettings, PredictSettings
 from braintumor_ray.scoring.pipeline import Counter
 from braintumor_ray.scoring.verify import verify
 from braintumor_ray.worklist.worklist import make_worklist
+from tests.archive.nights import by_the_readme
 from tests.builders import make_bundle, make_fields, make_model, write_archive
 from tests.decode.mutations import intact_images, mutated_images
 from tests.scoring.workers import POISON, SLEEPING_POISON
@@ -167,14 +167,9 @@ class TestNights:
         assert count_by_duckdb(results) == (61, 61)
         assert verify(str(results)).differences == []
 
-    def test_the_readmes_query_finds_each_scan_once(self, scored, monkeypatch):
-        readme = (PROJECT / "README.md").read_text(encoding="utf-8")
-        (query,) = re.findall(r"```sql\n(.*?)```", readme, re.DOTALL)
-        monkeypatch.chdir(scored[1].parent)
-        connection = duckdb.connect()
-        for statement in re.sub(r"--.*", "", query).strip().rstrip(";").split(";"):
-            rows = connection.sql(statement)
-        assert sum(row[1] for row in rows.fetchall()) == 40
+    def test_the_readmes_query_finds_each_scan_once(self, scored):
+        counts, _ = by_the_readme(scored[1])
+        assert sum(n for _, n, _ in counts) == 40
 
     def test_results_belong_to_one_bundle(self, scored, tmp_path):
         folder, results, _ = scored
