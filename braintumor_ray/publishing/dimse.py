@@ -89,8 +89,17 @@ class Peer:
         try:
             status = association.send_c_store(each)
         except RuntimeError as error:  # it ended between our look at it and the sending
-            raise Busy("association lost") from error
+            raise self._lost() from error
+        if "Status" not in status:  # no answer in time, or the connection ended
+            raise self._lost()
         self._check(status, each)
+
+    def _lost(self) -> Busy:
+        """Give the association up: one that just ended is still called established for a while."""
+        if self._association is not None:
+            self._association.abort(block=False)
+        self._association = None
+        return Busy("association lost")
 
     def _check(self, status: Dataset, each: Dataset) -> None:
         """Take an answer, PS3.4, table B.2-1.
@@ -98,8 +107,6 @@ class Peer:
         Raises:
             Busy, Refused, PublishError: it is none that tells that the object is stored.
         """
-        if "Status" not in status:  # no answer in time, or the connection ended
-            raise Busy("association lost")
         code = int(status.Status)
         if code in (0, DUPLICATE) or code in _WARNINGS:
             return

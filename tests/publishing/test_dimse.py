@@ -168,6 +168,7 @@ def test_a_server_that_ends_the_association_is_sent_the_object_again():
     with serving(store) as address:
         store.after = lambda event: event.assoc.abort() if len(store.arrived) == 1 else None
         peer = Peer(address, Patience(60, Pauses(pauses)), "ME")
+        peer._entity.dimse_timeout = None  # on the association that ended it would wait for ever
         for number in range(3):
             peer.store([with_meta(number)])
         peer.close()
