@@ -1,5 +1,6 @@
 """Fixtures shared by all tests."""
 
+import gc
 import os
 import re
 import tempfile
@@ -18,11 +19,19 @@ RAY = pytest.StashKey[ExitStack]()  # the session's, while it runs
 
 def pytest_configure(config):
     """Processes that run side by side share the cores fairly; no key is left with the user."""
+    gc.disable()  # while tests are collected, next to nothing is garbage
     os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp(prefix="braintumor-config-")
+    # How often Ray Train looks at its workers, of whose reports it takes one at a time.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     if hasattr(config, "workerinput"):  # one of several processes of pytest-xdist
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # idle threads spin, at the others' cost
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # and where a number of them is set
         os.environ.setdefault("RAY_worker_niceness", "0")  # with Ray's own, 15, others go first
+
+
+def pytest_collection_finish():
+    gc.freeze()  # modules and tests stay until the end
+    gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)  # xdist's own hook, which reads the groups, has no fixed place

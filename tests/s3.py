@@ -66,6 +66,7 @@ def _handler(target, faults):
 
     class Proxy(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # else each body waits 40 ms for the headers' receipt
 
         def log_message(self, *_):
             return

@@ -11,6 +11,7 @@ from braintumor_ray.errors import MetricsError
 from braintumor_ray.metrics.classification import auroc
 from braintumor_ray.metrics.inputs import (
     binary_view,
+    check_binary,
     check_groups,
     check_labels,
     check_probs,
@@ -122,6 +123,52 @@ def bootstrap_table(
     }
 
 
+def bootstrap_auroc(
+    truth: NDArray[Any],
+    score: NDArray[Any],
+    groups: NDArray[Any],
+    *,
+    seed: int,
+    n_boot: int = 1000,
+    level: float = 0.95,
+) -> Interval:
+    """Cluster bootstrap of the area under the ROC curve; no loop over resamples.
+
+    Draws the same groups as ``bootstrap_interval`` with the same seed, so the intervals agree.
+
+    Args:
+        truth: bool (n,).
+        score: finite, float (n,).
+        groups: patient or duplicate-group ids, (n,).
+        seed: of the random draws.
+        n_boot: number of resamples.
+        level: coverage in (0, 1).
+
+    Raises:
+        MetricsError: the inputs do not fit, ``n_boot`` is below 1 or ``level`` outside (0, 1).
+    """
+    flags, values = check_binary(truth, score)
+    codes, n_groups = check_groups(groups, len(flags))
+    order = np.argsort(values, kind="stable")
+    firsts = np.unique(values[order], return_index=True)[1]  # of each score
+    positive, code = flags[order].astype(np.float64), codes[order]
+    areas = [
+        _weighted_auroc(times[:, code], positive, firsts)
+        for draws in _draws(n_groups, n_boot, seed)
+        for times in np.array_split(_times_drawn(draws), -(-len(draws) * len(code) // BLOCK))
+    ]
+    return _interval(_number(auroc(flags, values)), np.concatenate(areas), n_groups, level)
+
+
+def _weighted_auroc(weights: Floats, positive: Floats, firsts: Ints) -> Floats:
+    """Areas of rows (b, n) sorted by score, weighted; equal scores count half; (b,)."""
+    positives = np.add.reduceat(weights * positive, firsts, axis=1)
+    negatives = np.add.reduceat(weights * (1 - positive), firsts, axis=1)
+    below = np.cumsum(negatives, axis=1) - negatives / 2
+    pairs = positives.sum(axis=1) * negatives.sum(axis=1)
+    return _divide((positives * below).sum(axis=1), pairs)
+
+
 def metric_intervals(
     labels: NDArray[Any],
     probs: NDArray[Any],
@@ -173,7 +220,7 @@ def metric_intervals(
     return {
         **bootstrap_table(by_class, groups, classes * k + called, k * k, **resampling),
         **bootstrap_table(by_decision, groups, decided, 4, **resampling),
-        "auroc": bootstrap_interval(auroc, groups, truth, score, **resampling),
+        "auroc": bootstrap_auroc(truth, score, groups, **resampling),
     }
 
 

@@ -59,6 +59,7 @@ class Pacs:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else each body waits 40 ms for the headers' receipt
 
     def do_GET(self):
         pacs, parts = self.server.pacs, urlsplit(self.path)
@@ -109,7 +110,7 @@ def serving(pacs):
     """The source URI of the service, without a query."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     server.pacs = pacs
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     try:
         yield f"dicomweb+http://127.0.0.1:{server.server_port}/dicom-web"
     finally:

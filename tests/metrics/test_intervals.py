@@ -1,5 +1,6 @@
 """Bootstrap intervals: groups move together, and both ways of computing them agree."""
 
+import dataclasses
 import time
 
 import numpy as np
@@ -10,6 +11,7 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, r
 from braintumor_ray.errors import MetricsError
 from braintumor_ray.metrics.classification import auroc
 from braintumor_ray.metrics.intervals import (
+    bootstrap_auroc,
     bootstrap_interval,
     bootstrap_table,
     metric_intervals,
@@ -166,6 +168,25 @@ def test_blocks_of_draws_do_not_change_which_groups_are_drawn_for_whom(monkeypat
     slow = bootstrap_interval(accuracy, groups, labels, predicted, seed=0, n_boot=101)
     assert fast.n_boot == slow.n_boot == 101
     assert (fast.low, fast.high) == pytest.approx((slow.low, slow.high))
+
+
+@pytest.mark.parametrize("decimals", [1, 6])  # with many equal scores, and with none
+@pytest.mark.parametrize("block", [2_000_000, 100])
+def test_areas_without_a_loop_equal_scikit_learns_on_every_resample(decimals, block, monkeypatch):
+    monkeypatch.setattr("braintumor_ray.metrics.intervals.BLOCK", block)
+    labels, probs, groups = predictions(9, n=60)
+    truth, score = labels == 0, probs[:, 0].round(decimals)
+    fast = bootstrap_auroc(truth, score, groups, seed=7, n_boot=101)
+    slow = bootstrap_interval(auroc, groups, truth, score, seed=7, n_boot=101)
+    assert dataclasses.astuple(fast) == pytest.approx(dataclasses.astuple(slow))
+
+
+def test_areas_of_resamples_of_one_kind_are_left_out_and_counted():
+    data = (np.array([True, False, False]), np.array([0.4, 0.4, 0.1]))
+    fast = bootstrap_auroc(*data, np.arange(3), seed=1, n_boot=200)
+    slow = bootstrap_interval(auroc, np.arange(3), *data, seed=1, n_boot=200)
+    assert fast == slow
+    assert fast.n_undefined > 20
 
 
 def test_hand_worked_tables():

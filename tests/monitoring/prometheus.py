@@ -83,7 +83,7 @@ def files_over_http(folder):
     """Serves a folder, as node_exporter would its textfiles: host:port."""
     handler = partial(Silent, directory=str(folder))
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     yield f"127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()

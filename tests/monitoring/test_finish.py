@@ -42,7 +42,7 @@ def hook(monkeypatch):
             """Silent."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hook)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/secret-path", codes, bodies
     server.shutdown()
     server.server_close()

@@ -86,7 +86,7 @@ def serving(store, port=0, context=None):
     server.store = store
     if context:
         server.socket = context.wrap_socket(server.socket, server_side=True)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     scheme = "https" if context else "http"
     try:
         yield f"{scheme}://127.0.0.1:{server.server_port}"

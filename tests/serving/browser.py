@@ -94,7 +94,7 @@ class Browser:
         deadline = time.monotonic() + timeout_s
         while not self.evaluate(script):
             assert time.monotonic() < deadline, f"never true: {script}"
-            time.sleep(0.05)
+            time.sleep(0.01)
 
     def open(self, url):
         self.call("Page.navigate", url=url)
