@@ -29,7 +29,6 @@ from braintumor_ray.audit.options import LabelOptions
 from braintumor_ray.audit.pairs import draw_pairs, find_pairs
 from braintumor_ray.audit.shortcuts import shortcut_scores
 from braintumor_ray.decode.files import SCAN_COLUMNS, with_volumes
-from braintumor_ray.decode.types import DecodeLimits
 from braintumor_ray.errors import UsageError
 from braintumor_ray.explain.overlay import write_png
 from braintumor_ray.pages.pictures import Picture
@@ -50,12 +49,9 @@ def run_audit(
     output: str | Path,
     *,
     workers: int = 2,
-    seed: int = 0,
     shortcuts: bool = True,
     burned_in: bool = True,
-    max_pairs: int = 36,
     labels: LabelOptions | None = None,
-    limits: DecodeLimits | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Audit data sets, one by one and against each other; write audit.json and audit.html.
@@ -66,12 +62,9 @@ def run_audit(
             already are not read again.
         output: folder to write to; files of an earlier audit are replaced.
         workers: decoding processes.
-        seed: of the shortcut classifier's folds.
         shortcuts: train the shortcut classifier.
         burned_in: look for burned-in text.
-        max_pairs: most pairs of pictures in the contact sheet.
         labels: how suspect labels are found; None: as by default, not at all.
-        limits: what a file may cost.
         progress: called with (scans read, scans).
 
     Returns:
@@ -85,20 +78,15 @@ def run_audit(
 
     _check_names(catalogs)
     scans = combine(
-        [
-            (name, _fingerprinted(table, workers, burned_in, limits, progress))
-            for name, table in catalogs
-        ]
+        [(name, _fingerprinted(table, workers, burned_in, progress)) for name, table in catalogs]
     )
     folder, keys = Path(output), copy_keys(scans)
-    audit = audit_scans(scans, keys, seed=seed, shortcuts=shortcuts)
-    tiles, sheet = draw_pairs(scans, find_pairs(scans, keys, max_pairs), limits)
+    audit = audit_scans(scans, keys, shortcuts=shortcuts)
+    tiles, sheet = draw_pairs(scans, find_pairs(scans, keys))
     _write_sheet(folder / "pairs.png", sheet)
     suspects: list[dict[str, Any]] = []
     if labels is not None and labels.labels:
-        audit["labels"], suspects = _suspects(
-            scans, keys, labels, folder, seed=seed, limits=limits, progress=progress
-        )
+        audit["labels"], suspects = _suspects(scans, keys, labels, folder, progress)
     text = json.dumps(audit, indent=2, ensure_ascii=False, allow_nan=False)
     write_atomically(folder / "audit.json", (text + "\n").encode())
     context = {"title": "Data audit", "audit": audit, "pairs": tiles, "suspects": suspects}
@@ -129,15 +117,12 @@ def copy_keys(scans: pa.Table) -> Keys:
     return Keys(codes(contents)[1], codes(pixels)[1], np.where(readable, groups, -1))
 
 
-def audit_scans(
-    scans: pa.Table, keys: Keys, *, seed: int = 0, shortcuts: bool = True
-) -> dict[str, Any]:
+def audit_scans(scans: pa.Table, keys: Keys, *, shortcuts: bool = True) -> dict[str, Any]:
     """Count copies, leaks and conflicts; no file is read.
 
     Args:
         scans: from `combine`.
         keys: from `copy_keys`.
-        seed: of the shortcut classifier's folds.
         shortcuts: train the shortcut classifier.
 
     Returns:
@@ -175,19 +160,16 @@ def audit_scans(
         "patients": _patients(patients, splits),
     }
     if shortcuts:
-        audit["shortcuts"] = shortcut_scores(scans, _independent(scans, keys), seed=seed)
+        audit["shortcuts"] = shortcut_scores(scans, _independent(scans, keys))
     return audit
 
 
 def _suspects(
-    scans: pa.Table, keys: Keys, options: LabelOptions, folder: Path, *, seed: int,
-    limits: DecodeLimits | None, progress: Progress | None,
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:  # fmt: skip
+    scans: pa.Table, keys: Keys, options: LabelOptions, folder: Path, progress: Progress | None
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Rank labels and write labels.csv and labels.png; the summary, and tiles for the page."""
-    found, ranked = suspect_labels(
-        scans, _independent(scans, keys), options, seed=seed, limits=limits, progress=progress
-    )
-    tiles, sheet = draw_suspects(scans, ranked, limits)
+    found, ranked = suspect_labels(scans, _independent(scans, keys), options, progress)
+    tiles, sheet = draw_suspects(scans, ranked)
     _write_sheet(folder / "labels.png", sheet)
     if ranked.num_rows:
         write_atomically(folder / "labels.csv", labels_csv(ranked))
@@ -280,15 +262,11 @@ def _own_groups(groups: Ints) -> Ints:
 
 
 def _fingerprinted(
-    table: pa.Table,
-    workers: int,
-    text: bool,
-    limits: DecodeLimits | None,
-    progress: Progress | None,
+    table: pa.Table, workers: int, text: bool, progress: Progress | None
 ) -> pa.Table:
     if set(FINGERPRINT_SCHEMA.names) <= set(table.column_names):
         return table
-    return fingerprint_catalog(table, workers=workers, text=text, limits=limits, progress=progress)
+    return fingerprint_catalog(table, workers=workers, text=text, progress=progress)
 
 
 def _audited_columns(name: str, table: pa.Table) -> pa.Table:

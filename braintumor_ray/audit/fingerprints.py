@@ -26,7 +26,7 @@ from braintumor_ray.decode.hashes import fingerprint
 from braintumor_ray.decode.reading import run_on_scans
 from braintumor_ray.decode.sandbox import DecodeSandbox
 from braintumor_ray.decode.sniff import sniff
-from braintumor_ray.decode.types import Decoded, DecodeLimits, DecodeOptions
+from braintumor_ray.decode.types import Decoded, DecodeOptions
 from braintumor_ray.errors import CatalogError
 from braintumor_ray.types import MANUFACTURER, Progress
 
@@ -76,15 +76,12 @@ class FingerprintStage:
     Not thread-safe: one stage per thread or actor.
 
     Args:
-        limits: what a file may cost.
         timeout_s: longest time for one file, seconds.
         text: look for burned-in text: several times the work.
     """
 
-    def __init__(
-        self, limits: DecodeLimits | None = None, timeout_s: float = 30.0, text: bool = True
-    ) -> None:
-        self._options = DecodeOptions(limits=limits or DecodeLimits())
+    def __init__(self, timeout_s: float = 30.0, text: bool = True) -> None:
+        self._options = DecodeOptions()
         self._sandbox = DecodeSandbox(TEXT_WORKER if text else WORKER, timeout_s)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
@@ -135,7 +132,6 @@ def fingerprint_catalog(
     *,
     workers: int = 2,
     text: bool = True,
-    limits: DecodeLimits | None = None,
     progress: Progress | None = None,
 ) -> pa.Table:
     """Fingerprint every scan of a catalog, block by block, in `workers` decoding processes.
@@ -163,7 +159,7 @@ def fingerprint_catalog(
     # The pool ends first: no stage is closed while a thread uses it.
     with ExitStack() as stages, ThreadPoolExecutor(count) as pool:
         for _ in range(count):
-            free.put(stages.enter_context(closing(FingerprintStage(limits, text=text))))
+            free.put(stages.enter_context(closing(FingerprintStage(text=text))))
         for block in pool.map(run, starts):
             blocks.append(block)
             if progress:

@@ -13,7 +13,7 @@ def fingerprint_on_cluster(catalog: pa.Table, text: bool = True) -> pa.Table:
     """Fingerprint every scan of a catalog on all of the cluster's CPUs.
 
     Args:
-        catalog: as `data.catalog.load_catalog` gives it.
+        catalog: as `catalog.build.load_catalog` gives it.
         text: look for burned-in text.
 
     Returns:

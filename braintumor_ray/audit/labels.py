@@ -18,10 +18,9 @@ from pyarrow import csv
 
 from braintumor_ray.audit.copies import codes
 from braintumor_ray.audit.options import LabelOptions
-from braintumor_ray.audit.shortcuts import FOLDS, usable_rows
+from braintumor_ray.audit.shortcuts import FOLDS, SEED, usable_rows
 from braintumor_ray.decode.preprocess import Preprocessing
 from braintumor_ray.decode.reading import decode_scans
-from braintumor_ray.decode.types import DecodeLimits
 from braintumor_ray.errors import UsageError
 from braintumor_ray.explain.overlay import contact_sheet
 from braintumor_ray.extras import require
@@ -61,9 +60,6 @@ def suspect_labels(
     scans: pa.Table,
     groups: Ints,
     options: LabelOptions,
-    *,
-    seed: int = 0,
-    limits: DecodeLimits | None = None,
     progress: Progress | None = None,
 ) -> tuple[dict[str, Any], pa.Table]:
     """Rank the labels of audited scans, the most doubtful first.
@@ -72,8 +68,6 @@ def suspect_labels(
         scans: from `audit.combine`.
         groups: int64 (n,), copies and scans of one patient share one.
         options: where the predictions come from.
-        seed: of the folds.
-        limits: what a file may cost.
         progress: called with (scans predicted, scans).
 
     Returns:
@@ -90,9 +84,9 @@ def suspect_labels(
     require("cleanlab")  # before hours of predictions, not after
     found: dict[str, CrossValidated | None]
     if options.folds is not None:
-        found = {"folds": _of_folds(scans, options.folds, limits, progress)}
+        found = {"folds": _of_folds(scans, options.folds, progress)}
     else:
-        found = _of_features(scans, groups, options.weights, seed, limits, progress)
+        found = _of_features(scans, groups, options.weights, progress)
     summaries, tables = {}, []
     for name, predicted in found.items():
         if predicted is None:
@@ -105,15 +99,12 @@ def suspect_labels(
     return summaries, pa.concat_tables(tables) if tables else pa.table({})
 
 
-def draw_suspects(
-    scans: pa.Table, ranked: pa.Table, limits: DecodeLimits | None = None
-) -> tuple[list[dict[str, Any]], Picture | None]:
+def draw_suspects(scans: pa.Table, ranked: pa.Table) -> tuple[list[dict[str, Any]], Picture | None]:
     """The most doubtful scans as pictures.
 
     Args:
         scans: from `audit.combine`.
         ranked: from `suspect_labels`.
-        limits: what a file may cost.
 
     Returns:
         Tiles for a page (`image`, and the columns of `ranked`), and one sheet of all; None where
@@ -122,7 +113,7 @@ def draw_suspects(
     if not ranked.num_rows:
         return [], None
     suspects = ranked.filter(ranked["suspect"]).sort_by("quality").slice(0, SHOWN)
-    pictures = load_pictures(scans.take(suspects["row"]), TILE, limits)
+    pictures = load_pictures(scans.take(suspects["row"]), TILE)
     drawn = [
         (row, picture)
         for row, picture in zip(suspects.to_pylist(), pictures, strict=True)
@@ -169,8 +160,6 @@ def _of_features(
     scans: pa.Table,
     groups: Ints,
     weights: str,
-    seed: int,
-    limits: DecodeLimits | None,
     progress: Progress | None,
 ) -> dict[str, CrossValidated | None]:
     """By data set: labels of two sets need not mean the same."""
@@ -179,15 +168,15 @@ def _of_features(
     extractor = _Extractor(weights)
     for name in dict.fromkeys(datasets.tolist()):
         own = np.flatnonzero(datasets == name)
-        kept = usable_rows(scans.take(pa.array(own)), groups[own], seed, len(own))
+        kept = usable_rows(scans.take(pa.array(own)), groups[own], len(own))
         rows = own[kept]
         labels = scans["label"].take(pa.array(rows)).to_pylist()
         names, truth = codes(labels)
         if len(names) < 2:
             found[name] = None
             continue
-        features = extractor.features(scans.take(pa.array(rows)), limits, progress)
-        folds = grouped_folds(labels, groups[rows], FOLDS, seed, allow_missing=True)
+        features = extractor.features(scans.take(pa.array(rows)), progress)
+        folds = grouped_folds(labels, groups[rows], FOLDS, SEED, allow_missing=True)
         probs = held_out_probabilities(features, truth, folds)
         source = f"logistic regression on {BACKBONE}, {extractor.line}, {FOLDS} folds"
         found[name] = CrossValidated(rows, names, truth, probs, source)
@@ -206,16 +195,14 @@ class _Extractor:
         mean, std = normalization_of(self._model.backbone)
         self._preprocessing = Preprocessing(SIZE, "area", mean, std)  # type: ignore[arg-type]
 
-    def features(
-        self, scans: pa.Table, limits: DecodeLimits | None, progress: Progress | None
-    ) -> Floats:
+    def features(self, scans: pa.Table, progress: Progress | None) -> Floats:
         """Float64 (n, channels)."""
         import torch
 
         from braintumor_ray.models.classifier import normalize
 
         found: list[Floats] = []
-        for squares in _squares(scans, self._preprocessing, limits):
+        for squares in _squares(scans, self._preprocessing):
             with torch.inference_mode():
                 images = normalize(torch.from_numpy(squares), self._preprocessing)
                 pooled = self._model.features(images).mean(dim=(2, 3))
@@ -225,24 +212,20 @@ class _Extractor:
         return np.concatenate(found)
 
 
-def _squares(
-    scans: pa.Table, preprocessing: Preprocessing, limits: DecodeLimits | None
-) -> Iterator[GrayImage]:
+def _squares(scans: pa.Table, preprocessing: Preprocessing) -> Iterator[GrayImage]:
     """Batches uint8 (b, S, S) of scans that were read before; black where one is gone."""
     blank = np.zeros((preprocessing.image_size,) * 2, np.uint8)
-    read = decode_scans(scans, preprocessing, limits=limits)
+    read = decode_scans(scans, preprocessing)
     while batch := list(islice(read, _BATCH)):
         yield np.stack([blank if scan.image is None else scan.image for scan in batch])
 
 
-def _of_folds(
-    scans: pa.Table, run: str, limits: DecodeLimits | None, progress: Progress | None
-) -> CrossValidated:
+def _of_folds(scans: pa.Table, run: str, progress: Progress | None) -> CrossValidated:
     """Each scan by the fold that held out its pixels."""
     digests = scans["pixel_sha256"].to_pylist()
     parts: list[CrossValidated] = []
     for fold in _fold_folders(run):
-        part = _of_fold(scans, digests, fold, limits)
+        part = _of_fold(scans, digests, fold)
         parts.append(part)
         if progress:
             progress(sum(len(part.rows) for part in parts), scans.num_rows)
@@ -270,9 +253,7 @@ def _fold_folders(run: str) -> list[str]:
     return [folder.at(name) for name in names]
 
 
-def _of_fold(
-    scans: pa.Table, digests: list[str | None], fold: str, limits: DecodeLimits | None
-) -> CrossValidated:
+def _of_fold(scans: pa.Table, digests: list[str | None], fold: str) -> CrossValidated:
     from braintumor_ray.catalog.schema import read_catalog
     from braintumor_ray.models.bundle import load_bundle
     from braintumor_ray.predict.predictor import Predictor
@@ -287,7 +268,7 @@ def _of_fold(
     rows = [i for i, digest in enumerate(digests) if digest is not None and digest in held_out]
     truth = np.array([names.index(held_out[digests[i]]) for i in rows], np.int64)
     taken = scans.take(pa.array(rows, pa.int64()))
-    batches = _squares(taken, predictor.bundle.preprocessing, limits)
+    batches = _squares(taken, predictor.bundle.preprocessing)
     logits = [predictor.forward(squares, explain=False).logits for squares in batches]
     return CrossValidated(
         np.array(rows, np.int64),

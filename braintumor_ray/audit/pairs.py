@@ -7,12 +7,12 @@ import numpy as np
 import pyarrow as pa
 
 from braintumor_ray.audit.copies import Keys, codes, conflicting_rows, partner_before, split_codes
-from braintumor_ray.decode.types import DecodeLimits
 from braintumor_ray.explain.overlay import contact_sheet
 from braintumor_ray.pages.pictures import Picture, jpeg_uri, load_pictures, side_by_side, spread
 from braintumor_ray.types import Ints
 
 TILE = 200
+SHOWN = 36  # pairs in all
 
 CONFLICT = "copies with different labels"
 ACROSS_SPLITS = "the same pixels in two splits"
@@ -30,13 +30,12 @@ class Pair:
     second: int
 
 
-def find_pairs(scans: pa.Table, keys: Keys, most: int) -> list[Pair]:
+def find_pairs(scans: pa.Table, keys: Keys) -> list[Pair]:
     """Choose pairs to show: some of every kind of fault, the most serious first.
 
     Args:
         scans: from `audit.combine`.
         keys: from `audit.copy_keys`.
-        most: pairs in all.
     """
     splits = split_codes(scans["split"].to_pylist())[1]
     labels = codes(scans["label"].to_pylist())[1]
@@ -52,12 +51,10 @@ def find_pairs(scans: pa.Table, keys: Keys, most: int) -> list[Pair]:
         ACROSS_DATASETS: partner_before(near, datasets),
         WITHIN: _within(pixels, splits),
     }
-    return _shared_out(_one_per_group(found, near), most)
+    return _shared_out(_one_per_group(found, near), SHOWN)
 
 
-def draw_pairs(
-    scans: pa.Table, pairs: list[Pair], limits: DecodeLimits | None = None
-) -> tuple[list[dict[str, Any]], Picture | None]:
+def draw_pairs(scans: pa.Table, pairs: list[Pair]) -> tuple[list[dict[str, Any]], Picture | None]:
     """Read the scans of the pairs once more and lay them side by side.
 
     Returns:
@@ -67,7 +64,7 @@ def draw_pairs(
     if not pairs:
         return [], None
     rows = [row for pair in pairs for row in (pair.first, pair.second)]
-    pictures = load_pictures(scans.take(rows), TILE, limits)
+    pictures = load_pictures(scans.take(rows), TILE)
     tiles: list[dict[str, Any]] = []
     drawn: list[Picture] = []
     for index, pair in enumerate(pairs):

@@ -18,6 +18,9 @@ from braintumor_ray.splits.splits import grouped_folds
 from braintumor_ray.types import Floats, Ints
 
 FOLDS = 5
+SEED = 0  # of draw, folds, trees and resamples
+MAX_ROWS = 5_000
+_RESAMPLES = 500
 NOTABLE = 0.05  # balanced accuracy above chance, at the interval's lower end
 
 FEATURES: Mapping[str, tuple[str, ...]] = {
@@ -50,20 +53,16 @@ def shortcut_features(scans: pa.Table) -> dict[str, Floats]:
     }
 
 
-def shortcut_scores(
-    scans: pa.Table, groups: Ints, *, seed: int = 0, max_rows: int = 5_000, n_boot: int = 500
-) -> dict[str, Any]:
+def shortcut_scores(scans: pa.Table, groups: Ints) -> dict[str, Any]:
     """Score how well each kind of feature predicts the class, cross-validated by group.
 
     A random forest with balanced class weights, five folds, groups kept together. Classes
-    with fewer groups than folds are left out.
+    with fewer groups than folds are left out. Above `MAX_ROWS` scans whole groups are drawn at
+    random up to it.
 
     Args:
         scans: a fingerprinted catalog with columns `label` and `dataset`.
         groups: int64 (n,), scans that are copies or of one patient share a group.
-        seed: of draw, folds, trees and resamples.
-        max_rows: above this many scans whole groups are drawn at random up to it.
-        n_boot: resamples for the intervals.
 
     Returns:
         `n`, `classes`, `folds`, `baseline` (chance: `balanced_accuracy` 1/k, `accuracy` of always
@@ -72,7 +71,7 @@ def shortcut_scores(
         end is more than 0.05 above chance). `features` is empty where fewer than two classes are
         left; then `note` explains it.
     """
-    rows = usable_rows(scans, groups, seed, max_rows)
+    rows = usable_rows(scans, groups, MAX_ROWS)
     labels = scans["label"].take(pa.array(rows)).to_pylist()
     names, truth = codes(labels)
     result: dict[str, Any] = {"n": len(rows), "classes": names, "folds": FOLDS, "features": {}}
@@ -84,10 +83,10 @@ def shortcut_scores(
         "balanced_accuracy": 1 / len(names),
         "accuracy": float(counts.max() / counts.sum()),
     }
-    folds = grouped_folds(labels, groups[rows], FOLDS, seed, allow_missing=True)
+    folds = grouped_folds(labels, groups[rows], FOLDS, SEED, allow_missing=True)
     columns = {name: values[rows] for name, values in shortcut_features(scans).items()}
     result["features"] = {
-        kind: _score(matrix, truth, folds, groups[rows], seed=seed, n_boot=n_boot)
+        kind: _score(matrix, truth, folds, groups[rows])
         for kind, matrix in _matrices(columns).items()
     }
     return result
@@ -102,9 +101,7 @@ def _matrices(columns: Mapping[str, Floats]) -> dict[str, Floats]:
     return {**matrices, "all together": np.concatenate(list(matrices.values()), axis=1)}
 
 
-def _score(
-    matrix: Floats, truth: Ints, folds: Ints, groups: Ints, *, seed: int, n_boot: int
-) -> dict[str, Any]:
+def _score(matrix: Floats, truth: Ints, folds: Ints, groups: Ints) -> dict[str, Any]:
     k = int(truth.max()) + 1
     varying = matrix[:, [len(np.unique(column)) > 1 for column in matrix.T]]
     if not varying.shape[1]:
@@ -113,11 +110,11 @@ def _score(
             **{"balanced_accuracy": chance, "low": chance, "high": chance, "auroc": 0.5},
             **{"constant": True, "notable": False},
         }
-    probs = _held_out_probs(varying, truth, folds, seed)
+    probs = _held_out_probs(varying, truth, folds)
     cells = truth * k + probs.argmax(axis=1)
     interval = bootstrap_table(
-        {"balanced_accuracy": table_balanced_accuracy}, groups, cells, k * k, seed=seed,
-        n_boot=n_boot,
+        {"balanced_accuracy": table_balanced_accuracy}, groups, cells, k * k, seed=SEED,
+        n_boot=_RESAMPLES,
     )["balanced_accuracy"]  # fmt: skip
     areas = [auroc(truth == c, probs[:, c]) for c in range(k)]
     return {
@@ -130,19 +127,19 @@ def _score(
     }
 
 
-def _held_out_probs(matrix: Floats, truth: Ints, folds: Ints, seed: int) -> Floats:
+def _held_out_probs(matrix: Floats, truth: Ints, folds: Ints) -> Floats:
     probs = np.zeros((len(truth), int(truth.max()) + 1))
     for fold in np.unique(folds):
         held_out = folds == fold
         model = RandomForestClassifier(
-            n_estimators=60, min_samples_leaf=3, class_weight="balanced", random_state=seed
+            n_estimators=60, min_samples_leaf=3, class_weight="balanced", random_state=SEED
         )
         model.fit(matrix[~held_out], truth[~held_out])
         probs[np.ix_(held_out, model.classes_)] = model.predict_proba(matrix[held_out])
     return probs
 
 
-def usable_rows(scans: pa.Table, groups: Ints, seed: int, max_rows: int) -> Ints:
+def usable_rows(scans: pa.Table, groups: Ints, max_rows: int) -> Ints:
     """Readable, labeled rows of classes with enough groups; whole groups, ascending."""
     names, label = codes(scans["label"].to_pylist())
     usable = readable_rows(scans) & (label >= 0)
@@ -155,7 +152,7 @@ def usable_rows(scans: pa.Table, groups: Ints, seed: int, max_rows: int) -> Ints
     rows = np.flatnonzero(usable)
     if len(rows) <= max_rows:
         return rows
-    drawn = np.random.default_rng(seed).permutation(np.unique(groups[rows]))
+    drawn = np.random.default_rng(SEED).permutation(np.unique(groups[rows]))
     size = np.bincount(groups[rows], minlength=int(groups.max()) + 1)[drawn]
     kept = drawn[np.cumsum(size) <= max_rows]
     return rows[np.isin(groups[rows], kept)]

@@ -263,7 +263,7 @@ class HeaderReader:
 
 
 def probe_content(data: bytes | None, volumes: VolumeOptions) -> Probe:
-    """The worker of the catalog's child process; see `decode.probe`."""
+    """The worker of the catalog's child process; see `decode.decode.probe`."""
     return probe(data, volumes=volumes)
 
 

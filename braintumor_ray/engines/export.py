@@ -104,7 +104,7 @@ def export_bundle(
     try:
         made = _write_graph(work / target.name, graph, about, options.format)
         differences = compare(work / target.name, graph, options.format)
-        made += _write_texts(work, target, graph, about, options, differences)
+        made += _write_texts(work, target, about, options, differences)
         for name in reversed(made):  # the graph itself last
             os.replace(work / name, target.parent / name)
     finally:
@@ -210,7 +210,6 @@ def _write_graph(
 def _write_texts(
     work: Path,
     target: Path,
-    graph: ExplainedGraph,
     about: Mapping[str, Any],
     options: ExportOptions,
     differences: Mapping[str, float] | None,

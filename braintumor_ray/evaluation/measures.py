@@ -38,7 +38,7 @@ def measure(evaluated: Evaluated, **resampling: int) -> dict[str, Any]:
     Returns:
         The keys of `classification_metrics` (accuracy, balanced_accuracy, ..., per_class, binary)
         and `intervals`, `calibration`, `curves` (roc, pr), `threshold_sweep`,
-        `prediction_sets` (`conformal.set_metrics`; None where the bundle makes none).
+        `prediction_sets` (`metrics.coverage.set_metrics`; None where the bundle makes none).
     """
     labels, probs, positive = evaluated.labels, evaluated.probs, evaluated.positive
     threshold = _float32(evaluated.fields.threshold)

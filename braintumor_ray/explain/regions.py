@@ -19,7 +19,6 @@ from braintumor_ray.errors import UsageError
 
 BACKGROUND, RIM, INSIDE = 0, 1, 2
 RIM_SHARE_OF_DIAMETER = 0.1
-_GRAY_DIMENSIONS = 2
 
 
 class Shares(NamedTuple):

@@ -89,27 +89,6 @@ def localize(
     return pa.Table.from_pylist(rows, schema=pa.schema(schema))
 
 
-def score_map(cam: NDArray[Any], mask: Mask) -> Scores:
-    """All measures of one raw map against one mask.
-
-    Args:
-        cam: raw map (h, w) >= 0, any float dtype.
-        mask: bool (S, S), not empty.
-
-    Returns:
-        `MEASURES` in [0, 1], `flat` (0 or 1) and `mask_area`.
-
-    Raises:
-        UsageError: the mask is empty or not bool (S, S), or the map has negative or no numbers.
-    """
-    if mask.ndim != 2 or mask.dtype != np.bool_ or not mask.any():
-        raise UsageError(
-            f"a mask is bool (S, S) with a tumor in it, not {mask.dtype} {mask.shape} "
-            f"with {np.count_nonzero(mask)} pixels; leave scans without tumor out"
-        )
-    return _Target(mask).score(cam)
-
-
 @lru_cache(maxsize=8)
 def center_map(shape: tuple[int, ...]) -> NDArray[np.float32]:
     """A Gaussian in the middle of the picture, sigma a sixth of each side, float32 (H, W)."""

@@ -19,11 +19,6 @@ def decision_rule(threshold: float) -> str:
     return f"{DECISION} at {threshold:.3f}"
 
 
-def decision_words(positive: bool) -> str:
-    """What the tumor decision is called, as the columns and the service name it."""
-    return "positive" if positive else "negative"
-
-
 def disagreement(likeliest_is_positive: bool, decision: bool) -> str:
     """Why the likeliest class and the decision differ; empty where they do not."""
     if likeliest_is_positive == decision:

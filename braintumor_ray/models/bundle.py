@@ -72,7 +72,7 @@ class ArchitectureFields(_Strict):
 
 
 class PreprocessingFields(_Strict):
-    """As `data.preprocess.Preprocessing`."""
+    """As `decode.preprocess.Preprocessing`."""
 
     image_size: int
     interpolation: Literal["area", "linear", "cubic"]

@@ -45,7 +45,7 @@ def run_neurons(
     activation map) and, last, neurons.json, which is also returned.
 
     Args:
-        catalog: scans with `label` (`data.catalog.CATALOG_SCHEMA`); unlabeled ones are left out.
+        catalog: scans with `label` (`catalog.schema.CATALOG_SCHEMA`); unlabeled ones are left out.
         bundle_path: the bundle.
         output: a folder, made if it is not there.
         options: how.

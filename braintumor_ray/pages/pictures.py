@@ -20,6 +20,8 @@ from braintumor_ray.types import GrayImage
 
 WORKER = "braintumor_ray.pages.pictures:shrink_file"
 Picture = NDArray[np.uint8]
+_GAP = 4  # pixels between pictures
+_JPEG_QUALITY = 82
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,21 +80,21 @@ def spread(values: NDArray[Any], most: int) -> NDArray[Any]:
     return values[places.astype(np.int64)]
 
 
-def side_by_side(pictures: Sequence[Picture], gap: int = 4) -> Picture:
+def side_by_side(pictures: Sequence[Picture]) -> Picture:
     """Pictures of one kind, gray or RGB, in a row on black, at the height of the tallest."""
     height = max(picture.shape[0] for picture in pictures)
     padded = []
     for picture in pictures:
         room = height - picture.shape[0]
-        around = ((room // 2, room - room // 2), (0, gap), (0, 0))
+        around = ((room // 2, room - room // 2), (0, _GAP), (0, 0))
         padded.append(np.pad(picture, around[: picture.ndim]))
-    return np.concatenate(padded, axis=1)[:, :-gap]
+    return np.concatenate(padded, axis=1)[:, :-_GAP]
 
 
-def jpeg_uri(picture: Picture, quality: int = 82) -> str:
+def jpeg_uri(picture: Picture) -> str:
     """A gray (h, w) or RGB (h, w, 3) picture as a data URI, for photographs."""
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "JPEG", quality=quality, optimize=True)
+    Image.fromarray(picture).save(buffer, "JPEG", quality=_JPEG_QUALITY, optimize=True)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 

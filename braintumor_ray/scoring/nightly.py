@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
+from statistics import fmean, stdev
 from typing import Any
 
 from braintumor_ray.predict.results import JUDGED, MANIFESTS, ResultsFolder, results_folder
@@ -102,15 +103,15 @@ def _classes(
     # Half a sum of absolute normal deviates: its mean, and at most this deviation.
     expected = 0.5 * math.sqrt(2 / math.pi) * errors
     chance = 0.5 * math.sqrt(1 - 2 / math.pi) * errors
-    limit = max(_mean(past), expected) + ERRORS * math.hypot(_spread(past), chance)
+    limit = max(fmean(past), expected) + ERRORS * math.hypot(_spread(past), chance)
     return Figure("class shares", distance, 0.0, limit, distance, distance > limit)
 
 
 def _entropy(tonight: Mapping[str, Any], earlier: Sequence[Mapping[str, Any]]) -> Figure:
     past = [float(run["mean_entropy"]) for run in earlier]
     deviations = [float(run.get("entropy_deviation") or 0.0) for run in earlier]
-    chance = _mean(deviations) / math.sqrt(sum(tonight["classes"].values()))
-    usual, value = _mean(past), float(tonight["mean_entropy"])
+    chance = fmean(deviations) / math.sqrt(sum(tonight["classes"].values()))
+    usual, value = fmean(past), float(tonight["mean_entropy"])
     limit = ERRORS * math.hypot(_spread(past), chance)
     distance = abs(value - usual)
     return Figure("mean entropy", value, usual, limit, distance, distance > limit)
@@ -123,7 +124,7 @@ def _quarantine(tonight: Mapping[str, Any], earlier: Sequence[Mapping[str, Any]]
     bad = sum(int(run["status"].get("quarantined", 0)) for run in earlier)
     share = (bad + 1) / (scans + 2)  # Laplace: a clean past does not make one bad file an alarm
     chance = math.sqrt(share * (1 - share) / tonight["scans"])
-    usual, value = _mean(past), _quarantine_share(tonight)
+    usual, value = fmean(past), _quarantine_share(tonight)
     one_file = 1 / tonight["scans"]
     limit = max(ERRORS * math.hypot(_spread(past), chance), one_file)
     distance = value - usual
@@ -147,15 +148,9 @@ def _pooled(summaries: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return _shares(counts)
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
 def _spread(values: Sequence[float]) -> float:
     """Standard deviation that one more value has around the mean of these."""
-    mean, count = _mean(values), len(values)
-    variance = sum((value - mean) ** 2 for value in values) / (count - 1)
-    return math.sqrt(variance * (1 + 1 / count))
+    return stdev(values) * math.sqrt(1 + 1 / len(values))
 
 
 @dataclass(frozen=True)

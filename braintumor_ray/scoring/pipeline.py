@@ -108,7 +108,7 @@ def execute(
     counter: Counter,
     stages: Stages,
 ) -> None:
-    """Score the catalogs' scans that have no committed row yet; see `pipeline` for the rest.
+    """Score the catalogs' scans that have no committed row yet, and commit rows as they come.
 
     Raises:
         ResultsError: something failed that is no scan's fault; what is committed is kept.

@@ -89,7 +89,7 @@ def make_plan(
 
     Args:
         folder: the results.
-        catalog: all scans of the source (`data.catalog.CATALOG_SCHEMA`).
+        catalog: all scans of the source (`catalog.schema.CATALOG_SCHEMA`).
         manifests: the folder's, oldest first.
         fingerprint: of the results folder.
         limit: at most so many new scans.

@@ -91,7 +91,7 @@ def train(
     """Train a recipe on a catalog and write its bundle; resumes an interrupted run.
 
     Args:
-        catalog: all scans (`data.catalog.load_catalog`).
+        catalog: all scans (`catalog.build.load_catalog`).
         options: the run.
         say: called with a line for people, now and then.
         on_epoch: called with each epoch's entry of the history while the run goes on, in a thread.

@@ -33,7 +33,7 @@ def with_splits(
     """The catalog with class_name, status, reason, pixel_sha256, hashes, duplicate_group and split.
 
     Args:
-        catalog: `data.catalog.CATALOG_SCHEMA`, perhaps with a `split` column, which then decides.
+        catalog: `catalog.schema.CATALOG_SCHEMA`, perhaps with a `split` column, which then decides.
         hashes: columns `HASH_COLUMNS` of the decoded shards, in any order.
         classes: which labels are learnt.
         options: see `SplitOptions`.
