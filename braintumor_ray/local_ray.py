@@ -10,9 +10,7 @@ from typing import Any
 
 from braintumor_ray.errors import StartError, UsageError
 from braintumor_ray.monitoring.logs import are_json, worker_environment
-
-SPARE_CPUS = 2  # logical, for reading and data, next to the workers
-LEAST_CPUS = 4  # with fewer the archive job's stages wait for each other for ever
+from braintumor_ray.scoring.layout import LEAST_CPUS, SPARE_CPUS
 
 _ENVIRONMENT = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # remarks of Ray's core; its errors reach us as exceptions

@@ -5,6 +5,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+Say = Callable[[str], None]
+"""Takes a line for people."""
+
 
 class TenthLines:
     """Tells of each further tenth of some work; calls come as often as they like.
@@ -18,7 +21,7 @@ class TenthLines:
     def __init__(
         self,
         title: str,
-        say: Callable[[str], None],
+        say: Say,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._title, self._say, self._clock = title, say, clock

@@ -15,6 +15,8 @@ GrayImage = NDArray[np.uint8]
 """(H, W), 0 black to 255 white."""
 MANUFACTURER = "braintumor-ray"
 """In DICOM objects of ours."""
+PREDICTION_SET = "prediction_set"
+"""A column of predictions whose bundle makes sets."""
 Progress = Callable[[int, int], None]
 """Told how many are done, and of how many."""
 EngineName = Literal["torch", "openvino", "onnxruntime"]

@@ -13,7 +13,8 @@ from braintumor_ray.predict.schema import OPTIONAL_FIELDS, result_schema
 PROJECT = Path(__file__).resolve().parent.parent
 PACKAGE = PROJECT / "braintumor_ray"
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
-FILE_ENDINGS = {*"bin csv jpg json md parquet png py safetensors txt xml".split()}
+DATA_FILES = {"csv", "json", "parquet", "safetensors", "xml", "bin"}
+FILE_ENDINGS = DATA_FILES | {"jpg", "png", "md", "py", "txt"}
 SHORTENED = {"np": "numpy", "nn": "torch"}
 RECIPE_AND_BUNDLE_FIELDS = {"stages.train", "preprocessing.square"}
 CONTRACT = (PROJECT / "docs" / "data-contract.md").read_text(encoding="utf-8")

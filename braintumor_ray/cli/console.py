@@ -20,8 +20,9 @@ from braintumor_ray.progress import TenthLines
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from braintumor_ray.types import Progress
+
 T = TypeVar("T")
-Advance = Callable[[int, int], None]
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 LogJson = Annotated[
@@ -111,7 +112,7 @@ def _known_places(options: Mapping[str, Any]) -> list[str]:
 
 
 @contextmanager
-def progress_bar(title: str) -> Iterator[Advance]:
+def progress_bar(title: str) -> Iterator["Progress"]:
     """Yields `advance(done, total)`; a bar on a terminal, a line per tenth elsewhere."""
     if not sys.stderr.isatty():
         yield TenthLines(title, say)

@@ -1,7 +1,6 @@
 """The demo: everything on synthetic scans, in a few minutes on two cores."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,11 @@ from braintumor_ray.cli.data import phantom_catalog
 from braintumor_ray.cli.scoring import ScoreRun, score_source
 from braintumor_ray.errors import UsageError
 from braintumor_ray.local_ray import ray_session
+from braintumor_ray.progress import Say
 from braintumor_ray.scoring.options import PredictSettings, ScoreOptions
 from braintumor_ray.worklist.explained import explain_results
 from braintumor_ray.worklist.options import ExplainOptions
 
-Say = Callable[[str], None]
 PATIENTS = 240
 OWN = {"phantoms", "run", "results", "overlays", "report", "worklist", "picture"}  # of a demo
 RESAMPLES = 200  # for the report's intervals: enough to show them

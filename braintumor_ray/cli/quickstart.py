@@ -17,13 +17,12 @@ from braintumor_ray.cli.console import open_pages
 from braintumor_ray.cli.options import anonymous_options, load_source
 from braintumor_ray.errors import GateError, UsageError
 from braintumor_ray.options import Option
-from braintumor_ray.progress import duration
+from braintumor_ray.progress import Say, duration
 
 if TYPE_CHECKING:
     from braintumor_ray.catalog.labels import ClassMap
     from braintumor_ray.training.speed import Plan
 
-Say = Callable[[str], None]
 Clock = Callable[[], float]
 RunCommand = Callable[[list[str]], int]  # a command line to its exit code
 PLAN = "plan.json"

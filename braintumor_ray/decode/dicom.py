@@ -40,7 +40,7 @@ from braintumor_ray.decode.dicom_header import (
 )
 from braintumor_ray.decode.dicom_layout import UNDEFINED, Layout, PixelElement, layout_of
 from braintumor_ray.decode.dicom_tags import Tags
-from braintumor_ray.decode.intensity import Range, robust_range, to_gray, why_blank
+from braintumor_ray.decode.intensity import LUMA, Range, robust_range, to_gray, why_blank
 from braintumor_ray.decode.types import (
     DEFAULT_LIMITS,
     Decoded,
@@ -51,13 +51,12 @@ from braintumor_ray.decode.types import (
     Unreadable,
     VolumeOptions,
 )
+from braintumor_ray.types import Mask
 
 Samples = npt.NDArray[Any]
-Mask = npt.NDArray[np.bool_]
 _RANGE_FRAMES = 16  # of a multi-frame object, spread evenly: all frames share one range
 _RANGE_VALUES = 250_000  # from each of them
 _JPEG_FAMILY = {*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes, *JPEG2000TransferSyntaxes}
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 _UNCUT = "Siemens mosaic whose number of slices is not known: not cut"
 
 
@@ -186,7 +185,7 @@ class _Frames:
         return to_gray(values, self._shared_range())
 
     def _luma(self, samples: Samples) -> Gray:
-        luma = samples[..., :3].astype(np.float32) @ _LUMA
+        luma = samples[..., :3].astype(np.float32) @ LUMA
         bits = self._layout.stored
         return to_gray(np.rint(luma), Range(0.0, 2.0**bits - 1))
 

@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from braintumor_ray.decode.types import Gray, Unreadable
 
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # of red, green, blue; ITU-R BT.601
 PERCENTILES = (0.5, 99.5)
 _MOST_VALUES = 4_000_000  # percentiles of more are no surer, only slower
 _VISIBLE = 4  # gray levels: noise and rounding stay below

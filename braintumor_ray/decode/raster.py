@@ -23,7 +23,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from braintumor_ray.decode import jpeg
-from braintumor_ray.decode.intensity import robust_range, to_gray, why_blank
+from braintumor_ray.decode.intensity import LUMA, robust_range, to_gray, why_blank
 from braintumor_ray.decode.tiff import (
     Page,
     check_deflated,
@@ -58,7 +58,6 @@ _BITS_TAG, _PHOTOMETRIC_TAG, _SAMPLES_TAG, _PLANAR_TAG = 258, 262, 277, 284
 _WIDE_MODES = ("I", "F")
 _PNG_NOTES = (b"eXIf", b"iTXt")  # chunks that may turn the picture
 _PNG_HEADER = 33  # bytes before what follows the IHDR chunk
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 _UPRIGHT: dict[int, Callable[[Gray], Gray]] = {  # EXIF 2.3, tag 0x0112
     2: lambda gray: gray[:, ::-1],
     3: lambda gray: gray[::-1, ::-1],
@@ -340,7 +339,7 @@ def _over_black(image: Image.Image) -> Gray:
 
 
 def _luma(samples: npt.NDArray[np.uint16]) -> Gray:
-    gray = samples[..., :3].astype(np.float32) @ _LUMA
+    gray = samples[..., :3].astype(np.float32) @ LUMA
     if samples.shape[2] == 4:
         gray = gray * (samples[..., 3].astype(np.float32) / 65535)
     return rescale(np.rint(gray).astype(np.uint16))

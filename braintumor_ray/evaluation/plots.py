@@ -55,6 +55,7 @@ def confusion_figure(
     matrix: Sequence[Sequence[int]],
     names: Sequence[str],
     rule: str = "likeliest class",
+    title: str = "Confusion matrix",
 ) -> None:
     """Counts and row shares, true classes down; across is what the rule called them.
 
@@ -63,6 +64,7 @@ def confusion_figure(
         matrix: counts (k, k).
         names: of the k classes.
         rule: by which scans were called.
+        title: its first line; the second one tells what the numbers are.
     """
     counts = np.asarray(matrix, dtype=np.float64)
     totals = counts.sum(axis=1, keepdims=True)
@@ -80,7 +82,7 @@ def confusion_figure(
     axes.set_xticks(range(len(names)), words, rotation=30, ha="right")
     axes.set_yticks(range(len(names)), words)
     axes.set(xlabel=rule, ylabel="true class")
-    axes.set_title("Confusion matrix\ncount and share of the true class", fontsize=10.5)
+    axes.set_title(f"{title}\ncount and share of the true class", fontsize=10.5)
 
 
 def _tick(name: str) -> str:

@@ -36,10 +36,10 @@ from braintumor_ray.models.classifier import Architecture, Classifier
 from braintumor_ray.models.domain import ArchiveReference, DomainDetector
 from braintumor_ray.models.geometry import Axis, Geometry
 from braintumor_ray.recipes.schema import Head, Neck, Pooling
+from braintumor_ray.types import PREDICTION_SET
 
 WEIGHTS, DESCRIPTION, CARD = "model.safetensors", "bundle.json", "model_card.md"
 GRAPH, GRAPH_WEIGHTS = "quantized.xml", "quantized.bin"
-PREDICTION_SET = "prediction_set"
 DOMAIN_COORDINATES = "domain_coordinates"
 LARGEST_MAP = 16  # larger maps are area-averaged: they would cost more than they show
 LARGEST_REFINED_MAP = 32  # of a neck, which is there for finer maps

@@ -6,7 +6,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
@@ -14,13 +14,13 @@ from urllib.parse import urlsplit
 
 from braintumor_ray.errors import GateError, UsageError
 from braintumor_ray.monitoring.options import command_words, is_webhook
+from braintumor_ray.progress import Say
 
 TRIES = 3
 WEBHOOK_TIMEOUT_S = 10.0
 PAUSE_S = 1.0  # before the second try; twice as long before the third
 COMMAND_TIMEOUT_S = 300.0
 OUTCOMES = {0: "done", UsageError.exit_code: "usage", GateError.exit_code: "gate not met"}
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)

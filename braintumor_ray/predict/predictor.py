@@ -24,13 +24,13 @@ from braintumor_ray.explain.placement import as_stored, picture_maps, square_map
 from braintumor_ray.explain.regions import head_weights, heat_shares_batch
 from braintumor_ray.metrics.conformal import named_sets
 from braintumor_ray.models.allocator import keep_freed_memory
-from braintumor_ray.models.bundle import DOMAIN_COORDINATES, PREDICTION_SET, Bundle, load_bundle
+from braintumor_ray.models.bundle import DOMAIN_COORDINATES, Bundle, load_bundle
 from braintumor_ray.models.classifier import normalize
 from braintumor_ray.models.device import choose_device
 from braintumor_ray.models.geometry import layer_frame
 from braintumor_ray.predict.views import test_time_views
 from braintumor_ray.recipes.schema import CamClass, Precision
-from braintumor_ray.types import EngineChoice, GrayImage
+from braintumor_ray.types import PREDICTION_SET, EngineChoice, GrayImage
 
 Columns = dict[str, Any]
 

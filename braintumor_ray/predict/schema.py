@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
+from braintumor_ray.types import PREDICTION_SET
+
 SCHEMA_VERSION = 1
 
 STATUSES = ("ok", "quarantined", "skipped")
@@ -12,7 +14,7 @@ KEYS = ("patient_key", "study_key", "series_key", "sop_key")
 
 # Columns that came later, by name: bundles and folders of before have none of them.
 OPTIONAL_FIELDS = {
-    "prediction_set": pa.list_(pa.string()),
+    PREDICTION_SET: pa.list_(pa.string()),
     "domain_coordinates": pa.list_(pa.float32()),
 }
 

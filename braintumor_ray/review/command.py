@@ -1,7 +1,7 @@
 """What `braintumor-ray review` does: a server of this machine, without Ray."""
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pyarrow as pa
@@ -9,6 +9,7 @@ import uvicorn
 
 from braintumor_ray.errors import UsageError
 from braintumor_ray.predict.results import results_folder
+from braintumor_ray.progress import Say
 from braintumor_ray.review.log import LabelLog
 from braintumor_ray.review.network import Network
 from braintumor_ray.review.options import LABELS, ReviewOptions
@@ -66,7 +67,7 @@ def review_command(
     options: ReviewOptions,
     host: str,
     port: int,
-    say: Callable[[str], None],
+    say: Say,
 ) -> dict[str, object]:
     """Serve until stopped; blocks.
 

@@ -1,7 +1,7 @@
 """Predictions and labels of reviewers as files of other tools: COCO and FiftyOne."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from braintumor_ray import __version__
 from braintumor_ray.catalog.reviewed import Box, Key, Reviewed, read_reviewed
 from braintumor_ray.errors import UsageError
 from braintumor_ray.predict.results import results_folder
+from braintumor_ray.progress import Say
 from braintumor_ray.review.options import LABELS, ReviewOptions
 from braintumor_ray.review.pictures import LARGEST, NoPicture, Pictures
 from braintumor_ray.review.scans import Scans
@@ -257,7 +258,7 @@ def _written(pictures: Pictures, row: pa.Table, target: Path) -> str | None:
     return str(target.absolute())
 
 
-def exported(found: Mapping[str, object], say: Callable[[str], None]) -> str:
+def exported(found: Mapping[str, object], say: Say) -> str:
     """The line that tells what was written; says what was left out before."""
     if found["left_out"]:
         say(

@@ -15,8 +15,8 @@ from braintumor_ray.catalog.reviewed import Key, Reviewed
 from braintumor_ray.errors import UsageError
 from braintumor_ray.predict.results import ResultsFolder
 from braintumor_ray.review.options import ORDERS, Order
-from braintumor_ray.types import Ints
-from braintumor_ray.worklist.worklist import PREDICTION_SET, load_rows, rank_scans
+from braintumor_ray.types import PREDICTION_SET, Ints
+from braintumor_ray.worklist.worklist import load_rows, rank_scans
 
 Filter = Literal["all", "open", "done", "positive", "unsure", "foreign", "differ"]
 FILTERS: tuple[Filter, ...] = ("all", "open", "done", "positive", "unsure", "foreign", "differ")

@@ -7,8 +7,10 @@ from braintumor_ray.errors import UsageError
 from braintumor_ray.models.allocator import allocator_environment
 from braintumor_ray.scoring.options import Range, Request
 
-LEAST_CPUS = 4  # read, checkpoint filter or write, a decoder and a predictor at the same time
-SPARE_CPUS = 2  # for reading, filtering and writing, which need little
+# Read, checkpoint filter or write, a decoder and a predictor at the same time: with fewer they wait
+# for each other for ever.
+LEAST_CPUS = 4
+SPARE_CPUS = 2  # logical, for reading, filtering and writing, which need little
 
 
 @dataclass(frozen=True)

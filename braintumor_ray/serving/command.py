@@ -1,11 +1,11 @@
 """What `braintumor-ray serve` does, inside an open Ray session."""
 
 import socket
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from ipaddress import ip_address
 
 from braintumor_ray.errors import UsageError
+from braintumor_ray.progress import Say
 from braintumor_ray.serving.settings import ServingSettings, parse_settings, token_digest
 from braintumor_ray.storage import absolute
 
@@ -25,9 +25,7 @@ def serving_settings(chosen: ServingSettings) -> ServingSettings:
     return replace(settings, token_sha256=token_digest(settings))
 
 
-def serve_command(
-    settings: ServingSettings, host: str, port: int, say: Callable[[str], None]
-) -> None:
+def serve_command(settings: ServingSettings, host: str, port: int, say: Say) -> None:
     """Serve until stopped; blocks. Call it inside `ray_session`.
 
     Args:

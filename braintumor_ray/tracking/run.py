@@ -9,7 +9,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +19,7 @@ from braintumor_ray import __version__
 from braintumor_ray.errors import TrackingError
 from braintumor_ray.extras import require
 from braintumor_ray.models.bundle import copy_bundle
+from braintumor_ray.progress import Say
 from braintumor_ray.storage import Folder, is_local, is_uri, local_path, read_bytes
 from braintumor_ray.tracking.options import TrackingOptions
 
@@ -36,8 +37,6 @@ DEFAULTS = {
 }
 _PLAIN_NAMES = ("databricks", "databricks-uc", "uc")  # tracking URIs without a scheme
 _ODD = re.compile(r"[^\w\-. /]")
-
-Say = Callable[[str], None]
 
 
 class Run:

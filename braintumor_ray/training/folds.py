@@ -9,8 +9,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from braintumor_ray.errors import UsageError
+from braintumor_ray.progress import Say
 from braintumor_ray.splits.splits import grouped_folds, grouped_split
-from braintumor_ray.training.options import Say, TrainOptions
+from braintumor_ray.training.options import TrainOptions
 from braintumor_ray.training.phases import FIGURES
 from braintumor_ray.training.run import plan_run, prepare, train
 from braintumor_ray.training.run_data import named_catalog, reviewed_catalog

@@ -20,9 +20,9 @@ from torch.nn import functional
 from braintumor_ray.decode.head import WHOLE, Box, cut
 from braintumor_ray.errors import UsageError
 from braintumor_ray.localization.truth import TruthIndex
+from braintumor_ray.progress import Say
 from braintumor_ray.recipes.schema import GuidanceSection
 from braintumor_ray.training.lesions import SOME_TUMOR
-from braintumor_ray.training.options import Say
 from braintumor_ray.types import GrayImage
 
 FULL = 255

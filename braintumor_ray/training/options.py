@@ -1,6 +1,5 @@
 """How a run is trained: recipe, data split, workers."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -34,9 +33,6 @@ class SplitOptions:
     seed: int = 0
     allow_leakage: bool = False
     leave_out: str | None = None
-
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)

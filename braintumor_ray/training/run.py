@@ -24,6 +24,7 @@ from braintumor_ray.models.weights import load_pretrained
 from braintumor_ray.predict.neighbors import FEATURE_SCANS, FEATURES, feature_table
 from braintumor_ray.predict.predictor import Predictor
 from braintumor_ray.predict.views import NUMBER_OF_VIEWS
+from braintumor_ray.progress import Say
 from braintumor_ray.recipes.schema import Recipe
 from braintumor_ray.storage import write_table
 from braintumor_ray.training.artifacts import model_card, write_history
@@ -38,7 +39,7 @@ from braintumor_ray.training.finish import (
 )
 from braintumor_ray.training.guidance import packed_masks, unpack_mask
 from braintumor_ray.training.lesions import BANK_SIZE, Donor, LesionMaker
-from braintumor_ray.training.options import Say, TrainOptions, Workers
+from braintumor_ray.training.options import TrainOptions, Workers
 from braintumor_ray.training.pace import Deadline
 from braintumor_ray.training.phases import phase_table
 from braintumor_ray.training.run_data import (

@@ -20,11 +20,11 @@ from braintumor_ray.catalog.reviewed import SOURCE_LABEL, read_reviewed, with_re
 from braintumor_ray.catalog.schema import completed, write_catalog
 from braintumor_ray.decode.preprocess import Preprocessing
 from braintumor_ray.errors import UsageError
-from braintumor_ray.progress import TenthLines
+from braintumor_ray.progress import Say, TenthLines
 from braintumor_ray.recipes.schema import Recipe
 from braintumor_ray.splits.splits import LeakReport
 from braintumor_ray.training.loop import balanced_class_weights
-from braintumor_ray.training.options import Say, SplitOptions
+from braintumor_ray.training.options import SplitOptions
 from braintumor_ray.training.run_folder import RunFolder
 from braintumor_ray.training.shards import Shards, decode_to_shards, known_shards, mixed
 from braintumor_ray.training.split import (

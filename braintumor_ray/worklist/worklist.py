@@ -14,12 +14,11 @@ from braintumor_ray.errors import ResultsError, UsageError
 from braintumor_ray.predict.results import ResultsFolder, read_results, results_folder
 from braintumor_ray.predict.shift import Shift
 from braintumor_ray.storage import write_atomically
-from braintumor_ray.types import Ints
+from braintumor_ray.types import PREDICTION_SET, Ints
 from braintumor_ray.worklist.page import write_worklist_page
 
 Order = Literal["urgency", "usefulness"]
 ORDERS = ("urgency", "usefulness")
-PREDICTION_SET = "prediction_set"
 Sets = Literal["all", "single", "several", "empty", "unsure"]
 SETS: tuple[Sets, ...] = ("all", "single", "several", "empty", "unsure")
 SCANS, PATIENTS, PAGE = "worklist.csv", "patients.csv", "worklist.html"
