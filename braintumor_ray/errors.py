@@ -23,7 +23,7 @@ class StartError(BrainTumorError):
 
 
 class GateError(BrainTumorError):
-    """A gate was not met (leaky split, too many unreadable scans, verify differs); exits 3."""
+    """A check was not passed (leaky split, too many unreadable scans, verify differs); exits 3."""
 
     exit_code = 3
 

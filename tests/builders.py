@@ -74,8 +74,8 @@ def _network(backbone, head, size, classes, seed, options):
     return model.requires_grad_(False)
 
 
-def make_bundle(path, seed=0, gate=None, archive=None, **changes):
+def make_bundle(path, seed=0, detector=None, archive=None, **changes):
     """A bundle of a small random network at `path`."""
     model = make_model(seed=seed)
     fields = make_fields(model.architecture, **changes)
-    return save_bundle(path, fields, model, gate, "# card\n", archive)
+    return save_bundle(path, fields, model, detector, "# card\n", archive)

@@ -78,3 +78,24 @@ def test_docstrings_name_what_there_is():
             first = full.split(".")[0]
             theirs = find_spec(SHORTENED.get(first, first))
             assert ours or theirs or full in RECIPE_AND_BUNDLE_FIELDS, f"{path}: `{name}`"
+
+
+BRITISH = re.compile(
+    r"catalogu(?:e[ds]?|ing)\b|(?:un)?labell|modell|cancell|colour|grey|centre|behaviour|neighbour"
+    r"|favour|normalis|initialis|randomis|optimis|localis|anonymis|quantis|analys(?:ed|ing)",
+    re.IGNORECASE,
+)
+# Keys, names of methods, folders and recipes keep the spelling that they were given.
+KEEP = {"unlabelled", "centre", "inceptionv3-localise"}
+
+
+def test_messages_and_documents_have_one_spelling():
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found = node.value not in KEEP and BRITISH.search(node.value)
+                assert not found, f"{path}:{node.lineno}: {node.value}"
+    for path in [PROJECT / "README.md", *(PROJECT / "docs").rglob("*.md")]:
+        text = re.sub(r"`[^`]*`", "", path.read_text(encoding="utf-8"))
+        found = BRITISH.search(text)
+        assert not found, f"{path}: {found and found[0]}"

@@ -66,14 +66,14 @@ def catalog(
     if chosen.labels is not None and made != StreamOptions():
         raise UsageError("--labels goes without --since and --listing; make the catalog whole")
     if chosen.labels is None and (can_stream(source, options) or made != StreamOptions()):
-        with progress_bar("cataloguing") as advance:
+        with progress_bar("cataloging") as advance:
             wrote = stream_catalog(source, output, options, made, advance)
     else:
         wrote = _catalog_in_memory(source, output, options, chosen.labels)
     if unread := unread_line(wrote.unread):
         say(f"warning: {unread}")
     counts = dict(sorted(wrote.labels.items(), key=lambda item: str(item[0])))
-    labels = ", ".join(f"{name or 'unlabelled'} {n}" for name, n in counts.items())
+    labels = ", ".join(f"{name or 'unlabeled'} {n}" for name, n in counts.items())
     found = {"catalog": str(output), "scans": wrote.scans, "labels": counts}
     opened = f"{wrote.opened} files opened, {wrote.known} known" if made.since else ""
     lines = [f"{wrote.scans} scans in {output}: {labels}", opened, wrote.left_out.describe()]
@@ -100,7 +100,7 @@ def _catalog_in_memory(
     from braintumor_ray.dicomweb.query import is_dicomweb
 
     if is_dicomweb(source):
-        with progress_bar("cataloguing") as advance:
+        with progress_bar("cataloging") as advance:
             write_pacs_catalog(source, str(output), options, advance)
         source = str(output)
     table = load_source(source, options)

@@ -160,7 +160,7 @@ def load_source(source: str, options: "CatalogOptions") -> "pa.Table":
     """The catalog of a source, with progress."""
     from braintumor_ray.catalog.build import load_catalog
 
-    with progress_bar("cataloguing") as advance:
+    with progress_bar("cataloging") as advance:
         return load_catalog(source, options, advance)
 
 

@@ -220,7 +220,7 @@ def _open(
         options = replace(options, decode=replace(options.decode, redaction=hidden))
     # A wrong path is found before the archive is listed; the job reads the weights, once.
     read_bundle_fields(options.predict.bundle)
-    with progress_bar("cataloguing") as advance:
+    with progress_bar("cataloging") as advance:
         if is_dicomweb(source) and kept:
             retry = options.retry_quarantined
             scans = open_pacs(source, output, catalog, retry_quarantined=retry, progress=advance)

@@ -86,12 +86,12 @@ def evaluate(
         check_comparable(run.predictor.bundle.fields, other.bundle.fields)
     if "pixel_sha256" in rows.column_names:  # known already: a leak is found before any reading
         known = rows["pixel_sha256"].to_pylist()
-        run.gate(rows, known, known_hashes(rows), options.split, [run.location])
+        run.refuse_seen(rows, known, known_hashes(rows), options.split, [run.location])
     explain = options.heatmaps or options.truth is not None
     evaluated = run.evaluate(run.predictor, rows, progress=progress, explain=explain)
     bundles = [name for name in (options.compare, run.location) if name]
     seen = evaluated.outputs
-    leaks = run.gate(rows, seen.pixel_sha256, seen.hashes, options.split, bundles)
+    leaks = run.refuse_seen(rows, seen.pixel_sha256, seen.hashes, options.split, bundles)
     evaluated.require_some(options.split)
     validation = run.validation(evaluated)
     # Thresholds are not chosen on scans that are themselves measured.
@@ -188,7 +188,7 @@ class _Run:
         o = self.options
         return partial(evaluate_rows, classes=o.classes, limits=o.limits)
 
-    def gate(
+    def refuse_seen(
         self,
         rows: pa.Table,
         digests: list[str | None],
@@ -219,7 +219,9 @@ class _Run:
         if output is None:
             return None
         seen = validation.outputs
-        self.gate(validation.rows, seen.pixel_sha256, seen.hashes, VALIDATION, [self.location])
+        self.refuse_seen(
+            validation.rows, seen.pixel_sha256, seen.hashes, VALIDATION, [self.location]
+        )
         return recalibrate(self.predictor.bundle, self.location, validation, output)
 
     def comparison(self, evaluated: Evaluated, other: Predictor) -> dict[str, Any]:

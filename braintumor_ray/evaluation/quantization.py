@@ -373,8 +373,8 @@ def _write(
     metrics = {**fields.metrics, "validation": tuned.metrics, "quantization": figures}
     changed = _changed(bundle, quantization, compared, tuned, metrics)
     card = model_card(location).rstrip("\n") + "\n" + _CARD.render(**figures, allowed=allowed)
-    model, gate = bundle.build_model(), bundle.gate
-    saved = save_bundle(output, changed, model, gate, card, bundle.archive, graph)
+    model, detector = bundle.build_model(), bundle.detector
+    saved = save_bundle(output, changed, model, detector, card, bundle.archive, graph)
     return {"path": str(output), "fingerprint": saved.fingerprint, **figures}
 
 
@@ -387,8 +387,8 @@ def _changed(
 ) -> BundleFields:
     """The content of bundle.json of the quantized bundle."""
     limit = bundle.fields.domain_limit
-    if bundle.gate is not None and limit is not None:
-        limit = domain_limit(bundle.gate.distance(compared.pooled))
+    if bundle.detector is not None and limit is not None:
+        limit = domain_limit(bundle.detector.distance(compared.pooled))
     changes = {
         "schema_version": 2,
         "quantization": quantization,

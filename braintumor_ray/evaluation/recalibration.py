@@ -74,7 +74,13 @@ def recalibrate(
     warned = "".join(f"; {line}" for line in tuned.sets.warnings(fields.class_names))
     card += _NOTE.format(**changes, fingerprint=bundle.fingerprint, set_warnings=warned)
     saved = save_bundle(
-        output, updated, bundle.build_model(), bundle.gate, card, bundle.archive, bundle.quantized
+        output,
+        updated,
+        bundle.build_model(),
+        bundle.detector,
+        card,
+        bundle.archive,
+        bundle.quantized,
     )
     return {"path": str(output), "fingerprint": saved.fingerprint, **changes}
 

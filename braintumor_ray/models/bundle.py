@@ -198,7 +198,7 @@ class Bundle:
 
     fields: BundleFields
     state: Mapping[str, Tensor]
-    gate: DomainDetector | None
+    detector: DomainDetector | None
     archive: ArchiveReference | None = None
     averaged: bool = False  # logits are averaged over views; see `averaging`
     quantized: QuantizedGraph | None = None
@@ -339,7 +339,7 @@ def save_bundle(
     directory: str | Path,
     fields: BundleFields,
     model: Classifier,
-    gate: DomainDetector | None,
+    detector: DomainDetector | None,
     card: str,
     archive: ArchiveReference | None = None,
     quantized: QuantizedGraph | None = None,
@@ -357,7 +357,7 @@ def save_bundle(
     target.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
-        weights = _pack(model, gate, archive)
+        weights = _pack(model, detector, archive)
         (work / WEIGHTS).write_bytes(weights)
         digest = hashlib.sha256(weights).hexdigest()
         known = {"weights_sha256": digest, "map_shape": model.map_shape}
@@ -473,17 +473,17 @@ def _read(directory: str | Path, name: str) -> bytes:
 
 
 def _pack(
-    model: Classifier, gate: DomainDetector | None, archive: ArchiveReference | None
+    model: Classifier, detector: DomainDetector | None, archive: ArchiveReference | None
 ) -> bytes:
     from safetensors.torch import save
 
     tensors = {f"model.{k}": v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    if gate is not None:
+    if detector is not None:
         tensors |= {
-            "domain.mean": torch.from_numpy(gate.mean),
-            "domain.basis": _contiguous(gate.basis),
-            "domain.scale": torch.from_numpy(gate.scale),
-            "domain.residual": torch.tensor([gate.residual], dtype=torch.float64),
+            "domain.mean": torch.from_numpy(detector.mean),
+            "domain.basis": _contiguous(detector.basis),
+            "domain.scale": torch.from_numpy(detector.scale),
+            "domain.residual": torch.tensor([detector.residual], dtype=torch.float64),
         }
     if archive is not None:
         tensors |= {f"archive.{k}": _contiguous(v) for k, v in vars(archive).items()}
@@ -503,9 +503,9 @@ def _unpack(fields: BundleFields, blob: bytes) -> Bundle:
     except SafetensorError as error:
         raise BundleError(f"{WEIGHTS} is not a safetensors file: {error}") from error
     state = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
-    gate = None
+    detector = None
     if "domain.mean" in tensors:
-        gate = DomainDetector(
+        detector = DomainDetector(
             tensors["domain.mean"].numpy(),
             tensors["domain.basis"].numpy(),
             tensors["domain.scale"].numpy(),
@@ -515,4 +515,4 @@ def _unpack(fields: BundleFields, blob: bytes) -> Bundle:
     if "archive.centers" in tensors:
         names = [field.name for field in dataclass_fields(ArchiveReference)]
         archive = ArchiveReference(**{name: tensors[f"archive.{name}"].numpy() for name in names})
-    return Bundle(fields, state, gate, archive)
+    return Bundle(fields, state, detector, archive)

@@ -16,7 +16,7 @@ from braintumor_ray.monitoring.finish import FinishedRun
 PREFIX = "braintumor_ray"
 HELP = {
     "last_run_timestamp_seconds": "when the last run ended",
-    "last_run_duration_seconds": "of the last run, with cataloguing and its gates",
+    "last_run_duration_seconds": "of the last run, with cataloging and its gates",
     "last_run_exit_code": "of the last run: 0 done, 1 failed, 2 usage, 3 a gate is not met",
     "last_run_new_scans": "rows that the last run has committed",
     "last_success_timestamp_seconds": "when a run last did all its work (exit code 0 or 3)",

@@ -357,9 +357,9 @@ class Predictor:
             heads: as for `predict`.
         """
         foreign = np.asarray(~heads.any(axis=(1, 2, 3)))  # no head
-        gate, limit = self.bundle.gate, self.bundle.fields.domain_limit
-        if gate is not None and limit is not None:
-            foreign |= gate.distance(raw.pooled) > limit
+        detector, limit = self.bundle.detector, self.bundle.fields.domain_limit
+        if detector is not None and limit is not None:
+            foreign |= detector.distance(raw.pooled) > limit
         return foreign
 
     def heat_shares(

@@ -66,7 +66,7 @@ class DecodeStage:
         return None if scan.image is None else head_weights([scan.image], self._cam_shape)
 
 
-CHANGED = "changed since it was catalogued"
+CHANGED = "changed since it was cataloged"
 NOT_READABLE = "file not readable: OSError"
 PATIENCE_S = 240.0  # of waiting between attempts; reading itself is patient, too
 LONGEST_WAIT_S = 30.0
@@ -84,7 +84,7 @@ class ArchiveDecodeStage(DecodeStage):
             OSError: the store does not answer; nothing is lost, the block is not committed.
         """
         decoded = self._wait_for_store(rows, super().__call__(rows))
-        # Looked at after reading: a file that is still the catalogued one was it while we read.
+        # Looked at after reading: a file that is still the cataloged one was it while we read.
         return _quarantine(decoded, changed_files(rows), CHANGED)
 
     def _wait_for_store(self, rows: pa.Table, decoded: pa.Table) -> pa.Table:

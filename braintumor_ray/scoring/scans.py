@@ -200,7 +200,7 @@ def keys_of(table: pa.Table, name: str, *, frame: bool = True) -> Ids:
 
 
 def _scans_in_folder(source: str, options: CatalogOptions, progress: Progress | None) -> Scans:
-    """Catalogued into a file that has no name from then on: it ends with its last reader."""
+    """Cataloged into a file that has no name from then on: it ends with its last reader."""
     with tempfile.TemporaryDirectory(prefix="braintumor-scans-") as work:
         path = f"{work}/catalog.parquet"
         made = stream_catalog(source, path, options, progress=progress)

@@ -118,7 +118,7 @@ def describe_model(predictor: Predictor, location: str = "") -> ModelCard:
         "cam_shape": predictor.cam_shape,
         "map_frame": predictor.bundle.map_frame,
         "cam_class": predictor.cam_class,
-        "detects_out_of_domain": predictor.bundle.gate is not None,
+        "detects_out_of_domain": predictor.bundle.detector is not None,
         "recipe": str(fields.recipe.get("name", "unnamed")),
         "precision": predictor.precision,
         "engine": predictor.choice.engine,

@@ -34,7 +34,7 @@ class LeakReport:
         return self.groups > 0 or self.pixel_images > 0
 
     def describe(self) -> str:
-        """One sentence with the counts, for a gate's message."""
+        """One sentence with the counts, for the message of a refusal."""
         if not self.leaky:
             return "no group and no pixel-identical image is in more than one split"
         rows = ", ".join(f"{count} of {name}" for name, count in self.group_rows.items())

@@ -71,11 +71,11 @@ def tune(
         validation.logits, validation.labels, names, positive, recipe.threshold_by,
         without_choice=0.5, coverage=recipe.set_coverage, groups=groups,
     )  # fmt: skip
-    gate = DomainDetector.fit(training.pooled)
+    detector = DomainDetector.fit(training.pooled)
     chosen = {
         "temperature": tuned.temperature,
         "threshold": tuned.threshold,
-        "domain_limit": domain_limit(gate.distance(validation.pooled)),
+        "domain_limit": domain_limit(detector.distance(validation.pooled)),
         "prediction_sets": SetFields(**asdict(tuned.sets)),
         "metrics": {"validation": tuned.metrics},
     }
@@ -86,7 +86,7 @@ def tune(
     )
     scores = softmax(logits / tuned.temperature, axis=1)[:, positive].sum(axis=1)
     archive = ArchiveReference.fit(pooled, scores >= tuned.threshold)
-    return Bundle(bundle.fields.model_copy(update=chosen), bundle.state, gate, archive)
+    return Bundle(bundle.fields.model_copy(update=chosen), bundle.state, detector, archive)
 
 
 def tune_views(

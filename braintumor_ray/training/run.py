@@ -451,7 +451,12 @@ def _finish(
         write_table(box / FEATURES, _features(data, trained))
         card = model_card(bundle, data, phases, options, weights, len(fitted.history))
         saved = save_bundle(
-            box / "bundle", bundle.fields, bundle.build_model(), bundle.gate, card, bundle.archive
+            box / "bundle",
+            bundle.fields,
+            bundle.build_model(),
+            bundle.detector,
+            card,
+            bundle.archive,
         )
     folder.write_note(status="finished")
     return TrainingResult(saved, folder.location, fitted.history, phases)

@@ -27,7 +27,7 @@ def line_of(*arguments):
     """The one line of a command that fails."""
     found = CliRunner().invoke(app, [*map(str, arguments)])
     assert found.exit_code in (1, 2), found.output
-    lines = [line for line in found.stderr.splitlines() if not line.startswith("cataloguing: ")]
+    lines = [line for line in found.stderr.splitlines() if not line.startswith("cataloging: ")]
     assert [line[:7] for line in lines] == ["error: "]
     assert found.stdout == ""
     return lines[0]

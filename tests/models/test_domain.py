@@ -1,4 +1,4 @@
-"""The gate lets scans like the training scans pass and stops what is no brain scan."""
+"""The detector lets scans like the training scans pass and stops what is no brain scan."""
 
 import numpy as np
 import pytest
@@ -23,32 +23,34 @@ def features(n, seed=0, shift=0.0, spread=1.0):
 
 
 def test_scans_like_the_training_scans_are_near():
-    gate = DomainDetector.fit(features(500))
-    assert gate.distance(features(500, seed=1)).mean() == pytest.approx(np.sqrt(2), rel=0.1)
+    detector = DomainDetector.fit(features(500))
+    assert detector.distance(features(500, seed=1)).mean() == pytest.approx(np.sqrt(2), rel=0.1)
 
 
 def test_far_along_the_main_directions_and_off_them_are_both_far():
-    gate = DomainDetector.fit(features(500), rank=10)
-    limit = np.quantile(gate.distance(features(500, seed=1)), 0.99)
+    detector = DomainDetector.fit(features(500), rank=10)
+    limit = np.quantile(detector.distance(features(500, seed=1)), 0.99)
     along = features(50, seed=2, spread=6)
     off = features(50, seed=2, shift=2)
-    assert (gate.distance(along) > limit).mean() > 0.9
-    assert (gate.distance(off) > limit).all()
+    assert (detector.distance(along) > limit).mean() > 0.9
+    assert (detector.distance(off) > limit).all()
 
 
 def test_only_the_direction_of_features_counts():
-    gate = DomainDetector.fit(features(500))
+    detector = DomainDetector.fit(features(500))
     np.testing.assert_allclose(
-        gate.distance(features(9, seed=1) / 10), gate.distance(features(9, seed=1)), rtol=1e-3
+        detector.distance(features(9, seed=1) / 10),
+        detector.distance(features(9, seed=1)),
+        rtol=1e-3,
     )
-    assert np.isfinite(gate.distance(np.zeros((1, 40)))).all()
+    assert np.isfinite(detector.distance(np.zeros((1, 40)))).all()
 
 
 @pytest.mark.parametrize("n", [2, 5, 300])
 def test_few_scans_make_a_gate_too(n):
-    gate = DomainDetector.fit(features(n))
-    assert np.isfinite(gate.distance(features(10, seed=1))).all()
-    assert gate.basis.shape[1] <= max(1, n // 4)
+    detector = DomainDetector.fit(features(n))
+    assert np.isfinite(detector.distance(features(10, seed=1))).all()
+    assert detector.basis.shape[1] <= max(1, n // 4)
 
 
 def test_features_without_two_scans_are_refused():
@@ -87,12 +89,12 @@ def test_foreign_pictures_are_stopped_and_held_out_scans_pass(real_data):
     paths = sorted((real_data / "mri4").glob("*/*/*.jpg"))
     chosen = np.random.default_rng(0).permutation(len(paths))[:650]
     scans, _ = pooled([decode(paths[i].read_bytes()).gray for i in chosen[:450]])
-    gate = DomainDetector.fit(scans[:250])
-    limit = domain_limit(gate.distance(scans[250:]))
+    detector = DomainDetector.fit(scans[:250])
+    limit = domain_limit(detector.distance(scans[250:]))
 
     def flagged(grays):
         found, headless = pooled(grays)
-        return ((gate.distance(found) > limit) | headless).mean()
+        return ((detector.distance(found) > limit) | headless).mean()
 
     assert flagged([decode(paths[i].read_bytes()).gray for i in chosen[450:]]) <= 0.02
     assert flagged([picture for _, picture in foreign_images(0, 200)]) >= 0.95

@@ -123,9 +123,9 @@ def test_bf16_stays_close_to_fp32(tmp_path, backbone):
 
 def test_flat_and_foreign_inputs_are_out_of_domain(tmp_path):
     features = np.random.default_rng(0).normal(size=(200, 96)).astype(np.float32)
-    gate = DomainDetector.fit(features)
-    make_bundle(tmp_path / "near", gate=gate, domain_limit=1e6)
-    make_bundle(tmp_path / "far", gate=gate, domain_limit=1e-6)
+    detector = DomainDetector.fit(features)
+    make_bundle(tmp_path / "near", detector=detector, domain_limit=1e6)
+    make_bundle(tmp_path / "far", detector=detector, domain_limit=1e-6)
     scans = [disc_scan(1), np.zeros((80, 80), np.uint8)]
     near = Predictor.from_bundle(tmp_path / "near")(scans)["out_of_domain"]
     assert near.tolist() == [False, True]  # a black picture holds no head

@@ -63,7 +63,7 @@ def test_the_same_threshold_is_still_another_fingerprint(path):
 
 def test_what_views_decide_by_leaves_the_fingerprint_of_single_ones(path):
     bundle = Predictor.from_bundle(path, "cpu").bundle
-    bare = Bundle(bundle.fields.model_copy(update={"views": None}), bundle.state, bundle.gate)
+    bare = Bundle(bundle.fields.model_copy(update={"views": None}), bundle.state, bundle.detector)
     assert bare.fingerprint == bundle.fingerprint
     with pytest.raises(BundleError, match="--recalibrate"):
         bare.averaging()

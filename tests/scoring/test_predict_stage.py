@@ -52,7 +52,7 @@ def test_rows_have_prediction_sets_where_the_bundle_makes_them(bundle_path, tmp_
     thresholds = (0.0, *(1.5 for _ in names[1:]))  # the first class always, the others never
     sets = SetFields(coverage=0.9, thresholds=thresholds, groups=(30,) * len(names))
     fields = bundle.fields.model_copy(update={"prediction_sets": sets})
-    made = save_bundle(tmp_path / "sets", fields, bundle.build_model(), bundle.gate, "card")
+    made = save_bundle(tmp_path / "sets", fields, bundle.build_model(), bundle.detector, "card")
     scan = disc_scan(1, (64, 64)).tobytes()
     for location, loaded, wanted in ((bundle_path, bundle, None), (tmp_path / "sets", made, 1)):
         settings = PredictSettings(str(location))
