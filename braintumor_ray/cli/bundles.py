@@ -15,7 +15,7 @@ from braintumor_ray.cli.options import (
     takes,
 )
 from braintumor_ray.engines.options import ExportOptions
-from braintumor_ray.evaluation.options import QuantizeOptions
+from braintumor_ray.evaluation.options import CALIBRATION, QuantizeOptions
 
 app = typer.Typer()
 bundle_app = typer.Typer(help="Bundles to and from the Hugging Face Hub.", no_args_is_help=True)
@@ -63,7 +63,9 @@ def quantize(
     calibrate: Annotated[
         Optional[str],  # noqa: UP045 - typer reads it
         typer.Option(
-            metavar="SOURCE", help="Scans for calibration; default: RUN/catalog.parquet, 'train'."
+            metavar="SOURCE",
+            rich_help_panel=CALIBRATION,
+            help="Scans for calibration; default: RUN/catalog.parquet, 'train'.",
         ),
     ] = None,
     as_json: Json = False,

@@ -163,7 +163,6 @@ def phantom_catalog(directory: Path, patients: int = PHANTOM_PATIENTS) -> "pa.Ta
 
 
 def _fractions(text: str) -> dict[str, float]:
-
     try:
         values = [float(part) for part in text.split(",")]
     except ValueError:

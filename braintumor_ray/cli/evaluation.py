@@ -40,11 +40,17 @@ def audit(
     ] = Path("audit"),
     shortcuts: Annotated[
         bool,
-        typer.Option(metavar="", help="Can size, border, compression alone predict the class?"),
+        typer.Option(
+            metavar="",
+            rich_help_panel="Checks",
+            help="Can size, border, compression alone predict the class?",
+        ),
     ] = True,
     burned_in: Annotated[
         bool,
-        typer.Option(metavar="", help="Look for burned-in text in pictures."),
+        typer.Option(
+            metavar="", rich_help_panel="Checks", help="Look for burned-in text in pictures."
+        ),
     ] = True,
     workers: Annotated[int, typer.Option(min=1, metavar="N", help="Decoding processes.")] = 2,
     on_ray: Annotated[

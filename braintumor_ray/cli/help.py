@@ -7,20 +7,19 @@ does not wrap.
 
 import inspect
 import re
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import typer
-from typer.core import TyperArgument, TyperCommand
+from typer.core import TyperArgument, TyperCommand, TyperGroup
 
 from braintumor_ray.options import FIRST
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-    from rich.panel import Panel
 
 ONE_LINE = 30  # characters of names and value that share a line; else the value has its own
-ARGUMENTS = "Arguments"
+ARGUMENTS, COMMANDS = "Arguments", "Commands"
+Rows = dict[str, list[tuple[str, str]]]  # by panel: names, and what they are
 
 
 class HelpCommand(TyperCommand):
@@ -28,36 +27,53 @@ class HelpCommand(TyperCommand):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401 - typer's
         """Print usage, text and panels on stdout, as wide as the terminal is."""
-        from rich.console import Console
-        from rich.padding import Padding
+        _print_help(self, ctx, _option_rows(self, ctx))
 
-        console = Console(highlight=False)
-        parts = [self.get_usage(ctx), *_paragraphs(self.help or "")]
-        for part in parts:
-            console.print(Padding(part, (0, 1, 1, 1)), markup=False)
-        for panel in self._panels(ctx):
-            console.print(panel)
 
-    def _panels(self, ctx: Any) -> Iterator["Panel"]:  # noqa: ANN401 - typer's
-        """What everybody needs comes first; then the subjects, in the order of their options."""
-        from rich.panel import Panel
+class HelpGroup(TyperGroup):
+    """A group of commands, or the application, whose help looks like that of its commands."""
 
-        rows: dict[str, list[tuple[str, str]]] = {ARGUMENTS: [], FIRST: []}
-        for parameter in self.get_params(ctx):
-            if (row := _row(parameter, ctx)) is not None:
-                rows.setdefault(_panel_of(parameter), []).append(row)
-        for title, found in rows.items():
-            if found:
-                yield Panel(_table(found), title=title, title_align="left", border_style="dim")
+    def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401 - typer's
+        """Print usage, text, options and commands on stdout, as wide as the terminal is."""
+        found = ((name, self.get_command(ctx, name)) for name in self.list_commands(ctx))
+        commands = [
+            (name, _paragraphs(command.help or "")[0])
+            for name, command in found
+            if command is not None and not command.hidden
+        ]
+        _print_help(self, ctx, {**_option_rows(self, ctx), COMMANDS: commands})
 
 
 def use_help(app: typer.Typer) -> None:
-    """Let all commands of an application, those of its groups included, show their help so."""
+    """Let an application, its groups and all commands show their help so."""
+    app.info.cls = HelpGroup
     for command in app.registered_commands:
         command.cls = HelpCommand
     for group in app.registered_groups:
         if group.typer_instance is not None:
             use_help(group.typer_instance)
+
+
+def _print_help(command: Any, ctx: Any, rows: Rows) -> None:  # noqa: ANN401 - typer's
+    from rich.console import Console
+    from rich.padding import Padding
+    from rich.panel import Panel
+
+    console = Console(highlight=False)
+    for part in [command.get_usage(ctx), *_paragraphs(command.help or "")]:
+        console.print(Padding(part, (0, 1, 1, 1)), markup=False)
+    for title, found in rows.items():
+        if found:
+            console.print(Panel(_table(found), title=title, title_align="left", border_style="dim"))
+
+
+def _option_rows(command: Any, ctx: Any) -> Rows:  # noqa: ANN401 - typer's
+    """What everybody needs comes first; then the subjects, in the order of their options."""
+    rows: Rows = {ARGUMENTS: [], FIRST: []}
+    for parameter in command.get_params(ctx):
+        if (row := _row(parameter, ctx)) is not None:
+            rows.setdefault(_panel_of(parameter), []).append(row)
+    return rows
 
 
 def _table(rows: list[tuple[str, str]]) -> "RenderableType":

@@ -80,7 +80,7 @@ def open_dicom(
         raise Unreadable(str(why_no_image(tags)))
     if skipped or pixels is None:
         return lambda frame: Decoded(None, skipped, name, _mode(tags, pixels), "skipped")
-    layout = _layout(tags, pixels)
+    layout = _cut(layout_of(tags, pixels, _is_compressed(tags)), tags)
     if layout is None:
         return lambda frame: Decoded(None, _UNCUT, name, _mode(tags, pixels), "skipped")
     limits.check_pixels(layout.columns, layout.rows)
@@ -105,9 +105,10 @@ def probe_dicom(data: bytes, name: str, volumes: VolumeOptions) -> Probe:
     if pixels is None:
         return Probe(name, reason=why_no_image(tags), tags=header_tags(tags))
     try:
-        layout = _layout(tags, pixels) or layout_of(tags, pixels, _is_compressed(tags))
+        whole = layout_of(tags, pixels, _is_compressed(tags))
     except Unreadable as error:
         return Probe(name, reason=str(error), tags=header_tags(tags))
+    layout = _cut(whole, tags) or whole
     width, height = layout.columns // layout.grid, layout.rows // layout.grid
     count = layout.tiles or layout.frames
     return Probe(name, layout.mode, width, height, frames=count, tags=header_tags(tags))
@@ -118,9 +119,8 @@ def _is_compressed(tags: Tags) -> bool:
     return bool(syntax.is_transfer_syntax and syntax.is_compressed)
 
 
-def _layout(tags: Tags, pixels: PixelElement) -> Layout | None:
-    """The layout; None for a mosaic that cannot be cut for sure."""
-    layout = layout_of(tags, pixels, _is_compressed(tags))
+def _cut(layout: Layout, tags: Tags) -> Layout | None:
+    """The layout, of a mosaic with its tiles; None for a mosaic that cannot be cut for sure."""
     tiles = mosaic_tiles(tags)
     if tiles is None or layout.samples > 1:
         return layout if tiles is not None else None

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from braintumor_ray.recipes.schema import CamClass
 
 Section: TypeAlias = "Mapping[str, Any] | Callable[[Predictor, Evaluated], Mapping[str, Any]]"
-REPORT, MEASURE = "Report", "Measurement"
+REPORT, MEASURE, CALIBRATION = "Report", "Measurement", "Calibration"
 
 
 @dataclass(frozen=True)
@@ -86,10 +86,11 @@ class QuantizeOptions:
         allow_drop: keep a result that differs too much.
     """
 
-    scans: Annotated[int, Option("Calibration scans, at most.", least=1)] = 300
-    seed: Annotated[int, Option("Of their choice.", least=0)] = 0
+    scans: Annotated[int, Option("Calibration scans, at most.", least=1, panel=CALIBRATION)] = 300
+    seed: Annotated[int, Option("Of their choice.", least=0, panel=CALIBRATION)] = 0
     classes: Annotated[
-        str | None, Option("Labels to the bundle's classes, for --calibrate.", "MAPPING")
+        str | None,
+        Option("Labels to the bundle's classes, for --calibrate.", "MAPPING", panel=CALIBRATION),
     ] = None
     precision: PrecisionOption = "auto"
     allow_drop: Annotated[

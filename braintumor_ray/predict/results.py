@@ -6,7 +6,7 @@
       rows/000001/*.parquet       their predictions
       manifests/000001.json       written last: the generation is committed
       judged/000001.json          the verdict of `nightly` on it, where that ran
-  history/, compactions/      after `compact`: what is kept of each run, and files that expire
+      history/, compactions/      after `compact`: what is kept of each run, and files that expire
 
 A generation is one run that had something to score. Rows without a manifest are in flight.
 A compacted manifest takes the place of several: it has their rows, from `first_generation` to

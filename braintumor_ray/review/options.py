@@ -31,15 +31,22 @@ class ReviewOptions:
 
     labels: Annotated[
         str | None,
-        Option("Labels are appended here; else RESULTS/review/labels.jsonl.", "FILE.jsonl"),
+        Option(
+            "Labels are appended here; else RESULTS/review/labels.jsonl.",
+            "FILE.jsonl",
+            panel="Labels",
+        ),
     ] = None
-    reviewer: Annotated[str, Option("Your name, kept with each label.", "NAME")] = ""
+    reviewer: Annotated[str, Option("Your name, kept with each label.", "NAME", panel="Labels")] = (
+        ""
+    )
     order: Annotated[Order, Option("Which scans come first.", choices=ORDERS)] = "urgency"
     bundle: Annotated[
         str | None,
         Option(
             "RUN/bundle that scored them: maps of any class, and nearest training scans.",
             "BUNDLE",
+            panel="Model",
         ),
     ] = None
     device: Device = "auto"
@@ -48,7 +55,11 @@ class ReviewOptions:
     ] = None
     export: Annotated[
         Export | None,
-        Option("Write predictions, labels and boxes for another tool, and end.", choices=EXPORTS),
+        Option(
+            "Write predictions, labels and boxes for another tool, and end.",
+            choices=EXPORTS,
+            panel="Export",
+        ),
     ] = None
     output: Annotated[
         str | None,
@@ -56,5 +67,6 @@ class ReviewOptions:
             "Of --export: FILE.json of coco, a folder of fiftyone.",
             "FILE|FOLDER",
             flags=("--output", "-o"),
+            panel="Export",
         ),
     ] = None
