@@ -81,6 +81,7 @@ def test_help_breaks_no_option(command, width, monkeypatch):
     for spelling in options_of(*command):
         assert re.search(rf"(?<![\w-]){spelling}(?![\w-])", shown), spelling
     assert "\u2026" not in shown  # nothing is cut either
+    assert not re.search(r"<\w+>", shown)  # the type of a flag is no value of it
 
 
 @pytest.mark.parametrize("command", COMMANDS)

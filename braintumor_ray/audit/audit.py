@@ -109,7 +109,9 @@ def copy_keys(scans: pa.Table) -> Keys:
     readable = readable_rows(scans)
     pixels = scans["pixel_sha256"].to_pylist()
     files = zip(scans["byte_sha256"].to_pylist(), scans["frame"].to_pylist(), readable, strict=True)
+    # Frames of one file have its digest, but are no copies of one another.
     contents = [f"{digest}#{frame}" if ok else None for digest, frame, ok in files]
+    # Null where nothing was read: like a flat scan it joins no other by its hashes.
     flat = np.array([value is not False for value in scans["flat"].to_pylist()], dtype=bool)
     groups = duplicate_groups(
         pixels, hash_words(scans["dhash"]), flat=flat, dct_hashes=hash_words(scans["dct_hash"])

@@ -37,7 +37,7 @@ class HelpGroup(TyperGroup):
         """Print usage, text, options and commands on stdout, as wide as the terminal is."""
         found = ((name, self.get_command(ctx, name)) for name in self.list_commands(ctx))
         commands = [
-            (name, _paragraphs(command.help or "")[0])
+            (name, next(iter(_paragraphs(command.help or "")), ""))
             for name, command in found
             if command is not None and not command.hidden
         ]

@@ -217,6 +217,7 @@ def _samples(parts: ReportParts) -> dict[str, list[str]]:
     classes = np.array([name or "" for name in parts.classes], dtype=object)
     samples = {}
     for name in sorted({name for name in parts.classes if name is not None}):
+        # Twice as many as are shown: some may be unreadable.
         rows = rng.permutation(np.flatnonzero(classes == name))[: 2 * SAMPLES]
         loaded = load_pictures(parts.catalog.take(pa.array(rows)), _SAMPLE_SIZE)
         pictures = [picture for picture in loaded if picture is not None]
@@ -332,10 +333,11 @@ def is_leaf(value: Any) -> bool:  # noqa: ANN401 - JSON
 
 
 def _table(rows: Mapping[str, Mapping[str, Any]], path: Keys) -> Table:
-    columns: dict[str, None] = {}
+    columns: dict[str, None] = {}  # a set that keeps its order
     for value in rows.values():
         columns |= dict.fromkeys(name for name, item in value.items() if is_leaf(item))
-    table = Table(": ".join(heading(name) for name in path[2:]), list(columns))
+    below = path[2:]  # the page has a heading for ("sections", name)
+    table = Table(": ".join(heading(name) for name in below), list(columns))
     for name, value in rows.items():
         known = {column for column in columns if column in value and is_leaf(value[column])}
         cells = [(*path, name, column) if column in known else None for column in columns]

@@ -99,10 +99,12 @@ def _differentiate(
     head: Callable[[Tensor], Tensor], inputs: Tensor, choose: ChooseClass
 ) -> tuple[Tensor, Tensor, Tensor]:
     with torch.enable_grad():
+        # A tensor that was made in inference mode never records gradients; a copy of it does.
         leaf = inputs.clone() if inputs.is_inference() else inputs.detach()
         leaf.requires_grad_()
         logits = head(leaf)
         classes = _checked(choose(logits.detach()), logits)
+        # One pass for all images: in eval mode a logit depends on its own image only.
         chosen = logits.gather(1, classes.unsqueeze(1)).sum()
         (gradient,) = torch.autograd.grad(chosen, leaf)
     return logits.detach(), classes, gradient
@@ -203,6 +205,7 @@ def _weighted(features: Tensor, weights: Tensor) -> Tensor:
     """ReLU(sum_k w_k A_k) in float32."""
     batch, channels, height, width = features.shape
     flat = features.float().reshape(batch, channels, height * width)
+    # Not (weights * features).sum(): that would keep another (B, C, h, w) in memory.
     return torch.bmm(weights.unsqueeze(1), flat).reshape(batch, height, width).relu()
 
 

@@ -12,6 +12,8 @@ import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, SaveMode
 from ray.data.checkpoint import CheckpointConfig
+
+# Private, as of Ray 2.60: Ray has no public store of keys and values.
 from ray.experimental.internal_kv import (
     _internal_kv_del,
     _internal_kv_get,
@@ -129,6 +131,7 @@ def execute(
     # until nearly its last block is wanted. Parts are smaller than this, and their rows are small.
     blocks = math.ceil(2 * ROWS_PER_PART / options.block_size)
     results = location_label(generation.folder.location)
+    # Private, as of Ray 2.60: there is no public name for it.
     context._max_num_blocks_in_streaming_gen_buffer = blocks
     scored = (
         data.repartition(target_num_rows_per_block=options.block_size)

@@ -144,7 +144,7 @@ def connected_rows(n: int, pairs: NDArray[np.int64]) -> NDArray[np.int64]:
     graph = coo_array((np.ones(len(pairs), dtype=np.int8), (pairs[:, 0], pairs[:, 1])), (n, n))
     _, labels = connected_components(graph, directed=False)
     _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
-    rank = np.argsort(np.argsort(first))
+    rank = np.argsort(np.argsort(first))  # scipy's numbers follow no order that it promises
     return rank[inverse].astype(np.int64)
 
 
@@ -157,6 +157,7 @@ def _informative(hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
 def _sorted_pairs(found: list[NDArray[np.int64]], n: int) -> NDArray[np.int64]:
     pairs = np.sort(np.concatenate(found), axis=1)
     pairs = pairs[pairs[:, 0] < pairs[:, 1]]
+    # A pair as one number: np.unique of rows sorts them as bytes, which is much slower.
     codes = np.unique(pairs[:, 0] * n + pairs[:, 1])
     return np.stack([codes // n, codes % n], axis=1)
 

@@ -40,7 +40,7 @@ from braintumor_ray.training.worker import CHECKPOINT, train_worker
 OnEpoch = Callable[[dict[str, Any]], None]
 
 
-@ray.remote(num_cpus=0)
+@ray.remote(num_cpus=0)  # it computes nothing; a CPU of its own would be one less for workers
 class _Board:
     """Where rank 0 pins an epoch's figures, and the driver reads them."""
 
@@ -70,7 +70,7 @@ def _forward_epochs(board: Any, on_epoch: OnEpoch | None) -> Iterator[None]:  # 
         with repeated(read, 1.0, "epochs"):
             yield
     finally:
-        read()
+        read()  # what was pinned since the last time
 
 
 @contextmanager
@@ -147,7 +147,7 @@ def fit(
         "recipe": recipe.model_dump(mode="json"),
         "architecture": architecture.to_dict(),
         "preprocessing": preprocessing.to_dict(),
-        "state": ray.put(state),
+        "state": ray.put(state),  # the config itself is copied for every worker
         "class_weights": class_weights.tolist(),
         "train_rows": train_rows,
         "guided_classes": guided_classes,
@@ -173,7 +173,7 @@ def fit(
         ),
         datasets=datasets,
         dataset_config=UnevenValidation(
-            execution_options=ExecutionOptions(preserve_order=True),
+            execution_options=ExecutionOptions(preserve_order=True),  # one seed, one order
         ),
     )
     with _forward_epochs(board, on_epoch), _interruptible():
