@@ -9,11 +9,15 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).resolve().parent.parent.parent
+# Many parts, each in a process; in the others the parts are started as they are by hand.
+FORKED = ("catalog", "explain", "feed", "scale", "score")
 
 
 def tiny(name, tmp_path, *arguments, patients=4, written=None):
     """Run it on phantoms; returns what it wrote as JSON, having checked that there is a picture."""
     environment = os.environ | {"PYTHONPATH": str(PROJECT)}
+    if name in FORKED:
+        environment["BENCH_PRELOAD"] = "tests.benchmarks.preloaded"
     empty = tmp_path / "scans"  # BRAINTUMOR_DATA: the same few scans wherever this runs
     from braintumor_ray.phantom.dataset import write_phantoms
 

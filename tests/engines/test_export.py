@@ -30,28 +30,30 @@ NETWORKS = [
     pytest.param({"classes": 2, "sigmoid": True}, id="sigmoid"),
     pytest.param({"classes": 2, "sigmoid": True, "head": "mlp"}, id="sigmoid-mlp"),
 ]
+SCANS = np.stack([disc_scan(seed, (64, 64)) for seed in range(12)])
 WITHOUT_TORCH = """
 import sys
 import numpy as np
-file, kind, scans, results = sys.argv[1:]
-if kind == "onnx":
-    import onnx, onnxruntime
-    onnx.checker.check_model(file, full_check=True)
-    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    run = lambda images: session.run(names, {"images": images})
-else:
-    import openvino
-    model = openvino.Core().read_model(file)
-    names = [output.get_any_name() for output in model.outputs]
-    compiled = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    run = lambda images: list(compiled(images).values())
+kind, scans, *files = sys.argv[1:]
 images = np.load(scans)
-together, alone = run(images), run(images[:1])
-for whole, one in zip(together, alone):  # the number of scans is free
-    np.testing.assert_allclose(whole[:1], one, rtol=1e-4, atol=1e-5)
-assert not {"torch", "braintumor_ray"} & set(sys.modules), sorted(sys.modules)
-np.savez(results, **dict(zip(names, together)))
+for file in files:
+    if kind == "onnx":
+        import onnx, onnxruntime
+        onnx.checker.check_model(file, full_check=True)
+        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        names = [output.name for output in session.get_outputs()]
+        run = lambda images: session.run(names, {"images": images})
+    else:
+        import openvino
+        model = openvino.Core().read_model(file)
+        names = [output.get_any_name() for output in model.outputs]
+        compiled = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        run = lambda images: list(compiled(images).values())
+    together, alone = run(images), run(images[:1])
+    for whole, one in zip(together, alone):  # the number of scans is free
+        np.testing.assert_allclose(whole[:1], one, rtol=1e-4, atol=1e-5)
+    assert not {"torch", "braintumor_ray"} & set(sys.modules), sorted(sys.modules)
+    np.savez(file + ".npz", **dict(zip(names, together)))
 """
 
 
@@ -73,25 +75,42 @@ def bundle_of(path, **options):
     return path
 
 
-def run_without_torch(file, kind, images, tmp_path):
-    np.save(tmp_path / "scans.npy", images)
-    program = [sys.executable, "-c", WITHOUT_TORCH, str(file), kind]
-    paths = [str(tmp_path / "scans.npy"), str(tmp_path / "found.npz")]
-    subprocess.run([*program, *paths], check=True, cwd=tmp_path, timeout=120)
-    return np.load(tmp_path / "found.npz")
+def run_without_torch(files, kind, images, folder):
+    """What each graph gives for the same scans."""
+    np.save(folder / "scans.npy", images)
+    program = [sys.executable, "-c", WITHOUT_TORCH, kind, str(folder / "scans.npy")]
+    subprocess.run([*program, *map(str, files)], check=True, cwd=folder, timeout=120)
+    return [np.load(f"{file}.npz") for file in files]
 
 
-@pytest.mark.parametrize("kind", ["onnx", "openvino"])
-@pytest.mark.parametrize("options", NETWORKS)
-def test_exported_graph_gives_what_the_predictor_gives(options, kind, tmp_path):
-    bundle = bundle_of(tmp_path / "bundle", **options)
-    file = tmp_path / f"graph{SUFFIX[kind]}"
-    export_bundle(bundle, file, ExportOptions(kind, all_classes=True))
-    images = np.stack([disc_scan(seed, (64, 64)) for seed in range(12)])
-    found = run_without_torch(file, kind, images, tmp_path)
-    predictor = Predictor.from_bundle(bundle, "cpu", precision="fp32")
-    raw = predictor.forward(images)
-    columns = predictor(list(images))
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory):
+    """Of each network, by its name."""
+    folder = tmp_path_factory.mktemp("bundles")
+    return {param.id: bundle_of(folder / param.id, **param.values[0]) for param in NETWORKS}
+
+
+@pytest.fixture(scope="module")
+def graphs(bundles, tmp_path_factory):
+    """What the graphs of each kind give, by the network's name; one process for a kind."""
+    found = {}
+    for kind, suffix in SUFFIX.items():
+        folder = tmp_path_factory.mktemp(kind)
+        files = [folder / f"{name}{suffix}" for name in bundles]
+        for bundle, file in zip(bundles.values(), files, strict=True):
+            export_bundle(bundle, file, ExportOptions(kind, all_classes=True))
+        given = run_without_torch(files, kind, SCANS, folder)
+        found[kind] = dict(zip(bundles, given, strict=True))
+    return found
+
+
+@pytest.mark.parametrize("kind", list(SUFFIX))
+@pytest.mark.parametrize("network", [param.id for param in NETWORKS])
+def test_exported_graph_gives_what_the_predictor_gives(network, kind, bundles, graphs):
+    found = graphs[kind][network]
+    predictor = Predictor.from_bundle(bundles[network], "cpu", precision="fp32")
+    raw = predictor.forward(SCANS)
+    columns = predictor(list(SCANS))
     names = predictor.bundle.fields.class_names
     assert [names[i] for i in found["predicted_class"]] == columns["predicted_class"]
     np.testing.assert_allclose(found["probabilities"], columns["probabilities"], atol=1e-5)
@@ -108,10 +127,9 @@ def test_exported_graph_gives_what_the_predictor_gives(options, kind, tmp_path):
 def test_maps_of_every_class_are_those_of_that_class(tmp_path):
     bundle = bundle_of(tmp_path / "bundle", classes=2, head="mlp")
     export_bundle(bundle, tmp_path / "g.onnx", ExportOptions(all_classes=True))
-    images = np.stack([disc_scan(seed, (64, 64)) for seed in range(4)])
-    found = run_without_torch(tmp_path / "g.onnx", "onnx", images, tmp_path)
+    (found,) = run_without_torch([tmp_path / "g.onnx"], "onnx", SCANS[:4], tmp_path)
     positive = Predictor.from_bundle(bundle, "cpu", precision="fp32", cam_class="positive")
-    wanted = positive.forward(images).maps
+    wanted = positive.forward(SCANS[:4]).maps
     for name in ("gradcam", "gradcam_pp"):
         of_tumor = found[f"{name}_all"][:, 1]
         np.testing.assert_allclose(of_tumor, wanted[name], rtol=0, atol=1e-4 * wanted[name].max())
