@@ -7,7 +7,7 @@ import re
 import shutil
 from dataclasses import dataclass, field, make_dataclass
 from functools import partial
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import pytest
 import typer.main
@@ -101,7 +101,7 @@ class Grinder:
 
     PANEL: ClassVar = "Grinding"
 
-    burrs: Annotated[str, Option("What grinds.", choices=("steel", "stone"))] = "steel"
+    burrs: Annotated[Literal["steel", "stone"], Option("What grinds.")] = "steel"
     beans: Annotated[tuple[str, ...], Option("Which.", "BEAN", flags=("--bean",))] = ()
     turns: Annotated[tuple[int, int], Option("How often.", "MIN:MAX", parse=parse_turns)] = (1, 2)
 
@@ -210,9 +210,11 @@ class TestBundlesAreReadOnce:
         monkeypatch.setattr(safetensors.torch, "load", lambda blob: calls.append(1) or load(blob))
         return calls
 
-    def test_score_unpacks_the_weights_once(self, tmp_path, bundle_path, unpacked):
+    @pytest.mark.parametrize("only", ["--dry-run", "--plan"])
+    def test_score_unpacks_the_weights_once(self, tmp_path, bundle_path, unpacked, only):
         write_archive(tmp_path / "archive", 4)
-        found = call("score", tmp_path / "archive", "-b", bundle_path, "-o", "r", "--dry-run")
+        words = ("score", tmp_path / "archive", "-b", bundle_path, "-o", "r", "--device", "cpu")
+        found = call(*words, only)
         assert found.exit_code == 0, found.output
         assert len(unpacked) == 1
 

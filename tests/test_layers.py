@@ -11,6 +11,7 @@ from braintumor_ray.extras import EXTRAS
 
 PACKAGE = Path(__file__).resolve().parent.parent / "braintumor_ray"
 LAYERS = [  # each imports from those above it only
+    {"choices"},
     {"errors", "types", "progress", "extras", "recipes", "hash_key"},
     {"options"},
     {"storage", "monitoring"},

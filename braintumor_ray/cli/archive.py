@@ -9,7 +9,7 @@ import typer
 from braintumor_ray.cli.console import progress_bar, say, short_errors
 from braintumor_ray.cli.options import Json, check_choice, listed, print_result, takes
 from braintumor_ray.errors import UsageError
-from braintumor_ray.worklist.options import ExplainOptions
+from braintumor_ray.worklist.options import ORDERS, SETS, ExplainOptions
 
 app = typer.Typer()
 
@@ -95,7 +95,7 @@ def worklist(
     by: Annotated[
         str,
         typer.Option(
-            metavar="urgency|usefulness", help="Tumor probability, or entropy: what to label next."
+            metavar="|".join(ORDERS), help="Tumor probability, or entropy: what to label next."
         ),
     ] = "urgency",
     limit: Annotated[
@@ -107,7 +107,7 @@ def worklist(
     sets: Annotated[
         str,
         typer.Option(
-            metavar="all|single|several|empty|unsure",
+            metavar="|".join(SETS),
             help="Only scans whose prediction set is so; unsure: not one class.",
         ),
     ] = "all",
@@ -117,9 +117,9 @@ def worklist(
 
     The CSV has an empty label column: fill it in and give it to 'catalog' to train on.
     """
-    from braintumor_ray.worklist.worklist import SETS, make_worklist
+    from braintumor_ray.worklist.worklist import make_worklist
 
-    check_choice("--by", by, ("urgency", "usefulness"))
+    check_choice("--by", by, ORDERS)
     check_choice("--sets", sets, SETS)
     found = make_worklist(results, output, by, limit, overlays, sets)  # type: ignore[arg-type]
     print_result(found, as_json, _worklist_lines(found, str(output)))

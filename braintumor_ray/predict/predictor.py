@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from braintumor_ray.decode.head import WHOLE, Box
 from braintumor_ray.engines.choice import Choice, fastest_engine, possible_engine
 from braintumor_ray.engines.engine import make_engine
 from braintumor_ray.errors import UsageError
-from braintumor_ray.explain.cam import METHODS, SCORED_METHODS, cams, class_gradient
+from braintumor_ray.explain.cam import METHODS, cams, class_gradient
 from braintumor_ray.explain.library import library_cams
 from braintumor_ray.explain.placement import as_stored, picture_maps, square_maps
 from braintumor_ray.explain.regions import head_weights, heat_shares_batch
@@ -28,9 +28,9 @@ from braintumor_ray.models.bundle import DOMAIN_COORDINATES, PREDICTION_SET, Bun
 from braintumor_ray.models.classifier import normalize
 from braintumor_ray.models.device import choose_device
 from braintumor_ray.models.geometry import layer_frame
+from braintumor_ray.predict.options import PredictorOptions, takes_options
 from braintumor_ray.predict.views import test_time_views
-from braintumor_ray.recipes.schema import CamClass, Precision
-from braintumor_ray.types import EngineChoice, GrayImage
+from braintumor_ray.types import GrayImage
 
 Columns = dict[str, Any]
 
@@ -62,46 +62,36 @@ class Predictor:
 
     Args:
         bundle: a loaded bundle.
-        device: 'auto' (CUDA where there is one), 'cpu' or 'cuda[:n]'.
-        precision: 'auto' (bf16 where the hardware gains), 'fp32' or 'bf16'; the head and the maps
-            are always computed in float32.
-        cam_class: whose map: the predicted class, or the likeliest positive class.
-        methods: CAM methods, keys of `explain.cam.METHODS`.
-        batch_size: images per forward pass; default 16 on CPU, whose caches larger ones leave,
-            256 on CUDA.
-        engine: what runs the backbone: 'torch', or 'openvino' or 'onnxruntime' on CPUs (the extras
-            `openvino` and `onnx`); 'auto' measures those that are installed, for some seconds.
-        parallel: calls that will run at the same time, each on its share of the threads of an
-            engine other than torch.
+        chosen: how it is run; None: as by default.
+        options: single fields of `PredictorOptions` as keywords, such as `device="cpu"` or
+            `engine="openvino"`; they go before those of `chosen`.
 
     Attributes:
         choice: the engine that runs, and what was measured where it was 'auto'.
         bf16: whether the backbone computes in bfloat16.
     """
 
+    @takes_options
     def __init__(
         self,
         bundle: Bundle,
-        *,
-        device: str = "auto",
-        precision: Precision = "auto",
-        cam_class: CamClass = "predicted",
-        methods: Sequence[str] = SCORED_METHODS,
-        batch_size: int | None = None,
-        engine: EngineChoice = "torch",
-        parallel: int = 1,
+        chosen: PredictorOptions | None = None,
+        **options: Any,  # noqa: ANN401 - of any field
     ) -> None:
-        unknown = [name for name in methods if name not in METHODS]
+        own = replace(chosen or PredictorOptions(), **options)
+        unknown = [name for name in own.methods if name not in METHODS]
         if unknown:
             raise UsageError(f"CAM method '{unknown[0]}' is unknown; use {', '.join(METHODS)}")
+        if own.tta and not bundle.averaged:
+            bundle = bundle.averaging()
         self.bundle = bundle
-        engine = possible_engine(engine, bundle.fields)
+        engine = possible_engine(own.engine, bundle.fields)
         elsewhere = engine in ("openvino", "onnxruntime")
-        self.device = choose_device("cpu" if elsewhere and device == "auto" else device)
+        self.device = choose_device("cpu" if elsewhere and own.device == "auto" else own.device)
         if self.device.type == "cpu":
             keep_freed_memory()
         if engine == "auto":
-            self.choice = fastest_engine(bundle, self.device, precision, parallel=parallel)
+            self.choice = fastest_engine(bundle, self.device, own.precision, parallel=own.parallel)
         else:
             self.choice = Choice(engine)
         self._preprocessing = bundle.preprocessing
@@ -110,16 +100,16 @@ class Predictor:
             bundle.build_model(),
             self._preprocessing,
             self.device,
-            precision,
-            parallel,
+            own.precision,
+            own.parallel,
             bundle.quantized,
         )
         self.bf16 = self._engine.bf16
         if self.device.type == "cuda" and not self.bf16:
             torch.backends.cudnn.allow_tf32 = False
-        self.cam_class: str = cam_class
-        self.methods = tuple(methods)
-        self.batch_size = batch_size or (256 if self.device.type == "cuda" else 16)
+        self.cam_class: str = own.cam_class
+        self.methods = tuple(own.methods)
+        self.batch_size = own.batch_size or (256 if self.device.type == "cuda" else 16)
         self.cam_shape, self._frame = bundle.cam_shape, bundle.map_frame
         self._positive = torch.tensor(bundle.positive_indices, device=self.device)
 
@@ -138,39 +128,25 @@ class Predictor:
         }
 
     @classmethod
+    @takes_options
     def from_bundle(
         cls,
         path: str | Path,
         device: str = "auto",
-        *,
-        precision: Precision = "auto",
-        cam_class: CamClass = "predicted",
-        methods: Sequence[str] = SCORED_METHODS,
-        batch_size: int | None = None,
-        engine: EngineChoice = "torch",
-        parallel: int = 1,
-        tta: bool = False,
+        **options: Any,  # noqa: ANN401 - of any field
     ) -> "Predictor":
-        """Load a bundle directory and make its predictor; options as for the class.
+        """Load a bundle directory and make its predictor.
 
-        With `tta` logits are averaged over `predict.views.test_time_views`, and threshold and
-        temperature are those that were chosen so; maps are of the scan as it is.
+        Args:
+            path: of the bundle; a folder or a URI.
+            device: 'auto' (CUDA where there is one), 'cpu' or 'cuda[:n]'.
+            options: the other fields of `PredictorOptions`, as keywords.
 
         Raises:
             BundleError: the directory is not a whole, valid bundle, or has none for `tta`.
             UsageError: an option that cannot be met on this machine.
         """
-        bundle = load_bundle(path)
-        return cls(
-            bundle.averaging() if tta else bundle,
-            device=device,
-            precision=precision,
-            cam_class=cam_class,
-            methods=methods,
-            batch_size=batch_size,
-            engine=engine,
-            parallel=parallel,
-        )
+        return cls(load_bundle(path), device=device, **options)
 
     def __call__(self, images: Sequence[GrayImage], *, explain: bool = True) -> Columns:
         """Predict scans.

@@ -1,14 +1,13 @@
 """What a review shows and where its labels go."""
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, get_args
 
 from braintumor_ray.options import FIRST, Device, Option
 
 Order = Literal["urgency", "uncertainty", "disagreement"]
-ORDERS: tuple[Order, ...] = ("urgency", "uncertainty", "disagreement")
+ORDERS: tuple[Order, ...] = get_args(Order)
 Export = Literal["coco", "fiftyone"]
-EXPORTS: tuple[Export, ...] = ("coco", "fiftyone")
 LABELS = "review/labels.jsonl"  # below the results folder
 
 
@@ -34,7 +33,7 @@ class ReviewOptions:
         Option("Labels are appended here; else RESULTS/review/labels.jsonl.", "FILE.jsonl"),
     ] = None
     reviewer: Annotated[str, Option("Your name, kept with each label.", "NAME")] = ""
-    order: Annotated[Order, Option("Which scans come first.", choices=ORDERS)] = "urgency"
+    order: Annotated[Order, Option("Which scans come first.")] = "urgency"
     bundle: Annotated[
         str | None,
         Option(
@@ -48,7 +47,7 @@ class ReviewOptions:
     ] = None
     export: Annotated[
         Export | None,
-        Option("Write predictions, labels and boxes for another tool, and end.", choices=EXPORTS),
+        Option("Write predictions, labels and boxes for another tool, and end."),
     ] = None
     output: Annotated[
         str | None,
