@@ -5,7 +5,7 @@ import inspect
 import json
 import re
 import shutil
-from dataclasses import dataclass, field, make_dataclass
+from dataclasses import dataclass, field, make_dataclass, replace
 from functools import partial
 from typing import Annotated, ClassVar, Literal
 
@@ -13,15 +13,17 @@ import pytest
 import typer.main
 from typer.testing import CliRunner
 
-from braintumor_ray import __version__
+from braintumor_ray import Predictor, __version__
 from braintumor_ray.cli import app, scoring
 from braintumor_ray.cli.console import short_errors
 from braintumor_ray.cli.options import takes
 from braintumor_ray.errors import BundleError, UsageError
+from braintumor_ray.evaluation.options import EvaluateOptions, ValidateOptions
 from braintumor_ray.local_ray import ray_session
 from braintumor_ray.monitoring.options import RunReport
 from braintumor_ray.options import Option, parse_range
-from braintumor_ray.scoring.options import ScoreOptions
+from braintumor_ray.predict.options import PredictorOptions
+from braintumor_ray.scoring.options import PredictSettings, ScoreOptions
 from braintumor_ray.serving.command import serving_settings
 from braintumor_ray.serving.settings import ServingSettings
 from tests.builders import write_archive
@@ -130,6 +132,27 @@ class MoreRun(scoring.ScoreRun):
     options: MoreOptions
 
 
+@dataclass(frozen=True)
+class MorePredict(PredictSettings):
+    """The predictor's settings and one more."""
+
+    tries: Annotated[int, Option("How often.", "TRIES", least=1)] = 5
+
+
+@dataclass(frozen=True)
+class MorePredictOptions(ScoreOptions):
+    """A job's options with them."""
+
+    predict: MorePredict
+
+
+@dataclass(frozen=True, kw_only=True)
+class MorePredictRun(scoring.ScoreRun):
+    """A run with them."""
+
+    options: MorePredictOptions
+
+
 def brewed(*arguments, kind=Coffee):
     """The object that a command gets, and what `--help` prints."""
     got, brewer = [], typer.Typer()
@@ -174,6 +197,46 @@ class TestDeclaredOptions:
         assert found.exit_code == 0, found.output
         (options,) = got
         assert (options.tries, options.request.predictors) == (9, (2, 2))
+
+    def test_one_added_to_the_predictors_options_reaches_the_predictor(
+        self, monkeypatch, tmp_path, bundle_path
+    ):
+        from braintumor_ray.scoring import predict_stage
+
+        got = []
+        own = make_dataclass(
+            "MorePredictor", [("tries", int, 1)], bases=(PredictorOptions,), frozen=True
+        )
+
+        class Recorded(Predictor):
+            def __init__(self, bundle, chosen):
+                got.append(chosen)
+                super().__init__(bundle, PredictorOptions.of(chosen))
+
+        monkeypatch.setattr(predict_stage, "PredictorOptions", own)
+        monkeypatch.setattr(predict_stage, "Predictor", Recorded)
+        scorer = typer.Typer()
+        scorer.command()(takes(run=MorePredictRun, report=RunReport)(inspect.unwrap(scoring.score)))
+        assert "TRIES" in CliRunner().invoke(scorer, ["--help"]).stdout
+        write_archive(tmp_path / "archive", 4)
+        words = [str(tmp_path / "archive"), "-b", str(bundle_path), "-o", "r", "--plan"]
+        words += ["--tries", "9", "--precision", "fp32", "--cam-class", "positive"]
+        found = CliRunner().invoke(scorer, [*words, "--device", "cpu", "--batch-size", "3"])
+        assert found.exit_code == 0, found.output
+        assert got == [
+            own(device="cpu", precision="fp32", cam_class="positive", batch_size=3, tries=9)
+        ]
+
+    @pytest.mark.parametrize(
+        "chosen", [PredictSettings("b"), ServingSettings("b"), EvaluateOptions(), ValidateOptions()]
+    )
+    def test_every_commands_options_of_the_predictor_reach_it(self, chosen):
+        other = {"device": "cuda:7", "precision": "fp32", "engine": "openvino"}
+        other |= {"cam_class": "positive", "batch_size": 3, "tta": True}
+        offered = {name: value for name, value in other.items() if hasattr(chosen, name)}
+        assert {"device", "precision", "engine", "cam_class"} <= offered.keys()
+        found = PredictorOptions.of(replace(chosen, **offered))
+        assert found == PredictorOptions(**offered)
 
     def test_what_is_not_given_is_the_dataclasss_own_default(self):
         _, (coffee,) = brewed("--cup", "mug")

@@ -1,8 +1,8 @@
 """The one predictor: the archive job, evaluation and serving all use it."""
 
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from braintumor_ray.decode.head import WHOLE, Box
 from braintumor_ray.engines.choice import Choice, fastest_engine, possible_engine
 from braintumor_ray.engines.engine import make_engine
 from braintumor_ray.errors import UsageError
-from braintumor_ray.explain.cam import METHODS, cams, class_gradient
+from braintumor_ray.explain.cam import METHODS, ClassGradient, cams, class_gradient
 from braintumor_ray.explain.library import library_cams
 from braintumor_ray.explain.placement import as_stored, picture_maps, square_maps
 from braintumor_ray.explain.regions import head_weights, heat_shares_batch
@@ -33,6 +33,7 @@ from braintumor_ray.predict.views import test_time_views
 from braintumor_ray.types import GrayImage
 
 Columns = dict[str, Any]
+Maps = dict[str, npt.NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,14 @@ class RawOutput:
         cam_classes: int64 (B,).
         maps: the network's own maps (B, h, w) float32 by method, see `explain.placement`; empty
             where none were asked for.
+        class_maps: the same of other classes, by class and method.
     """
 
     logits: npt.NDArray[np.float32]
     pooled: npt.NDArray[np.float32]
     cam_classes: npt.NDArray[np.int64]
-    maps: dict[str, npt.NDArray[np.float32]]
+    maps: Maps
+    class_maps: dict[str, Maps] = field(default_factory=dict)
 
 
 class Predictor:
@@ -167,10 +170,31 @@ class Predictor:
         Raises:
             ValueError: an image that is not uint8 (H, W).
         """
-        views = [self._preprocessing.square(image) for image in images]
-        squares, boxes = [square for square, _ in views], [box for _, box in views]
+        squares, boxes = self._squares(images)
         heads = head_weights(squares, self.cam_shape)
         return self.predict(squares, heads, boxes, explain=explain)
+
+    def explain_classes(
+        self, images: Sequence[GrayImage], classes: Sequence[str]
+    ) -> tuple[Columns, dict[str, Columns]]:
+        """Predict scans and make the maps of several classes, all from one forward pass.
+
+        Args:
+            images: as for a call.
+            classes: of the bundle.
+
+        Returns:
+            The columns of a call without maps; and for each of the classes its maps by method,
+            float16 (n, h, w), those of `explaining(name)`.
+
+        Raises:
+            UsageError: no class of the bundle.
+            ValueError: an image that is not uint8 (H, W).
+        """
+        squares, boxes = self._squares(images)
+        raw = self.forward(self._stacked(squares), explain=False, classes=classes)
+        columns = self._columns(raw, head_weights(squares, self.cam_shape))
+        return columns, {name: self._placed(maps, boxes) for name, maps in raw.class_maps.items()}
 
     def predict(
         self,
@@ -191,31 +215,38 @@ class Predictor:
             placed: whether maps become maps of the pictures; else they are the network's own, for a
                 caller that places them by the bundle's `map_frame`.
         """
-        images = np.stack(squares) if len(squares) else self._no_images()
-        raw = self.forward(images, explain=explain)
-        columns = self._decisions(raw)
-        columns["out_of_domain"] = self.out_of_domain(raw, heads)
-        if self.bundle.archive is not None:
-            decided = columns["decision"]
-            columns[DOMAIN_COORDINATES] = self.bundle.archive.coordinates(raw.pooled, decided)
+        raw = self.forward(self._stacked(squares), explain=explain)
+        columns = self._columns(raw, heads)
         if explain:
             columns |= self._explanations(raw, heads, boxes, placed)
         return columns
 
-    def forward(self, images: GrayImage, *, explain: bool = True) -> RawOutput:
-        """Run the network on uint8 (n, S, S), in batches of `batch_size`."""
+    def forward(
+        self, images: GrayImage, *, explain: bool = True, classes: Sequence[str] = ()
+    ) -> RawOutput:
+        """Run the network on uint8 (n, S, S), in batches of `batch_size`.
+
+        Args:
+            images: squares.
+            explain: whether to compute the maps of `cam_class`.
+            classes: whose maps are computed, too.
+        """
+        targets = {name: self._index(name) for name in classes}
         size = self._preprocessing.image_size
         if images.ndim != 3 or images.shape[1:] != (size, size) or images.dtype != np.uint8:
             raise ValueError(
                 f"expected uint8 (n, {size}, {size}), got {images.dtype} {images.shape}"
             )
         steps = range(0, max(len(images), 1), self.batch_size)
-        parts = [self._forward_batch(images[i : i + self.batch_size], explain) for i in steps]
+        parts = [
+            self._forward_batch(images[i : i + self.batch_size], explain, targets) for i in steps
+        ]
         return RawOutput(
             np.concatenate([part.logits for part in parts]),
             np.concatenate([part.pooled for part in parts]),
             np.concatenate([part.cam_classes for part in parts]),
-            {name: np.concatenate([part.maps[name] for part in parts]) for name in parts[0].maps},
+            _joined([part.maps for part in parts]),
+            {name: _joined([part.class_maps[name] for part in parts]) for name in targets},
         )
 
     def library_map(
@@ -241,26 +272,52 @@ class Predictor:
             return self._frame
         return layer_frame(self.bundle.build_model(), layer)
 
-    def _no_images(self) -> GrayImage:
-        size = self._preprocessing.image_size
-        return np.empty((0, size, size), np.uint8)
+    def _squares(self, images: Sequence[GrayImage]) -> tuple[list[GrayImage], list[Box]]:
+        """What the network sees of pictures, and where that is in each."""
+        views = [self._preprocessing.square(image) for image in images]
+        return [square for square, _ in views], [box for _, box in views]
 
-    def _forward_batch(self, images: GrayImage, explain: bool) -> RawOutput:
+    def _stacked(self, squares: Sequence[GrayImage]) -> GrayImage:
+        size = self._preprocessing.image_size
+        return np.stack(squares) if len(squares) else np.empty((0, size, size), np.uint8)
+
+    def _forward_batch(
+        self, images: GrayImage, explain: bool, targets: Mapping[str, int]
+    ) -> RawOutput:
         if not len(images):
-            return self._empty(explain)
+            return self._empty(explain, targets)
         with torch.no_grad():
             average = self._averages(images)  # before the features, which the next call overwrites
             features = self._engine.features(images)
             gradient = class_gradient(
                 self._engine.model, features, lambda logits: self._choose(average(logits))
             )
-            maps = cams(features, gradient, self.methods) if explain else {}
+            maps = self._maps(features, gradient) if explain else {}
+            # Classes share the features; only the gradient of the head is each one's own.
+            class_maps = {
+                name: self._maps(features, self._gradient_of(features, index))
+                for name, index in targets.items()
+            }
         return RawOutput(
             average(gradient.logits).cpu().numpy(),
             gradient.mean.cpu().numpy(),
             gradient.classes.cpu().numpy(),
-            {name: self._stored(maps[name]).cpu().numpy() for name in maps},
+            maps,
+            class_maps,
         )
+
+    def _gradient_of(self, features: Tensor, index: int) -> ClassGradient:
+        """Of one class, whatever is predicted."""
+        return class_gradient(
+            self._engine.model,
+            features,
+            lambda logits: torch.full_like(logits[:, 0], index, dtype=torch.int64),
+        )
+
+    def _maps(self, features: Tensor, gradient: ClassGradient) -> Maps:
+        """Maps (B, h, w) by method, as large as they are stored."""
+        maps = cams(features, gradient, self.methods)
+        return {name: self._stored(maps[name]).cpu().numpy() for name in maps}
 
     def _averages(self, images: GrayImage) -> Callable[[Tensor], Tensor]:
         """What makes of the logits (B, k) of the scans as they are those that are returned."""
@@ -271,7 +328,7 @@ class Predictor:
             others.append(self._engine.model.logits(self._engine.features(view)))
         return lambda logits: torch.stack([logits, *others]).mean(dim=0)
 
-    def _empty(self, explain: bool) -> RawOutput:
+    def _empty(self, explain: bool, targets: Mapping[str, int]) -> RawOutput:
         k, channels = len(self.bundle.fields.class_names), self._engine.model.map_shape[0]
         maps = {name: np.empty((0, *self.cam_shape), np.float32) for name in self.methods}
         return RawOutput(
@@ -279,6 +336,7 @@ class Predictor:
             np.empty((0, channels), np.float32),
             np.empty(0, np.int64),
             maps if explain else {},
+            dict.fromkeys(targets, maps),
         )
 
     def explaining(self, class_name: str) -> "Predictor":
@@ -287,12 +345,16 @@ class Predictor:
         Raises:
             UsageError: no class of the bundle.
         """
-        names = self.bundle.fields.class_names
-        if class_name not in names:
-            raise UsageError(f"class '{class_name}' is unknown; the bundle has {', '.join(names)}")
+        self._index(class_name)
         other = copy.copy(self)
         other.cam_class = class_name
         return other
+
+    def _index(self, class_name: str) -> int:
+        names = self.bundle.fields.class_names
+        if class_name not in names:
+            raise UsageError(f"class '{class_name}' is unknown; the bundle has {', '.join(names)}")
+        return names.index(class_name)
 
     def _choose(self, logits: Tensor) -> Tensor:
         names = self.bundle.fields.class_names
@@ -306,6 +368,15 @@ class Predictor:
         if tuple(maps.shape[1:]) == self.cam_shape:
             return maps
         return functional.adaptive_avg_pool2d(maps.unsqueeze(1), self.cam_shape).squeeze(1)
+
+    def _columns(self, raw: RawOutput, heads: npt.NDArray[np.float32]) -> Columns:
+        """All columns but those of maps."""
+        columns = self._decisions(raw)
+        columns["out_of_domain"] = self.out_of_domain(raw, heads)
+        if self.bundle.archive is not None:
+            decided = columns["decision"]
+            columns[DOMAIN_COORDINATES] = self.bundle.archive.coordinates(raw.pooled, decided)
+        return columns
 
     def _decisions(self, raw: RawOutput) -> Columns:
         fields = self.bundle.fields
@@ -357,14 +428,23 @@ class Predictor:
         placed: bool,
     ) -> Columns:
         shares = self.heat_shares(raw, heads).astype(np.float32)
-        shown = boxes or [WHOLE] * len(heads)
-        columns: Columns = {
-            name: as_stored(picture_maps(maps, shown, self._frame) if placed else maps)
-            for name, maps in raw.maps.items()
-        }
+        if placed:
+            columns = self._placed(raw.maps, boxes or [WHOLE] * len(heads))
+        else:
+            columns = {name: as_stored(maps) for name, maps in raw.maps.items()}
         for index, region in enumerate(("inside", "rim", "background")):
             columns[f"heat_{region}"] = shares[:, index]
         return columns
+
+    def _placed(self, maps: Maps, boxes: Sequence[Box]) -> Columns:
+        """Maps of the pictures of which the network saw the boxes, as they are stored."""
+        return {
+            name: as_stored(picture_maps(own, boxes, self._frame)) for name, own in maps.items()
+        }
+
+
+def _joined(parts: Sequence[Maps]) -> Maps:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def normalized_entropy(probabilities: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
