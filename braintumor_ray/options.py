@@ -77,6 +77,9 @@ CamClassOption = Annotated[
     CamClass,
     Option("Map of the predicted class, or of the likeliest positive one.", panel="Model"),
 ]
+TokenFile = Annotated[
+    str | None, Option("Token that requests must carry; else BRAINTUMOR_TOKEN.", "FILE")
+]
 
 
 def annotated(field: Field[Any], kind: type[T]) -> T | None:

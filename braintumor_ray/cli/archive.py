@@ -7,7 +7,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from braintumor_ray.cli.console import progress_bar, say, short_errors
-from braintumor_ray.cli.options import Json, check_choice, listed, print_result, takes
+from braintumor_ray.cli.options import Json, Results, check_choice, listed, print_result, takes
 from braintumor_ray.errors import UsageError
 from braintumor_ray.worklist.options import ORDERS, SETS, ExplainOptions
 
@@ -17,7 +17,7 @@ app = typer.Typer()
 @app.command()
 @short_errors
 def verify(
-    results: Annotated[str, typer.Argument(metavar="RESULTS", help="A results folder or URI.")],
+    results: Results,
     newest: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(min=1, metavar="N", help="Read the rows of so many runs only, the newest."),
@@ -88,7 +88,7 @@ def explain(
 @app.command()
 @short_errors
 def worklist(
-    results: Annotated[str, typer.Argument(metavar="RESULTS", help="A results folder or URI.")],
+    results: Results,
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FOLDER", help="Of the lists.")
     ] = Path("worklist"),
@@ -128,7 +128,7 @@ def worklist(
 @app.command()
 @short_errors
 def studies(
-    results: Annotated[str, typer.Argument(metavar="RESULTS", help="A results folder or URI.")],
+    results: Results,
     output: Annotated[
         str, typer.Option("--output", "-o", metavar="FILE", help="The table: .csv or .parquet.")
     ],

@@ -140,6 +140,17 @@ Source = Annotated[
         metavar="FOLDER|CSV|CATALOG|URI", help="Images, or a table or catalog (.parquet) of them."
     ),
 ]
+Results = Annotated[str, typer.Argument(metavar="RESULTS", help="A results folder or URI.")]
+BundleArgument = Annotated[str, typer.Argument(metavar="BUNDLE", help=get_args(Bundle)[1].help)]
+Host = Annotated[
+    str, typer.Option(metavar="ADDRESS", rich_help_panel="Network", help="Address to listen on.")
+]
+Port = Annotated[
+    int,
+    typer.Option(
+        min=1, max=65535, metavar="N", rich_help_panel="Network", help="Port to listen on."
+    ),
+]
 BundleOption = Annotated[str, _typer_option(get_args(Bundle)[1], str, MISSING)]
 
 

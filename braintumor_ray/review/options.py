@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, get_args
 
-from braintumor_ray.options import FIRST, Device, Option
+from braintumor_ray.options import FIRST, Device, Option, TokenFile
 
 Order = Literal["urgency", "uncertainty", "disagreement"]
 ORDERS: tuple[Order, ...] = get_args(Order)
@@ -42,9 +42,7 @@ class ReviewOptions:
         ),
     ] = None
     device: Device = "auto"
-    token_file: Annotated[
-        str | None, Option("Token that requests must carry; else BRAINTUMOR_TOKEN.", "FILE")
-    ] = None
+    token_file: TokenFile = None
     export: Annotated[
         Export | None,
         Option("Write predictions, labels and boxes for another tool, and end."),

@@ -16,6 +16,7 @@ from braintumor_ray.options import (
     EngineOption,
     Option,
     PrecisionOption,
+    TokenFile,
     TtaOption,
     annotated,
 )
@@ -64,9 +65,7 @@ class ServingSettings:
         256 * MIB
     )
     body_timeout_s: Annotated[float, setting("longest silence inside a body", least=1e-3)] = 30.0
-    token_file: Annotated[
-        str | None, Option("Token that requests must carry; else BRAINTUMOR_TOKEN.", "FILE")
-    ] = None
+    token_file: TokenFile = None
     token_sha256: Annotated[
         str | None, setting("digest of the token", pattern="^[0-9a-f]{64}$")
     ] = None
