@@ -8,13 +8,11 @@ Modules of options import nothing heavy: `--help` reads all of them.
 
 from collections.abc import Callable
 from dataclasses import Field, dataclass
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
+from braintumor_ray.choices import CamClass, EngineChoice, Precision
 from braintumor_ray.errors import UsageError
-
-if TYPE_CHECKING:
-    from braintumor_ray.recipes.schema import CamClass, Precision
-    from braintumor_ray.types import EngineChoice
 
 T = TypeVar("T")
 FIRST = "Options"  # the panel of what everybody needs
@@ -22,7 +20,7 @@ FIRST = "Options"  # the panel of what everybody needs
 
 @dataclass(frozen=True)
 class Option:
-    """What a command line shows and checks of a field.
+    """What a command line shows and checks of a field; its choices are those of its `Literal`.
 
     Attributes:
         help: one sentence.
@@ -30,7 +28,6 @@ class Option:
         flags: spellings; none: made of the field's name.
         panel: subject in `--help`; None: `PANEL` of the dataclass, else the first.
         least, most: limits of a number.
-        choices: the only values, if there are any.
         parse: makes the field's value of the typed text.
         typed: the default as it is typed, where it is not the field's own.
         pattern: regular expression that a text must match.
@@ -43,7 +40,6 @@ class Option:
     panel: str | None = None
     least: float | None = None
     most: float | None = None
-    choices: tuple[str, ...] = ()
     parse: Callable[[str], Any] | None = None
     typed: str | None = None
     pattern: str | None = None
@@ -64,12 +60,8 @@ Bundle = Annotated[
 ]
 Device = Annotated[str, Option("Where the network runs.", "auto|cpu|cuda", panel="Model")]
 PrecisionOption = Annotated[
-    "Precision",
-    Option(
-        "Numbers of the network; auto: bf16 where the hardware gains.",
-        choices=("auto", "fp32", "bf16"),
-        panel="Model",
-    ),
+    Precision,
+    Option("Numbers of the network; auto: bf16 where the hardware gains.", panel="Model"),
 ]
 TtaOption = Annotated[
     bool,
@@ -79,19 +71,14 @@ TtaOption = Annotated[
         panel="Model",
     ),
 ]
-ENGINE = Option(
-    "What runs the network; auto: the fastest measured here.",
-    choices=("auto", "torch", "openvino", "onnxruntime"),
-    panel="Model",
-)
-EngineOption = Annotated["EngineChoice", ENGINE]
+ENGINE = Option("What runs the network; auto: the fastest measured here.", panel="Model")
+EngineOption = Annotated[EngineChoice, ENGINE]
 CamClassOption = Annotated[
-    "CamClass",
-    Option(
-        "Map of the predicted class, or of the likeliest positive one.",
-        choices=("predicted", "positive"),
-        panel="Model",
-    ),
+    CamClass,
+    Option("Map of the predicted class, or of the likeliest positive one.", panel="Model"),
+]
+TokenFile = Annotated[
+    str | None, Option("Token that requests must carry; else BRAINTUMOR_TOKEN.", "FILE")
 ]
 
 
@@ -99,6 +86,19 @@ def annotated(field: Field[Any], kind: type[T]) -> T | None:
     """What of a kind, `Option` or `MadeOf`, the field's annotation carries."""
     extras = get_args(field.type)[1:] if get_origin(field.type) is Annotated else ()
     return next((extra for extra in extras if isinstance(extra, kind)), None)
+
+
+def type_of(field: Field[Any]) -> Any:  # noqa: ANN401 - a type
+    """The type of an annotated field, without None."""
+    kind = get_args(field.type)[0]
+    if get_origin(kind) in (Union, UnionType):
+        return next(each for each in get_args(kind) if each is not NoneType)
+    return kind
+
+
+def choices_of(kind: Any) -> tuple[str, ...]:  # noqa: ANN401 - a type
+    """The values of a `Literal`; none: any value of the type."""
+    return get_args(kind) if get_origin(kind) is Literal else ()
 
 
 def parse_range(option: str, text: str, least: int = 1) -> int | tuple[int, int]:

@@ -1,7 +1,6 @@
 """Types that many modules name: arrays by what they hold, and who is told of progress."""
 
 from collections.abc import Callable
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +18,3 @@ PREDICTION_SET = "prediction_set"
 """A column of predictions whose bundle makes sets."""
 Progress = Callable[[int, int], None]
 """Told how many are done, and of how many."""
-EngineName = Literal["torch", "openvino", "onnxruntime"]
-"""What runs a network."""
-EngineChoice = Literal["auto", "torch", "openvino", "onnxruntime"]
-"""As an option: auto is the fastest measured on this machine."""

@@ -5,23 +5,25 @@ import inspect
 import json
 import re
 import shutil
-from dataclasses import dataclass, field, make_dataclass
+from dataclasses import dataclass, field, make_dataclass, replace
 from functools import partial
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import pytest
 import typer.main
 from typer.testing import CliRunner
 
-from braintumor_ray import __version__
+from braintumor_ray import Predictor, __version__
 from braintumor_ray.cli import app, scoring
 from braintumor_ray.cli.console import short_errors
 from braintumor_ray.cli.options import takes
 from braintumor_ray.errors import BundleError, UsageError
+from braintumor_ray.evaluation.options import EvaluateOptions, ValidateOptions
 from braintumor_ray.local_ray import ray_session
 from braintumor_ray.monitoring.options import RunReport
 from braintumor_ray.options import Option, parse_range
-from braintumor_ray.scoring.options import ScoreOptions
+from braintumor_ray.predict.options import PredictorOptions
+from braintumor_ray.scoring.options import PredictSettings, ScoreOptions
 from braintumor_ray.serving.command import serving_settings
 from braintumor_ray.serving.settings import ServingSettings
 from tests.builders import write_archive
@@ -102,7 +104,7 @@ class Grinder:
 
     PANEL: ClassVar = "Grinding"
 
-    burrs: Annotated[str, Option("What grinds.", choices=("steel", "stone"))] = "steel"
+    burrs: Annotated[Literal["steel", "stone"], Option("What grinds.")] = "steel"
     beans: Annotated[tuple[str, ...], Option("Which.", "BEAN", flags=("--bean",))] = ()
     turns: Annotated[tuple[int, int], Option("How often.", "MIN:MAX", parse=parse_turns)] = (1, 2)
 
@@ -129,6 +131,27 @@ class MoreRun(scoring.ScoreRun):
     """A run with them."""
 
     options: MoreOptions
+
+
+@dataclass(frozen=True)
+class MorePredict(PredictSettings):
+    """The predictor's settings and one more."""
+
+    tries: Annotated[int, Option("How often.", "TRIES", least=1)] = 5
+
+
+@dataclass(frozen=True)
+class MorePredictOptions(ScoreOptions):
+    """A job's options with them."""
+
+    predict: MorePredict
+
+
+@dataclass(frozen=True, kw_only=True)
+class MorePredictRun(scoring.ScoreRun):
+    """A run with them."""
+
+    options: MorePredictOptions
 
 
 def brewed(*arguments, kind=Coffee):
@@ -176,6 +199,46 @@ class TestDeclaredOptions:
         (options,) = got
         assert (options.tries, options.request.predictors) == (9, (2, 2))
 
+    def test_one_added_to_the_predictors_options_reaches_the_predictor(
+        self, monkeypatch, tmp_path, bundle_path
+    ):
+        from braintumor_ray.scoring import predict_stage
+
+        got = []
+        own = make_dataclass(
+            "MorePredictor", [("tries", int, 1)], bases=(PredictorOptions,), frozen=True
+        )
+
+        class Recorded(Predictor):
+            def __init__(self, bundle, chosen):
+                got.append(chosen)
+                super().__init__(bundle, PredictorOptions.of(chosen))
+
+        monkeypatch.setattr(predict_stage, "PredictorOptions", own)
+        monkeypatch.setattr(predict_stage, "Predictor", Recorded)
+        scorer = typer.Typer()
+        scorer.command()(takes(run=MorePredictRun, report=RunReport)(inspect.unwrap(scoring.score)))
+        assert "TRIES" in CliRunner().invoke(scorer, ["--help"]).stdout
+        write_archive(tmp_path / "archive", 4)
+        words = [str(tmp_path / "archive"), "-b", str(bundle_path), "-o", "r", "--plan"]
+        words += ["--tries", "9", "--precision", "fp32", "--cam-class", "positive"]
+        found = CliRunner().invoke(scorer, [*words, "--device", "cpu", "--batch-size", "3"])
+        assert found.exit_code == 0, found.output
+        assert got == [
+            own(device="cpu", precision="fp32", cam_class="positive", batch_size=3, tries=9)
+        ]
+
+    @pytest.mark.parametrize(
+        "chosen", [PredictSettings("b"), ServingSettings("b"), EvaluateOptions(), ValidateOptions()]
+    )
+    def test_every_commands_options_of_the_predictor_reach_it(self, chosen):
+        other = {"device": "cuda:7", "precision": "fp32", "engine": "openvino"}
+        other |= {"cam_class": "positive", "batch_size": 3, "tta": True}
+        offered = {name: value for name, value in other.items() if hasattr(chosen, name)}
+        assert {"device", "precision", "engine", "cam_class"} <= offered.keys()
+        found = PredictorOptions.of(replace(chosen, **offered))
+        assert found == PredictorOptions(**offered)
+
     def test_what_is_not_given_is_the_dataclasss_own_default(self):
         _, (coffee,) = brewed("--cup", "mug")
         assert coffee == Coffee("mug")
@@ -211,9 +274,11 @@ class TestBundlesAreReadOnce:
         monkeypatch.setattr(safetensors.torch, "load", lambda blob: calls.append(1) or load(blob))
         return calls
 
-    def test_score_unpacks_the_weights_once(self, tmp_path, bundle_path, unpacked):
+    @pytest.mark.parametrize("only", ["--dry-run", "--plan"])
+    def test_score_unpacks_the_weights_once(self, tmp_path, bundle_path, unpacked, only):
         write_archive(tmp_path / "archive", 4)
-        found = call("score", tmp_path / "archive", "-b", bundle_path, "-o", "r", "--dry-run")
+        words = ("score", tmp_path / "archive", "-b", bundle_path, "-o", "r", "--device", "cpu")
+        found = call(*words, only)
         assert found.exit_code == 0, found.output
         assert len(unpacked) == 1
 

@@ -255,6 +255,7 @@ def _fold_folders(run: str) -> list[str]:
 
 def _of_fold(scans: pa.Table, digests: list[str | None], fold: str) -> CrossValidated:
     from braintumor_ray.catalog.schema import read_catalog
+    from braintumor_ray.metrics.calibration import softmax
     from braintumor_ray.models.bundle import load_bundle
     from braintumor_ray.predict.predictor import Predictor
 
@@ -274,15 +275,12 @@ def _of_fold(scans: pa.Table, digests: list[str | None], fold: str) -> CrossVali
         np.array(rows, np.int64),
         names,
         truth,
-        _softmax(np.concatenate([np.empty((0, len(names))), *logits]), predictor),
+        softmax(
+            np.concatenate([np.empty((0, len(names))), *logits]),
+            predictor.bundle.fields.temperature,
+        ),
         fold,
     )
-
-
-def _softmax(logits: Floats, predictor: Any) -> Floats:  # noqa: ANN401 - loads torch
-    from braintumor_ray.metrics.calibration import softmax
-
-    return softmax(logits, predictor.bundle.fields.temperature)
 
 
 def _ranked(scans: pa.Table, predicted: CrossValidated) -> pa.Table:

@@ -7,9 +7,9 @@ from typing import Annotated, Any, Optional
 import typer
 
 from braintumor_ray.cli.console import progress_bar, say, short_errors
-from braintumor_ray.cli.options import Json, check_choice, listed, print_result, takes
+from braintumor_ray.cli.options import Json, Results, check_choice, listed, print_result, takes
 from braintumor_ray.errors import UsageError
-from braintumor_ray.worklist.options import ExplainOptions
+from braintumor_ray.worklist.options import ORDERS, SETS, ExplainOptions
 
 app = typer.Typer()
 
@@ -17,7 +17,7 @@ app = typer.Typer()
 @app.command()
 @short_errors
 def verify(
-    results: Annotated[str, typer.Argument(metavar="RESULTS", help="A results folder or URI.")],
+    results: Results,
     newest: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(min=1, metavar="N", help="Read the rows of so many runs only, the newest."),
@@ -88,14 +88,14 @@ def explain(
 @app.command()
 @short_errors
 def worklist(
-    results: Annotated[str, typer.Argument(metavar="RESULTS", help="A results folder or URI.")],
+    results: Results,
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FOLDER", help="Of the lists.")
     ] = Path("worklist"),
     by: Annotated[
         str,
         typer.Option(
-            metavar="urgency|usefulness", help="Tumor probability, or entropy: what to label next."
+            metavar="|".join(ORDERS), help="Tumor probability, or entropy: what to label next."
         ),
     ] = "urgency",
     limit: Annotated[
@@ -107,7 +107,7 @@ def worklist(
     sets: Annotated[
         str,
         typer.Option(
-            metavar="all|single|several|empty|unsure",
+            metavar="|".join(SETS),
             help="Only scans whose prediction set is so; unsure: not one class.",
         ),
     ] = "all",
@@ -117,9 +117,9 @@ def worklist(
 
     The CSV has an empty label column: fill it in and give it to 'catalog' to train on.
     """
-    from braintumor_ray.worklist.worklist import SETS, make_worklist
+    from braintumor_ray.worklist.worklist import make_worklist
 
-    check_choice("--by", by, ("urgency", "usefulness"))
+    check_choice("--by", by, ORDERS)
     check_choice("--sets", sets, SETS)
     found = make_worklist(results, output, by, limit, overlays, sets)  # type: ignore[arg-type]
     print_result(found, as_json, _worklist_lines(found, str(output)))
@@ -128,7 +128,7 @@ def worklist(
 @app.command()
 @short_errors
 def studies(
-    results: Annotated[str, typer.Argument(metavar="RESULTS", help="A results folder or URI.")],
+    results: Results,
     output: Annotated[
         str, typer.Option("--output", "-o", metavar="FILE", help="The table: .csv or .parquet.")
     ],

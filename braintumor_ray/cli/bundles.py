@@ -7,6 +7,7 @@ import typer
 
 from braintumor_ray.cli.console import progress_bar, short_errors
 from braintumor_ray.cli.options import (
+    BundleArgument,
     Json,
     anonymous_options,
     flag,
@@ -32,9 +33,7 @@ Place = Annotated[
 @short_errors
 @takes(options=ExportOptions)
 def export(
-    bundle: Annotated[
-        str, typer.Argument(metavar="BUNDLE", help="Folder or URI: RUN/bundle of a run.")
-    ],
+    bundle: BundleArgument,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The graph.")],
     options: ExportOptions,
     as_json: Json = False,
@@ -53,9 +52,7 @@ def export(
 @short_errors
 @takes(options=QuantizeOptions)
 def quantize(
-    bundle: Annotated[
-        str, typer.Argument(metavar="BUNDLE", help="Folder or URI: RUN/bundle of a run.")
-    ],
+    bundle: BundleArgument,
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="BUNDLE8", help="The new bundle.")
     ],
@@ -96,9 +93,7 @@ def _quantized_lines(found: dict[str, Any]) -> str:
 @bundle_app.command()
 @short_errors
 def push(
-    bundle: Annotated[
-        str, typer.Argument(metavar="BUNDLE", help="Folder or URI: RUN/bundle of a run.")
-    ],
+    bundle: BundleArgument,
     place: Place,
     license_id: Annotated[
         str,

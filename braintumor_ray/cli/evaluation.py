@@ -10,6 +10,7 @@ from braintumor_ray.audit.options import LabelOptions
 from braintumor_ray.catalog.options import CatalogOptions
 from braintumor_ray.cli.console import progress_bar, say, short_errors
 from braintumor_ray.cli.options import (
+    BundleArgument,
     BundleOption,
     Json,
     Source,
@@ -129,9 +130,7 @@ def evaluate(
 @short_errors
 @takes(options=ValidateOptions, catalog_options=CatalogOptions, tracking=TrackingOptions)
 def validate(
-    bundle: Annotated[
-        str, typer.Argument(metavar="BUNDLE", help="Folder or URI: RUN/bundle of a run.")
-    ],
+    bundle: BundleArgument,
     on: Annotated[
         list[str],
         typer.Option("--on", metavar="NAME=SOURCE", help="A data set; may be repeated."),

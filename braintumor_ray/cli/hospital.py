@@ -7,7 +7,14 @@ import typer
 
 from braintumor_ray.catalog.options import IdentityChoice
 from braintumor_ray.cli.console import progress_bar, short_errors
-from braintumor_ray.cli.options import Json, anonymous_options, load_source, print_result, takes
+from braintumor_ray.cli.options import (
+    Json,
+    Results,
+    anonymous_options,
+    load_source,
+    print_result,
+    takes,
+)
 from braintumor_ray.publishing.options import PublishOptions
 
 app = typer.Typer()
@@ -17,7 +24,7 @@ app = typer.Typer()
 @short_errors
 @takes(options=PublishOptions)
 def publish(
-    results: Annotated[str, typer.Argument(metavar="RESULTS", help="A results folder or URI.")],
+    results: Results,
     source: Annotated[
         str,
         typer.Option(

@@ -7,14 +7,13 @@ import typer
 
 from braintumor_ray.archive.options import CompactOptions
 from braintumor_ray.cli.console import progress_bar, short_errors
-from braintumor_ray.cli.options import Json, print_result, takes
+from braintumor_ray.cli.options import Json, Results, print_result, takes
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 app = typer.Typer()
 SHOWN = 40  # rows on a terminal
-Results = Annotated[str, typer.Argument(metavar="RESULTS", help="A results folder or URI.")]
 
 
 @app.command()

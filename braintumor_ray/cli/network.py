@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from braintumor_ray.cli.console import short_errors
-from braintumor_ray.cli.options import Json, print_result
+from braintumor_ray.cli.options import BundleArgument, Json, print_result
 
 app = typer.Typer()
 
@@ -14,9 +14,7 @@ app = typer.Typer()
 @app.command()
 @short_errors
 def network(
-    bundle: Annotated[
-        str, typer.Argument(metavar="BUNDLE", help="Folder or URI: RUN/bundle of a run.")
-    ],
+    bundle: BundleArgument,
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="PICTURE", help="The picture, .png.")
     ] = Path("network.png"),

@@ -6,13 +6,12 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, Field, fields, is_dataclass, replace
 from pathlib import Path
-from types import NoneType
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
 import typer
 
 from braintumor_ray.cli.console import progress_bar
-from braintumor_ray.options import FIRST, Bundle, MadeOf, Option, annotated
+from braintumor_ray.options import FIRST, Bundle, MadeOf, Option, annotated, choices_of, type_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -80,18 +79,16 @@ def _parameter(field: Field[Any], option: Option) -> inspect.Parameter:
         field.name,
         inspect.Parameter.KEYWORD_ONLY,
         default=list(default) if isinstance(default, tuple) else default,
-        annotation=Annotated[kind, _typer_option(option, kind, field.default)],
+        annotation=Annotated[kind, _typer_option(option, type_of(field), field.default)],
     )
 
 
 def _kind(field: Field[Any], option: Option) -> Any:  # noqa: ANN401 - a type
     """What a terminal gives: text where it is parsed or chosen, a list where it repeats."""
-    kind = get_args(field.type)[0]
-    if option.parse or option.choices:
+    kind = type_of(field)
+    if option.parse or choices_of(kind):
         return str
-    if get_origin(kind) is tuple:
-        return list[str]
-    return next(each for each in (*get_args(kind), kind) if each is not NoneType)
+    return list[str] if get_origin(kind) is tuple else kind
 
 
 def _typer_option(option: Option, kind: Any, default: Any) -> Any:  # noqa: ANN401 - typer's
@@ -99,7 +96,7 @@ def _typer_option(option: Option, kind: Any, default: Any) -> Any:  # noqa: ANN4
     return typer.Option(
         *option.flags,
         help=option.help,
-        metavar=option.metavar or "|".join(option.choices) or METAVARS.get(kind),
+        metavar=option.metavar or "|".join(choices_of(kind)) or METAVARS.get(kind),
         rich_help_panel=option.panel,
         min=option.least,
         max=option.most,
@@ -117,14 +114,14 @@ def _gather(declared: Any, values: dict[str, Any]) -> Any:  # noqa: ANN401 - an 
         elif option and not option.hidden:
             value = values.pop(field.name)
             if value not in (None, []):  # else the dataclass's own default
-                made[field.name] = _checked(field.name, option, value)
+                made[field.name] = _checked(field, option, value)
     return declared(**made)
 
 
-def _checked(name: str, option: Option, value: Any) -> Any:  # noqa: ANN401 - of any option
-    if option.choices:
-        flag = option.flags[0] if option.flags else "--" + name.replace("_", "-")
-        check_choice(flag, value, option.choices)
+def _checked(field: Field[Any], option: Option, value: Any) -> Any:  # noqa: ANN401 - of any option
+    if choices := choices_of(type_of(field)):
+        flag = option.flags[0] if option.flags else "--" + field.name.replace("_", "-")
+        check_choice(flag, value, choices)
     if option.parse:
         return option.parse(value)
     return tuple(value) if isinstance(value, list) else value
@@ -141,6 +138,17 @@ Source = Annotated[
     str,
     typer.Argument(
         metavar="FOLDER|CSV|CATALOG|URI", help="Images, or a table or catalog (.parquet) of them."
+    ),
+]
+Results = Annotated[str, typer.Argument(metavar="RESULTS", help="A results folder or URI.")]
+BundleArgument = Annotated[str, typer.Argument(metavar="BUNDLE", help=get_args(Bundle)[1].help)]
+Host = Annotated[
+    str, typer.Option(metavar="ADDRESS", rich_help_panel="Network", help="Address to listen on.")
+]
+Port = Annotated[
+    int,
+    typer.Option(
+        min=1, max=65535, metavar="N", rich_help_panel="Network", help="Port to listen on."
     ),
 ]
 BundleOption = Annotated[str, _typer_option(get_args(Bundle)[1], str, MISSING)]

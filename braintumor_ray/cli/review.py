@@ -6,7 +6,16 @@ from typing import Annotated, Optional
 import typer
 
 from braintumor_ray.cli.console import say, short_errors
-from braintumor_ray.cli.options import Json, anonymous_options, load_source, print_result, takes
+from braintumor_ray.cli.options import (
+    Host,
+    Json,
+    Port,
+    Results,
+    anonymous_options,
+    load_source,
+    print_result,
+    takes,
+)
 from braintumor_ray.errors import UsageError
 from braintumor_ray.review.options import ReviewOptions
 
@@ -17,7 +26,7 @@ app = typer.Typer()
 @short_errors
 @takes(options=ReviewOptions)
 def review(
-    results: Annotated[str, typer.Argument(metavar="RESULTS", help="A results folder or URI.")],
+    results: Results,
     options: ReviewOptions,
     source: Annotated[
         Optional[str],  # noqa: UP045
@@ -26,12 +35,8 @@ def review(
             help="Where the scans are now, if not where they were scored.",
         ),
     ] = None,
-    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Address to listen on.")] = (
-        "127.0.0.1"
-    ),
-    port: Annotated[
-        int, typer.Option(min=1, max=65535, metavar="N", help="Port to listen on.")
-    ] = 8100,
+    host: Host = "127.0.0.1",
+    port: Port = 8100,
     as_json: Json = False,
 ) -> None:
     """Look at scored scans in a browser and label them; ends with Ctrl-C. See docs/review.md.

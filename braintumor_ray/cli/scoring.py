@@ -181,10 +181,10 @@ def score_source(
 
 def _dry_run(source: str, output: str, run: ScoreRun) -> dict[str, Any]:
     """What would be scored; writes nothing and needs no Ray."""
-    from braintumor_ray.scoring.job import plan_only
+    from braintumor_ray.scoring.job import plan_only, scoring_bundle
 
     scans, options = _open(source, output, run, kept=False)
-    plan = plan_only(scans, output, options)
+    plan = plan_only(scans, output, scoring_bundle(options), options)
     return {
         "would_score": plan.remaining,
         "scans": scans.num_rows,
@@ -196,12 +196,13 @@ def _dry_run(source: str, output: str, run: ScoreRun) -> dict[str, Any]:
 def _plan(source: str, output: str, run: ScoreRun, gpu_scans_per_s: float | None) -> dict[str, Any]:
     """What the job would ask of a cluster, from a measured sample; needs no Ray."""
     from braintumor_ray.scoring.estimate import estimate
-    from braintumor_ray.scoring.job import plan_only
+    from braintumor_ray.scoring.job import plan_only, scoring_bundle
     from braintumor_ray.scoring.settling import stored_options
 
     scans, options = _open(source, output, run, kept=False)
-    remaining = plan_only(scans, output, options).remaining
-    return estimate(scans, remaining, stored_options(output, options), gpu_scans_per_s)
+    bundle = scoring_bundle(options)
+    remaining = plan_only(scans, output, bundle, options).remaining
+    return estimate(scans, remaining, bundle, stored_options(output, options), gpu_scans_per_s)
 
 
 def _open(

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from braintumor_ray.cli.console import say, short_errors
-from braintumor_ray.cli.options import takes
+from braintumor_ray.cli.options import Host, Port, takes
 from braintumor_ray.monitoring.options import LiveMetrics
 from braintumor_ray.options import parse_range
 from braintumor_ray.serving.settings import ServingSettings
@@ -20,16 +20,8 @@ app = typer.Typer()
 def serve(
     settings: ServingSettings,
     live: LiveMetrics,
-    host: Annotated[
-        str,
-        typer.Option(metavar="ADDRESS", rich_help_panel="Network", help="Address to listen on."),
-    ] = "127.0.0.1",
-    port: Annotated[
-        int,
-        typer.Option(
-            min=1, max=65535, metavar="N", rich_help_panel="Network", help="Port to listen on."
-        ),
-    ] = 8000,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
     replicas: Annotated[
         str,
         typer.Option(

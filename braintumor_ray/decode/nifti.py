@@ -21,12 +21,12 @@ from nibabel.arrayproxy import ArrayProxy
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
+from braintumor_ray.choices import Plane
 from braintumor_ray.decode.intensity import Range, robust_range, to_gray, why_blank
 from braintumor_ray.decode.types import (
     Decoded,
     DecodeLimits,
     FrameDecoder,
-    Plane,
     Probe,
     Unreadable,
     VolumeOptions,

@@ -1,12 +1,12 @@
 """How a volume becomes frames."""
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
+from braintumor_ray.choices import Plane
 from braintumor_ray.options import Option
 
 VOLUMES = "Source"  # its panel in `--help`
-Plane = Literal["axial", "coronal", "sagittal"]
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,7 @@ class VolumeOptions:
 
     PANEL: ClassVar = VOLUMES
 
-    plane: Annotated[
-        Plane, Option("Slices of NIfTI volumes.", choices=("axial", "coronal", "sagittal"))
-    ] = "axial"
+    plane: Annotated[Plane, Option("Slices of NIfTI volumes.")] = "axial"
     volume: Annotated[int, Option("Which volume of a 4-D NIfTI, from 0.", least=0)] = 0
 
     @property

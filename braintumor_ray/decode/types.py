@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from braintumor_ray.decode.options import DEFAULT_VOLUMES as DEFAULT_VOLUMES  # noqa: PLC0414
-from braintumor_ray.decode.options import Plane as Plane  # noqa: PLC0414
 from braintumor_ray.decode.options import VolumeOptions as VolumeOptions  # noqa: PLC0414
 from braintumor_ray.errors import BrainTumorError
 from braintumor_ray.types import GrayImage

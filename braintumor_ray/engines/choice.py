@@ -19,14 +19,13 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 import torch
 
+from braintumor_ray.choices import EngineChoice, EngineName, Precision
 from braintumor_ray.engines.engine import make_engine, not_quantized
 from braintumor_ray.errors import BundleError, UsageError
 from braintumor_ray.extras import is_installed
 from braintumor_ray.models.allocator import allocator_environment
 from braintumor_ray.models.bundle import Bundle, BundleFields, load_bundle, read_bundle_fields
 from braintumor_ray.models.device import choose_device
-from braintumor_ray.recipes.schema import Precision
-from braintumor_ray.types import EngineChoice, EngineName
 
 GAIN = 1.1  # what another engine must gain over torch: less is noise
 ROUNDS, SECONDS = 7, 4.0  # at most; at least three rounds

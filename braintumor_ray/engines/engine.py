@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from braintumor_ray.choices import EngineName, Precision
 from braintumor_ray.decode.preprocess import Preprocessing
 from braintumor_ray.engines.convert import INPUT, to_onnx, to_openvino
 from braintumor_ray.engines.graph import Normalized
@@ -23,8 +24,7 @@ from braintumor_ray.models.classifier import Classifier, normalize
 from braintumor_ray.models.device import use_bf16
 from braintumor_ray.models.folding import fold_batch_norms, round_kernels
 from braintumor_ray.models.fusing import fuse_activations
-from braintumor_ray.recipes.schema import Precision
-from braintumor_ray.types import EngineName, GrayImage
+from braintumor_ray.types import GrayImage
 
 FEATURES = "features"
 Run = Callable[[GrayImage], list[NDArray[Any]]]

@@ -17,7 +17,5 @@ class ExportOptions:
         all_classes: whether the maps of every class are outputs, too.
     """
 
-    format: Annotated[
-        Format, Option("FILE.onnx, or FILE.xml with FILE.bin.", choices=("onnx", "openvino"))
-    ] = "onnx"
+    format: Annotated[Format, Option("FILE.onnx, or FILE.xml with FILE.bin.")] = "onnx"
     all_classes: Annotated[bool, Option("Maps of every class, not only of the predicted.")] = False

@@ -36,7 +36,8 @@ from braintumor_ray.evaluation.selection import ALL, select_split, true_classes
 from braintumor_ray.evaluation.subgroups import subgroup_table
 from braintumor_ray.localization.summary import require_match
 from braintumor_ray.metrics.verdicts import LIKELIEST, decision_rule
-from braintumor_ray.models.bundle import Bundle, ViewFields, load_bundle, read_bundle_fields
+from braintumor_ray.models.bundle import ViewFields, load_bundle, read_bundle_fields
+from braintumor_ray.predict.options import PredictorOptions
 from braintumor_ray.predict.predictor import Predictor
 from braintumor_ray.storage import read_bytes, write_atomically, write_table
 from braintumor_ray.types import Progress
@@ -120,14 +121,15 @@ def evaluate(
 def _predictor(location: str, catalog: pa.Table, options: EvaluateOptions) -> Predictor:
     """Of a bundle; with test-time augmentation its threshold and temperature are of the views."""
     bundle = load_bundle(location)
+    chosen = PredictorOptions.of(options)
     if not options.tta:
-        return _predictor_of(bundle, options)
+        return Predictor(bundle, chosen)
     own = ViewFields(threshold=bundle.fields.threshold, temperature=bundle.fields.temperature)
     if bundle.fields.views is None and _has_validation(catalog, options):
         rows = select_split(catalog, VALIDATION, options.split_column)
-        predictor = _predictor_of(bundle.averaging(own), options)
+        predictor = Predictor(bundle.averaging(own), chosen)
         own = views_of(evaluate_rows(predictor, rows, classes=options.classes))
-    return _predictor_of(bundle.averaging(bundle.fields.views or own), options)
+    return Predictor(bundle.averaging(bundle.fields.views or own), chosen)
 
 
 def _has_validation(catalog: pa.Table, options: EvaluateOptions) -> bool:
@@ -145,17 +147,6 @@ def _views_note(location: str, catalog: pa.Table, options: EvaluateOptions) -> t
     return (
         "Threshold and temperature are those of single views: there are no validation scans to "
         "choose those of averaged views on.",
-    )
-
-
-def _predictor_of(bundle: Bundle, options: EvaluateOptions) -> Predictor:
-    return Predictor(
-        bundle,
-        device=options.device,
-        precision=options.precision,
-        engine=options.engine,
-        cam_class=options.cam_class,
-        batch_size=options.batch_size,
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeAlias
 
+from braintumor_ray.choices import CamClass
 from braintumor_ray.errors import UsageError
 from braintumor_ray.options import (
     FIRST,
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from braintumor_ray.evaluation.evaluated import Evaluated
     from braintumor_ray.localization.truth import TruthIndex
     from braintumor_ray.predict.predictor import Predictor
-    from braintumor_ray.recipes.schema import CamClass
 
 Section: TypeAlias = "Mapping[str, Any] | Callable[[Predictor, Evaluated], Mapping[str, Any]]"
 REPORT, MEASURE, CALIBRATION = "Report", "Measurement", "Calibration"
@@ -173,7 +173,7 @@ class EvaluateOptions:
         ),
     ] = ()
     heatmaps: bool = True
-    cam_class: "CamClass" = "predicted"
+    cam_class: CamClass = "predicted"
     truth: Annotated[
         "TruthIndex | None",
         Option(

@@ -38,6 +38,7 @@ from braintumor_ray.localization.truth import TruthIndex
 from braintumor_ray.metrics.inputs import binary_view
 from braintumor_ray.models.bundle import BundleFields, load_bundle
 from braintumor_ray.models.domain import ArchiveReference
+from braintumor_ray.predict.options import PredictorOptions
 from braintumor_ray.predict.predictor import Predictor
 from braintumor_ray.predict.shift import shift_of
 from braintumor_ray.storage import write_atomically
@@ -112,14 +113,7 @@ def validate(
     to_read = [data.rows for data in sets] + [t for t in sources.values() if not _is_hashed(t)]
     steps = _Steps(progress, sum(table.num_rows for table in to_read))
     trained = _trained(str(bundle), sources, steps)
-    predictor = Predictor(
-        loaded,
-        device=options.device,
-        precision=options.precision,
-        engine=options.engine,
-        cam_class=options.cam_class,
-        batch_size=options.batch_size,
-    )
+    predictor = Predictor(loaded, PredictorOptions.of(options))
     found = {
         **_header(predictor, str(bundle), trained, options),
         "sets": {d.name: _measure_set(predictor, d, trained, options, steps) for d in sets},

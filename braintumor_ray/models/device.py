@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
+from braintumor_ray.choices import Precision
 from braintumor_ray.errors import UsageError
-from braintumor_ray.recipes.schema import Precision
 
 
 def choose_device(name: str) -> torch.device:

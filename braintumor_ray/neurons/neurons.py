@@ -16,9 +16,11 @@ from scipy.special import softmax
 
 from braintumor_ray.decode.reading import decode_scans
 from braintumor_ray.errors import UsageError
+from braintumor_ray.models.bundle import load_bundle
 from braintumor_ray.neurons.options import NeuronOptions
 from braintumor_ray.neurons.pictures import write_sheets
 from braintumor_ray.neurons.statistics import NeuronStats, neuron_stats
+from braintumor_ray.predict.options import PredictorOptions
 from braintumor_ray.predict.predictor import Predictor
 from braintumor_ray.storage import Folder, write_atomically, write_table
 from braintumor_ray.types import Progress
@@ -57,9 +59,7 @@ def run_neurons(
     """
     options = options or NeuronOptions()
     scans = _labeled(catalog, options)
-    predictor = Predictor.from_bundle(
-        bundle_path, options.device, methods=(), batch_size=options.batch_size
-    )
+    predictor = Predictor(load_bundle(bundle_path), PredictorOptions.of(options, methods=()))
     recorded = _record(predictor, scans, progress)
     stats = neuron_stats(recorded.activations, recorded.scans["label"].to_pylist())
     folder = Folder(str(output).rstrip("/"))

@@ -1,8 +1,8 @@
 """The one predictor: the archive job, evaluation and serving all use it."""
 
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from braintumor_ray.decode.head import WHOLE, Box
 from braintumor_ray.engines.choice import Choice, fastest_engine, possible_engine
 from braintumor_ray.engines.engine import make_engine
 from braintumor_ray.errors import UsageError
-from braintumor_ray.explain.cam import METHODS, SCORED_METHODS, cams, class_gradient
+from braintumor_ray.explain.cam import METHODS, ClassGradient, cams, class_gradient
 from braintumor_ray.explain.library import library_cams
 from braintumor_ray.explain.placement import as_stored, picture_maps, square_maps
 from braintumor_ray.explain.regions import head_weights, heat_shares_batch
@@ -28,11 +28,12 @@ from braintumor_ray.models.bundle import DOMAIN_COORDINATES, Bundle, load_bundle
 from braintumor_ray.models.classifier import normalize
 from braintumor_ray.models.device import choose_device
 from braintumor_ray.models.geometry import layer_frame
+from braintumor_ray.predict.options import PredictorOptions, takes_options
 from braintumor_ray.predict.views import test_time_views
-from braintumor_ray.recipes.schema import CamClass, Precision
-from braintumor_ray.types import PREDICTION_SET, EngineChoice, GrayImage
+from braintumor_ray.types import PREDICTION_SET, GrayImage
 
 Columns = dict[str, Any]
+Maps = dict[str, npt.NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,14 @@ class RawOutput:
         cam_classes: int64 (B,).
         maps: the network's own maps (B, h, w) float32 by method, see `explain.placement`; empty
             where none were asked for.
+        class_maps: the same of other classes, by class and method.
     """
 
     logits: npt.NDArray[np.float32]
     pooled: npt.NDArray[np.float32]
     cam_classes: npt.NDArray[np.int64]
-    maps: dict[str, npt.NDArray[np.float32]]
+    maps: Maps
+    class_maps: dict[str, Maps] = field(default_factory=dict)
 
 
 class Predictor:
@@ -62,46 +65,36 @@ class Predictor:
 
     Args:
         bundle: a loaded bundle.
-        device: 'auto' (CUDA where there is one), 'cpu' or 'cuda[:n]'.
-        precision: 'auto' (bf16 where the hardware gains), 'fp32' or 'bf16'; the head and the maps
-            are always computed in float32.
-        cam_class: whose map: the predicted class, or the likeliest positive class.
-        methods: CAM methods, keys of `explain.cam.METHODS`.
-        batch_size: images per forward pass; default 16 on CPU, whose caches larger ones leave,
-            256 on CUDA.
-        engine: what runs the backbone: 'torch', or 'openvino' or 'onnxruntime' on CPUs (the extras
-            `openvino` and `onnx`); 'auto' measures those that are installed, for some seconds.
-        parallel: calls that will run at the same time, each on its share of the threads of an
-            engine other than torch.
+        chosen: how it is run; None: as by default.
+        options: single fields of `PredictorOptions` as keywords, such as `device="cpu"` or
+            `engine="openvino"`; they go before those of `chosen`.
 
     Attributes:
         choice: the engine that runs, and what was measured where it was 'auto'.
         bf16: whether the backbone computes in bfloat16.
     """
 
+    @takes_options
     def __init__(
         self,
         bundle: Bundle,
-        *,
-        device: str = "auto",
-        precision: Precision = "auto",
-        cam_class: CamClass = "predicted",
-        methods: Sequence[str] = SCORED_METHODS,
-        batch_size: int | None = None,
-        engine: EngineChoice = "torch",
-        parallel: int = 1,
+        chosen: PredictorOptions | None = None,
+        **options: Any,  # noqa: ANN401 - of any field
     ) -> None:
-        unknown = [name for name in methods if name not in METHODS]
+        own = replace(chosen or PredictorOptions(), **options)
+        unknown = [name for name in own.methods if name not in METHODS]
         if unknown:
             raise UsageError(f"CAM method '{unknown[0]}' is unknown; use {', '.join(METHODS)}")
+        if own.tta and not bundle.averaged:
+            bundle = bundle.averaging()
         self.bundle = bundle
-        engine = possible_engine(engine, bundle.fields)
+        engine = possible_engine(own.engine, bundle.fields)
         elsewhere = engine in ("openvino", "onnxruntime")
-        self.device = choose_device("cpu" if elsewhere and device == "auto" else device)
+        self.device = choose_device("cpu" if elsewhere and own.device == "auto" else own.device)
         if self.device.type == "cpu":
             keep_freed_memory()
         if engine == "auto":
-            self.choice = fastest_engine(bundle, self.device, precision, parallel=parallel)
+            self.choice = fastest_engine(bundle, self.device, own.precision, parallel=own.parallel)
         else:
             self.choice = Choice(engine)
         self._preprocessing = bundle.preprocessing
@@ -110,16 +103,16 @@ class Predictor:
             bundle.build_model(),
             self._preprocessing,
             self.device,
-            precision,
-            parallel,
+            own.precision,
+            own.parallel,
             bundle.quantized,
         )
         self.bf16 = self._engine.bf16
         if self.device.type == "cuda" and not self.bf16:
             torch.backends.cudnn.allow_tf32 = False
-        self.cam_class: str = cam_class
-        self.methods = tuple(methods)
-        self.batch_size = batch_size or (256 if self.device.type == "cuda" else 16)
+        self.cam_class: str = own.cam_class
+        self.methods = tuple(own.methods)
+        self.batch_size = own.batch_size or (256 if self.device.type == "cuda" else 16)
         self.cam_shape, self._frame = bundle.cam_shape, bundle.map_frame
         self._positive = torch.tensor(bundle.positive_indices, device=self.device)
 
@@ -138,39 +131,25 @@ class Predictor:
         }
 
     @classmethod
+    @takes_options
     def from_bundle(
         cls,
         path: str | Path,
         device: str = "auto",
-        *,
-        precision: Precision = "auto",
-        cam_class: CamClass = "predicted",
-        methods: Sequence[str] = SCORED_METHODS,
-        batch_size: int | None = None,
-        engine: EngineChoice = "torch",
-        parallel: int = 1,
-        tta: bool = False,
+        **options: Any,  # noqa: ANN401 - of any field
     ) -> "Predictor":
-        """Load a bundle directory and make its predictor; options as for the class.
+        """Load a bundle directory and make its predictor.
 
-        With `tta` logits are averaged over `predict.views.test_time_views`, and threshold and
-        temperature are those that were chosen so; maps are of the scan as it is.
+        Args:
+            path: of the bundle; a folder or a URI.
+            device: 'auto' (CUDA where there is one), 'cpu' or 'cuda[:n]'.
+            options: the other fields of `PredictorOptions`, as keywords.
 
         Raises:
             BundleError: the directory is not a whole, valid bundle, or has none for `tta`.
             UsageError: an option that cannot be met on this machine.
         """
-        bundle = load_bundle(path)
-        return cls(
-            bundle.averaging() if tta else bundle,
-            device=device,
-            precision=precision,
-            cam_class=cam_class,
-            methods=methods,
-            batch_size=batch_size,
-            engine=engine,
-            parallel=parallel,
-        )
+        return cls(load_bundle(path), device=device, **options)
 
     def __call__(self, images: Sequence[GrayImage], *, explain: bool = True) -> Columns:
         """Predict scans.
@@ -191,10 +170,31 @@ class Predictor:
         Raises:
             ValueError: an image that is not uint8 (H, W).
         """
-        views = [self._preprocessing.square(image) for image in images]
-        squares, boxes = [square for square, _ in views], [box for _, box in views]
+        squares, boxes = self._squares(images)
         heads = head_weights(squares, self.cam_shape)
         return self.predict(squares, heads, boxes, explain=explain)
+
+    def explain_classes(
+        self, images: Sequence[GrayImage], classes: Sequence[str]
+    ) -> tuple[Columns, dict[str, Columns]]:
+        """Predict scans and make the maps of several classes, all from one forward pass.
+
+        Args:
+            images: as for a call.
+            classes: of the bundle.
+
+        Returns:
+            The columns of a call without maps; and for each of the classes its maps by method,
+            float16 (n, h, w), those of `explaining(name)`.
+
+        Raises:
+            UsageError: no class of the bundle.
+            ValueError: an image that is not uint8 (H, W).
+        """
+        squares, boxes = self._squares(images)
+        raw = self.forward(self._stacked(squares), explain=False, classes=classes)
+        columns = self._columns(raw, head_weights(squares, self.cam_shape))
+        return columns, {name: self._placed(maps, boxes) for name, maps in raw.class_maps.items()}
 
     def predict(
         self,
@@ -215,31 +215,38 @@ class Predictor:
             placed: whether maps become maps of the pictures; else they are the network's own, for a
                 caller that places them by the bundle's `map_frame`.
         """
-        images = np.stack(squares) if len(squares) else self._no_images()
-        raw = self.forward(images, explain=explain)
-        columns = self._decisions(raw)
-        columns["out_of_domain"] = self.out_of_domain(raw, heads)
-        if self.bundle.archive is not None:
-            decided = columns["decision"]
-            columns[DOMAIN_COORDINATES] = self.bundle.archive.coordinates(raw.pooled, decided)
+        raw = self.forward(self._stacked(squares), explain=explain)
+        columns = self._columns(raw, heads)
         if explain:
             columns |= self._explanations(raw, heads, boxes, placed)
         return columns
 
-    def forward(self, images: GrayImage, *, explain: bool = True) -> RawOutput:
-        """Run the network on uint8 (n, S, S), in batches of `batch_size`."""
+    def forward(
+        self, images: GrayImage, *, explain: bool = True, classes: Sequence[str] = ()
+    ) -> RawOutput:
+        """Run the network on uint8 (n, S, S), in batches of `batch_size`.
+
+        Args:
+            images: squares.
+            explain: whether to compute the maps of `cam_class`.
+            classes: whose maps are computed, too.
+        """
+        targets = {name: self._index(name) for name in classes}
         size = self._preprocessing.image_size
         if images.ndim != 3 or images.shape[1:] != (size, size) or images.dtype != np.uint8:
             raise ValueError(
                 f"expected uint8 (n, {size}, {size}), got {images.dtype} {images.shape}"
             )
         steps = range(0, max(len(images), 1), self.batch_size)
-        parts = [self._forward_batch(images[i : i + self.batch_size], explain) for i in steps]
+        parts = [
+            self._forward_batch(images[i : i + self.batch_size], explain, targets) for i in steps
+        ]
         return RawOutput(
             np.concatenate([part.logits for part in parts]),
             np.concatenate([part.pooled for part in parts]),
             np.concatenate([part.cam_classes for part in parts]),
-            {name: np.concatenate([part.maps[name] for part in parts]) for name in parts[0].maps},
+            _joined([part.maps for part in parts]),
+            {name: _joined([part.class_maps[name] for part in parts]) for name in targets},
         )
 
     def library_map(
@@ -265,26 +272,52 @@ class Predictor:
             return self._frame
         return layer_frame(self.bundle.build_model(), layer)
 
-    def _no_images(self) -> GrayImage:
-        size = self._preprocessing.image_size
-        return np.empty((0, size, size), np.uint8)
+    def _squares(self, images: Sequence[GrayImage]) -> tuple[list[GrayImage], list[Box]]:
+        """What the network sees of pictures, and where that is in each."""
+        views = [self._preprocessing.square(image) for image in images]
+        return [square for square, _ in views], [box for _, box in views]
 
-    def _forward_batch(self, images: GrayImage, explain: bool) -> RawOutput:
+    def _stacked(self, squares: Sequence[GrayImage]) -> GrayImage:
+        size = self._preprocessing.image_size
+        return np.stack(squares) if len(squares) else np.empty((0, size, size), np.uint8)
+
+    def _forward_batch(
+        self, images: GrayImage, explain: bool, targets: Mapping[str, int]
+    ) -> RawOutput:
         if not len(images):
-            return self._empty(explain)
+            return self._empty(explain, targets)
         with torch.no_grad():
             average = self._averages(images)  # before the features, which the next call overwrites
             features = self._engine.features(images)
             gradient = class_gradient(
                 self._engine.model, features, lambda logits: self._choose(average(logits))
             )
-            maps = cams(features, gradient, self.methods) if explain else {}
+            maps = self._maps(features, gradient) if explain else {}
+            # Classes share the features; only the gradient of the head is each one's own.
+            class_maps = {
+                name: self._maps(features, self._gradient_of(features, index))
+                for name, index in targets.items()
+            }
         return RawOutput(
             average(gradient.logits).cpu().numpy(),
             gradient.mean.cpu().numpy(),
             gradient.classes.cpu().numpy(),
-            {name: self._stored(maps[name]).cpu().numpy() for name in maps},
+            maps,
+            class_maps,
         )
+
+    def _gradient_of(self, features: Tensor, index: int) -> ClassGradient:
+        """Of one class, whatever is predicted."""
+        return class_gradient(
+            self._engine.model,
+            features,
+            lambda logits: torch.full_like(logits[:, 0], index, dtype=torch.int64),
+        )
+
+    def _maps(self, features: Tensor, gradient: ClassGradient) -> Maps:
+        """Maps (B, h, w) by method, as large as they are stored."""
+        maps = cams(features, gradient, self.methods)
+        return {name: self._stored(maps[name]).cpu().numpy() for name in maps}
 
     def _averages(self, images: GrayImage) -> Callable[[Tensor], Tensor]:
         """What makes of the logits (B, k) of the scans as they are those that are returned."""
@@ -295,7 +328,7 @@ class Predictor:
             others.append(self._engine.model.logits(self._engine.features(view)))
         return lambda logits: torch.stack([logits, *others]).mean(dim=0)
 
-    def _empty(self, explain: bool) -> RawOutput:
+    def _empty(self, explain: bool, targets: Mapping[str, int]) -> RawOutput:
         k, channels = len(self.bundle.fields.class_names), self._engine.model.map_shape[0]
         maps = {name: np.empty((0, *self.cam_shape), np.float32) for name in self.methods}
         return RawOutput(
@@ -303,6 +336,7 @@ class Predictor:
             np.empty((0, channels), np.float32),
             np.empty(0, np.int64),
             maps if explain else {},
+            dict.fromkeys(targets, maps),
         )
 
     def explaining(self, class_name: str) -> "Predictor":
@@ -311,12 +345,16 @@ class Predictor:
         Raises:
             UsageError: no class of the bundle.
         """
-        names = self.bundle.fields.class_names
-        if class_name not in names:
-            raise UsageError(f"class '{class_name}' is unknown; the bundle has {', '.join(names)}")
+        self._index(class_name)
         other = copy.copy(self)
         other.cam_class = class_name
         return other
+
+    def _index(self, class_name: str) -> int:
+        names = self.bundle.fields.class_names
+        if class_name not in names:
+            raise UsageError(f"class '{class_name}' is unknown; the bundle has {', '.join(names)}")
+        return names.index(class_name)
 
     def _choose(self, logits: Tensor) -> Tensor:
         names = self.bundle.fields.class_names
@@ -330,6 +368,15 @@ class Predictor:
         if tuple(maps.shape[1:]) == self.cam_shape:
             return maps
         return functional.adaptive_avg_pool2d(maps.unsqueeze(1), self.cam_shape).squeeze(1)
+
+    def _columns(self, raw: RawOutput, heads: npt.NDArray[np.float32]) -> Columns:
+        """All columns but those of maps."""
+        columns = self._decisions(raw)
+        columns["out_of_domain"] = self.out_of_domain(raw, heads)
+        if self.bundle.archive is not None:
+            decided = columns["decision"]
+            columns[DOMAIN_COORDINATES] = self.bundle.archive.coordinates(raw.pooled, decided)
+        return columns
 
     def _decisions(self, raw: RawOutput) -> Columns:
         fields = self.bundle.fields
@@ -381,14 +428,23 @@ class Predictor:
         placed: bool,
     ) -> Columns:
         shares = self.heat_shares(raw, heads).astype(np.float32)
-        shown = boxes or [WHOLE] * len(heads)
-        columns: Columns = {
-            name: as_stored(picture_maps(maps, shown, self._frame) if placed else maps)
-            for name, maps in raw.maps.items()
-        }
+        if placed:
+            columns = self._placed(raw.maps, boxes or [WHOLE] * len(heads))
+        else:
+            columns = {name: as_stored(maps) for name, maps in raw.maps.items()}
         for index, region in enumerate(("inside", "rim", "background")):
             columns[f"heat_{region}"] = shares[:, index]
         return columns
+
+    def _placed(self, maps: Maps, boxes: Sequence[Box]) -> Columns:
+        """Maps of the pictures of which the network saw the boxes, as they are stored."""
+        return {
+            name: as_stored(picture_maps(own, boxes, self._frame)) for name, own in maps.items()
+        }
+
+
+def _joined(parts: Sequence[Maps]) -> Maps:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def normalized_entropy(probabilities: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -17,19 +17,16 @@ from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from braintumor_ray.choices import EngineName, Precision
 from braintumor_ray.errors import ResultsError
 from braintumor_ray.storage import Folder
-from braintumor_ray.types import EngineName
-
-if TYPE_CHECKING:
-    from braintumor_ray.recipes.schema import Precision
 
 META = "results.json"
 MANIFESTS, CATALOGS, ROWS, CHECKPOINTS = "manifests", "catalogs", "rows", "checkpoints"
@@ -251,7 +248,7 @@ def first_generation(manifest: dict[str, Any]) -> int:
     return int(manifest.get("first_generation", manifest["generation"]))
 
 
-def engine_of(record: Mapping[str, Any]) -> tuple[EngineName, "Precision | None"]:
+def engine_of(record: Mapping[str, Any]) -> tuple[EngineName, Precision | None]:
     """Engine and precision that results.json or a manifest gives; None: not known.
 
     Earlier runs give neither: theirs was torch, in a precision that each predictor chose.

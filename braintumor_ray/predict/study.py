@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -18,8 +18,8 @@ from braintumor_ray.storage import read_bytes, write_atomically, write_table
 
 Level = Literal["series", "study", "patient"]
 Aggregate = Literal["max", "mean"]
-LEVELS: tuple[Level, ...] = ("series", "study", "patient")
-AGGREGATES: tuple[Aggregate, ...] = ("max", "mean")
+LEVELS: tuple[Level, ...] = get_args(Level)
+AGGREGATES: tuple[Aggregate, ...] = get_args(Aggregate)
 
 _KEYS = ("patient_key", "study_key", "series_key")
 _COUNTS = ("slices", "used", "out_of_domain", "quarantined", "skipped")

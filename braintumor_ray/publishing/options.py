@@ -58,12 +58,7 @@ class PublishOptions:
             panel=SERVER,
         ),
     ] = None
-    decision: Annotated[
-        Decision,
-        Option(
-            "Scans of this tumor decision.", choices=("all", "positive", "negative"), panel=SCANS
-        ),
-    ] = "all"
+    decision: Annotated[Decision, Option("Scans of this tumor decision.", panel=SCANS)] = "all"
     worklist: Annotated[
         str | None, Option("The scans of a worklist.csv, in its order.", "FILE", panel=SCANS)
     ] = None
@@ -83,10 +78,7 @@ class PublishOptions:
         Option("Scored on this date or later (UTC).", "DATE", parse=_moment, panel=SCANS),
     ] = None
     limit: Annotated[int | None, Option("At most so many scans.", least=1, panel=SCANS)] = None
-    map_per: Annotated[
-        MapPer,
-        Option("One map for each scan, or one for a series.", choices=("scan", "series")),
-    ] = "scan"
+    map_per: Annotated[MapPer, Option("One map for each scan, or one for a series.")] = "scan"
     allow_burned_in: Annotated[
         bool, Option("Also scans with burned-in text, as they are.", panel=SCANS)
     ] = False

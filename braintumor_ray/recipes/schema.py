@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-CamClass = Literal["predicted", "positive"]
-Precision = Literal["auto", "fp32", "bf16"]
+from braintumor_ray.choices import Precision
+
 Head = Literal["linear", "mlp", "attention", "flatten"]
 Neck = Literal["none", "topdown"]
 Pooling = Literal["mean", "lse"]

@@ -1,14 +1,13 @@
 """What a review shows and where its labels go."""
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, get_args
 
-from braintumor_ray.options import FIRST, Device, Option
+from braintumor_ray.options import FIRST, Device, Option, TokenFile
 
 Order = Literal["urgency", "uncertainty", "disagreement"]
-ORDERS: tuple[Order, ...] = ("urgency", "uncertainty", "disagreement")
+ORDERS: tuple[Order, ...] = get_args(Order)
 Export = Literal["coco", "fiftyone"]
-EXPORTS: tuple[Export, ...] = ("coco", "fiftyone")
 LABELS = "review/labels.jsonl"  # below the results folder
 
 
@@ -40,7 +39,7 @@ class ReviewOptions:
     reviewer: Annotated[str, Option("Your name, kept with each label.", "NAME", panel="Labels")] = (
         ""
     )
-    order: Annotated[Order, Option("Which scans come first.", choices=ORDERS)] = "urgency"
+    order: Annotated[Order, Option("Which scans come first.")] = "urgency"
     bundle: Annotated[
         str | None,
         Option(
@@ -50,14 +49,11 @@ class ReviewOptions:
         ),
     ] = None
     device: Device = "auto"
-    token_file: Annotated[
-        str | None, Option("Token that requests must carry; else BRAINTUMOR_TOKEN.", "FILE")
-    ] = None
+    token_file: TokenFile = None
     export: Annotated[
         Export | None,
         Option(
             "Write predictions, labels and boxes for another tool, and end.",
-            choices=EXPORTS,
             panel="Export",
         ),
     ] = None

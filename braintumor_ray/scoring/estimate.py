@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from braintumor_ray.models.bundle import load_bundle
+from braintumor_ray.models.bundle import Bundle
 from braintumor_ray.models.device import choose_device
 from braintumor_ray.scoring.decode_stage import DecodeStage
 from braintumor_ray.scoring.options import ScoreOptions
@@ -33,20 +33,25 @@ class Costs:
 
 
 def estimate(
-    scans: Scans, remaining: int, options: ScoreOptions, gpu_scans_per_s: float | None = None
+    scans: Scans,
+    remaining: int,
+    bundle: Bundle,
+    options: ScoreOptions,
+    gpu_scans_per_s: float | None = None,
 ) -> dict[str, Any]:
     """Measure a sample and compute how many decoders and how much memory one predictor needs.
 
     Args:
         scans: the catalog.
         remaining: scans still to be scored.
+        bundle: of the run.
         options: of the run.
         gpu_scans_per_s: what one GPU predicts; None: measured where there is a GPU here.
 
     Returns:
         The figures, with `lines` for people.
     """
-    costs = measure(sample_of(scans), options, gpu_scans_per_s)
+    costs = measure(sample_of(scans), bundle, options, gpu_scans_per_s)
     share = 0.0 if costs.device == "cpu" else options.request.gpus_per_predictor or 1.0
     request = replace(options.request, gpus_per_predictor=share)
     return ask(costs, remaining, replace(options, request=request))
@@ -63,16 +68,17 @@ def sample_of(scans: Scans, count: int = SAMPLE) -> pa.Table:
     return pa.concat_tables(taken, promote_options="default").slice(0, count)
 
 
-def measure(sample: pa.Table, options: ScoreOptions, gpu_scans_per_s: float | None) -> Costs:
+def measure(
+    sample: pa.Table, bundle: Bundle, options: ScoreOptions, gpu_scans_per_s: float | None
+) -> Costs:
     """Decode and predict a sample in this process; warm-up runs are not timed."""
-    bundle = load_bundle(options.predict.bundle)
     decode = DecodeStage(bundle.preprocessing, options.decode, bundle.cam_shape)
     decode(sample.slice(0, 8))  # its child process has started
     decoded, decode_s = _timed(decode, sample)
     block_bytes = int(decoded.nbytes / max(1, decoded.num_rows) * options.block_size)
     if gpu_scans_per_s:
         return Costs(decode_s, 1 / gpu_scans_per_s, "given", block_bytes)
-    predict = PredictStage(options.predict, bundle.fingerprint)
+    predict = PredictStage(options.predict, bundle.fingerprint, bundle=bundle)
     predict(decoded)  # the first batch pays for the choice of kernels
     _, predict_s = _timed(predict, decoded)
     return Costs(decode_s, predict_s, choose_device(options.predict.device).type, block_bytes)

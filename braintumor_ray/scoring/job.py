@@ -69,7 +69,7 @@ def score(
             written, or the rows could not be made to agree with the catalog.
         UsageError: the cluster lacks CPUs or GPUs that the job must have.
     """
-    bundle = _bundle(options)
+    bundle = scoring_bundle(options)
     folder = results_folder(results)
     with _as_results_errors(results):
         if META in folder.names():  # a wrong folder is refused before it is held
@@ -87,14 +87,25 @@ def score(
             return _with_engine(summary, options, choice)
 
 
-def plan_only(catalog: pa.Table | Scans, results: str, options: ScoreOptions) -> Plan:
-    """What `score` would do; writes nothing and needs no Ray."""
-    bundle = _bundle(options)
+def plan_only(
+    catalog: pa.Table | Scans, results: str, bundle: Bundle, options: ScoreOptions
+) -> Plan:
+    """What `score` would do with a bundle (`scoring_bundle`); writes nothing and needs no Ray."""
     folder = results_folder(results)
     if META not in folder.names():
         return _plan(folder, catalog, "none", options)
     fingerprint = open_results(folder, bundle, as_stored(options, folder.meta))
     return _plan(folder, catalog, fingerprint, options)
+
+
+def scoring_bundle(options: ScoreOptions) -> Bundle:
+    """The bundle of a job: with test-time augmentation it has another fingerprint and threshold.
+
+    Raises:
+        BundleError: from `load_bundle` or `Bundle.averaging`.
+    """
+    bundle = load_bundle(options.predict.bundle)
+    return bundle.averaging() if options.predict.tta else bundle
 
 
 def _settled(
@@ -164,12 +175,6 @@ def _plan(
         retry_quarantined=options.retry_quarantined,
         redaction=options.decode.redaction,
     )
-
-
-def _bundle(options: ScoreOptions) -> Bundle:
-    """As it predicts: with test-time augmentation it has another fingerprint and threshold."""
-    bundle = load_bundle(options.predict.bundle)
-    return bundle.averaging() if options.predict.tta else bundle
 
 
 def _run(

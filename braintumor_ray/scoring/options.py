@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
+from braintumor_ray.choices import EngineChoice
 from braintumor_ray.options import (
     ENGINE,
     Bundle,
@@ -17,7 +18,6 @@ from braintumor_ray.options import (
 if TYPE_CHECKING:
     from braintumor_ray.catalog.redaction import UriRedaction
     from braintumor_ray.decode.types import DecodeLimits
-    from braintumor_ray.types import EngineChoice
 
 Range = tuple[int, int]
 CLUSTER = "Cluster"
@@ -75,9 +75,9 @@ class PredictSettings:
     bundle: Bundle
     device: Device = "auto"
     precision: PrecisionOption = "auto"
-    engine: Annotated[
-        "EngineChoice | None", replace(ENGINE, typed="as the results, else torch")
-    ] = None
+    engine: Annotated[EngineChoice | None, replace(ENGINE, typed="as the results, else torch")] = (
+        None
+    )
     cam_class: CamClassOption = "predicted"
     methods: tuple[str, ...] = ("gradcam", "gradcam_pp")
     batch_size: Annotated[int | None, Option("Scans per forward pass.", least=1)] = None

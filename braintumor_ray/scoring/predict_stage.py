@@ -14,6 +14,8 @@ import pyarrow as pa
 import torch
 
 from braintumor_ray.decode.head import Box
+from braintumor_ray.models.bundle import Bundle, load_bundle
+from braintumor_ray.predict.options import PredictorOptions
 from braintumor_ray.predict.predictor import Columns, Predictor
 from braintumor_ray.predict.schema import result_schema
 from braintumor_ray.scoring.decode_stage import PREPARED
@@ -25,25 +27,28 @@ log = logging.getLogger(__name__)
 
 
 class PredictStage:
-    """Decoded rows in; out come rows of the contract, `predict.schema.result_schema`."""
+    """Decoded rows in; out come rows of the contract, `predict.schema.result_schema`.
+
+    Args:
+        settings: of the predictor.
+        fingerprint: written into each row.
+        report: called with scans and seconds of each block.
+        bundle: that of the settings, where it is loaded already.
+    """
 
     def __init__(
-        self, settings: PredictSettings, fingerprint: str, report: Report | None = None
+        self,
+        settings: PredictSettings,
+        fingerprint: str,
+        report: Report | None = None,
+        bundle: Bundle | None = None,
     ) -> None:
-        self._predictor = Predictor.from_bundle(
-            settings.bundle,
-            settings.device,
-            precision=settings.precision,
-            cam_class=settings.cam_class,
-            methods=settings.methods,
-            batch_size=settings.batch_size,
-            engine=settings.engine or "torch",
-            parallel=settings.torch_threads or 1,
-            tta=settings.tta,
+        chosen = PredictorOptions.of(
+            settings, engine=settings.engine or "torch", parallel=settings.torch_threads or 1
         )
-        chosen = self._predictor
-        made = {"engine": chosen.choice.engine, "precision": chosen.precision}
-        log.info("predictor is ready", extra=made | {"device": str(chosen.device)})
+        self._predictor = Predictor(bundle or load_bundle(settings.bundle), chosen)
+        made = {"engine": self._predictor.choice.engine, "precision": self._predictor.precision}
+        log.info("predictor is ready", extra=made | {"device": str(self._predictor.device)})
         threads = settings.torch_threads
         parallel = ParallelPredictor(self._predictor, threads) if threads else self._predictor
         self._predict = parallel.predict

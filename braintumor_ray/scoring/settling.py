@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from braintumor_ray.choices import EngineName, Precision
 from braintumor_ray.engines.choice import Choice
 from braintumor_ray.errors import ResultsError
 from braintumor_ray.models.bundle import Bundle
@@ -23,9 +24,7 @@ from braintumor_ray.predict.results import (
     results_folder,
 )
 from braintumor_ray.predict.schema import SCHEMA_VERSION
-from braintumor_ray.recipes.schema import Precision
 from braintumor_ray.scoring.options import ScoreOptions
-from braintumor_ray.types import EngineName
 
 EARLIER = {"engine": FIRST_ENGINE}  # of folders without these keys: there was no other
 Measure = Callable[[], Choice]

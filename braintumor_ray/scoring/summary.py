@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from braintumor_ray.choices import EngineName
 from braintumor_ray.models.bundle import DOMAIN_COORDINATES, Bundle
 from braintumor_ray.predict.shift import Shift, ShiftTally
 from braintumor_ray.scoring.plan import Plan
-from braintumor_ray.types import EngineName
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ import torch
 from braintumor_ray.engines.choice import settled_engine
 from braintumor_ray.errors import UsageError
 from braintumor_ray.explain.regions import head_weights
-from braintumor_ray.models.bundle import CARD
+from braintumor_ray.models.bundle import CARD, load_bundle
+from braintumor_ray.predict.options import PredictorOptions
 from braintumor_ray.predict.predictor import Columns, Predictor
 from braintumor_ray.serving.batching import Batcher
 from braintumor_ray.serving.model import (
@@ -97,17 +98,10 @@ def make_predictor(settings: ServingSettings, parallel: int = 1) -> Predictor:
     """The one predictor, from the settings' bundle, for so many batches at a time.
 
     Raises:
-        BundleError, UsageError: from `Predictor.from_bundle`.
+        BundleError, UsageError: from `load_bundle` and `Predictor`.
     """
-    return Predictor.from_bundle(
-        settings.bundle,
-        settings.device,
-        precision=settings.precision,
-        cam_class=settings.cam_class,
-        engine=settings.engine,
-        parallel=parallel,
-        tta=settings.tta,
-    )
+    chosen = PredictorOptions.of(settings, parallel=parallel)
+    return Predictor(load_bundle(settings.bundle), chosen)
 
 
 def describe_model(predictor: Predictor, location: str = "") -> ModelCard:

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from braintumor_ray.choices import Plane
 from braintumor_ray.decode.types import VolumeOptions
 from braintumor_ray.serving.model import ModelCard
 from braintumor_ray.serving.problems import Problem
@@ -38,9 +39,7 @@ class PredictQuery(BaseModel):
         description="array: the raw map; png: colored, at the scan's size; overlay: blended",
     )
     frame: int = Field(0, ge=0, le=1_000_000, description="of a multi-frame file or volume")
-    plane: Literal["axial", "coronal", "sagittal"] = Field(
-        "axial", description="how a NIfTI volume is cut into frames"
-    )
+    plane: Plane = Field("axial", description="how a NIfTI volume is cut into frames")
     volume: int = Field(0, ge=0, le=1_000_000, description="of a 4-D NIfTI")
     cam_class: str | None = Field(
         None, max_length=200, description="maps of this class; without: the bundle's choice"

@@ -6,8 +6,9 @@ import os
 from dataclasses import MISSING, Field, dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
+from braintumor_ray.choices import CamClass
 from braintumor_ray.errors import UsageError, describe_validation
 from braintumor_ray.options import (
     Bundle,
@@ -15,13 +16,13 @@ from braintumor_ray.options import (
     EngineOption,
     Option,
     PrecisionOption,
+    TokenFile,
     TtaOption,
     annotated,
 )
 
 if TYPE_CHECKING:
     from braintumor_ray.decode.types import DecodeLimits
-    from braintumor_ray.recipes.schema import CamClass
 
 TOKEN_VARIABLE = "BRAINTUMOR_TOKEN"
 MIB = 2**20
@@ -36,9 +37,7 @@ class ServingSettings:
     device: Device = "auto"
     precision: PrecisionOption = "auto"
     engine: EngineOption = "torch"
-    cam_class: Annotated[
-        "CamClass", setting("whose map is made", choices=("predicted", "positive"))
-    ] = "predicted"
+    cam_class: Annotated[CamClass, setting("whose map is made")] = "predicted"
     tta: TtaOption = False
     replicas: Annotated[
         int,
@@ -66,9 +65,7 @@ class ServingSettings:
         256 * MIB
     )
     body_timeout_s: Annotated[float, setting("longest silence inside a body", least=1e-3)] = 30.0
-    token_file: Annotated[
-        str | None, Option("Token that requests must carry; else BRAINTUMOR_TOKEN.", "FILE")
-    ] = None
+    token_file: TokenFile = None
     token_sha256: Annotated[
         str | None, setting("digest of the token", pattern="^[0-9a-f]{64}$")
     ] = None
@@ -120,7 +117,7 @@ def _checked_field(field: Field[Any]) -> tuple[Any, Any]:
 
     shown = annotated(field, Option)
     assert shown is not None
-    kind = Literal[shown.choices] if shown.choices else get_args(field.type)[0]
+    kind = get_args(field.type)[0]
     default = ... if field.default is MISSING else field.default
     return kind, Checked(default, ge=shown.least, le=shown.most, pattern=shown.pattern)
 

@@ -1,5 +1,6 @@
 """Grouped k-fold cross-validation: a run per fold, and means over the folds."""
 
+import copy
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -13,7 +14,7 @@ from braintumor_ray.progress import Say
 from braintumor_ray.splits.splits import grouped_folds, grouped_split
 from braintumor_ray.training.options import TrainOptions
 from braintumor_ray.training.phases import FIGURES
-from braintumor_ray.training.run import plan_run, prepare, train
+from braintumor_ray.training.run import RunInputs, plan_run, prepare, train
 from braintumor_ray.training.run_data import named_catalog, reviewed_catalog
 from braintumor_ray.training.run_folder import fingerprint_of, run_folder
 from braintumor_ray.training.split import (
@@ -71,7 +72,8 @@ def cross_validate(
     folder.refuse_other(options.recipe, fingerprint)
     minutes = None if options.minutes is None else options.minutes / folds
     options = replace(options, cache=options.cache or folder.at("cache"), minutes=minutes)
-    splits = _fold_splits(catalog, options, folds, say)
+    ready = prepare(catalog, options, say)
+    splits = _fold_splits(catalog, ready, options, folds)
     folder.claim(options.recipe, fingerprint)
     found = []
     for number, split in enumerate(splits, start=1):
@@ -80,10 +82,12 @@ def cross_validate(
         own = replace(options, output=fold.location)
         of_fold = with_columns(catalog, {"split": pa.array(split.tolist(), pa.string())})
         if fold.note().get("status") == "finished":
-            plan = plan_run(of_fold, own, lambda _: None)
+            plan = plan_run(of_fold, own, lambda _: None, ready)
             fold.refuse_other(options.recipe, plan.fingerprint)
         else:
-            train(of_fold, own, say, on_epoch and partial(_told_with_fold, on_epoch, number))
+            told = on_epoch and partial(_told_with_fold, on_epoch, number)
+            untrained = replace(ready, model=copy.deepcopy(ready.model))
+            train(of_fold, own, say, told, untrained)
         tested = fold.read_json("phases.json")[-1]
         figures = {name: tested[name] for name in SUMMARIZED}
         found.append({"fold": number, "bundle": fold.at("bundle"), "n": tested["n"], **figures})
@@ -101,11 +105,10 @@ def _fingerprint(catalog: pa.Table, options: TrainOptions, folds: int) -> str:
 
 
 def _fold_splits(
-    catalog: pa.Table, options: TrainOptions, folds: int, say: Say
+    catalog: pa.Table, ready: RunInputs, options: TrainOptions, folds: int
 ) -> list[npt.NDArray[np.object_]]:
     """Per fold, each scan's split (n,): the fold is tested, a share of the rest validates."""
     recipe = options.recipe
-    ready = prepare(catalog, options, say)
     hashes = in_order(ready.shards.read(HASH_COLUMNS), catalog["scan_id"].to_numpy())
     names = learnt_names(catalog, hashes, ready.classes)
     groups, keys = scan_groups(catalog, hashes, names), stable_keys(catalog)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from braintumor_ray.catalog.options import LabelsOption
 from braintumor_ray.options import FIRST, MadeOf, Option, parse_range
@@ -167,11 +167,8 @@ class TrainOptions:
     ] = "imagenet"
     workers: Workers = field(default_factory=Workers)
     split_by: Annotated[
-        str,
-        Option(
-            "Patients and duplicates stay together, or the source's folders.",
-            choices=("group", "official"),
-        ),
+        Literal["group", "official"],
+        Option("Patients and duplicates stay together, or the source's folders."),
     ] = "group"
     allow_leakage: Annotated[bool, Option("Train on a split that leaks.")] = False
     leave_out: Annotated[

@@ -88,6 +88,7 @@ def train(
     options: TrainOptions,
     say: Say = print,
     on_epoch: OnEpoch | None = None,
+    ready: "RunInputs | None" = None,
 ) -> TrainingResult:
     """Train a recipe on a catalog and write its bundle; resumes an interrupted run.
 
@@ -96,6 +97,7 @@ def train(
         options: the run.
         say: called with a line for people, now and then.
         on_epoch: called with each epoch's entry of the history while the run goes on, in a thread.
+        ready: for `plan_run`; its network is trained.
 
     Raises:
         UsageError: data or recipe that cannot be trained; found before training starts.
@@ -108,7 +110,7 @@ def train(
     folder = run_folder(options.output)
     folder.refuse_foreign_bundle()
     with lease_on(folder.location):
-        return _train(catalog, options, folder, say, on_epoch)
+        return _train(catalog, options, folder, say, on_epoch, ready)
 
 
 def _train(
@@ -117,9 +119,10 @@ def _train(
     folder: RunFolder,
     say: Say,
     on_epoch: OnEpoch | None,
+    ready: "RunInputs | None",
 ) -> TrainingResult:
     started, recipe = time.time(), options.recipe
-    plan = plan_run(catalog, options, say)
+    plan = plan_run(catalog, options, say, ready)
     ready, data, guided = plan.ready, plan.data, plan.guided
     folder.claim(recipe, plan.fingerprint)  # before anything of another run is replaced
     write_catalog(data.catalog, folder.at("catalog.parquet"))
@@ -159,8 +162,17 @@ class RunPlan:
     fingerprint: str
 
 
-def plan_run(catalog: pa.Table, options: TrainOptions, say: Say) -> RunPlan:
+def plan_run(
+    catalog: pa.Table, options: TrainOptions, say: Say, ready: "RunInputs | None" = None
+) -> RunPlan:
     """Check, decode what is not decoded yet, and split.
+
+    Args:
+        catalog: as for `train`.
+        options: as for `train`.
+        say: as for `train`.
+        ready: what runs on the same scans share, made by `prepare`; the catalog has its final
+            labels then. None: it is made here.
 
     Raises:
         UsageError: data or recipe that cannot be trained.
@@ -169,9 +181,10 @@ def plan_run(catalog: pa.Table, options: TrainOptions, say: Say) -> RunPlan:
     """
     recipe = options.recipe
     check_split_choice(catalog, options.split())
-    catalog = named_catalog(catalog, recipe)
-    catalog = reviewed_catalog(catalog, options.labels, recipe, say)
-    ready = prepare(catalog, options, say)
+    if ready is None:
+        catalog = named_catalog(catalog, recipe)
+        catalog = reviewed_catalog(catalog, options.labels, recipe, say)
+        ready = prepare(catalog, options, say)
     data = split_run(
         catalog,
         run_folder(options.output),

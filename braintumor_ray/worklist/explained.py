@@ -25,7 +25,9 @@ from braintumor_ray.explain.overlay import (
     write_png,
 )
 from braintumor_ray.explain.sheets import ROWS, Compared, compare_sheet
-from braintumor_ray.predict.predictor import Predictor
+from braintumor_ray.models.bundle import load_bundle
+from braintumor_ray.predict.options import PredictorOptions
+from braintumor_ray.predict.predictor import Columns, Predictor
 from braintumor_ray.predict.results import (
     ResultsFolder,
     committed_runs,
@@ -59,31 +61,32 @@ def explain_files(
     """
     ours, others = _by_library(options)
     files = in_folders(files, options.limit)
-    predictor = Predictor.from_bundle(
-        bundle,
-        options.device,
-        engine=options.engine,
-        cam_class=options.cam_class,
-        methods=ours or ("gradcam",),  # type: ignore[arg-type]
-    )
+    chosen = PredictorOptions.of(options, methods=tuple(ours))
+    predictor = Predictor(load_bundle(bundle), chosen)
+    classes = explained_classes(predictor, options)
     fields = predictor.bundle.fields
     scans, unreadable = _read_files(files)
     if not scans:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in unreadable.items())
         raise UsageError(f"no file can be read: {reasons}")
-    columns = predictor([gray for _, gray in scans])
+    images = [gray for _, gray in scans]
+    of_classes: dict[str, Columns] = {}
+    if classes:
+        columns, of_classes = predictor.explain_classes(images, classes)
+    else:
+        columns = predictor(images, explain=bool(ours))
     output.mkdir(parents=True, exist_ok=True)
     pictures: list[str] = []
     panels, predictions, compared = [], [], []
     stems = distinct_stems([name for name, _ in scans])
-    explained = explained_classes(predictor, options)
     for index, (name, gray) in enumerate(scans):
-        maps = {method: columns[method][index] for method in ours}
-        if explained:
-            maps = class_maps(predictor, gray, explained, ours)
+        if classes:
+            maps = {label_of(m, c): of_classes[c][m][index] for m in ours for c in classes}
+        else:
+            maps = {method: columns[method][index] for method in ours}
         for method in others:
-            for name_of in explained or [columns["cam_class"][index]]:
-                key = label_of(method, name_of) if explained else method
+            for name_of in classes or [columns["cam_class"][index]]:
+                key = label_of(method, name_of) if classes else method
                 maps[key] = predictor.library_map(gray, name_of, method, options.layer)
         record = _record(name, columns, index, fields.class_names)
         panels.append(
@@ -448,17 +451,6 @@ def explained_classes(predictor: Predictor, options: ExplainOptions) -> list[str
     for name in options.of_classes:
         predictor.explaining(name)
     return list(options.of_classes)
-
-
-def class_maps(
-    predictor: Predictor,
-    gray: npt.NDArray[np.uint8],
-    classes: Sequence[str],
-    methods: Sequence[str],
-) -> dict[str, npt.NDArray[Any]]:
-    """Maps (h, w) of a scan by method and class, under the label of the pair."""
-    found = {name: predictor.explaining(name)([gray]) for name in classes}
-    return {label_of(m, name): found[name][m][0] for m in methods for name in classes}
 
 
 def label_of(method: str, class_name: str) -> str:

@@ -1,11 +1,15 @@
 """How explanations are drawn."""
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal, get_args
 
 from braintumor_ray.options import FIRST, CamClassOption, Device, EngineOption, Option
 
 LOOK = "Look"  # a panel in `--help`
+Order = Literal["urgency", "usefulness"]
+ORDERS: tuple[Order, ...] = get_args(Order)
+Sets = Literal["all", "single", "several", "empty", "unsure"]
+SETS: tuple[Sets, ...] = get_args(Sets)
 
 
 @dataclass(frozen=True)
@@ -51,11 +55,8 @@ class ExplainOptions:
         Option("At most so many rows of --results, or files of a folder.", least=1, panel=FIRST),
     ] = 24
     layout: Annotated[
-        str,
-        Option(
-            "A row per method, one row, or sheets of 20 scans, a row for each.",
-            choices=("full", "compact", "compare"),
-        ),
+        Literal["full", "compact", "compare"],
+        Option("A row per method, one row, or sheets of 20 scans, a row for each."),
     ] = "full"
     colormap: Annotated[str, Option("Or turbo, inferno, viridis, ...", "NAME")] = "jet"
     alpha: Annotated[float, Option("Opacity of the heatmap.", least=0, most=1)] = 0.4

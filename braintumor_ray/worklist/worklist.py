@@ -3,7 +3,7 @@
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,12 +15,9 @@ from braintumor_ray.predict.results import ResultsFolder, read_results, results_
 from braintumor_ray.predict.shift import Shift
 from braintumor_ray.storage import write_atomically
 from braintumor_ray.types import PREDICTION_SET, Ints
+from braintumor_ray.worklist.options import ORDERS, SETS, Order, Sets
 from braintumor_ray.worklist.page import write_worklist_page
 
-Order = Literal["urgency", "usefulness"]
-ORDERS = ("urgency", "usefulness")
-Sets = Literal["all", "single", "several", "empty", "unsure"]
-SETS: tuple[Sets, ...] = ("all", "single", "several", "empty", "unsure")
 SCANS, PATIENTS, PAGE = "worklist.csv", "patients.csv", "worklist.html"
 _DECIMALS = 6
 _READ = (

@@ -65,6 +65,15 @@ def test_other_methods_and_classes_work_in_every_engine(engine, bundle_path):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+def test_every_engine_maps_several_classes_from_one_pass(engine, bundle_path):
+    predictor = Predictor.from_bundle(bundle_path, "cpu", precision="fp32", engine=engine)
+    names = predictor.bundle.fields.class_names
+    for name, maps in predictor.explain_classes(SCANS, names)[1].items():
+        wanted = predictor.explaining(name)(SCANS)["gradcam"]
+        np.testing.assert_allclose(maps["gradcam"], wanted, rtol=2e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 def test_threads_that_share_an_engine_do_not_mix_their_scans(engine, bundle_path):
     """Each output is a view of memory that the next call of the same thread overwrites."""
     predictor = Predictor.from_bundle(

@@ -1,4 +1,6 @@
+import inspect
 import threading
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from braintumor_ray.explain.placement import square_maps
 from braintumor_ray.explain.regions import head_weights, heat_shares_batch
 from braintumor_ray.models.bundle import GeometryFields, save_bundle
 from braintumor_ray.models.domain import DomainDetector
+from braintumor_ray.predict.options import PredictorOptions
 from braintumor_ray.serving.batched import describe_model, predict_rows
 from braintumor_ray.serving.model import placed as placed_row
 from tests.builders import CLASSES, disc_scan, make_bundle, make_fields, make_model
@@ -32,6 +35,36 @@ def test_columns_are_those_of_the_contract(bundle_path):
     np.testing.assert_allclose(shares.sum(axis=0), 1, atol=1e-5)
     order = columns["probabilities"].argmax(axis=1)
     assert columns["predicted_class"] == [CLASSES[i] for i in order]
+
+
+@pytest.mark.parametrize("head", ["linear", "mlp", "attention", "flatten"])
+def test_maps_of_several_classes_cost_one_pass_and_are_those_of_each_class(head, tmp_path):
+    model = make_model(head=head)
+    save_bundle(tmp_path / "b", make_fields(model.architecture), model, None, "# card\n")
+    predictor = Predictor.from_bundle(tmp_path / "b", precision="fp32")
+    wanted = {name: predictor.explaining(name)(SCANS) for name in CLASSES}
+    passes, features = [], predictor._engine.features
+    predictor._engine.features = lambda images: passes.append(len(images)) or features(images)
+    columns, maps = predictor.explain_classes(SCANS, CLASSES)
+    assert passes == [len(SCANS)]
+    assert "gradcam" not in columns
+    assert columns["predicted_class"] == wanted[CLASSES[0]]["predicted_class"]
+    for name in CLASSES:
+        for method in ("gradcam", "gradcam_pp"):
+            np.testing.assert_allclose(maps[name][method], wanted[name][method], rtol=2e-3)
+    assert len({each["gradcam"].tobytes() for each in maps.values()}) > 1
+    nothing = predictor.explain_classes([], CLASSES[:1])[1]
+    assert nothing[CLASSES[0]]["gradcam"].shape == (0, 8, 8)
+    with pytest.raises(UsageError, match="class 'nobody' is unknown"):
+        predictor.explain_classes(SCANS, ["nobody"])
+
+
+def test_options_are_keywords_of_both_ways_to_make_a_predictor(bundle_path):
+    names = {field.name for field in fields(PredictorOptions)}
+    for function in (Predictor, Predictor.from_bundle):
+        assert names < set(inspect.signature(function).parameters)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'presicion'"):
+        Predictor.from_bundle(bundle_path, presicion="fp32")
 
 
 def test_a_batch_gives_what_single_scans_give(bundle_path):

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from braintumor_ray.errors import UsageError
+from braintumor_ray.models.bundle import load_bundle
 from braintumor_ray.scoring.estimate import Costs, ask, estimate, sample_of
 from braintumor_ray.scoring.layout import Cluster, lay_out
 from braintumor_ray.scoring.options import PredictSettings, Request, ScoreOptions
@@ -79,12 +80,13 @@ class TestPlan:
         write_archive(tmp_path / "archive", 24)
         scans = scans_in_table(load_catalog(tmp_path / "archive"))
         options = ScoreOptions(PredictSettings(str(bundle_path), device="cpu"))
-        found = estimate(scans, 24, options)
+        bundle = load_bundle(bundle_path)
+        found = estimate(scans, 24, bundle, options)
         assert found["device"] == "cpu"
         assert 0 < found["decode_ms"] < 1000
         assert 0 < found["predict_ms"] < 1000
         shared = replace(options, request=Request(gpus_per_predictor=0.5))
-        given = estimate(scans, 24, shared, gpu_scans_per_s=1000.0)
+        given = estimate(scans, 24, bundle, shared, gpu_scans_per_s=1000.0)
         assert given["predict_ms"] == pytest.approx(1.0)
         assert (given["device"], given["predictors_per_gpu"]) == ("given", 2)
 

@@ -1,6 +1,6 @@
 """What the figures of the folds say together."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -37,11 +37,11 @@ def quickly(monkeypatch):
     """Folds that only say what was trained in them; returns the folders, as they are trained."""
     trained = []
 
-    def plan(catalog, options, _):
+    def plan(catalog, options, *_):
         parts = [options.recipe.name, options.recipe.seed, catalog["split"].to_pylist()]
         return SimpleNamespace(fingerprint=str(parts))
 
-    def train(catalog, options, say, _):
+    def train(catalog, options, say, *_):
         folder = run_folder(options.output)
         folder.claim(options.recipe, plan(catalog, options, say).fingerprint)
         tested = {**dict.fromkeys(SUMMARIZED, 0.5), "n": 4}
@@ -51,8 +51,16 @@ def quickly(monkeypatch):
 
     monkeypatch.setattr(folds, "plan_run", plan)
     monkeypatch.setattr(folds, "train", train)
-    monkeypatch.setattr(folds, "_fold_splits", lambda *a: [np.array(["train"] * 8)] * a[2])
+    monkeypatch.setattr(folds, "_fold_splits", lambda *a: [np.array(["train"] * 8)] * a[3])
+    monkeypatch.setattr(folds, "prepare", lambda *_: Prepared("network"))
     return trained
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What folds share, but for the network."""
+
+    model: str
 
 
 def catalog(labels="abababab"):

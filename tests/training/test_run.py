@@ -285,6 +285,8 @@ def test_folds_test_every_scan_once_and_go_on_after_an_interruption(
     chosen = options(tmp_path / "cv", "stages.scratch.epochs=1", cache=cache)
     with in_this_process(tmp_path / "checkpoints"):
         summary = cross_validate(catalog, chosen, 2, lines.append)
+    for what in ("weights: ", " decoded in"):
+        assert sum(what in line for line in lines) == 1, "folds share what was prepared"
     tested = []
     for number in (1, 2):
         rows = load_catalog(tmp_path / "cv" / f"fold-{number}" / "catalog.parquet").to_pylist()
