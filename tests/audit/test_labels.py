@@ -30,7 +30,7 @@ class Seen:
     def __init__(self, weights):
         pass
 
-    def features(self, scans, limits, progress):
+    def features(self, scans, progress):
         rng = np.random.default_rng(0)
         kinds = [path.rsplit("/", 2)[-2] for path in scans["path"].to_pylist()]
         names = sorted(set(kinds))
@@ -123,7 +123,7 @@ def test_each_scan_is_judged_by_the_fold_that_held_it_out(fingerprinted, phantom
     row = ranked.to_pylist()[5]
     fold = held[scans["pixel_sha256"][row["row"]].as_py()]
     bundle = load_bundle(tmp_path / f"fold-{fold + 1}" / "bundle")
-    square = next(module._squares(scans.slice(row["row"], 1), bundle.preprocessing, None))
+    square = next(module._squares(scans.slice(row["row"], 1), bundle.preprocessing))
     columns = Predictor(bundle).predict(
         list(square), np.ones((1, 3, *bundle.cam_shape), np.float32), explain=False
     )
