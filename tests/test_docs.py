@@ -85,8 +85,15 @@ BRITISH = re.compile(
     r"|favour|normalis|initialis|randomis|optimis(?!tic)|localis|anonymis|quantis|analys(?:ed|ing)",
     re.IGNORECASE,
 )
-# Keys, names of methods, folders and recipes keep the spelling that they were given.
-KEEP = {"unlabelled", "centre", "localisation"}
+# Keys, names of methods, folders and recipes keep the spelling that they were given, and so do
+# reasons that are stored in rows.
+KEEP = {
+    "unlabelled",
+    "centre",
+    "localisation",
+    "changed since it was catalogued",
+    "file not found (deleted or moved since it was catalogued)",
+}
 
 
 def test_messages_and_documents_have_one_spelling():

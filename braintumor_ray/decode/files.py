@@ -92,7 +92,7 @@ def read_file(location: str, limits: DecodeLimits) -> FileContent:
             too_large = _why_too_large(stream.size(), limits)
             return FileContent(None, too_large) if too_large else FileContent(stream.read())
     except FileNotFoundError:
-        return FileContent(None, "file not found (deleted or moved since it was cataloged)")
+        return FileContent(None, "file not found (deleted or moved since it was catalogued)")
     except PermissionError:
         return FileContent(None, "file not readable: permission denied")
     except IsADirectoryError:

@@ -66,7 +66,7 @@ class DecodeStage:
         return None if scan.image is None else head_weights([scan.image], self._cam_shape)
 
 
-CHANGED = "changed since it was cataloged"
+CHANGED = "changed since it was catalogued"
 NOT_READABLE = "file not readable: OSError"
 PATIENCE_S = 240.0  # of waiting between attempts; reading itself is patient, too
 LONGEST_WAIT_S = 30.0

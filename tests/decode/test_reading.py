@@ -44,7 +44,7 @@ def archive(tmp_path):
 def test_every_row_has_its_own_result_in_order(archive):
     scans = list(decode_scans(rows_of(archive), SQUARE, limits=DecodeLimits(max_bytes=8000)))
     reasons = {number: scan.reason for number, scan in enumerate(scans) if scan.reason}
-    gone = "file not found (deleted or moved since it was cataloged)"
+    gone = "file not found (deleted or moved since it was catalogued)"
     assert reasons == {0: gone, 1: "9000 bytes is over the limit of 8000", 17: gone, 39: gone}
     assert {scans[number].status for number in reasons} == {"quarantined"}
     corners = [int(scan.image[0, 0]) for scan in scans if scan.image is not None]
@@ -115,7 +115,7 @@ def test_a_sandbox_is_good_for_further_rows_after_some_were_left(archive):
     ("name", "reason"),
     [
         ("folder", "file not readable: OSError"),
-        ("gone.png", "file not found (deleted or moved since it was cataloged)"),
+        ("gone.png", "file not found (deleted or moved since it was catalogued)"),
         ("large.png", "101 bytes is over the limit of 100"),
     ],
 )

@@ -207,7 +207,7 @@ def test_an_object_that_is_gone_is_one_bad_row(source, pacs):
     hashes = hash_scans(catalog)
     assert hashes["status"].to_pylist().count("ok") == 8
     assert [r for r in hashes["reason"].to_pylist() if r] == [
-        "file not found (deleted or moved since it was cataloged)"
+        "file not found (deleted or moved since it was catalogued)"
     ]
     gone = load_catalog(source, OPTIONS)  # between the listing and its header
     assert gone.num_rows == 9

@@ -218,7 +218,7 @@ class TestBadInput:
         results = str(tmp_path / "results")
         summary = score(catalog, results, options(bundle_path))
         assert summary.status == {"ok": 4, "quarantined": 2}
-        gone = "file not found (deleted or moved since it was cataloged)"
+        gone = "file not found (deleted or moved since it was catalogued)"
         assert set(summary.reasons) == {"empty file (0 bytes)", gone}
         again = score(catalog, results, options(bundle_path))
         assert again.generation is None

@@ -104,7 +104,7 @@ class TestFiles:
 
     def test_a_missing_object_is_said_to_be_missing(self, s3):
         found = read_file(f"s3://{s3[0]}/nothing.png", DecodeLimits())
-        assert found.reason == "file not found (deleted or moved since it was cataloged)"
+        assert found.reason == "file not found (deleted or moved since it was catalogued)"
 
     def test_a_bundle_loads_from_a_store(self, s3, bundle_path):
         upload(bundle_path, s3[0], "bundle")
