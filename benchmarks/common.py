@@ -137,6 +137,7 @@ def _run_script(command: list[str], environment: dict[str, str], out: str) -> No
     with open(out, "w", encoding="utf-8") as file:
         os.dup2(file.fileno(), 1)
     sys.argv = command
+    multiprocessing.set_start_method("fork", force=True)  # as in a process started by hand
     try:
         runpy.run_path(command[0], run_name="__main__")
     finally:

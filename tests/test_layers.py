@@ -50,7 +50,6 @@ ALONE = {
     "cli/hospital.py": "commands are grouped by subject; publishing has one command",
     "cli/serving.py": "commands are grouped by subject; serving has one command",
     "cli/network.py": "commands are grouped by subject; networks have one command",
-    "cli/review.py": "commands are grouped by subject; review has one command",
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 
