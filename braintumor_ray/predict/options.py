@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 from braintumor_ray.choices import CamClass, EngineChoice, Precision
+from braintumor_ray.explain.cam import SCORED_METHODS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -34,7 +35,7 @@ class PredictorOptions:
     precision: Precision = "auto"
     engine: EngineChoice = "torch"
     cam_class: CamClass = "predicted"
-    methods: tuple[str, ...] = ("gradcam", "gradcam_pp")
+    methods: tuple[str, ...] = SCORED_METHODS
     batch_size: int | None = None
     parallel: int = 1
     tta: bool = False
