@@ -42,7 +42,8 @@ from braintumor_ray.training.augment import Augmenter
 from braintumor_ray.training.guidance import GuidanceLoss, pack_mask
 from braintumor_ray.training.loop import StepSettings, TrainableNetwork, train_epoch
 from braintumor_ray.training.options import TrainOptions, Workers
-from braintumor_ray.training.run import architecture_of, train
+from braintumor_ray.training.recipe_network import architecture_of
+from braintumor_ray.training.run import train
 from braintumor_ray.training.worker import GuidedCells, ToBatch
 
 LIMITS = {"epoch": 0.95, "guided": 1 / 1.1, "frozen": 2.0}

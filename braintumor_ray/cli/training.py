@@ -128,8 +128,11 @@ def train(
         if preview_augmentation:
             found = _preview(table, options)
         else:
-            model, port = tracking.mlflow_model, live.metrics_port
-            found = _train_on_ray(table, options, folds, run, model, port)
+            model = tracking.mlflow_model or f"braintumor-{options.recipe.name}"
+            found = _train_on_ray(table, options, folds, run, live.metrics_port)
+            if folds is None:
+                run.files(str(options.output), TRACKED_FILES)
+                run.bundle(found["bundle"], model)
     print_result(found | {"left_out": left_out.left_out}, as_json, _train_lines(found))
 
 
@@ -190,20 +193,21 @@ def _train_on_ray(
     options: TrainOptions,
     folds: int | None,
     run: "Run",
-    model: str | None,
     metrics_port: int | None,
 ) -> dict[str, Any]:
     from braintumor_ray.local_ray import ray_session, wants_gpu
+    from braintumor_ray.training.folds import cross_validate
+    from braintumor_ray.training.run import train as train_recipe
 
     with ray_session(options.workers.most, metrics_port):
         workers = replace(options.workers, use_gpu=wants_gpu(options.workers.use_gpu))
         options = replace(options, workers=workers)
         run.parameters(_parameters(options, folds))
-        found = _train(table, options, folds, run)
-    if folds is None:
-        run.files(str(options.output), TRACKED_FILES)
-        run.bundle(found["bundle"], model or f"braintumor-{options.recipe.name}")
-    return found
+        if folds is None:
+            return _trained(train_recipe(table, options, say, run.epoch), options, run)
+        found = cross_validate(table, options, folds, say, run.epoch)
+        run.figures(found)
+        return found
 
 
 def _parameters(options: TrainOptions, folds: int | None) -> dict[str, Any]:
@@ -221,19 +225,11 @@ def _parameters(options: TrainOptions, folds: int | None) -> dict[str, Any]:
     }
 
 
-def _train(
-    table: "pa.Table", options: TrainOptions, folds: int | None, run: "Run"
-) -> dict[str, Any]:
+def _trained(trained: "TrainingResult", options: TrainOptions, run: "Run") -> dict[str, Any]:
+    """What the run ended in, for the tracker, for people and as the command's result."""
     from braintumor_ray.metrics.verdicts import chance_note, found_and_missed
-    from braintumor_ray.training.folds import cross_validate
     from braintumor_ray.training.phases import as_text, comparable, phase_lines
-    from braintumor_ray.training.run import train as train_recipe
 
-    if folds is not None:
-        found = cross_validate(table, options, folds, say, run.epoch)
-        run.figures(found)
-        return found
-    trained = train_recipe(table, options, say, run.epoch)
     fields = trained.bundle.fields
     metrics = fields.metrics["validation"]
     run.tags({"bundle_fingerprint": trained.bundle.fingerprint})

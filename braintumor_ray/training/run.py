@@ -4,7 +4,6 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,11 @@ import pyarrow as pa
 from braintumor_ray.catalog.labels import ClassMap
 from braintumor_ray.catalog.schema import write_catalog
 from braintumor_ray.decode.preprocess import Preprocessing
-from braintumor_ray.errors import UsageError, WeightsError
+from braintumor_ray.errors import WeightsError
 from braintumor_ray.lease import lease_on
-from braintumor_ray.localization.truth import TruthIndex, has_boxes, load_truth, reviewed_truth
+from braintumor_ray.localization.truth import TruthIndex
 from braintumor_ray.models.bundle import Bundle, ViewFields, save_bundle
-from braintumor_ray.models.classifier import Architecture, Classifier, normalization_of
-from braintumor_ray.models.freezing import set_trainable
+from braintumor_ray.models.classifier import Classifier
 from braintumor_ray.models.weights import load_pretrained
 from braintumor_ray.predict.neighbors import FEATURE_SCANS, FEATURES, feature_table
 from braintumor_ray.predict.predictor import Predictor
@@ -37,11 +35,17 @@ from braintumor_ray.training.finish import (
     tune,
     tune_views,
 )
-from braintumor_ray.training.guidance import packed_masks, unpack_mask
-from braintumor_ray.training.lesions import BANK_SIZE, Donor, LesionMaker
+from braintumor_ray.training.guided_data import (
+    Guided,
+    begin_gate,
+    guided_by,
+    known_tumors,
+    without_somewhere,
+)
 from braintumor_ray.training.options import TrainOptions, Workers
 from braintumor_ray.training.pace import Deadline
 from braintumor_ray.training.phases import phase_table
+from braintumor_ray.training.recipe_network import architecture_of, network_of, preprocessing_of
 from braintumor_ray.training.run_data import (
     RunData,
     class_map,
@@ -53,12 +57,12 @@ from braintumor_ray.training.run_data import (
     split_run,
 )
 from braintumor_ray.training.run_folder import RunFolder, fingerprint_of, run_folder
-from braintumor_ray.training.shards import GuidedRows, Shards, training_dataset
+from braintumor_ray.training.shards import Shards, training_dataset
 from braintumor_ray.training.split import check_split_choice, imbalance
-from braintumor_ray.training.trainer import Fitted, OnEpoch, fit, read_fitted
+from braintumor_ray.training.trainer import Fitted, OnEpoch, fit
+from braintumor_ray.training.worker import TrainingTask
 
 UNBALANCED = 5.0
-ENOUGH_KNOWN = 0.1  # of the training scans with a tumor
 
 
 @dataclass(frozen=True)
@@ -107,44 +111,26 @@ def train(
             of no run.
         ResultsError: another process trains in the folder.
     """
-    folder = run_folder(options.output)
+    folder, recipe = run_folder(options.output), options.recipe
     folder.refuse_foreign_bundle()
     with lease_on(folder.location):
-        return _train(catalog, options, folder, say, on_epoch, ready)
-
-
-def _train(
-    catalog: pa.Table,
-    options: TrainOptions,
-    folder: RunFolder,
-    say: Say,
-    on_epoch: OnEpoch | None,
-    ready: "RunInputs | None",
-) -> TrainingResult:
-    started, recipe = time.time(), options.recipe
-    plan = plan_run(catalog, options, say, ready)
-    ready, data, guided = plan.ready, plan.data, plan.guided
-    folder.claim(recipe, plan.fingerprint)  # before anything of another run is replaced
-    write_catalog(data.catalog, folder.at("catalog.parquet"))
-    begin_gate(ready.model, guided)
-    for line in _remarks(options, data):
-        say(line)
-    deadline = _deadline(started, options, data)
-    fitted = _fit(options, folder, plan.fingerprint, ready, data, guided, say, on_epoch, deadline)
-    if deadline is not None:
-        own = sum(stage.epochs for stage in recipe.stages)
-        trained = len(fitted.history)
-        say(f"{trained} of the recipe's {own} epochs, to be finished in {options.minutes:g} min")
-    provisional = provisional_bundle(
-        recipe,
-        ready.model.architecture,
-        ready.preprocessing,
-        ready.classes,
-        fitted.best,
-        data.fingerprint(),
-        guided=guided is not None,
-    )
-    return _finish(provisional, fitted, data, options, folder, ready.weights, say)
+        started = time.time()
+        plan = plan_run(catalog, options, say, ready)
+        folder.claim(recipe, plan.fingerprint)  # before anything of another run is replaced
+        write_catalog(plan.data.catalog, folder.at("catalog.parquet"))
+        begin_gate(plan.ready.model, plan.guided)
+        for line in _remarks(options, plan.data):
+            say(line)
+        task = _task(plan, _deadline(started, options, plan.data))
+        tell = _both(_epoch_teller(say, rates=recipe.schedule.kind == "plateau"), on_epoch)
+        fitted = fit(
+            task, _datasets(plan), options.workers, folder.at("ray"), plan.fingerprint, tell
+        )
+        if task.deadline is not None:
+            trained, own = len(fitted.history), sum(stage.epochs for stage in recipe.stages)
+            minutes = options.minutes
+            say(f"{trained} of the recipe's {own} epochs, to be finished in {minutes:g} min")
+        return _finish(plan, fitted, folder, say)
 
 
 @dataclass(frozen=True)
@@ -152,13 +138,14 @@ class RunPlan:
     """A run that has not begun: of its folder, only decoded scans are touched.
 
     Attributes:
-        ready, data, guided: what it trains, and on what.
+        options, ready, data, guided: what it trains, and on what.
         fingerprint: of recipe, data, weights and truth. One folder holds one of them.
     """
 
+    options: TrainOptions
     ready: "RunInputs"
     data: RunData
-    guided: "Guided | None"
+    guided: Guided | None
     fingerprint: str
 
 
@@ -195,10 +182,10 @@ def plan_run(
         say,
         ready.before,
     )
-    guided = _guided(options, ready, data, say)
+    guided = guided_by(recipe, ready.truth, ready.preprocessing, data, say)
     truth = [guided.fingerprint] if guided else []
     parts = [recipe.model_dump(mode="json"), data.fingerprint(), ready.weights, *truth]
-    return RunPlan(ready, data, guided, fingerprint_of(parts))
+    return RunPlan(options, ready, data, guided, fingerprint_of(parts))
 
 
 @dataclass(frozen=True)
@@ -231,7 +218,7 @@ def prepare(catalog: pa.Table, options: TrainOptions, say: Say) -> RunInputs:
         say(line)
     model = network_of(architecture_of(recipe, len(classes.classes)), recipe)
     preprocessing = preprocessing_of(model, recipe)
-    truth = _truth(options, model, say)
+    truth = known_tumors(options, model, say)
     if truth is not None:  # of all scans: of two that share a tumor, one may be in another split
         truth.match(catalog["path"].to_pylist())
     weights = _load_weights(model, options, say)
@@ -240,114 +227,6 @@ def prepare(catalog: pa.Table, options: TrainOptions, say: Say) -> RunInputs:
     folder = run_folder(options.output)
     shards = decode_run(catalog, learnt, folder, options.cache, preprocessing, say)
     return RunInputs(classes, model, preprocessing, shards, truth, weights, before)
-
-
-def _truth(options: TrainOptions, model: Classifier, say: Say) -> TruthIndex | None:
-    """Where tumors are, read before anything is decoded.
-
-    Raises:
-        UsageError: guidance was asked for and the head cannot be guided.
-    """
-    recipe = options.recipe
-    wanted = options.truth is not None or recipe.lesions.active
-    if wanted and recipe.guidance.weight and model.linear is None:
-        raise UsageError(
-            f"guidance needs the evidence of each cell, which model.head '{recipe.model.head}' on "
-            f"{recipe.model.backbone} does not give; set model.head = 'linear', or leave out "
-            "--truth and [lesions]"
-        )
-    truth = None if options.truth is None else load_truth(options.truth)
-    if options.labels is None or not has_boxes(options.labels):
-        return truth
-    if recipe.guidance.weight and model.linear is None:
-        say(f"the boxes of '{options.labels}' are not used: this head cannot be guided by them")
-        return truth
-    return reviewed_truth(options.labels, truth)
-
-
-@dataclass(frozen=True)
-class Guided:
-    """What guides a run.
-
-    Attributes:
-        rows: of the training scans, in the order of `RunData.of`.
-        positive: indices of the classes with a tumor.
-        lesions: changes which scans have one; None: nothing is changed.
-        tumors: training scans of positive classes.
-    """
-
-    rows: GuidedRows
-    positive: tuple[int, ...]
-    lesions: LesionMaker | None
-    tumors: int
-
-    @property
-    def knows_enough(self) -> bool:
-        """Whether known tumors can teach where tumors are: a few boxes of a review cannot."""
-        known = sum(mask is not None for mask in self.rows.masks)
-        return known >= max(1, ENOUGH_KNOWN * self.tumors)
-
-    @property
-    def fingerprint(self) -> str:
-        """Digest of the known tumors."""
-        return sha256(b"".join(mask or b"-" for mask in self.rows.masks)).hexdigest()
-
-
-def _guided(options: TrainOptions, ready: RunInputs, data: RunData, say: Say) -> Guided | None:
-    """Masks of the training scans and what is drawn into them; None: training is not guided."""
-    recipe, classes = options.recipe, data.classes
-    if not recipe.guidance.weight or not (ready.truth or recipe.lesions.active):
-        return None
-    scans = data.rows_of("train")
-    size = recipe.data.image_size
-    masks: list[bytes | None] = [None] * scans.num_rows
-    if ready.truth is not None:
-        cropped = ready.preprocessing.crop != "none"
-        boxes = data.shards.boxes(scans["scan_id"].to_numpy()) if cropped else None
-        masks = packed_masks(scans, ready.truth, classes.positive, size, say, boxes)
-    positive = tuple(classes.classes.index(name) for name in classes.positive)
-    negative = [i for i in range(len(classes.classes)) if i not in positive]
-    names = scans["class_name"].to_pylist()
-    repeats = np.array([1 if n in classes.positive else recipe.lesions.repeat for n in names])
-    lesions = None
-    if recipe.lesions.active:
-        donors = _donors(data, scans, masks, size) if recipe.lesions.transplant else []
-        lesions = LesionMaker(recipe.lesions, negative[0], donors)
-    tumors = sum(name in classes.positive for name in names)
-    return Guided(GuidedRows(masks, repeats.astype(np.int64)), positive, lesions, tumors)
-
-
-def begin_gate(model: Classifier, guided: Guided | None) -> None:
-    """Let an untrained gate begin half open where hardly a tumor is known.
-
-    Only classes that see all cells can then find out where to look: a gate that begins shut leaves
-    them nothing (validation accuracy after four epochs 0.44 instead of 0.83).
-    """
-    if guided is not None and not guided.knows_enough and model.neck is not None:
-        model.neck.set_gate(0.0)
-
-
-def without_somewhere(recipe: Recipe, guided: Guided | None) -> Recipe:
-    """The recipe as workers train it: where enough tumors are known, the others are asked nothing.
-
-    What is known teaches more exactly where tumors are.
-    """
-    if guided is None or not guided.knows_enough:
-        return recipe
-    guidance = recipe.guidance.model_copy(update={"somewhere": 0.0})
-    return recipe.model_copy(update={"guidance": guidance})
-
-
-def _donors(data: RunData, scans: pa.Table, masks: list[bytes | None], size: int) -> list[Donor]:
-    """Training scans whose tumor may be transplanted."""
-    ids = scans["scan_id"].to_numpy()
-    known = {int(scan): mask for scan, mask in zip(ids, masks, strict=True) if mask is not None}
-    order = {name: index for index, name in enumerate(data.classes.classes)}
-    label = dict(zip(ids.tolist(), scans["class_name"].to_pylist(), strict=True))
-    found = data.shards.squares_of(np.array(list(known), np.int64), size, BANK_SIZE)
-    return [
-        Donor(square, unpack_mask(known[scan], size), order[label[scan]]) for scan, square in found
-    ]
 
 
 def check_run(output: str | Path) -> None:
@@ -361,40 +240,28 @@ def check_run(output: str | Path) -> None:
     folder.refuse_foreign_bundle()
 
 
-def _fit(
-    options: TrainOptions,
-    folder: RunFolder,
-    name: str,
-    ready: RunInputs,
-    data: RunData,
-    guided: Guided | None,
-    say: Say,
-    on_epoch: OnEpoch | None,
-    deadline: Deadline | None,
-) -> Fitted:
-    recipe, model = options.recipe, ready.model
-    rows = guided.rows if guided else None
-    ids, labels = data.of("train")
-    result = fit(
+def _task(plan: RunPlan, deadline: Deadline | None) -> TrainingTask:
+    recipe, model, guided = plan.options.recipe, plan.ready.model, plan.guided
+    return TrainingTask(
         without_somewhere(recipe, guided),
         model.architecture,
-        ready.preprocessing,
+        plan.ready.preprocessing,
         {k: v.detach().clone() for k, v in model.state_dict().items()},
-        data.class_weights(recipe),
-        len(ids) if rows is None else int(rows.repeats.sum()),
-        {
-            "train": training_dataset(data.shards, ids, labels, recipe.data.image_size**2, rows),
-            "val": training_dataset(data.shards, *data.of("val"), recipe.data.image_size**2),
-        },
-        options.workers,
-        folder.at("ray"),
-        name,
-        _both(_epoch_teller(say, rates=recipe.schedule.kind == "plateau"), on_epoch),
+        plan.data.class_weights(recipe),
+        len(plan.data.of("train")[0]) if guided is None else int(guided.rows.repeats.sum()),
         guided.positive if guided else None,
         guided.lesions if guided else None,
         deadline,
     )
-    return read_fitted(result)
+
+
+def _datasets(plan: RunPlan) -> dict[str, Any]:
+    data, pixels = plan.data, plan.options.recipe.data.image_size**2
+    rows = plan.guided.rows if plan.guided else None
+    return {
+        "train": training_dataset(data.shards, *data.of("train"), pixels, rows),
+        "val": training_dataset(data.shards, *data.of("val"), pixels),
+    }
 
 
 def _deadline(started: float, options: TrainOptions, data: RunData) -> Deadline | None:
@@ -410,16 +277,9 @@ def _deadline(started: float, options: TrainOptions, data: RunData) -> Deadline 
     return Deadline(started + 60 * options.minutes, predictions)
 
 
-def _finish(
-    provisional: Bundle,
-    fitted: Fitted,
-    data: RunData,
-    options: TrainOptions,
-    folder: RunFolder,
-    weights: str,
-    say: Say,
-) -> TrainingResult:
+def _finish(plan: RunPlan, fitted: Fitted, folder: RunFolder, say: Say) -> TrainingResult:
     """Tune on validation, look at the test split once, and write what the run ends in."""
+    options, data, ready = plan.options, plan.data, plan.ready
 
     def sample(split: str, most: int | None = None) -> tuple[Any, Any]:
         """Ids and labels; a smaller sample is part of a larger one."""
@@ -432,6 +292,15 @@ def _finish(
             predictor, data.shards.paths, data.shards.location, *sample(split, most)
         )
 
+    provisional = provisional_bundle(
+        options.recipe,
+        ready.model.architecture,
+        ready.preprocessing,
+        ready.classes,
+        fitted.best,
+        data.fingerprint(),
+        guided=plan.guided is not None,
+    )
     predictor = Predictor(provisional, device=options.device)
     validation = outputs(predictor, "val")
     trained = outputs(predictor, "train", FEATURE_SCANS)
@@ -462,7 +331,7 @@ def _finish(
         write_history(fitted.history, box)
         (box / "phases.json").write_text(json.dumps(phases, indent=1) + "\n", encoding="utf-8")
         write_table(box / FEATURES, _features(data, trained))
-        card = model_card(bundle, data, phases, options, weights, len(fitted.history))
+        card = model_card(bundle, data, phases, options, ready.weights, len(fitted.history))
         saved = save_bundle(
             box / "bundle",
             bundle.fields,
@@ -478,58 +347,6 @@ def _finish(
 def _features(data: RunData, seen: Outputs) -> pa.Table:
     """What the network sees in its training scans, for finding similar ones."""
     return feature_table(data.rows_of("train"), seen.scan_ids, seen.pooled)
-
-
-def architecture_of(recipe: Recipe, k: int) -> Architecture:
-    """What a recipe builds for `k` classes."""
-    section = recipe.model
-    automatic = section.output == "auto" and k == 2 and section.pooling == "mean"
-    sigmoid = section.output == "sigmoid" or automatic
-    return Architecture(
-        section.backbone,
-        section.head,
-        k,
-        recipe.data.image_size,
-        section.hidden,
-        section.dropout,
-        sigmoid,
-        section.neck,
-        section.neck_stride,
-        section.neck_channels,
-        section.gate,
-        section.pooling,
-    )
-
-
-def network_of(architecture: Architecture, recipe: Recipe) -> Classifier:
-    """The network with the recipe's own random weights.
-
-    Raises:
-        UsageError: a stage names a layer that it does not have.
-    """
-    import torch
-
-    torch.manual_seed(recipe.seed)
-    model = Classifier(architecture)
-    for stage in recipe.stages:
-        set_trainable(model, stage.train)  # an unknown layer is found now, not after stage one
-    return model
-
-
-def preprocessing_of(model: Classifier, recipe: Recipe) -> Preprocessing:
-    """How pixels reach the network."""
-    mean, std = normalization_of(model.backbone)
-    if recipe.model.normalization == "unit":
-        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    data = recipe.data
-    return Preprocessing(
-        data.image_size,
-        data.interpolation,
-        mean,  # type: ignore[arg-type]
-        std,  # type: ignore[arg-type]
-        data.crop,
-        data.intensity,
-    )
 
 
 def _load_weights(model: Classifier, options: TrainOptions, say: Say) -> str:

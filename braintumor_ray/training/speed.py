@@ -17,7 +17,7 @@ from braintumor_ray.recipes.loader import load_recipe
 from braintumor_ray.recipes.schema import Recipe
 from braintumor_ray.training.augment import Augmenter, augment_batch
 from braintumor_ray.training.loop import Batch, StepSettings, TrainableNetwork, train_epoch
-from braintumor_ray.training.run import architecture_of, network_of, preprocessing_of
+from braintumor_ray.training.recipe_network import architecture_of, network_of, preprocessing_of
 from braintumor_ray.training.stages import build_optimizer
 
 PRETRAINED, FROM_SCRATCH = "best", "demo"

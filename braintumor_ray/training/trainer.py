@@ -6,36 +6,26 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import ray
 import ray.train
-import torch
 from ray.data import Dataset, ExecutionOptions
 from ray.train import (
     CheckpointConfig,
     FailureConfig,
-    Result,
     RunConfig,
     ScalingConfig,
 )
 from ray.train.torch import TorchTrainer
 
-from braintumor_ray.decode.preprocess import Preprocessing
 from braintumor_ray.models.allocator import allocator_environment
-from braintumor_ray.models.classifier import Architecture
 from braintumor_ray.progress import repeated
-from braintumor_ray.recipes.schema import Recipe
 from braintumor_ray.storage import open_filesystem
-from braintumor_ray.training.lesions import LesionMaker
 from braintumor_ray.training.options import Workers
-from braintumor_ray.training.pace import Deadline
 from braintumor_ray.training.stages import State
 from braintumor_ray.training.uneven import UnevenValidation
-from braintumor_ray.training.worker import CHECKPOINT, train_worker
+from braintumor_ray.training.worker import TrainingTask, read_checkpoint, train_worker
 
 OnEpoch = Callable[[dict[str, Any]], None]
 
@@ -102,57 +92,46 @@ def runtime_env(workers: Workers) -> dict[str, dict[str, str]]:
     return {} if workers.use_gpu else {"env_vars": allocator_environment()}
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """What training ended in.
+
+    Attributes:
+        best: weights with the best monitored value of all stages (the last ones, if so chosen).
+        stages: the best weights so far at the end of each stage but the last, by its name.
+        history: one entry per epoch.
+    """
+
+    best: State
+    stages: dict[str, State]
+    history: list[dict[str, Any]]
+
+
 def fit(
-    recipe: Recipe,
-    architecture: Architecture,
-    preprocessing: Preprocessing,
-    state: State,
-    class_weights: npt.NDArray[np.float32],
-    train_rows: int,
+    task: TrainingTask,
     datasets: dict[str, Dataset],
     workers: Workers,
     storage: str,
     name: str,
     on_epoch: OnEpoch | None = None,
-    guided_classes: tuple[int, ...] | None = None,
-    lesions: LesionMaker | None = None,
-    deadline: Deadline | None = None,
-) -> Result:
+) -> Fitted:
     """Train over all workers; resumes where a run of the same storage and name was interrupted.
 
     Args:
-        recipe: the schedule.
-        architecture: the network.
-        preprocessing: how pixels reach it.
-        state: its weights at the start, the same for every worker.
-        class_weights: float32 (k,).
-        train_rows: scans in 'train', over all workers.
-        datasets: 'train' and 'val', columns scan_id, label, image.
+        task: what each worker trains.
+        datasets: 'train' and 'val', columns scan_id, label, image; of a guided run, 'train' has
+            mask and copy, too.
         workers: who trains.
         storage: folder or URI that all nodes see.
         name: of the run inside `storage`.
         on_epoch: called with each epoch's entry of the history.
-        guided_classes: indices of the classes with a tumor, where 'train' has the columns mask
-            and copy; None: training is not guided.
-        lesions: changes which scans have a tumor.
-        deadline: fewer epochs are trained, so that the run is finished by then.
-
-    Returns:
-        Ray's result; its checkpoint holds the best weights.
     """
     filesystem, path = open_filesystem(storage)
     board = _Board.remote()  # type: ignore[attr-defined]
+    recipe = task.recipe
     config = {
         "board": board,
-        "recipe": recipe.model_dump(mode="json"),
-        "architecture": architecture.to_dict(),
-        "preprocessing": preprocessing.to_dict(),
-        "state": ray.put(state),  # the config itself is copied for every worker
-        "class_weights": class_weights.tolist(),
-        "train_rows": train_rows,
-        "guided_classes": guided_classes,
-        "lesions": None if lesions is None else ray.put(lesions),
-        "deadline": deadline,
+        "task": ray.put(task),  # the config itself is copied for every worker
         "threads": workers.threads or max(1, (os.cpu_count() or 1) // workers.most),
     }
     trainer = TorchTrainer(
@@ -177,28 +156,8 @@ def fit(
         ),
     )
     with _forward_epochs(board, on_epoch), _interruptible():
-        return trainer.fit()
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """What training ended in.
-
-    Attributes:
-        best: weights with the best monitored value of all stages (the last ones, if so chosen).
-        stages: the best weights so far at the end of each stage but the last, by its name.
-        history: one entry per epoch.
-    """
-
-    best: State
-    stages: dict[str, State]
-    history: list[dict[str, Any]]
-
-
-def read_fitted(result: Result) -> Fitted:
-    """The weights and the history of a finished run."""
+        result = trainer.fit()
     if result.checkpoint is None:
         raise RuntimeError("the run reported no checkpoint")
-    with result.checkpoint.as_directory() as folder:
-        saved = torch.load(Path(folder) / CHECKPOINT, map_location="cpu", weights_only=True)
+    saved = read_checkpoint(result.checkpoint)
     return Fitted(saved["best"], saved["stages"], saved["course"]["history"])

@@ -23,7 +23,7 @@ from braintumor_ray.models.classifier import Architecture, Classifier
 from braintumor_ray.models.depthwise import quicken_depthwise
 from braintumor_ray.models.device import use_bf16
 from braintumor_ray.models.freezing import set_trainable, train_mode
-from braintumor_ray.recipes.loader import recipe_from_dict
+from braintumor_ray.recipes.schema import Recipe
 from braintumor_ray.training.augment import Augmenter, augment_batch
 from braintumor_ray.training.guidance import GuidanceLoss, coverage, unpack_mask
 from braintumor_ray.training.lesions import LesionMaker
@@ -39,10 +39,11 @@ from braintumor_ray.training.loop import (
     validate,
     without_lone_scans,
 )
-from braintumor_ray.training.pace import Pace
+from braintumor_ray.training.pace import Deadline, Pace
 from braintumor_ray.training.shards import squares
 from braintumor_ray.training.stages import (
     RunState,
+    State,
     build_optimizer,
     from_checkpoint,
     step_factors,
@@ -123,10 +124,42 @@ class GuidedCells:
         return np.full(self.shape, np.nan if label in self.positive else 0.0, np.float32)
 
 
+@dataclass(frozen=True)
+class TrainingTask:
+    """What every worker trains.
+
+    Attributes:
+        recipe: the schedule.
+        architecture: the network.
+        preprocessing: how pixels reach it.
+        state: its weights at the start.
+        class_weights: float32 (k,).
+        train_rows: rows of 'train', over all workers.
+        guided_classes: indices of the classes with a tumor; None: training is not guided.
+        lesions: changes which scans have a tumor.
+        deadline: fewer epochs are trained, so that the run is finished by then.
+    """
+
+    recipe: Recipe
+    architecture: Architecture
+    preprocessing: Preprocessing
+    state: State
+    class_weights: npt.NDArray[np.float32]
+    train_rows: int
+    guided_classes: tuple[int, ...] | None = None
+    lesions: LesionMaker | None = None
+    deadline: Deadline | None = None
+
+
 def train_worker(config: dict[str, Any]) -> None:
-    """The loop of one worker: stages of epochs, a report and a checkpoint after each."""
+    """The loop of one worker: stages of epochs, a report and a checkpoint after each.
+
+    Args:
+        config: `task`, a reference to a `TrainingTask`; `board`, an actor that gets each epoch's
+            entry; `threads` of torch.
+    """
     torch.set_num_threads(config["threads"])
-    worker = _Worker(config)
+    worker = _Worker(ray.get(config["task"]), config["board"])
     while worker.progress.stage < len(worker.recipe.stages):
         worker.run_stage()
         worker.progress.next_stage()
@@ -135,16 +168,14 @@ def train_worker(config: dict[str, Any]) -> None:
 class _Worker:
     """One rank's network, data and state."""
 
-    def __init__(self, config: dict[str, Any]) -> None:
+    def __init__(self, task: TrainingTask, board: Any) -> None:  # noqa: ANN401 - an actor
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
-        self.board = config["board"]
-        self.recipe = recipe_from_dict(config["recipe"])
-        self.preprocessing = Preprocessing.from_dict(config["preprocessing"])
+        self.board, self.recipe, self.preprocessing = board, task.recipe, task.preprocessing
         torch.manual_seed(self.recipe.seed + self.rank)
-        self.model = Classifier(Architecture(**config["architecture"]))
-        self.model.load_state_dict(ray.get(config["state"]))
+        self.model = Classifier(task.architecture)
+        self.model.load_state_dict(task.state)
         self.progress = RunState()
         self.average: Averaged | None = None
         self.saved = _last_checkpoint()
@@ -161,20 +192,19 @@ class _Worker:
         section = self.recipe.optimizer
         self.settings = StepSettings(
             self.preprocessing,
-            torch.tensor(config["class_weights"], device=self.device),
+            torch.tensor(task.class_weights, device=self.device),
             section.label_smoothing,
             section.clip_norm,
             section.accumulate,
             use_bf16(self.device, self.recipe.precision),
         )
-        self.positive: tuple[int, ...] | None = config["guided_classes"]
-        self.lesions: LesionMaker | None = config["lesions"] and ray.get(config["lesions"])
+        self.positive, self.lesions = task.guided_classes, task.lesions
         if self.positive is not None:
             guidance = GuidanceLoss(self.recipe.guidance, self.positive)
             self.settings = replace(self.settings, guidance=guidance, positive=self.positive)
-        self.train_rows = int(config["train_rows"])
+        self.train_rows = task.train_rows
         self.batch = max(1, -(-self.recipe.data.batch_size // self.world))
-        self.pace = Pace(config["deadline"]) if config["deadline"] else None
+        self.pace = Pace(task.deadline) if task.deadline else None
 
     def run_stage(self) -> None:
         """Train the current stage to its end; the best weights are in place afterwards."""
@@ -303,8 +333,11 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> 
 
 def _last_checkpoint() -> dict[str, Any] | None:
     checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return None
+    return None if checkpoint is None else read_checkpoint(checkpoint)
+
+
+def read_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What `to_checkpoint` made."""
     with checkpoint.as_directory() as folder:
         saved: dict[str, Any] = torch.load(
             Path(folder) / CHECKPOINT, map_location="cpu", weights_only=True

@@ -21,9 +21,9 @@ from braintumor_ray.training.guidance import (
     packed_masks,
     unpack_mask,
 )
+from braintumor_ray.training.guided_data import Guided, begin_gate, without_somewhere
 from braintumor_ray.training.lesions import SOME_TUMOR
 from braintumor_ray.training.loop import StepSettings, TrainableNetwork, train_epoch
-from braintumor_ray.training.run import Guided, begin_gate, without_somewhere
 from braintumor_ray.training.shards import GuidedRows
 from tests.builders import CLASSES, make_model
 from tests.training.test_loop import PREPROCESSING

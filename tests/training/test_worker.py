@@ -3,13 +3,14 @@
 import time
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from braintumor_ray.recipes.loader import load_recipe
 from braintumor_ray.training import worker
 from braintumor_ray.training.pace import CLOSING_S, Deadline
-from braintumor_ray.training.run import architecture_of, network_of, preprocessing_of
+from braintumor_ray.training.recipe_network import architecture_of, network_of, preprocessing_of
 
 RECIPE = load_recipe("demo", ["data.image_size=32", "data.batch_size=8"])
 SCANS = 16
@@ -41,20 +42,18 @@ def trained(monkeypatch):
 
     def run(deadline):
         model = network_of(architecture_of(RECIPE, 2), RECIPE)
-        config = {
-            "board": SimpleNamespace(pin=SimpleNamespace(remote=lambda entry: None)),
-            "recipe": RECIPE.model_dump(mode="json"),
-            "architecture": model.architecture.to_dict(),
-            "preprocessing": preprocessing_of(model, RECIPE).to_dict(),
-            "state": model.state_dict(),
-            "class_weights": [1.0, 1.0],
-            "train_rows": SCANS,
-            "guided_classes": None,
-            "lesions": None,
-            "deadline": deadline,
-            "threads": 1,
-        }
-        worker.train_worker(config)
+        weights, pixels = np.ones(2, np.float32), preprocessing_of(model, RECIPE)
+        task = worker.TrainingTask(
+            RECIPE,
+            model.architecture,
+            pixels,
+            model.state_dict(),
+            weights,
+            SCANS,
+            deadline=deadline,
+        )
+        board = SimpleNamespace(pin=SimpleNamespace(remote=lambda entry: None))
+        worker.train_worker({"board": board, "task": task, "threads": 1})
         return entries
 
     yield run

@@ -1,0 +1,58 @@
+"""The network that a recipe builds."""
+
+import torch
+
+from braintumor_ray.decode.preprocess import Preprocessing
+from braintumor_ray.models.classifier import Architecture, Classifier, normalization_of
+from braintumor_ray.models.freezing import set_trainable
+from braintumor_ray.recipes.schema import Recipe
+
+
+def architecture_of(recipe: Recipe, k: int) -> Architecture:
+    """What a recipe builds for `k` classes."""
+    section = recipe.model
+    automatic = section.output == "auto" and k == 2 and section.pooling == "mean"
+    sigmoid = section.output == "sigmoid" or automatic
+    return Architecture(
+        section.backbone,
+        section.head,
+        k,
+        recipe.data.image_size,
+        section.hidden,
+        section.dropout,
+        sigmoid,
+        section.neck,
+        section.neck_stride,
+        section.neck_channels,
+        section.gate,
+        section.pooling,
+    )
+
+
+def network_of(architecture: Architecture, recipe: Recipe) -> Classifier:
+    """The network with the recipe's own random weights.
+
+    Raises:
+        UsageError: a stage names a layer that it does not have.
+    """
+    torch.manual_seed(recipe.seed)
+    model = Classifier(architecture)
+    for stage in recipe.stages:
+        set_trainable(model, stage.train)  # an unknown layer is found now, not after stage one
+    return model
+
+
+def preprocessing_of(model: Classifier, recipe: Recipe) -> Preprocessing:
+    """How pixels reach the network."""
+    mean, std = normalization_of(model.backbone)
+    if recipe.model.normalization == "unit":
+        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    data = recipe.data
+    return Preprocessing(
+        data.image_size,
+        data.interpolation,
+        mean,  # type: ignore[arg-type]
+        std,  # type: ignore[arg-type]
+        data.crop,
+        data.intensity,
+    )
