@@ -16,5 +16,7 @@ MANUFACTURER = "braintumor-ray"
 """In DICOM objects of ours."""
 PREDICTION_SET = "prediction_set"
 """A column of predictions whose bundle makes sets."""
+FractionBox = tuple[float, float, float, float]
+"""(x_min, y_min, x_max, y_max) in fractions of width and height."""
 Progress = Callable[[int, int], None]
 """Told how many are done, and of how many."""

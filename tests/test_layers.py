@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -192,6 +193,12 @@ def test_a_short_module_has_more_than_one_importer_or_a_reason():
             alone.add(str(path.relative_to(PACKAGE)))
     assert not alone - ALONE.keys(), "merge each into its importer, or give a reason"
     assert not ALONE.keys() - alone, "needs no reason any more"
+
+
+def test_no_two_classes_share_a_name():
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in FILES]
+    names = Counter(n.name for tree in trees for n in ast.walk(tree) if isinstance(n, ast.ClassDef))
+    assert not [name for name, times in names.items() if times > 1]
 
 
 def test_the_decision_record_shows_the_layers():

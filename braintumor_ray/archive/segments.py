@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from braintumor_ray.archive.sorting import Source
+from braintumor_ray.archive.sorting import RowFile
 from braintumor_ray.predict.results import (
     ResultsFolder,
     first_generation,
@@ -37,7 +37,7 @@ class Segment:
     """
 
     manifests: Manifests
-    sources: list[Source]
+    sources: list[RowFile]
     nbytes: int
     name: str
 
@@ -106,10 +106,10 @@ def _has_superseded(manifest: dict[str, Any], gone: dict[int, Any]) -> bool:
     return bool(manifest.get("superseded_files")) or len(gone[int(manifest["generation"])]) > 0
 
 
-def _sources(manifest: dict[str, Any], gone: dict[int, Any]) -> list[Source]:
+def _sources(manifest: dict[str, Any], gone: dict[int, Any]) -> list[RowFile]:
     old = set(manifest.get("superseded_files", ()))
     ids = gone[int(manifest["generation"])]
-    return [Source(path, ids, path in old) for path in row_files(manifest)]
+    return [RowFile(path, ids, path in old) for path in row_files(manifest)]
 
 
 def _size_of(folder: ResultsFolder, manifest: dict[str, Any]) -> int:
@@ -121,7 +121,7 @@ def _size_of(folder: ResultsFolder, manifest: dict[str, Any]) -> int:
 
 
 def _name(
-    manifests: Manifests, sources: Sequence[Source], target_bytes: float, drop_superseded: bool
+    manifests: Manifests, sources: Sequence[RowFile], target_bytes: float, drop_superseded: bool
 ) -> str:
     digest = hashlib.sha256(json.dumps([target_bytes, drop_superseded]).encode())
     for manifest in manifests:

@@ -30,7 +30,7 @@ KEY = "__key"
 
 
 @dataclass(frozen=True)
-class Source:
+class RowFile:
     """A file of rows.
 
     Attributes:
@@ -85,7 +85,7 @@ class Survey:
         return sorted({ordered[place] for place in places}) if ordered else []
 
 
-def survey(folder: ResultsFolder, sources: Sequence[Source]) -> tuple[Survey, Survey]:
+def survey(folder: ResultsFolder, sources: Sequence[RowFile]) -> tuple[Survey, Survey]:
     """Read everything once: the current rows, and the others.
 
     Raises:
@@ -102,7 +102,7 @@ def survey(folder: ResultsFolder, sources: Sequence[Source]) -> tuple[Survey, Su
 
 def sorted_parts(
     folder: ResultsFolder,
-    sources: Sequence[Source],
+    sources: Sequence[RowFile],
     current: bool,
     bounds: Sequence[str],
     wanted: Mask,

@@ -11,7 +11,7 @@ from braintumor_ray.catalog.identity import (
     load_identity_hash,
 )
 from braintumor_ray.decode.options import DEFAULT_VOLUMES, VolumeOptions
-from braintumor_ray.dicomweb.tokens import share_key, uid_key
+from braintumor_ray.dicomweb.uid_tokens import share_key, uid_key
 from braintumor_ray.options import MadeOf, Option
 
 SOURCE, PRIVACY = "Source", "Privacy"

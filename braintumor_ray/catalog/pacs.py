@@ -10,8 +10,8 @@ from braintumor_ray.catalog.identity import IdentityHash
 from braintumor_ray.catalog.listing import FoundFile, Listing
 from braintumor_ray.catalog.schema import scan_id
 from braintumor_ray.dicomweb.query import Instance, Lister, parse_query
-from braintumor_ray.dicomweb.session import Service, patience_s
-from braintumor_ray.dicomweb.tokens import hide_uid, share_key, uid_key
+from braintumor_ray.dicomweb.session import DicomwebService, patience_s
+from braintumor_ray.dicomweb.uid_tokens import hide_uid, share_key, uid_key
 from braintumor_ray.errors import CatalogError, ServerError
 from braintumor_ray.types import Progress
 
@@ -43,7 +43,7 @@ class PacsListing:
     ) -> None:
         self.query = parse_query(source)
         self.key = _key(identity)
-        self._lister = Lister(Service(self.query.url, patience_s()), self.query)
+        self._lister = Lister(DicomwebService(self.query.url, patience_s()), self.query)
         self._progress, self.known = progress, known
         self.found = self.skipped = 0
 

@@ -18,11 +18,11 @@ from braintumor_ray.catalog.sources import SOURCE
 from braintumor_ray.catalog.tables import read_records
 from braintumor_ray.errors import CatalogError
 from braintumor_ray.storage import open_filesystem, read_bytes
+from braintumor_ray.types import FractionBox
 
 SOURCE_LABEL = "label_of_source"  # what a catalog's label was before a reviewer gave another
 Key = tuple[str, int]  # path below the source's root, frame
 Event = dict[str, Any]
-Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Reviewed:
     frame: int = 0
     verdict: str | None = None
     label: str | None = None
-    boxes: tuple[Box, ...] = ()
+    boxes: tuple[FractionBox, ...] = ()
     note: str = ""
     reviewer: str = ""
     time: str = ""
@@ -98,7 +98,7 @@ def newest(events: Iterable[Event]) -> dict[Key, Reviewed]:
     return found
 
 
-def boxes_by_path(reviewed: Mapping[Key, Reviewed]) -> dict[str, tuple[Box, ...]]:
+def boxes_by_path(reviewed: Mapping[Key, Reviewed]) -> dict[str, tuple[FractionBox, ...]]:
     """Boxes of single pictures by path; truth knows no further frames."""
     first = (seen for seen in reviewed.values() if not seen.frame)
     return {seen.path: seen.boxes for seen in first if seen.boxes}

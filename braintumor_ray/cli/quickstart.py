@@ -21,7 +21,7 @@ from braintumor_ray.progress import Say, duration
 
 if TYPE_CHECKING:
     from braintumor_ray.catalog.labels import ClassMap
-    from braintumor_ray.training.speed import Plan
+    from braintumor_ray.training.speed import TrainingPlan
 
 Clock = Callable[[], float]
 RunCommand = Callable[[list[str]], int]  # a command line to its exit code
@@ -87,7 +87,7 @@ def run_quickstart(
     counts, classes = check_scans(source)
     _check_weights(options.weights)
     with redirect_stdout(sys.stderr):
-        _Steps(source, options, run, say, clock, started).all(counts, classes)
+        _QuickstartSteps(source, options, run, say, clock, started).all(counts, classes)
     out, spent = options.output, clock() - started
     pages = {
         "report": str(out / "report" / "report.html"),
@@ -148,7 +148,7 @@ def _check_weights(weights: str) -> None:
 
 
 @dataclass
-class _Steps:
+class _QuickstartSteps:
     """The commands of a quickstart."""
 
     source: str
@@ -185,7 +185,7 @@ class _Steps:
             # Burned-in text would take several times what reading does, by which the plan is made.
             self._step(["audit", self.source, "--output", str(folder), "--no-burned-in"])
 
-    def _plan(self, counts: dict[str, int], classes: "ClassMap") -> "Plan":
+    def _plan(self, counts: dict[str, int], classes: "ClassMap") -> "TrainingPlan":
         """What is trained; an interrupted run goes on with the plan that it began with."""
         from braintumor_ray.training.speed import plan_training
 
@@ -206,7 +206,7 @@ class _Steps:
         self.say(plan.sentence())
         return plan
 
-    def _train(self, plan: "Plan", truth: list[str]) -> None:
+    def _train(self, plan: "TrainingPlan", truth: list[str]) -> None:
         from braintumor_ray.training.run_folder import run_folder
         from braintumor_ray.training.speed import FROM_SCRATCH
 
@@ -237,11 +237,11 @@ class _Steps:
         self.say(f"({command[0]}: {duration(self.clock() - began)})")
 
 
-def _read_plan(path: Path) -> "Plan":
-    from braintumor_ray.training.speed import Plan
+def _read_plan(path: Path) -> "TrainingPlan":
+    from braintumor_ray.training.speed import TrainingPlan
 
     try:
-        return Plan(**json.loads(path.read_text(encoding="utf-8")))
+        return TrainingPlan(**json.loads(path.read_text(encoding="utf-8")))
     except (TypeError, ValueError) as error:
         raise UsageError(
             f"'{path}' is not a plan of this version; remove '{path.parent}', or choose another "

@@ -38,7 +38,7 @@ from braintumor_ray.decode.dicom_header import (
     why_no_scan,
     why_skipped,
 )
-from braintumor_ray.decode.dicom_layout import UNDEFINED, Layout, PixelElement, layout_of
+from braintumor_ray.decode.dicom_layout import UNDEFINED, PixelElement, PixelLayout, layout_of
 from braintumor_ray.decode.dicom_tags import Tags
 from braintumor_ray.decode.intensity import LUMA, Range, robust_range, to_gray, why_blank
 from braintumor_ray.decode.types import (
@@ -119,7 +119,7 @@ def _is_compressed(tags: Tags) -> bool:
     return bool(syntax.is_transfer_syntax and syntax.is_compressed)
 
 
-def _cut(layout: Layout, tags: Tags) -> Layout | None:
+def _cut(layout: PixelLayout, tags: Tags) -> PixelLayout | None:
     """The layout, of a mosaic with its tiles; None for a mosaic that cannot be cut for sure."""
     tiles = mosaic_tiles(tags)
     if tiles is None or layout.samples > 1:
@@ -140,7 +140,7 @@ def _mode(tags: Tags, pixels: PixelElement | None) -> str | None:
 class _Frames:
     """The frames of a parsed object, or the slices of a mosaic, as gray images."""
 
-    def __init__(self, tags: Tags, layout: Layout) -> None:
+    def __init__(self, tags: Tags, layout: PixelLayout) -> None:
         self._tags, self._layout = tags, layout
         self._words = _Words(tags, layout)
         self._range: Range | None = None
@@ -232,7 +232,7 @@ def _tile(whole: Gray, index: int, grid: int) -> Gray:
 class _Words:
     """The stored values of an object's frames, and which of them are padding."""
 
-    def __init__(self, tags: Tags, layout: Layout) -> None:
+    def __init__(self, tags: Tags, layout: PixelLayout) -> None:
         self._tags, self._layout = tags, layout
         self._padding = _padding_of(tags, layout)
         self._syntax = tags.dataset.file_meta.TransferSyntaxUID
@@ -329,7 +329,7 @@ class _Words:
         )
 
 
-def _fits(value: float, layout: Layout) -> bool:
+def _fits(value: float, layout: PixelLayout) -> bool:
     if layout.keyword != "PixelData":
         return True
     low = -(2 ** (layout.stored - 1)) if layout.signed else 0
@@ -343,7 +343,7 @@ _PADDING = {
 }
 
 
-def _padding_of(tags: Tags, layout: Layout) -> tuple[float, ...] | None:
+def _padding_of(tags: Tags, layout: PixelLayout) -> tuple[float, ...] | None:
     """Both ends of the stored values that are no part of the image (PS3.3, C.7.5.1.1.2)."""
     if layout.samples > 1 or layout.photometric == "PALETTE COLOR":
         return None
@@ -353,7 +353,7 @@ def _padding_of(tags: Tags, layout: Layout) -> tuple[float, ...] | None:
     return tuple(_as_stored(end, layout) for end in (value, value if limit is None else limit))
 
 
-def _as_stored(value: float, layout: Layout) -> float:
+def _as_stored(value: float, layout: PixelLayout) -> float:
     """A padding value in the signedness of the pixels: files hold it in either."""
     if _fits(value, layout):
         return value
@@ -361,7 +361,7 @@ def _as_stored(value: float, layout: Layout) -> float:
     return other if _fits(other, layout) else value
 
 
-def _plain_dataset(tags: Tags, layout: Layout) -> Dataset:
+def _plain_dataset(tags: Tags, layout: PixelLayout) -> Dataset:
     """What pydicom's decoders need and no more, every attribute as `layout` has it."""
     plain = Dataset()
     plain.file_meta = tags.dataset.file_meta
@@ -417,7 +417,7 @@ def _codestream(dataset: Dataset, frame: int) -> bytes:
     )
 
 
-def _check_length(tags: Tags, pixels: PixelElement, layout: Layout) -> None:
+def _check_length(tags: Tags, pixels: PixelElement, layout: PixelLayout) -> None:
     if not tags.dataset.file_meta.TransferSyntaxUID.is_transfer_syntax:
         raise Unreadable("DICOM in a transfer syntax that is not readable here")
     undefined = pixels.length == UNDEFINED

@@ -54,7 +54,7 @@ class PixelElement:
 
 
 @dataclass(frozen=True)
-class Layout:
+class PixelLayout:
     """Size and encoding of the frames; attributes as in PS3.3, C.7.6.3.
 
     Attributes:
@@ -101,7 +101,7 @@ class Layout:
         return math.ceil(samples * frames * self.allocated / 8)
 
 
-def layout_of(tags: Tags, pixels: PixelElement, compressed: bool) -> Layout:
+def layout_of(tags: Tags, pixels: PixelElement, compressed: bool) -> PixelLayout:
     """The layout, from the header and the length of the pixel data.
 
     Raises:
@@ -117,7 +117,7 @@ def layout_of(tags: Tags, pixels: PixelElement, compressed: bool) -> Layout:
     stored = tags.whole("BitsStored", 1, allocated) or allocated
     if pixels.keyword in _FLOATS:
         stored = allocated
-    found = Layout(
+    found = PixelLayout(
         columns=columns,
         rows=rows,
         frames=declared or 1,
@@ -180,7 +180,7 @@ def _allocated(tags: Tags, keyword: str, bytes_per_sample: float | None) -> int:
     return next(n for n in _ALLOCATED[1:] if n >= stored)
 
 
-def _fitting(pixels: PixelElement, layout: Layout) -> int:
+def _fitting(pixels: PixelElement, layout: PixelLayout) -> int:
     """Frames of uncompressed data whose number the header lacks: as many as fill them exactly."""
     each = layout.native_bytes(1)
     count, rest = divmod(pixels.length, each)

@@ -25,7 +25,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from braintumor_ray.decode import jpeg
 from braintumor_ray.decode.intensity import LUMA, robust_range, to_gray, why_blank
 from braintumor_ray.decode.tiff import (
-    Page,
+    TiffPage,
     check_deflated,
     is_odd,
     odd_pages,
@@ -83,7 +83,7 @@ def open_raster(
     Raises:
         Unreadable: if the file is damaged, truncated, too large, or has no such frame.
     """
-    file = _File(data, name, limits)
+    file = _RasterFile(data, name, limits)
 
     def decode_frame(frame: int) -> Decoded:
         try:
@@ -100,7 +100,7 @@ def open_raster(
     return decode_frame
 
 
-class _File:
+class _RasterFile:
     """A raster file and what is known of its pages, so that each is parsed once."""
 
     def __init__(self, data: bytes, name: str, limits: DecodeLimits) -> None:
@@ -108,11 +108,11 @@ class _File:
         self._image: ImageFile.ImageFile | None = None
 
     @cached_property
-    def _pages(self) -> tuple[list[Page], bool]:
+    def _pages(self) -> tuple[list[TiffPage], bool]:
         return parsed_pages(self._data) if self._name == "tiff" else ([], True)
 
     @cached_property
-    def _odd(self) -> list[Page]:
+    def _odd(self) -> list[TiffPage]:
         return odd_pages(*self._pages)
 
     def decoded(self, frame: int) -> tuple[Gray, str]:
@@ -127,7 +127,7 @@ class _File:
             if is_odd(page := self._odd[frame]):
                 return _odd_tiff_gray(page, self._limits), page.mode
             # As the first of a file of its own: Pillow refuses to pass the odd ones.
-            return _File(page.data, self._name, self._limits).first()
+            return _RasterFile(page.data, self._name, self._limits).first()
         plain = jpeg.plain_gray(data, self._limits) if self._name == "jpeg" and not frame else None
         if plain:
             jpeg.check_end(data, plain[0])
@@ -184,7 +184,7 @@ def _is_wide_color(image: ImageFile.ImageFile) -> bool:
     return isinstance(image, PngImageFile) and ";16" in str(image.tile[0].args)
 
 
-def _odd_tiff_gray(page: Page, limits: DecodeLimits) -> Gray:
+def _odd_tiff_gray(page: TiffPage, limits: DecodeLimits) -> Gray:
     gray = rescale(samples_of(page, limits))
     gray = 255 - gray if page.photometric == 0 else gray
     return _upright(gray, page.orientation)
@@ -218,7 +218,7 @@ def probe_raster(data: bytes, name: str, volumes: VolumeOptions) -> Probe:
         raise Unreadable(_damage(error, name)) from error
 
 
-def _probe_odd(pages: list[Page]) -> Probe:
+def _probe_odd(pages: list[TiffPage]) -> Probe:
     first = pages[0]
     size = (first.height, first.width) if first.orientation >= 5 else (first.width, first.height)
     return Probe("tiff", first.mode, *size, frames=len(pages))

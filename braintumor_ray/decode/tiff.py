@@ -39,7 +39,7 @@ _MISTAKEN = ((2, 8), (1, 32))  # (SampleFormat, bits) that Pillow opens as anoth
 
 
 @dataclass(frozen=True)
-class Page:
+class TiffPage:
     """One page (image file directory) of a TIFF.
 
     Attributes:
@@ -86,7 +86,7 @@ class Page:
         return f"{_NAMES.get(_KINDS.get(self.format, ''), 'complex')}{self.bits}"
 
 
-def parsed_pages(data: bytes) -> tuple[list[Page], bool]:
+def parsed_pages(data: bytes) -> tuple[list[TiffPage], bool]:
     """The pages before the first whose directory cannot be parsed, and whether they are all."""
     found = []
     try:
@@ -97,7 +97,7 @@ def parsed_pages(data: bytes) -> tuple[list[Page], bool]:
     return found, True
 
 
-def odd_pages(pages: list[Page], are_all: bool) -> list[Page]:
+def odd_pages(pages: list[TiffPage], are_all: bool) -> list[TiffPage]:
     """All pages of a file, if any of them is of a kind that Pillow does not read; else none.
 
     A file whose directories cannot be parsed has none: Pillow tells what is wrong with it.
@@ -105,7 +105,7 @@ def odd_pages(pages: list[Page], are_all: bool) -> list[Page]:
     return pages if are_all and any(map(is_odd, pages)) else []
 
 
-def is_odd(page: Page) -> bool:
+def is_odd(page: TiffPage) -> bool:
     """Whether Pillow does not read a page, or not for what it is."""
     if page.compression not in COMPRESSION_INFO:
         return True
@@ -119,7 +119,7 @@ def is_odd(page: Page) -> bool:
     return key not in OPEN_INFO or (page.format, page.bits) in _MISTAKEN
 
 
-def check_deflated(page: Page, limits: DecodeLimits) -> None:
+def check_deflated(page: TiffPage, limits: DecodeLimits) -> None:
     """Compare strips and tiles with the checksums that deflate ends in.
 
     libtiff stops when it has all pixels, so that it never sees the checksum of a damaged strip that
@@ -150,7 +150,7 @@ def _is_whole(packed: bytes) -> bool:
     return True
 
 
-def samples_of(page: Page, limits: DecodeLimits) -> npt.NDArray[Any]:
+def samples_of(page: TiffPage, limits: DecodeLimits) -> npt.NDArray[Any]:
     """The samples of an odd page as stored, (H, W), neither turned nor inverted; colors as luma.
 
     Raises:
@@ -171,7 +171,7 @@ def samples_of(page: Page, limits: DecodeLimits) -> npt.NDArray[Any]:
     return found.astype(found.dtype.newbyteorder("=")).view(kind)
 
 
-def wide_color(page: Page) -> npt.NDArray[np.uint16]:
+def wide_color(page: TiffPage) -> npt.NDArray[np.uint16]:
     """The samples of a page of 16-bit color, (H, W, 3 or 4), not turned; red first, alpha last.
 
     Raises:
@@ -200,7 +200,7 @@ def red_first(samples: npt.NDArray[Any] | None) -> npt.NDArray[np.uint16]:
     return samples[..., [2, 1, 0, 3][: samples.shape[2]]]
 
 
-def _plane(page: Page, number: int) -> bytes:
+def _plane(page: TiffPage, number: int) -> bytes:
     """The file with one color of a page that lies plane by plane as its first page, in gray."""
     order = page.order
     at, pointer = page.start
@@ -231,12 +231,12 @@ def _plane(page: Page, number: int) -> bytes:
     return changed.ljust(start, b"\0") + directory + struct.pack(order + word, 0) + lists
 
 
-def _values(page: Page, tag: int) -> list[int]:
+def _values(page: TiffPage, tag: int) -> list[int]:
     place, count, size = page.fields[tag]
     return [*struct.unpack_from(f"{page.order}{count}{_LETTERS[size]}", page.file, place)]
 
 
-def _by_opencv(page: Page, kind: np.dtype[Any]) -> npt.NDArray[Any]:
+def _by_opencv(page: TiffPage, kind: np.dtype[Any]) -> npt.NDArray[Any]:
     import cv2  # a tenth of a second to import, for a rare kind of file
 
     data = _renamed(page, {_ORIENTATION: 1, **({_FORMAT: 1} if page.format == 4 else {})})
@@ -248,7 +248,7 @@ def _by_opencv(page: Page, kind: np.dtype[Any]) -> npt.NDArray[Any]:
     return np.asarray(found[..., :3].astype(np.float64) @ _LUMA_BGR)
 
 
-def _renamed(page: Page, values: dict[int, int]) -> bytes:
+def _renamed(page: TiffPage, values: dict[int, int]) -> bytes:
     """The file with other values in fields of the page."""
     data = bytearray(page.data)
     order = "little" if data[:2] == b"II" else "big"
@@ -260,7 +260,7 @@ def _renamed(page: Page, values: dict[int, int]) -> bytes:
     return bytes(data)
 
 
-def _pages(data: bytes) -> Iterator[Page]:
+def _pages(data: bytes) -> Iterator[TiffPage]:
     order = "<" if data[:2] == b"II" else ">"
     big = data[2:4] in (b"+\0", b"\0+")
     start, word = (8, "Q") if big else (4, "I")
@@ -294,14 +294,14 @@ def _fields(
 
 def _page(
     data: bytes, start: tuple[int, bytes], fields: dict[int, tuple[int, int, int]], order: str
-) -> Page:
+) -> TiffPage:
     def first(tag: int, default: int) -> int:
         place, count, size = fields.get(tag, (0, 0, 0))
         if not count or not size:
             return default
         return int(struct.unpack_from(order + _LETTERS[size], data, place)[0])
 
-    return Page(
+    return TiffPage(
         data,
         start,
         first(_WIDTH, 0),

@@ -13,8 +13,14 @@ from typing import TYPE_CHECKING, Any
 from fsspec import AbstractFileSystem
 
 from braintumor_ray.dicomweb.query import service_url
-from braintumor_ray.dicomweb.session import ATTEMPTS, BUSY, RefusedError, Service, patience_s
-from braintumor_ray.dicomweb.tokens import KINDS, is_hidden, show_uid
+from braintumor_ray.dicomweb.session import (
+    ATTEMPTS,
+    BUSY,
+    DicomwebService,
+    RefusedError,
+    patience_s,
+)
+from braintumor_ray.dicomweb.uid_tokens import KINDS, is_hidden, show_uid
 from braintumor_ray.errors import ServerError, UsageError
 from braintumor_ray.storage import DICOMWEB
 
@@ -79,18 +85,18 @@ def _parts(uri: str) -> tuple[str, str, str, str]:
     return (root, *tokens)  # type: ignore[return-value]
 
 
-def _server(uri: str) -> Service:
+def _server(uri: str) -> DicomwebService:
     scheme, _, rest = uri.partition("://")
     return _service(f"{scheme}://{rest.partition('/')[0]}")
 
 
 @lru_cache(maxsize=16)
-def _service(root: str) -> Service:
+def _service(root: str) -> DicomwebService:
     """Its connections are used again by all threads of this process."""
-    return Service(service_url(root), patience_s() / ATTEMPTS)
+    return DicomwebService(service_url(root), patience_s() / ATTEMPTS)
 
 
-def _object(service: Service, place: str) -> "Response":
+def _object(service: DicomwebService, place: str) -> "Response":
     """The object as stored, else as the server is willing to send it.
 
     Raises:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl
 
-from braintumor_ray.dicomweb.session import Service
-from braintumor_ray.dicomweb.tokens import is_uid
+from braintumor_ray.dicomweb.session import DicomwebService
+from braintumor_ray.dicomweb.uid_tokens import is_uid
 from braintumor_ray.errors import ServerError, UsageError
 from braintumor_ray.storage import DICOMWEB, split_uri
 from braintumor_ray.types import MANUFACTURER
@@ -115,7 +115,7 @@ class Instance:
 class Lister:
     """Lists the images of a service that match a query; counts what it leaves out."""
 
-    def __init__(self, service: Service, query: Query) -> None:
+    def __init__(self, service: DicomwebService, query: Query) -> None:
         self._service, self._query = service, query
         self.left_out: Counter[str] = Counter()
 

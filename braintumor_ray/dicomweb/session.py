@@ -47,7 +47,7 @@ class RefusedError(OSError):
 ANSWERS = (FileNotFoundError, PermissionError, RefusedError)  # of a server that is not down
 
 
-class Service:
+class DicomwebService:
     """A DICOMweb service that is read.
 
     Args:

@@ -79,7 +79,7 @@ these scans and the 5% quantile:
 
 
 @dataclass(frozen=True)
-class Compared:
+class PairedOutputs:
     """Both networks on validation scans that can be read, n of them.
 
     Attributes:
@@ -160,7 +160,7 @@ def quantize_bundle(
     own = run_catalog(location)
     training = _calibration_rows(calibration, own, location, options)
     validation = _validation_rows(calibration if own is None else own)
-    steps = _Steps(progress, training.num_rows + validation.num_rows)
+    steps = _PassProgress(progress, training.num_rows + validation.num_rows)
     images = _squares(bundle, training, steps)
     graph = quantize_backbone(bundle.build_model(), bundle.preprocessing, images)
     compared, precision = _compare(bundle, graph, validation, options, steps)
@@ -179,7 +179,7 @@ def quantize_bundle(
     return _write(bundle, location, output, graph, quantization, compared, bool(problem))
 
 
-class _Steps:
+class _PassProgress:
     """Counts scans over several passes."""
 
     def __init__(self, progress: Progress | None, total: int) -> None:
@@ -217,7 +217,7 @@ def _validation_rows(table: pa.Table | None) -> pa.Table:
         ) from error
 
 
-def _squares(bundle: Bundle, rows: pa.Table, steps: _Steps) -> GrayImage:
+def _squares(bundle: Bundle, rows: pa.Table, steps: _PassProgress) -> GrayImage:
     """Network inputs uint8 (n, S, S) of the scans that can be read."""
     found = []
     for scan in decode_scans(rows, bundle.preprocessing):
@@ -237,8 +237,8 @@ def _compare(
     graph: QuantizedGraph,
     rows: pa.Table,
     options: QuantizeOptions,
-    steps: _Steps,
-) -> tuple[Compared, Numbers]:
+    steps: _PassProgress,
+) -> tuple[PairedOutputs, Numbers]:
     """Both networks in OpenVINO on the same scans, and the numbers of what is in float."""
     before, after = _engines(bundle, graph, options)
     scans: list[PreparedScan] = []
@@ -251,7 +251,7 @@ def _compare(
             parts.append(_both(before, after, np.stack(images)))
     if not parts:
         raise UsageError(f"none of {rows.num_rows} validation scans can be read; restore them")
-    compared = Compared(*_labels_and_groups(bundle, rows, scans, options), **_joined(parts))
+    compared = PairedOutputs(*_labels_and_groups(bundle, rows, scans, options), **_joined(parts))
     if not len(compared.labeled):
         raise UsageError(
             f"none of {rows.num_rows} validation scans has a label that the bundle knows; map the "
@@ -272,7 +272,7 @@ def _engines(
 def _labels_and_groups(
     bundle: Bundle, rows: pa.Table, scans: list[PreparedScan], options: QuantizeOptions
 ) -> tuple[Ints, Ints]:
-    """Of the scans that can be read; see `Compared`."""
+    """Of the scans that can be read; see `PairedOutputs`."""
     truth = true_classes(rows, bundle.fields, options.classes)
     alike = image_groups([s.pixel_sha256 for s in scans], [s.hashes for s in scans])
     groups, _ = clusters(rows, alike)
@@ -281,7 +281,7 @@ def _labels_and_groups(
 
 
 def _joined(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """The batches' parts of `Compared` as one."""
+    """The batches' parts of `PairedOutputs` as one."""
     found: dict[str, Any] = {
         name: np.concatenate([part[name] for part in parts])
         for name in ("before", "after", "pooled")
@@ -304,7 +304,7 @@ def _without_image(scan: PreparedScan) -> PreparedScan:
 
 
 def _both(before: Engine, after: Engine, images: GrayImage) -> dict[str, Any]:
-    """A batch's part of `Compared`; both maps are of the class that is predicted in float."""
+    """A batch's part of `PairedOutputs`; both maps are of the class that is predicted in float."""
     features, changed = before.features(images), after.features(images)
     first = class_gradient(before.model, features, lambda logits: logits.argmax(dim=1))
     second = class_gradient(after.model, changed, lambda _: first.classes)
@@ -357,7 +357,7 @@ def _write(
     output: Path,
     graph: QuantizedGraph,
     quantization: QuantizationFields,
-    compared: Compared,
+    compared: PairedOutputs,
     allowed: bool,
 ) -> dict[str, Any]:
     fields, tuned = bundle.fields, _tuned(bundle, compared)
@@ -381,7 +381,7 @@ def _write(
 def _changed(
     bundle: Bundle,
     quantization: QuantizationFields,
-    compared: Compared,
+    compared: PairedOutputs,
     tuned: Tuned,
     metrics: dict[str, Any],
 ) -> BundleFields:
@@ -402,7 +402,7 @@ def _changed(
     return bundle.fields.model_copy(update=changes)
 
 
-def _tuned(bundle: Bundle, compared: Compared) -> Tuned:
+def _tuned(bundle: Bundle, compared: PairedOutputs) -> Tuned:
     fields, rows = bundle.fields, compared.labeled
     return tune_decision(
         compared.after[rows],

@@ -111,7 +111,7 @@ def validate(
     sets = _data_sets(catalogs, loaded.fields, options)
     sources = {source: _training_part(table) for source, table in (trained_on or {}).items()}
     to_read = [data.rows for data in sets] + [t for t in sources.values() if not _is_hashed(t)]
-    steps = _Steps(progress, sum(table.num_rows for table in to_read))
+    steps = _TotalProgress(progress, sum(table.num_rows for table in to_read))
     trained = _trained(str(bundle), sources, steps)
     predictor = Predictor(loaded, PredictorOptions.of(options))
     found = {
@@ -124,7 +124,7 @@ def validate(
     return found
 
 
-class _Steps:
+class _TotalProgress:
     """Progress of one data set after another, as that of all."""
 
     def __init__(self, progress: Progress | None, total: int) -> None:

@@ -19,9 +19,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from braintumor_ray.decode.head import head_mask
 from braintumor_ray.errors import UsageError
+from braintumor_ray.types import FractionBox
 
 RGB = NDArray[np.uint8]
-Box = tuple[float, float, float, float]
 Ink = tuple[int, int, int]
 
 # Pixels. A cell is never so narrow that the footer's two notes would meet.
@@ -50,7 +50,7 @@ class Verdict(NamedTuple):
         return f"{word}: tumor {self.probability:.1%} {relation} {self.threshold:.1%}"
 
 
-class Page(NamedTuple):
+class OverlayPage(NamedTuple):
     """A white page with room for a title, rows of labeled tiles, a color bar and a footer."""
 
     image: Image.Image
@@ -60,7 +60,7 @@ class Page(NamedTuple):
     tile_height: int
 
     @classmethod
-    def blank(cls, rows: int, columns: int, tile: tuple[int, ...], lines: int) -> "Page":
+    def blank(cls, rows: int, columns: int, tile: tuple[int, ...], lines: int) -> "OverlayPage":
         """Make the page for `rows` x `columns` tiles of shape `tile` (height, width).
 
         Args:
@@ -92,7 +92,7 @@ class Page(NamedTuple):
 
 
 def outlines_on(
-    shape: tuple[int, ...], mask: NDArray[Any] | None, box: Box | None
+    shape: tuple[int, ...], mask: NDArray[Any] | None, box: FractionBox | None
 ) -> list[NDArray[Any]]:
     """Contours of a mask and of a box, in pixels of a tile of `shape` (height, width)."""
     outlines: list[NDArray[Any]] = []
@@ -351,7 +351,7 @@ def panel(
     alpha: float = 0.4,
     colormap: str = "jet",
     mask: NDArray[Any] | None = None,
-    box: Box | None = None,
+    box: FractionBox | None = None,
     mask_head: bool = False,
     verdict: Verdict | None = None,
 ) -> RGB:
@@ -396,7 +396,7 @@ def panel(
     head = head_mask(tile) if mask_head else None
     rows = _tile_rows(tile, cams, layout, alpha, colormap, head)
     lines = (true_class is not None) + (verdict is not None)
-    page = Page.blank(len(rows), len(rows[0]), (TILE_SIZE, TILE_SIZE), lines)
+    page = OverlayPage.blank(len(rows), len(rows[0]), (TILE_SIZE, TILE_SIZE), lines)
     _draw_title(page, predicted, probability, true_class, verdict)
     for row, cells in enumerate(rows):
         for column, (label, rgb) in enumerate(cells):
@@ -523,7 +523,11 @@ def inside_only(rgb: RGB, head: NDArray[Any] | None, outside: RGB | None = None)
 
 
 def _draw_title(
-    page: Page, predicted: str, probability: float, truth: str | None, verdict: Verdict | None
+    page: OverlayPage,
+    predicted: str,
+    probability: float,
+    truth: str | None,
+    verdict: Verdict | None,
 ) -> None:
     room = page.image.width - 2 * MARGIN
     base = MARGIN + TITLE - 4
@@ -539,7 +543,7 @@ def _draw_title(
         _draw_line(page, base, "decision", str(verdict), verdict.right)
 
 
-def _draw_line(page: Page, base: int, name: str, text: str, right: bool | None) -> None:
+def _draw_line(page: OverlayPage, base: int, name: str, text: str, right: bool | None) -> None:
     """A name, a text, and whether it is right, where that is known."""
     room = page.image.width - 2 * MARGIN - 160
     x = page.text((MARGIN, base), name, LABEL, GRAY)
@@ -551,7 +555,7 @@ def _draw_line(page: Page, base: int, name: str, text: str, right: bool | None) 
     page.text((x + 31, base), word, LABEL, ink)
 
 
-def _draw_cell(page: Page, row: int, column: int, label: str, rgb: RGB) -> None:
+def _draw_cell(page: OverlayPage, row: int, column: int, label: str, rgb: RGB) -> None:
     x, y = page.corner(row, column)
     height, width = rgb.shape[:2]
     page.text((x, y - 8), shortened(label, LABEL, page.cell_width), LABEL, INK)
@@ -561,7 +565,7 @@ def _draw_cell(page: Page, row: int, column: int, label: str, rgb: RGB) -> None:
     page.draw.rectangle((x - 1, y - 1, x + width, y + height), outline=LINE)
 
 
-def _draw_color_bar(page: Page, row: int, column: int, colormap: str) -> None:
+def _draw_color_bar(page: OverlayPage, row: int, column: int, colormap: str) -> None:
     x, y = page.corner(row, column)
     ramp = np.linspace(1, 0, page.tile_height)[:, None].repeat(BAR, axis=1)
     page.image.paste(Image.fromarray(colorize(ramp, colormap)), (x, y))
@@ -572,7 +576,7 @@ def _draw_color_bar(page: Page, row: int, column: int, colormap: str) -> None:
         page.text((x + BAR + 6, at), value, NOTE, INK, anchor)
 
 
-def _draw_footer(page: Page, has_outline: bool, mask_head: bool, has_head: bool) -> None:
+def _draw_footer(page: OverlayPage, has_outline: bool, mask_head: bool, has_head: bool) -> None:
     notes = "each map stretched to its own 0 to 1"
     if mask_head:
         notes += "; heat inside the head only" if has_head else "; no head found, all heat drawn"

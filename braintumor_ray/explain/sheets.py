@@ -35,7 +35,7 @@ _NAME = 220  # pixels of the column of names
 _HEAD, _LINE = LABEL + 12, NOTE + 8
 
 
-class Compared(NamedTuple):
+class SheetRow(NamedTuple):
     """A row of a compare sheet.
 
     Attributes:
@@ -52,7 +52,7 @@ class Compared(NamedTuple):
 
 
 def compare_sheet(
-    rows: list[Compared], *, alpha: float = 0.4, colormap: str = "jet", mask_head: bool = False
+    rows: list[SheetRow], *, alpha: float = 0.4, colormap: str = "jet", mask_head: bool = False
 ) -> RGB:
     """Draw scans below each other: scan, heatmap and overlay of each map, and the difference.
 
@@ -102,14 +102,14 @@ def _left(column: int) -> int:
     return MARGIN + _NAME + column * (CELL + GAP)
 
 
-def _write_name(pen: ImageDraw.ImageDraw, row: Compared, top: int) -> None:
+def _write_name(pen: ImageDraw.ImageDraw, row: SheetRow, top: int) -> None:
     written = [(row.name, INK), *((text, GRAY) for text in row.note.split("\n"))]
     lines = [(line, ink) for text, ink in written for line in wrapped(text, NOTE, _NAME - GAP)]
     for number, (line, ink) in enumerate(lines):
         pen.text((MARGIN, top + number * _LINE), line, ink, font_for(NOTE, line))
 
 
-def _cells(row: Compared, alpha: float, colormap: str, mask_head: bool) -> dict[str, RGB]:
+def _cells(row: SheetRow, alpha: float, colormap: str, mask_head: bool) -> dict[str, RGB]:
     """The pictures of a scan by label, each at most `CELL` a side."""
     tile = fit(row.gray, CELL)
     head = head_mask(tile) if mask_head else None

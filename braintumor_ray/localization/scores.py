@@ -37,7 +37,7 @@ BASELINES = ("centre", "random", "whole_head")
 CENTER_SIGMA = 1 / 6  # of the side: the map has faded at the picture's edge
 
 Scores = dict[str, float]
-Box = tuple[int, int, int, int]
+PixelBox = tuple[int, int, int, int]
 
 
 def localize(
@@ -176,18 +176,18 @@ def _parts(mask: Mask) -> list[NDArray[Any]]:
     return list(outlines)
 
 
-def _box_around(part: NDArray[Any]) -> Box:
+def _box_around(part: NDArray[Any]) -> PixelBox:
     """Left, top, right, bottom in pixels, right and bottom exclusive."""
     x, y, width, height = cv2.boundingRect(part)
     return x, y, x + width, y + height
 
 
-def _box_of_largest_part(mask: Mask) -> Box | None:
+def _box_of_largest_part(mask: Mask) -> PixelBox | None:
     parts = _parts(mask)
     return _box_around(max(parts, key=cv2.contourArea)) if parts else None
 
 
-def _box_overlap(first: Box, second: Box) -> float:
+def _box_overlap(first: PixelBox, second: PixelBox) -> float:
     """Intersection over union of two boxes (left, top, right, bottom)."""
     width = max(0, min(first[2], second[2]) - max(first[0], second[0]))
     height = max(0, min(first[3], second[3]) - max(first[1], second[1]))

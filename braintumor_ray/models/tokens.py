@@ -19,7 +19,7 @@ _LEAST_SIDE = 2  # cells of a grid of tokens: one token is no map
 
 
 @dataclass(frozen=True)
-class Layout:
+class FeatureLayout:
     """How features of a backbone lie in memory.
 
     Attributes:
@@ -50,7 +50,7 @@ class Layout:
         return torch.cat((zeros, features.flatten(1, 2)), dim=1)
 
 
-def find_layout(backbone: nn.Module, features: Tensor, name: str) -> Layout:
+def find_layout(backbone: nn.Module, features: Tensor, name: str) -> FeatureLayout:
     """The layout of a backbone's last features.
 
     Args:
@@ -64,12 +64,12 @@ def find_layout(backbone: nn.Module, features: Tensor, name: str) -> Layout:
     shape = tuple(features.shape) if isinstance(features, Tensor) else ()
     channels = backbone.num_features
     if len(shape) == 4 and shape[1] == channels and not _is_channels_last(backbone):
-        return Layout()
+        return FeatureLayout()
     if len(shape) == 4 and shape[3] == channels:
-        return Layout("channels last")
+        return FeatureLayout("channels last")
     prefix = int(getattr(backbone, "num_prefix_tokens", None) or 0)
     if len(shape) == 3 and shape[2] == channels and _is_square(shape[1] - prefix):
-        return Layout("tokens", prefix)
+        return FeatureLayout("tokens", prefix)
     found = f"features of shape {shape}" if shape else "several maps"
     raise UsageError(
         f"backbone '{name}' ends in {found}: no map (B, C, h, w) or square grid of tokens that CAM "
@@ -77,7 +77,7 @@ def find_layout(backbone: nn.Module, features: Tensor, name: str) -> Layout:
     )
 
 
-def pools_prefix(backbone: nn.Module, layout: Layout, shape: tuple[int, int, int]) -> bool:
+def pools_prefix(backbone: nn.Module, layout: FeatureLayout, shape: tuple[int, int, int]) -> bool:
     """Whether a backbone's own pooling reads tokens that are not of the picture (a class token).
 
     Args:
@@ -99,16 +99,16 @@ def as_map(activations: Tensor, prefix: int) -> Tensor:
 
     Args:
         activations: tokens, or a map of a square picture with channels first or last.
-        prefix: as of `Layout`.
+        prefix: as of `FeatureLayout`.
 
     Raises:
         UsageError: there is no square map in them.
     """
     shape = tuple(activations.shape)
     if len(shape) == 4:
-        return Layout("channels last" if shape[1] == shape[2] else "map").to_map(activations)
+        return FeatureLayout("channels last" if shape[1] == shape[2] else "map").to_map(activations)
     if len(shape) == 3 and _is_square(shape[1] - prefix):
-        return Layout("tokens", prefix).to_map(activations)
+        return FeatureLayout("tokens", prefix).to_map(activations)
     raise UsageError(
         f"--layer gives values of shape {shape}, in which there is no square grid; choose a block "
         "or a norm of the backbone"

@@ -56,7 +56,7 @@ class Shift:
 
 
 @dataclass
-class ShiftTally:
+class ShiftStatistics:
     """Adds up coordinates, a batch at a time; memory does not grow.
 
     Attributes:
@@ -111,7 +111,7 @@ def shift_of(
     positive: npt.NDArray[np.bool_],
     patients: Sequence[Any],
 ) -> Shift | None:
-    """The shift of scans that are all at hand; arguments as for `ShiftTally`."""
-    tally = ShiftTally()
-    tally.add(coordinates, positive, patients)
-    return tally.shift(reference.scans)
+    """The shift of scans that are all at hand; arguments as for `ShiftStatistics`."""
+    statistics = ShiftStatistics()
+    statistics.add(coordinates, positive, patients)
+    return statistics.shift(reference.scans)

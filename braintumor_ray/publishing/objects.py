@@ -20,7 +20,7 @@ from pydicom.uid import UID
 from braintumor_ray import __version__
 from braintumor_ray.explain.overlay import METHOD_LABELS, panel, upsampled
 from braintumor_ray.extras import require
-from braintumor_ray.publishing.source import Refused, Source
+from braintumor_ray.publishing.source import Refused, SourceFrame
 from braintumor_ray.types import MANUFACTURER
 
 if TYPE_CHECKING:
@@ -62,10 +62,12 @@ class Scored:
         return found.hexdigest()[:32]
 
 
-Frame: TypeAlias = tuple[Scored, Source]
+Frame: TypeAlias = tuple[Scored, SourceFrame]
 
 
-def derived_objects(scored: Scored, source: Source, *, maps: bool = True) -> dict[str, Dataset]:
+def derived_objects(
+    scored: Scored, source: SourceFrame, *, maps: bool = True
+) -> dict[str, Dataset]:
     """All objects of a row by their name: `map_METHOD`, `report`, `capture`.
 
     Args:
@@ -85,7 +87,7 @@ def derived_objects(scored: Scored, source: Source, *, maps: bool = True) -> dic
     return made | _finished(own, scored, source)
 
 
-def map_objects(scored: Scored, source: Source) -> dict[str, Dataset]:
+def map_objects(scored: Scored, source: SourceFrame) -> dict[str, Dataset]:
     """The Parametric Maps of a row alone, as `derived_objects` makes them.
 
     Raises:
@@ -146,7 +148,7 @@ def _carried_over() -> Iterator[None]:
         raise Refused(f"source: its header is not carried over ({type(error).__name__})") from error
 
 
-def parametric_map(scored: Scored, source: Source, method: str) -> Dataset:
+def parametric_map(scored: Scored, source: SourceFrame, method: str) -> Dataset:
     """A map at its source's resolution and place, in its own values: float32, one frame."""
     instance = _instance(scored, source, "map", method)
     return _map_of([(scored, source)], method, instance, _uid(scored, source, "dimensions"))
@@ -199,7 +201,7 @@ def _map_of(
     return made
 
 
-def _heat(scored: Scored, source: Source, method: str) -> NDArray[np.float32]:
+def _heat(scored: Scored, source: SourceFrame, method: str) -> NDArray[np.float32]:
     return upsampled(scored.cams[method], (source.gray.shape[0], source.gray.shape[1]))
 
 
@@ -212,7 +214,7 @@ def _mend_map(made: Dataset, organization: UID) -> None:
         shared.PixelMeasuresSequence[0].pop("SpacingBetweenSlices", None)
 
 
-def report(scored: Scored, source: Source) -> "ComprehensiveSR":
+def report(scored: Scored, source: SourceFrame) -> "ComprehensiveSR":
     """The row's figures as a measurement report (PS3.16, TID 1500)."""
     from highdicom.sr import ComprehensiveSR
 
@@ -229,7 +231,7 @@ def report(scored: Scored, source: Source) -> "ComprehensiveSR":
     )
 
 
-def capture(scored: Scored, source: Source) -> Dataset:
+def capture(scored: Scored, source: SourceFrame) -> Dataset:
     """A picture of scan and maps, for viewers that show nothing else; the disclaimer is in it."""
     import highdicom as hd
 
@@ -264,7 +266,7 @@ def capture(scored: Scored, source: Source) -> Dataset:
     return made
 
 
-def _reference(source: Source) -> Dataset:
+def _reference(source: SourceFrame) -> Dataset:
     item = Dataset()
     item.ReferencedSOPClassUID = source.header.SOPClassUID
     item.ReferencedSOPInstanceUID = source.header.SOPInstanceUID
@@ -273,7 +275,7 @@ def _reference(source: Source) -> Dataset:
     return item
 
 
-def _content(scored: Scored, source: Source) -> "MeasurementReport":
+def _content(scored: Scored, source: SourceFrame) -> "MeasurementReport":
     from highdicom import sr
     from pydicom.sr.codedict import codes
 
@@ -307,7 +309,7 @@ def _content(scored: Scored, source: Source) -> "MeasurementReport":
     )
 
 
-def _hottest_cells(scored: Scored, source: Source) -> list[Any]:
+def _hottest_cells(scored: Scored, source: SourceFrame) -> list[Any]:
     """The hottest cell of each map, as a region of interest of the scan (PS3.16, TID 1410)."""
     from highdicom import sr
     from pydicom.sr.codedict import codes
@@ -335,7 +337,7 @@ def _hottest_cells(scored: Scored, source: Source) -> list[Any]:
     return found
 
 
-def _hottest_box(cam: NDArray[Any], source: Source) -> NDArray[np.float64]:
+def _hottest_box(cam: NDArray[Any], source: SourceFrame) -> NDArray[np.float64]:
     """Corners (column, row) of the hottest cell, closed; 0 is the edge of the first pixel."""
     row, column = np.unravel_index(int(np.argmax(cam)), cam.shape)
     size = np.array(source.gray.shape[::-1]) / np.array(cam.shape[::-1])
@@ -398,7 +400,7 @@ def _code(value: str, meaning: str) -> "CodedConcept":
 
 
 def _instance(
-    scored: Scored, source: Source, kind: str, method: str = "", version: str = ""
+    scored: Scored, source: SourceFrame, kind: str, method: str = "", version: str = ""
 ) -> dict[str, Any]:
     """Who made an object, and its UIDs and numbers: a series per source series, kind and bundle.
 
@@ -419,7 +421,7 @@ def _instance(
     return made
 
 
-def _uid(scored: Scored, source: Source, kind: str) -> UID:
+def _uid(scored: Scored, source: SourceFrame, kind: str) -> UID:
     return _named_uid(f"{source.header.SOPInstanceUID} {source.frame} {scored.digest} {kind}")
 
 
@@ -432,13 +434,13 @@ def _described(what: str) -> str:
     return f"{what} - research, not for diagnosis"[:64]
 
 
-def _finished(made: dict[str, Dataset], scored: Scored, source: Source) -> dict[str, Dataset]:
+def _finished(made: dict[str, Dataset], scored: Scored, source: SourceFrame) -> dict[str, Dataset]:
     for each in made.values():
         _finish(each, source, scored.row.get("scored_at"))
     return made
 
 
-def _finish(made: Dataset, source: Source, scored_at: datetime | None) -> None:
+def _finish(made: Dataset, source: SourceFrame, scored_at: datetime | None) -> None:
     """Set the body part, and the dates: highdicom takes the present, which differs each time."""
     if made.Modality != "SR":  # an unpaired part: else Laterality is missing
         made.BodyPartExamined = source.header.get("BodyPartExamined") or "HEAD"

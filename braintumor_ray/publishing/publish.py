@@ -17,9 +17,9 @@ from braintumor_ray.publishing.ledger import Ledger
 from braintumor_ray.publishing.objects import Frame, derived_objects
 from braintumor_ray.publishing.options import PublishOptions
 from braintumor_ray.publishing.rows import Chosen, chosen_rows
-from braintumor_ray.publishing.sending import Senders, Tally
+from braintumor_ray.publishing.sending import PublishCounts, Senders
 from braintumor_ray.publishing.series import by_series, maps_of
-from braintumor_ray.publishing.source import Refused, Source, read_source
+from braintumor_ray.publishing.source import Refused, SourceFrame, read_source
 from braintumor_ray.storage import write_atomically
 from braintumor_ray.types import Progress
 
@@ -54,35 +54,37 @@ def publish(
         raise UsageError("--map-per series goes to a folder or to a server: leave out one of them")
     folder = results_folder(results)
     files = dict(zip(archive["path"].to_pylist(), archive["uri"].to_pylist(), strict=True))
-    tally, done = Tally(), 0
+    counts, done = PublishCounts(), 0
     rows = chosen_rows(folder, options)
-    with _destination(folder, options, tally) as put, warnings.catch_warnings():
+    with _destination(folder, options, counts) as put, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pydicom's and highdicom's repeat names of patients
         for unit in by_series(rows) if whole else ([row] for row in rows):
-            put(unit, partial(_made, files=files, options=options, tally=tally))
+            put(unit, partial(_made, files=files, options=options, counts=counts))
             done += len(unit)
             if progress:
                 progress(done, options.limit or done)
-    _check(tally)
-    return {**asdict(tally), "refused": dict(tally.refused)}
+    _check(counts)
+    return {**asdict(counts), "refused": dict(counts.refused)}
 
 
 @contextmanager
 def _destination(
-    folder: ResultsFolder, options: PublishOptions, tally: Tally
+    folder: ResultsFolder, options: PublishOptions, counts: PublishCounts
 ) -> Iterator[Callable[[list[Chosen], Make], None]]:
     """What puts the objects of rows where they are wanted; they are made only if need be."""
     if options.to is None:
-        yield partial(_only_write, options=options, tally=tally)
+        yield partial(_only_write, options=options, counts=counts)
         return
-    with Ledger(folder, options.to) as ledger, Senders(ledger, options, tally) as senders:
+    with Ledger(folder, options.to) as ledger, Senders(ledger, options, counts) as senders:
         yield partial(_send, senders=senders, options=options)
 
 
-def _only_write(rows: list[Chosen], make: Make, options: PublishOptions, tally: Tally) -> None:
+def _only_write(
+    rows: list[Chosen], make: Make, options: PublishOptions, counts: PublishCounts
+) -> None:
     kept, made = make(rows)
     _write(made, options)
-    tally.published(len(made), len(kept))
+    counts.published(len(made), len(kept))
 
 
 def _send(rows: list[Chosen], make: Make, senders: Senders, options: PublishOptions) -> None:
@@ -98,7 +100,7 @@ def _send(rows: list[Chosen], make: Make, senders: Senders, options: PublishOpti
 
 
 def _made(
-    rows: list[Chosen], files: dict[str, str], options: PublishOptions, tally: Tally
+    rows: list[Chosen], files: dict[str, str], options: PublishOptions, counts: PublishCounts
 ) -> tuple[list[Chosen], dict[str, Dataset]]:
     """The rows that are not refused, and their objects by path."""
     kept: list[Chosen] = []
@@ -109,7 +111,7 @@ def _made(
             source = _source(row, files, options)
             own = derived_objects(row.scored, source, maps=not row.per_series)
         except Refused as error:
-            tally.refused[str(error)] += 1
+            counts.refused[str(error)] += 1
             continue
         kept.append(row)
         made |= {f"{row.folder}/{kind}": each for kind, each in own.items()}
@@ -119,11 +121,11 @@ def _made(
     try:
         return kept, made | maps_of(frames)
     except Refused as error:
-        tally.refused[str(error)] += len(kept)
+        counts.refused[str(error)] += len(kept)
         return [], {}
 
 
-def _source(row: Chosen, files: dict[str, str], options: PublishOptions) -> Source:
+def _source(row: Chosen, files: dict[str, str], options: PublishOptions) -> SourceFrame:
     location = files.get(row.path)
     if location is None:
         raise Refused("source: no file of that path; is it the root that was scored?")
@@ -137,9 +139,11 @@ def _write(made: dict[str, Dataset], options: PublishOptions) -> None:
         write_atomically(f"{str(options.output).rstrip('/')}/{name}.dcm", stream.getvalue())
 
 
-def _check(tally: Tally) -> None:
-    refused = tally.refused
+def _check(counts: PublishCounts) -> None:
+    refused = counts.refused
     if not refused:
         return
     reasons = "; ".join(f"{count} x {reason}" for reason, count in refused.most_common())
-    raise PublishError(f"{refused.total()} scans were not published, {tally.scans} were: {reasons}")
+    raise PublishError(
+        f"{refused.total()} scans were not published, {counts.scans} were: {reasons}"
+    )

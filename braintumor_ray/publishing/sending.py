@@ -28,7 +28,7 @@ _AT_ONCE = 16  # objects of a request
 
 
 @dataclass
-class Tally:
+class PublishCounts:
     """What became of the scans, by number.
 
     Attributes:
@@ -54,14 +54,14 @@ class Senders:
     Args:
         ledger: of the server; scans are noted there when it has them.
         options: which server, and how.
-        tally: counts what becomes of the scans.
+        counts: counts what becomes of the scans.
 
     Raises:
         UsageError: a library is not installed, or the address is none.
     """
 
-    def __init__(self, ledger: Ledger, options: PublishOptions, tally: Tally) -> None:
-        self._ledger, self._tally = ledger, tally
+    def __init__(self, ledger: Ledger, options: PublishOptions, counts: PublishCounts) -> None:
+        self._ledger, self._counts = ledger, counts
         self._ended = threading.Event()
         self._servers: queue.SimpleQueue[Server | Peer] = queue.SimpleQueue()
         self._most = options.senders or (1 if is_dimse(str(options.to)) else _SENDERS)
@@ -92,7 +92,7 @@ class Senders:
     def has(self, row: Chosen) -> bool:
         """Whether the server has a scan from an earlier call; it is counted so."""
         known = self._ledger.has(row)
-        self._tally.sent_before += known
+        self._counts.sent_before += known
         return known
 
     def send(self, rows: Sequence[Chosen], made: Sequence[Dataset]) -> None:
@@ -124,10 +124,10 @@ class Senders:
         rows, objects = self._sending.pop(done)
         error = done.exception()
         if isinstance(error, Refused):
-            self._tally.refused[str(error)] += len(rows)
+            self._counts.refused[str(error)] += len(rows)
         elif error is None:
             self._ledger.add(rows)
-            self._tally.published(objects, len(rows))
+            self._counts.published(objects, len(rows))
         return None if isinstance(error, Refused) else error
 
     def _finish(self, reraise: bool) -> None:

@@ -36,7 +36,7 @@ class Refused(PublishError):
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
+class SourceFrame:
     """A frame of a DICOM file with what a derived object takes from it.
 
     Attributes:
@@ -70,7 +70,7 @@ def read_source(
     row: Mapping[str, Any],
     allow_burned_in: bool = False,
     mask_burned_in: bool = False,
-) -> Source:
+) -> SourceFrame:
     """Read the file of a row again.
 
     Args:
@@ -94,7 +94,7 @@ def source_of(
     row: Mapping[str, Any],
     allow_burned_in: bool = False,
     mask_burned_in: bool = False,
-) -> Source:
+) -> SourceFrame:
     """As `read_source`, of a file's content.
 
     Raises:
@@ -110,7 +110,7 @@ def source_of(
         raise Refused(_BURNED_IN)
     if gray.shape != (header.Rows, header.Columns):
         raise Refused("source: a mosaic, whose slices have no position of their own")
-    return Source(header, gray, frame, *_place(header, frame), text)
+    return SourceFrame(header, gray, frame, *_place(header, frame), text)
 
 
 def _without_text(

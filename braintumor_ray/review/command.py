@@ -10,11 +10,11 @@ import uvicorn
 from braintumor_ray.errors import UsageError
 from braintumor_ray.predict.results import results_folder
 from braintumor_ray.progress import Say
+from braintumor_ray.review.explainer import Explainer
 from braintumor_ray.review.log import LabelLog
-from braintumor_ray.review.network import Network
 from braintumor_ray.review.options import LABELS, ReviewOptions
 from braintumor_ray.review.pictures import Pictures
-from braintumor_ray.review.scans import Scans
+from braintumor_ray.review.scans import RankedScans
 from braintumor_ray.review.web import Review, create_app
 from braintumor_ray.serving.command import check_port, is_loopback
 from braintumor_ray.serving.settings import ServingSettings, token_digest
@@ -46,10 +46,10 @@ def opened(results: str, source: pa.Table | None, options: ReviewOptions) -> Ite
         UsageError: the file of labels cannot be written, or the bundle is another one.
     """
     folder = results_folder(results)
-    scans = Scans.load(folder, source)
+    scans = RankedScans.load(folder, source)
     network = None
     if options.bundle is not None:
-        network = Network(options.bundle, options.device, folder)
+        network = Explainer(options.bundle, options.device, folder)
     log = LabelLog(labels_file(results, options.labels))
     pictures = Pictures()
     try:

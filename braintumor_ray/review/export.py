@@ -9,15 +9,16 @@ from typing import Any
 import pyarrow as pa
 
 from braintumor_ray import __version__
-from braintumor_ray.catalog.reviewed import Box, Key, Reviewed, read_reviewed
+from braintumor_ray.catalog.reviewed import Key, Reviewed, read_reviewed
 from braintumor_ray.errors import UsageError
 from braintumor_ray.predict.results import results_folder
 from braintumor_ray.progress import Say
 from braintumor_ray.review.options import LABELS, ReviewOptions
 from braintumor_ray.review.pictures import LARGEST, NoPicture, Pictures
-from braintumor_ray.review.scans import Scans
+from braintumor_ray.review.scans import RankedScans
 from braintumor_ray.serving.web import NOTICE
 from braintumor_ray.storage import is_local, local_path, write_atomically
+from braintumor_ray.types import FractionBox
 
 COCO_FILE = ".json"
 SHOWN = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")  # what a browser draws, so FiftyOne too
@@ -47,7 +48,7 @@ def export_review(
     """
     output = _checked_output(options)
     folder = results_folder(results)
-    scans = Scans.load(folder, source)
+    scans = RankedScans.load(folder, source)
     states = _states(results, options.labels)
     known = {key: states[key] for key in scans.keys if key in states}
     left_out = 0
@@ -83,7 +84,7 @@ def _states(results: str, labels: str | None) -> States:
     return read_reviewed(own) if is_local(own) and local_path(own).exists() else {}
 
 
-def coco(scans: Scans, states: States) -> dict[str, Any]:
+def coco(scans: RankedScans, states: States) -> dict[str, Any]:
     """COCO's object detection format: boxes of reviewers, in pixels, of the class that they gave.
 
     COCO has no labels of whole images: they are further keys of each image, which its readers
@@ -113,14 +114,14 @@ def coco(scans: Scans, states: States) -> dict[str, Any]:
     }
 
 
-def _class_names(scans: Scans, states: States) -> list[str]:
+def _class_names(scans: RankedScans, states: States) -> list[str]:
     """The network's classes in its order, then further ones that labels name."""
     known = scans.rows["known_label"].to_pylist() + [seen.label for seen in states.values()]
     further = sorted({name for name in known if name} - set(scans.class_names))
     return [*scans.class_names, *further]
 
 
-def _images(scans: Scans, states: States) -> list[dict[str, Any]]:
+def _images(scans: RankedScans, states: States) -> list[dict[str, Any]]:
     """What is known of each scan, in order of urgency."""
     facts = scans.rows.select([*_PLACE, *_TOLD]).to_pylist()
     return [
@@ -152,7 +153,9 @@ def _box_class(image: Mapping[str, Any]) -> str:
     return str(image["label"] or image["known_label"] or image["predicted_class"])
 
 
-def _annotation(number: int, image: Mapping[str, Any], category: int, box: Box) -> dict[str, Any]:
+def _annotation(
+    number: int, image: Mapping[str, Any], category: int, box: FractionBox
+) -> dict[str, Any]:
     width, height = image["width"], image["height"]
     x, y = box[0] * width, box[1] * height
     w, h = box[2] * width - x, box[3] * height - y
@@ -168,7 +171,7 @@ def _annotation(number: int, image: Mapping[str, Any], category: int, box: Box) 
     }
 
 
-def _write_fiftyone(scans: Scans, states: States, output: Path) -> int:
+def _write_fiftyone(scans: RankedScans, states: States, output: Path) -> int:
     """Three data sets in FiftyOne's own formats over the same pictures; returns how many lack one.
 
     `predictions` and `labels` are a FiftyOneImageClassificationDataset each, `boxes` is a
@@ -216,7 +219,7 @@ def _given(image: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
     }
 
 
-def _detection(image: Mapping[str, Any], box: Box, names: list[str]) -> dict[str, Any]:
+def _detection(image: Mapping[str, Any], box: FractionBox, names: list[str]) -> dict[str, Any]:
     return {
         "label": names.index(_box_class(image)),
         "bounding_box": [box[0], box[1], box[2] - box[0], box[3] - box[1]],
@@ -224,7 +227,7 @@ def _detection(image: Mapping[str, Any], box: Box, names: list[str]) -> dict[str
     }
 
 
-def _picture_files(scans: Scans, folder: Path) -> tuple[dict[str, str], int]:
+def _picture_files(scans: RankedScans, folder: Path) -> tuple[dict[str, str], int]:
     """A file for each scan that FiftyOne can draw: its own, else a PNG that is written for it."""
     pictures, files, left_out = Pictures(), dict[str, str](), 0
     rows = scans.rows.select(list(_READ))

@@ -24,7 +24,7 @@ _SLICES = 200  # of one series that the page shows
 
 
 @dataclass(frozen=True)
-class Scans:
+class RankedScans:
     """Scored scans in order of urgency; a request names one by its id, 16 hexadecimal digits.
 
     Attributes:
@@ -37,7 +37,7 @@ class Scans:
     rows: pa.Table
 
     @classmethod
-    def load(cls, folder: ResultsFolder, source: pa.Table | None = None) -> "Scans":
+    def load(cls, folder: ResultsFolder, source: pa.Table | None = None) -> "RankedScans":
         """Read a results folder.
 
         Args:

@@ -21,8 +21,8 @@ from braintumor_ray.catalog.reviewed import Key, Reviewed, newest, read_events
 from braintumor_ray.errors import BrainTumorError, UsageError, describe_validation
 from braintumor_ray.explain.overlay import METHOD_LABELS
 from braintumor_ray.review.changes import Change
+from braintumor_ray.review.explainer import Explainer, missing_neighbors
 from braintumor_ray.review.log import LabelLog, table_of
-from braintumor_ray.review.network import Network, missing_neighbors
 from braintumor_ray.review.options import ORDERS, Order
 from braintumor_ray.review.pictures import (
     LARGEST,
@@ -32,7 +32,7 @@ from braintumor_ray.review.pictures import (
     Pictures,
     stored_map,
 )
-from braintumor_ray.review.scans import FILTERS, Filter, Scans
+from braintumor_ray.review.scans import FILTERS, Filter, RankedScans
 from braintumor_ray.serving.access import AccessMiddleware
 from braintumor_ray.serving.problems import ProblemError
 from braintumor_ray.serving.web import NOTICE, add_problems, static_route
@@ -67,10 +67,10 @@ class Review:
         reviewer: whose labels they are where the page names nobody.
     """
 
-    scans: Scans
+    scans: RankedScans
     log: LabelLog
     pictures: Pictures
-    network: Network | None = None
+    network: Explainer | None = None
     order: Order = "urgency"
     reviewer: str = ""
     views: Cache = field(default_factory=lambda: Cache(32))

@@ -35,10 +35,10 @@ from braintumor_ray.scoring.generation import drop_other_attempts, tidy_newest
 from braintumor_ray.scoring.layout import Cluster, lay_out
 from braintumor_ray.scoring.options import ScoreOptions
 from braintumor_ray.scoring.pipeline import Counter, Stages, execute, watched
-from braintumor_ray.scoring.plan import Plan, make_plan, write_work
+from braintumor_ray.scoring.plan import ScorePlan, make_plan, write_work
 from braintumor_ray.scoring.scans import Scans, are_in
 from braintumor_ray.scoring.settling import as_stored, open_results, settled
-from braintumor_ray.scoring.summary import Summary, Tally, nothing_new, summarize
+from braintumor_ray.scoring.summary import RowStatistics, Summary, nothing_new, summarize
 from braintumor_ray.storage import absolute, location_label
 from braintumor_ray.types import Progress
 
@@ -89,7 +89,7 @@ def score(
 
 def plan_only(
     catalog: pa.Table | Scans, results: str, bundle: Bundle, options: ScoreOptions
-) -> Plan:
+) -> ScorePlan:
     """What `score` would do with a bundle (`scoring_bundle`); writes nothing and needs no Ray."""
     folder = results_folder(results)
     if META not in folder.names():
@@ -165,7 +165,7 @@ def _gpu_gains_by_bf16() -> bool:
 
 def _plan(
     folder: ResultsFolder, catalog: pa.Table | Scans, fingerprint: str, options: ScoreOptions
-) -> Plan:
+) -> ScorePlan:
     return make_plan(
         folder,
         catalog,
@@ -178,7 +178,7 @@ def _plan(
 
 
 def _run(
-    plan: Plan,
+    plan: ScorePlan,
     bundle: Bundle,
     options: ScoreOptions,
     lease: Lease,
@@ -209,11 +209,11 @@ def _run(
         progress(plan.work.num_rows, plan.work.num_rows)
         predicted, seconds = counter.read()
         speed = predicted / seconds if seconds else 0.0
-    return _commit(plan, catalogs, lease, started, speed, options, Tally(bundle))
+    return _commit(plan, catalogs, lease, started, speed, options, RowStatistics(bundle))
 
 
 def _metered(
-    plan: Plan, bundle: Bundle, options: ScoreOptions, progress: Progress | None
+    plan: ScorePlan, bundle: Bundle, options: ScoreOptions, progress: Progress | None
 ) -> Progress:
     """Progress that is exported, too."""
     predict = options.predict
@@ -233,13 +233,13 @@ def _metered(
 
 
 def _commit(
-    plan: Plan,
+    plan: ScorePlan,
     catalogs: list[str],
     lease: Lease,
     started: float,
     model_scans_per_s: float,
     options: ScoreOptions,
-    tally: Tally,
+    statistics: RowStatistics,
 ) -> Summary:
     """Write the manifest, after which the generation counts, and tidy up."""
     generation, redaction = plan.generation, options.decode.redaction
@@ -247,8 +247,8 @@ def _commit(
         catalogs = write_work(plan, f"{_attempt_of(catalogs)}-redacted", redaction)
     predict = options.predict
     made_by = {"engine": predict.engine, "precision": predict.precision}
-    manifest = _manifest(plan, catalogs, started, tally) | made_by
-    summary = summarize(plan, tally, time.time() - started, model_scans_per_s)
+    manifest = _manifest(plan, catalogs, started, statistics) | made_by
+    summary = summarize(plan, statistics, time.time() - started, model_scans_per_s)
     lease.check()
     generation.folder.write_json(
         manifest | {"summary": asdict(summary)}, MANIFESTS, f"{generation.name}.json"
@@ -263,18 +263,22 @@ def _attempt_of(catalogs: list[str]) -> str:
     return catalogs[0].rsplit("/", 1)[-1].rsplit("-", 1)[0]
 
 
-def _missing(plan: Plan) -> int:
+def _missing(plan: ScorePlan) -> int:
     """Scans of the work without a committed row."""
     settled = np.sort(plan.generation.settled_ids())
     return int(np.count_nonzero(~are_in(plan.work.ids, settled)))
 
 
-def _manifest(plan: Plan, catalogs: list[str], started: float, tally: Tally) -> dict[str, Any]:
+def _manifest(
+    plan: ScorePlan, catalogs: list[str], started: float, statistics: RowStatistics
+) -> dict[str, Any]:
     generation = plan.generation
     sizes = generation.folder.sizes(generation.rows)
     files = []
-    for path, rows in generation.read_files(sorted(generation.committed_files()), tally.columns):
-        tally.add(rows)
+    for path, rows in generation.read_files(
+        sorted(generation.committed_files()), statistics.columns
+    ):
+        statistics.add(rows)
         size = sizes[path.rsplit("/", 1)[-1]]
         files.append({"path": path, "rows": rows.num_rows, "bytes": size})
     return {

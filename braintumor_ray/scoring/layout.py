@@ -30,7 +30,7 @@ class Cluster:
 
 
 @dataclass(frozen=True)
-class Layout:
+class JobResources:
     """What the job asks Ray for.
 
     Attributes:
@@ -52,7 +52,7 @@ class Layout:
         return {} if self.gpus_per_predictor else {"env_vars": allocator_environment()}
 
 
-def lay_out(request: Request, cluster: Cluster) -> Layout:
+def lay_out(request: Request, cluster: Cluster) -> JobResources:
     """Give predictors their GPUs (or a node each), and decoders all other CPUs.
 
     Raises:
@@ -77,7 +77,7 @@ def lay_out(request: Request, cluster: Cluster) -> Layout:
     threads = None
     if not share:
         threads = max(1, cluster.cores // math.ceil(most / cluster.nodes))
-    return Layout(
+    return JobResources(
         predictors=predictors,
         decoders=request.decoders or (1, max(1, int(room))),
         cpus_per_predictor=1.0,

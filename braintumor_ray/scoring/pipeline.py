@@ -27,7 +27,7 @@ from braintumor_ray.parquet_dataset import read_rows
 from braintumor_ray.progress import repeated
 from braintumor_ray.scoring.decode_stage import ArchiveDecodeStage
 from braintumor_ray.scoring.generation import Generation
-from braintumor_ray.scoring.layout import Layout
+from braintumor_ray.scoring.layout import JobResources
 from braintumor_ray.scoring.options import PredictSettings, ScoreOptions
 from braintumor_ray.scoring.predict_stage import PredictStage
 from braintumor_ray.scoring.scans import ROWS_PER_PART
@@ -106,7 +106,7 @@ def execute(
     catalogs: list[str],
     bundle: Bundle,
     options: ScoreOptions,
-    layout: Layout,
+    layout: JobResources,
     counter: Counter,
     stages: Stages,
 ) -> None:
@@ -176,7 +176,7 @@ def _pool(size: tuple[int, int]) -> ActorPoolStrategy:
     return ActorPoolStrategy(min_size=size[0], max_size=size[1])
 
 
-def _on_layout(predict: PredictSettings, layout: Layout) -> PredictSettings:
+def _on_layout(predict: PredictSettings, layout: JobResources) -> PredictSettings:
     """What travels to the predictors: the bundle's place means the same on every node."""
     threads = layout.torch_threads if predict.torch_threads is None else predict.torch_threads
     return replace(predict, bundle=absolute(predict.bundle), torch_threads=threads)

@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Plan:
+class ScorePlan:
     """What a run has to do.
 
     Attributes:
@@ -84,7 +84,7 @@ def make_plan(
     *,
     retry_quarantined: bool = False,
     redaction: UriRedaction | None = None,
-) -> Plan:
+) -> ScorePlan:
     """Compare a catalog with what is committed.
 
     Args:
@@ -118,10 +118,10 @@ def make_plan(
     supersedes = _superseded(generation, work, manifests, redaction, elsewhere)
     resumed = int(np.count_nonzero(are_in(work.ids, done)))
     backlog = new - int(np.count_nonzero(wanted))
-    return Plan(generation, work, resumed, known, supersedes, backlog)
+    return ScorePlan(generation, work, resumed, known, supersedes, backlog)
 
 
-def write_work(plan: Plan, attempt: str, redaction: UriRedaction | None = None) -> list[str]:
+def write_work(plan: ScorePlan, attempt: str, redaction: UriRedaction | None = None) -> list[str]:
     """Write the work as the generation's catalog; returns paths below the folder.
 
     Each attempt has its own files: those of an interrupted one are needed until this one is
@@ -274,7 +274,7 @@ def _carried(generation: Generation, gone: Ids) -> pa.Table:
 
 
 @dataclass
-class _File:
+class _FileVersions:
     """The newest version of a file in the work, as written.
 
     Attributes:
@@ -363,7 +363,7 @@ def _among(part: pa.Table, sought: dict[str, Ids]) -> pa.Table:
 
 def _files(
     work: Work, suspects: dict[int, pa.Table], redaction: UriRedaction | None
-) -> dict[tuple[str, str], _File]:
+) -> dict[tuple[str, str], _FileVersions]:
     """By (path, URI): those of the work that have earlier rows, or may have two versions in it."""
     values, counts = np.unique(_keys(work, "path", redaction), return_counts=True)
     twice = values[counts > 1]
@@ -373,7 +373,7 @@ def _files(
     }
     carried = redact_catalog(work.carried, redaction)
     sought["path"] = np.union1d(sought["path"], keys_of(carried, "path", frame=False))
-    files: dict[tuple[str, str], _File] = {}
+    files: dict[tuple[str, str], _FileVersions] = {}
     if not any(map(len, (twice, *sought.values()))):
         return files
     for part in work.parts(None if redaction else _VERSION_COLUMNS):
@@ -383,11 +383,11 @@ def _files(
             sought["path"] = np.union1d(sought["path"], keys_of(repeated, "path", frame=False))
         for row in _among(shown, sought).to_pylist():
             key = row["path"], row["uri"]
-            files.setdefault(key, _File(_version_of(row))).add(row)
+            files.setdefault(key, _FileVersions(_version_of(row))).add(row)
     return files
 
 
-def _check_archive(files: dict[tuple[str, str], _File], same_elsewhere: int) -> None:
+def _check_archive(files: dict[tuple[str, str], _FileVersions], same_elsewhere: int) -> None:
     """Two archives may use the same paths; one that has moved still has most of its files."""
     elsewhere = {uri: file for (_, uri), file in files.items() if file.here is False}
     others = sum(len(file.scans) for file in elsewhere.values())

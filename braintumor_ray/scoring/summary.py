@@ -9,8 +9,8 @@ import pyarrow.compute as pc
 
 from braintumor_ray.choices import EngineName
 from braintumor_ray.models.bundle import DOMAIN_COORDINATES, Bundle
-from braintumor_ray.predict.shift import Shift, ShiftTally
-from braintumor_ray.scoring.plan import Plan
+from braintumor_ray.predict.shift import Shift, ShiftStatistics
+from braintumor_ray.scoring.plan import ScorePlan
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ _COLUMNS = ["status", "reason", "predicted_class", "entropy", "out_of_domain"]
 _SHIFT_COLUMNS = [DOMAIN_COORDINATES, "decision", "patient_key"]
 
 
-class Tally:
+class RowStatistics:
     """Counts the rows of a generation, a table at a time.
 
     Args:
@@ -73,7 +73,7 @@ class Tally:
 
     def __init__(self, bundle: Bundle) -> None:
         self._archive = bundle.archive
-        self._shift = ShiftTally()
+        self._shift = ShiftStatistics()
         self.scans = self.out_of_domain = 0
         self.status, self.classes, self.reasons = Counter[str](), Counter[str](), Counter[str]()
         self._scored, self._sum, self._squares = 0, 0.0, 0.0
@@ -117,29 +117,31 @@ class Tally:
         return mean, math.sqrt(max(0.0, self._squares / self._scored - mean**2))
 
 
-def nothing_new(plan: Plan) -> Summary:
+def nothing_new(plan: ScorePlan) -> Summary:
     """Of a run that had nothing to score."""
     return Summary(None, 0, 0, plan.known, backlog=plan.backlog)
 
 
-def summarize(plan: Plan, tally: Tally, seconds: float, model_scans_per_s: float) -> Summary:
+def summarize(
+    plan: ScorePlan, statistics: RowStatistics, seconds: float, model_scans_per_s: float
+) -> Summary:
     """The figures of a run whose rows are counted."""
-    fresh = tally.scans - plan.resumed
+    fresh = statistics.scans - plan.resumed
     speed = fresh / seconds if seconds else 0.0
-    mean, deviation = tally.entropy
+    mean, deviation = statistics.entropy
     return Summary(
         generation=plan.generation.number,
-        scans=tally.scans,
+        scans=statistics.scans,
         resumed=plan.resumed,
         known=plan.known,
         backlog=plan.backlog,
-        status=dict(tally.status.most_common()),
-        classes=dict(tally.classes.most_common()),
-        reasons=dict(tally.reasons.most_common()),
+        status=dict(statistics.status.most_common()),
+        classes=dict(statistics.classes.most_common()),
+        reasons=dict(statistics.reasons.most_common()),
         mean_entropy=mean,
         entropy_deviation=deviation,
-        out_of_domain=tally.out_of_domain,
-        shift=tally.shift,
+        out_of_domain=statistics.out_of_domain,
+        shift=statistics.shift,
         seconds=seconds,
         scans_per_s=speed,
         model_scans_per_s=model_scans_per_s,

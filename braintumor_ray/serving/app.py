@@ -25,7 +25,7 @@ from braintumor_ray.monitoring.meters import RequestMeters
 from braintumor_ray.serving.access import MeteredApp
 from braintumor_ray.serving.batching import Gatherer
 from braintumor_ray.serving.decoders import DecoderPool
-from braintumor_ray.serving.model import Explain, ModelCard, Row, batches_at_once
+from braintumor_ray.serving.model import MapChoice, ModelCard, Row, batches_at_once
 from braintumor_ray.serving.problems import busy
 from braintumor_ray.serving.service import Service, not_ready
 from braintumor_ray.serving.settings import ServingSettings, parse_settings, token_digest
@@ -54,7 +54,7 @@ class PredictorReplica:
         )
         self._predictor = BatchedPredictor(chosen, sizes.observe)
 
-    async def predict(self, explain: Sequence[Explain], *squares: GrayImage) -> list[Row]:
+    async def predict(self, explain: Sequence[MapChoice], *squares: GrayImage) -> list[Row]:
         """One row for each uint8 (S, S); they wait for their batches.
 
         Squares are arguments of their own: Ray sends an argument below 100 KiB with the call, and a
@@ -84,7 +84,7 @@ class RemoteModel:
             self._predict, most // batches_at_once(settings), most, calls_of(settings)
         )
 
-    async def predict(self, square: GrayImage, explain: Explain) -> Row:
+    async def predict(self, square: GrayImage, explain: MapChoice) -> Row:
         """As `Model.predict`; asks another replica when one dies during the request."""
         return await self._gathered((square, explain))
 
@@ -92,7 +92,7 @@ class RemoteModel:
         """As `Model.coming`."""
         return self._gathered.coming(count)
 
-    async def _predict(self, items: Sequence[tuple[GrayImage, Explain]]) -> list[Row]:
+    async def _predict(self, items: Sequence[tuple[GrayImage, MapChoice]]) -> list[Row]:
         squares, explain = zip(*items, strict=True)
         rows: list[Row] = await self._ask(lambda: self._handle.predict.remote(explain, *squares))
         return rows

@@ -18,7 +18,7 @@ from braintumor_ray.predict.options import PredictorOptions
 from braintumor_ray.predict.predictor import Columns, Predictor
 from braintumor_ray.serving.batching import Batcher
 from braintumor_ray.serving.model import (
-    Explain,
+    MapChoice,
     ModelCard,
     Row,
     batches_at_once,
@@ -64,11 +64,11 @@ class BatchedPredictor:
         torch.set_num_threads(self._threads)
         return make_predictor(settings, batches_at_once(settings))
 
-    async def __call__(self, items: Sequence[tuple[GrayImage, Explain]]) -> list[Row]:
+    async def __call__(self, items: Sequence[tuple[GrayImage, MapChoice]]) -> list[Row]:
         """One row for each uint8 (S, S), in order."""
         return await asyncio.gather(*(self._batched(item) for item in items))
 
-    def _predict(self, items: Sequence[tuple[GrayImage, Explain]], alone: bool) -> list[Row]:
+    def _predict(self, items: Sequence[tuple[GrayImage, MapChoice]], alone: bool) -> list[Row]:
         # OpenMP counts threads per calling thread, and Ray starts actors with one.
         torch.set_num_threads(self._threads if alone else self._share)
         squares = [square for square, _ in items]
@@ -137,7 +137,7 @@ def on_phantoms(location: str) -> bool:
 
 
 def predict_rows(
-    predictor: Predictor, squares: Sequence[GrayImage], explain: Sequence[Explain]
+    predictor: Predictor, squares: Sequence[GrayImage], explain: Sequence[MapChoice]
 ) -> list[Row]:
     """Predict a batch of which each member may want maps or not; one row each, in order.
 

@@ -17,7 +17,7 @@ from braintumor_ray.serving.settings import ServingSettings
 from braintumor_ray.types import GrayImage
 
 Row = dict[str, Any]
-Explain = bool | str  # whether to make maps, or of which class in place of the predictor's choice
+MapChoice = bool | str  # whether to make maps, or of which class in place of the predictor's choice
 
 
 class ModelCard(BaseModel):
@@ -66,7 +66,7 @@ class ModelCard(BaseModel):
 class Model(Protocol):
     """Predicts squares; batches them behind this interface."""
 
-    async def predict(self, square: GrayImage, explain: Explain) -> Row:
+    async def predict(self, square: GrayImage, explain: MapChoice) -> Row:
         """One row for one uint8 (S, S): the predictor's columns, without maps if not `explain`.
 
         Raises:

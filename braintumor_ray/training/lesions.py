@@ -20,7 +20,7 @@ from braintumor_ray.types import GrayImage
 SOME_TUMOR = -1
 """Label of a scan with a drawn lesion: a tumor of no known class."""
 BANK_SIZE = 96  # scans whose tumors are transplanted
-Floats = npt.NDArray[np.float32]
+Floats32 = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def draw_lesion(
     return (picture * (1 - share) + texture * share).clip(0, 255).astype(np.uint8), mask
 
 
-def _depth_in_head(image: GrayImage) -> Floats | None:
+def _depth_in_head(image: GrayImage) -> Floats32 | None:
     """Distance to the head's border, pixels; None where there is no head of some size."""
     head = head_mask(image)
     if head is None:
@@ -153,7 +153,7 @@ def _blob_distance(
     center: tuple[int, int],
     radius: float,
     smooth: bool,
-) -> Floats:
+) -> Floats32:
     """Distance to a center in radii of an irregular, stretched blob: below 1 inside."""
     turn = random.uniform(0, np.pi)
     stretch = np.exp(random.uniform(0, 0.2 if smooth else 0.5))
@@ -167,8 +167,8 @@ def _blob_distance(
 
 
 def _texture(
-    random: np.random.Generator, distance: Floats, span: float, bright: bool, smooth: bool
-) -> Floats:
+    random: np.random.Generator, distance: Floats32, span: float, bright: bool, smooth: bool
+) -> Floats32:
     size = distance.shape[0]
     tone = span * (random.uniform(0.6, 1.05) if bright else random.uniform(0.05, 0.35))
     grain = random.uniform(0.02, 0.08) if smooth else random.uniform(0.04, 0.16)
@@ -185,12 +185,12 @@ def _texture(
 
 def _with_edema(
     random: np.random.Generator,
-    picture: Floats,
-    distance: Floats,
-    inner: Floats,
+    picture: Floats32,
+    distance: Floats32,
+    inner: Floats32,
     span: float,
     bright: bool,
-) -> Floats:
+) -> Floats32:
     """Swelling around the lesion, in half of them."""
     if random.random() >= 0.5:
         return picture
@@ -201,18 +201,18 @@ def _with_edema(
     return np.asarray(picture * (1 - share) + tone * share, np.float32)
 
 
-def _noise(random: np.random.Generator, size: int, cells: int) -> Floats:
+def _noise(random: np.random.Generator, size: int, cells: int) -> Floats32:
     """Smooth noise of unit variance with about `cells` waves across, float32 (S, S)."""
     coarse = random.standard_normal((cells, cells)).astype(np.float32)
     return np.asarray(cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC), np.float32)
 
 
-def _grid(size: int) -> tuple[Floats, Floats]:
+def _grid(size: int) -> tuple[Floats32, Floats32]:
     """Columns (1, S) and rows (S, 1) of the pixels."""
     line = np.arange(size, dtype=np.float32)
     return line[None, :], line[:, None]
 
 
-def _mixed(image: GrayImage, other: Floats, share: npt.NDArray[np.floating]) -> GrayImage:
+def _mixed(image: GrayImage, other: Floats32, share: npt.NDArray[np.floating]) -> GrayImage:
     mixed = image * (1 - share) + other * share
     return np.asarray(mixed.clip(0, 255), np.uint8)

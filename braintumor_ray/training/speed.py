@@ -43,7 +43,7 @@ class Speed:
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """A recipe, and the time that it gets.
 
     Attributes:
@@ -88,7 +88,7 @@ def plan_training(
     reading_s: float,
     pretrained: bool,
     measure: Measure | None = None,
-) -> Plan:
+) -> TrainingPlan:
     """The strongest recipe of which enough epochs fit.
 
     Args:
@@ -116,7 +116,7 @@ def _fitted(
     seconds: float,
     reading_s: float,
     speed: Speed,
-) -> Plan:
+) -> TrainingPlan:
     shares, (stage,) = recipe.data.fractions, recipe.stages
     scans = sum(counts.values())
     shown = sum(n * (1 if c in positive else recipe.lesions.repeat) for c, n in counts.items())
@@ -127,7 +127,7 @@ def _fitted(
     room = int((seconds - after - around) / epoch)
     epochs = min(max(room, LEAST_EPOCHS), stage.epochs)
     train = min(max(seconds - after, around + LEAST_EPOCHS * epoch), around + epochs * epoch)
-    return Plan(recipe.name, epochs, stage.epochs, train, after, room >= LEAST_EPOCHS)
+    return TrainingPlan(recipe.name, epochs, stage.epochs, train, after, room >= LEAST_EPOCHS)
 
 
 def measure_speed(recipe: Recipe, classes: int) -> Speed:

@@ -24,7 +24,7 @@ from braintumor_ray.explain.overlay import (
     panel,
     write_png,
 )
-from braintumor_ray.explain.sheets import ROWS, Compared, compare_sheet
+from braintumor_ray.explain.sheets import ROWS, SheetRow, compare_sheet
 from braintumor_ray.models.bundle import load_bundle
 from braintumor_ray.predict.options import PredictorOptions
 from braintumor_ray.predict.predictor import Columns, Predictor
@@ -105,7 +105,7 @@ def explain_files(
         pictures.append(str(path))
         predictions.append(record)
         note = f"{record['predicted_class']} {record['probability']:.1%}"
-        compared.append(Compared(last_part(name), note, gray, maps))
+        compared.append(SheetRow(last_part(name), note, gray, maps))
         if progress:
             progress(index + 1, len(scans))
     _sheets(output, panels, pictures, compared, options, files)
@@ -171,14 +171,14 @@ def explain_results(
         write_png(path, panels[-1])
         pictures.append(str(path))
         note = f"{row['predicted_class']} {probability:.1%}" + (f"\nlabel {truth}" if truth else "")
-        compared.append(Compared(last_part(row["uri"]), note, decoded.gray, maps))
+        compared.append(SheetRow(last_part(row["uri"]), note, decoded.gray, maps))
         if progress:
             progress(index + 1, table.num_rows)
     _sheets(output, panels, pictures, compared, options)
     return {"pictures": pictures, "unreadable": unreadable, "burned_in": _with_text(compared)}
 
 
-def _with_text(compared: Sequence[Compared]) -> list[str]:
+def _with_text(compared: Sequence[SheetRow]) -> list[str]:
     return [each.name for each in compared if text_lines(each.gray)]
 
 
@@ -356,7 +356,7 @@ def _sheets(
     output: Path,
     panels: list[npt.NDArray[np.uint8]],
     pictures: list[str],
-    compared: list[Compared],
+    compared: list[SheetRow],
     options: ExplainOptions,
     files: Sequence[str] = (),
 ) -> None:

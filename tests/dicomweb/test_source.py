@@ -22,7 +22,7 @@ from braintumor_ray.decode.reading import hash_scans
 from braintumor_ray.decode.types import DEFAULT_LIMITS
 from braintumor_ray.dicomweb import filesystem, query
 from braintumor_ray.dicomweb.query import parse_query
-from braintumor_ray.dicomweb.tokens import hide_uid, show_uid, uid_key
+from braintumor_ray.dicomweb.uid_tokens import hide_uid, show_uid, uid_key
 from braintumor_ray.errors import CatalogError, ServerError, UsageError
 from braintumor_ray.publishing.options import PublishOptions
 from braintumor_ray.publishing.publish import publish

@@ -6,7 +6,7 @@ import pytest
 
 from braintumor_ray.errors import UsageError
 from braintumor_ray.explain.overlay import drawn_heatmap, heatmap_at, panel
-from braintumor_ray.explain.sheets import CELL, ROWS, Compared, compare_sheet
+from braintumor_ray.explain.sheets import CELL, ROWS, SheetRow, compare_sheet
 
 
 def head_scan(height=200, width=160):
@@ -71,7 +71,7 @@ def test_panels_of_scans_of_any_aspect_have_one_size():
 
 
 def test_a_compare_sheet_has_20_rows_of_6_cells():
-    row = Compared("a very long name " * 9, "glioma 97.0%", head_scan(), {"gradcam": one_cell(1, 1),
+    row = SheetRow("a very long name " * 9, "glioma 97.0%", head_scan(), {"gradcam": one_cell(1, 1),
                    "gradcam_pp": one_cell(2, 2)})  # fmt: skip
     sheet = compare_sheet([row] * ROWS)
     assert sheet.shape[0] > 20 * CELL

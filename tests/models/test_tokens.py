@@ -11,7 +11,7 @@ from braintumor_ray.explain.library import library_cams
 from braintumor_ray.models import classifier
 from braintumor_ray.models.classifier import Architecture, Classifier, build_backbone
 from braintumor_ray.models.geometry import find_geometry
-from braintumor_ray.models.tokens import Layout, as_map
+from braintumor_ray.models.tokens import FeatureLayout, as_map
 from braintumor_ray.models.vision_libraries import import_grad_cam, import_timm
 from tests.builders import make_model
 from tests.explain.test_cam import formulas_in_float64, images, stretched
@@ -159,8 +159,8 @@ class TestLayers:
 class TestLayout:
     @pytest.mark.parametrize(
         ("layout", "shape"),
-        [(Layout(), (2, 8, 3, 3)), (Layout("channels last"), (2, 3, 3, 8)),
-         (Layout("tokens", 2), (2, 11, 8)), (Layout("tokens"), (2, 9, 8))],
+        [(FeatureLayout(), (2, 8, 3, 3)), (FeatureLayout("channels last"), (2, 3, 3, 8)),
+         (FeatureLayout("tokens", 2), (2, 11, 8)), (FeatureLayout("tokens"), (2, 9, 8))],
     )  # fmt: skip
     def test_there_and_back(self, layout, shape):
         features = torch.randn(shape)
@@ -172,7 +172,7 @@ class TestLayout:
 
     def test_rows_come_first(self):
         tokens = torch.arange(9.0).reshape(1, 9, 1)
-        assert Layout("tokens").to_map(tokens)[0, 0, 1].tolist() == [3, 4, 5]
+        assert FeatureLayout("tokens").to_map(tokens)[0, 0, 1].tolist() == [3, 4, 5]
 
 
 class TestRefused:

@@ -5,7 +5,7 @@ import pytest
 
 from braintumor_ray.models.bundle import load_bundle
 from braintumor_ray.models.domain import COORDINATES, ArchiveReference
-from braintumor_ray.predict.shift import LEAST_SCANS, Shift, ShiftTally, shift_of
+from braintumor_ray.predict.shift import LEAST_SCANS, Shift, ShiftStatistics, shift_of
 from tests.builders import make_bundle
 
 GAIN = np.random.default_rng(9).normal(0, 1, 40)
@@ -73,7 +73,7 @@ def test_batches_add_up(reference):
     features, positive = scans(300, 3)
     places = reference.coordinates(features, positive)
     patients = [f"p{n // 3}" for n in range(300)]
-    tally = ShiftTally()
+    tally = ShiftStatistics()
     for start in range(0, 300, 7):
         part = slice(start, start + 7)
         tally.add(places[part], positive[part], patients[part])

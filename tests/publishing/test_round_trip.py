@@ -23,7 +23,7 @@ import requests
 from dicomweb_client.api import DICOMwebClient
 
 from braintumor_ray.dicomweb.query import OURS, Lister, parse_query
-from braintumor_ray.dicomweb.session import Service
+from braintumor_ray.dicomweb.session import DicomwebService
 from braintumor_ray.phantom.dataset import patient_slices
 from braintumor_ray.predict.results import read_results
 from tests.publishing.orthanc import Orthanc, needs_orthanc
@@ -116,7 +116,7 @@ class Hospital:
     def ours(self):
         """How many objects of ours a listing of all modalities leaves out, and leaves."""
         every = parse_query(f"dicomweb+{self.orthanc.dicomweb}?Modality=*")
-        lister = Lister(Service(self.orthanc.dicomweb, 0), every)
+        lister = Lister(DicomwebService(self.orthanc.dicomweb, 0), every)
         listed = sum(map(len, lister.studies()))
         print("listed:", listed, dict(lister.left_out))
         return lister.left_out[OURS]

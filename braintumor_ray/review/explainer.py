@@ -13,7 +13,7 @@ from braintumor_ray.types import GrayImage
 NO_BUNDLE = "not shown: start the review with --bundle RUN/bundle"
 
 
-class Network:
+class Explainer:
     """The bundle that scored the results, for one scan at a time.
 
     Args:
@@ -59,7 +59,7 @@ class Network:
             return self._predictor.forward(square[None], explain=False).pooled[0]
 
 
-def missing_neighbors(network: Network | None) -> str | None:
+def missing_neighbors(network: Explainer | None) -> str | None:
     """Why no neighbors are shown; None: they are."""
     if network is None:
         return NO_BUNDLE
