@@ -33,7 +33,7 @@ from braintumor_ray.catalog.build import load_catalog
 from braintumor_ray.decode.preprocess import Preprocessing
 from braintumor_ray.local_ray import ray_session
 from braintumor_ray.models.classifier import Classifier, normalize
-from braintumor_ray.models.depthwise import quicken_depthwise
+from braintumor_ray.models.depthwise import accelerate_depthwise
 from braintumor_ray.models.device import use_bf16
 from braintumor_ray.models.freezing import set_trainable, train_mode
 from braintumor_ray.recipes.loader import load_recipe
@@ -208,7 +208,7 @@ def guided(options, images, labels) -> dict:
     torch.set_num_threads(os.cpu_count() or 1)
     recipe = recipe_for(options, "guided", 1, "all")
     model, preprocessing = network(options, recipe)
-    quicken_depthwise(model)
+    accelerate_depthwise(model)
     set_trainable(model, "all")
     train_mode(model)
     plain = StepSettings(

@@ -37,7 +37,7 @@ HEARTBEAT_S = 10.0
 LEASE = "lease.json"
 SCHEMES = ("s3://", "gs://", "az://", "abfs://")
 RELEASED = 0.0
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @cache
@@ -167,7 +167,7 @@ class Lease(ABC):
         try:
             self.release()
         except OSError as failure:  # it goes stale by itself
-            log.warning("the lease on '%s' was not released: %s", self.results, failure)
+            logger.warning("the lease on '%s' was not released: %s", self.results, failure)
 
     def check(self) -> None:
         """Before a commit: whether the lease is still ours.
@@ -204,14 +204,14 @@ class Lease(ABC):
                 if not self.renew():
                     return  # `check` will say so before anything is committed
             except OSError as error:  # a full disk, a busy store: the next beat may succeed
-                log.warning("no heartbeat on '%s': %s", self.results, error)
+                logger.warning("no heartbeat on '%s': %s", self.results, error)
 
 
 class NoLease(Lease):
     """Where there is no way to hold one: the submission id of the job is the guard."""
 
     def __enter__(self) -> "Lease":
-        log.warning(
+        logger.warning(
             "no lease on '%s': install braintumor-ray[stores], or make sure that only one job "
             "writes there (a submission id does)",
             self.results,

@@ -45,7 +45,7 @@ def ray_session(workers: int = 2, metrics_port: int | None = None) -> Iterator[N
     address = os.environ.get("RAY_ADDRESS")
     for name, value in (_ENVIRONMENT if address else _ENVIRONMENT | _ENVIRONMENT_ALONE).items():
         os.environ.setdefault(name, value.format(cpus=cpus))
-    _let_arrow_give_memory_back()
+    _return_arrow_memory()
     import logging
 
     import ray
@@ -55,7 +55,7 @@ def ray_session(workers: int = 2, metrics_port: int | None = None) -> Iterator[N
         return
     where = _where(address, cpus, metrics_port) | _logs()
     try:
-        with _stderr_held():
+        with _stderr_suppressed():
             ray.init(**where, logging_level=logging.ERROR)
     except ConnectionError as error:
         raise UsageError(
@@ -72,7 +72,7 @@ def ray_session(workers: int = 2, metrics_port: int | None = None) -> Iterator[N
         try:
             yield
         except KeyboardInterrupt:
-            with _stderr_held():  # what dying workers and threads have to say helps nobody
+            with _stderr_suppressed():  # what dying workers and threads have to say helps nobody
                 _shut_down()
             raise
         finally:
@@ -147,7 +147,7 @@ def wants_gpu(wanted: bool | None) -> bool:
     return have if wanted is None else wanted
 
 
-def _let_arrow_give_memory_back() -> None:
+def _return_arrow_memory() -> None:
     """Arrow's default, mimalloc, keeps what was freed: memory would grow with the archive."""
     import pyarrow as pa
 
@@ -161,7 +161,7 @@ def _let_arrow_give_memory_back() -> None:
 
 
 @contextmanager
-def _stderr_held() -> Iterator[None]:
+def _stderr_suppressed() -> Iterator[None]:
     """Keep what Ray's core writes meanwhile; shown only if that fails."""
     with tempfile.TemporaryFile() as kept:
         sys.stderr.flush()

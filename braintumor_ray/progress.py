@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 """Takes a line for people."""
 
 
@@ -14,17 +14,17 @@ class TenthLines:
 
     Args:
         title: what is done.
-        say: takes a line.
+        log: takes a line.
         clock: gives seconds; for tests.
     """
 
     def __init__(
         self,
         title: str,
-        say: Say,
+        log: Log,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._title, self._say, self._clock = title, say, clock
+        self._title, self._log, self._clock = title, log, clock
         self._started, self._first, self._tenth = clock(), -1, 0
 
     def __call__(self, done: int, total: int) -> None:
@@ -34,7 +34,7 @@ class TenthLines:
         tenth = 10 * done // total if total else 0
         if tenth > self._tenth:
             self._tenth = tenth
-            self._say(f"{self._title}: {done} of {total} ({10 * tenth}%){self._left(done, total)}")
+            self._log(f"{self._title}: {done} of {total} ({10 * tenth}%){self._left(done, total)}")
 
     def _left(self, done: int, total: int) -> str:
         passed, made = self._clock() - self._started, done - self._first

@@ -297,7 +297,7 @@ def _rest_catalog(properties: dict[str, str]) -> Any:  # noqa: ANN401 - as above
     from requests import Response, Session
     from requests.adapters import HTTPAdapter
 
-    class Impatient(HTTPAdapter):
+    class TimeoutAdapter(HTTPAdapter):
         def send(self, request: Any, **options: Any) -> Response:  # type: ignore[override]  # noqa: ANN401
             limits = options.pop("timeout", None) or (CONNECT_TIMEOUT_S, REQUEST_TIMEOUT_S)
             return super().send(request, timeout=limits, **options)
@@ -306,7 +306,7 @@ def _rest_catalog(properties: dict[str, str]) -> Any:  # noqa: ANN401 - as above
         def _create_session(self) -> Session:
             session: Session = super()._create_session()
             for scheme in ("http://", "https://"):
-                session.mount(scheme, Impatient())
+                session.mount(scheme, TimeoutAdapter())
             return session
 
     return Rest(CATALOG_NAME, **properties)

@@ -19,7 +19,7 @@ from braintumor_ray.cli import (
     serving,
     training,
 )
-from braintumor_ray.cli.console import say, short_errors
+from braintumor_ray.cli.console import log, short_errors
 from braintumor_ray.cli.help import use_help
 from braintumor_ray.cli.options import Json, Show, print_result, takes
 from braintumor_ray.cli.quickstart import QuickstartOptions, run_quickstart
@@ -49,7 +49,7 @@ def demo(
     """
     from braintumor_ray.cli.demo import run_demo
 
-    found = run_demo(output, say, show=show)
+    found = run_demo(output, log, show=show)
     print_result(found, as_json, "\n".join(f"{key}: {value}" for key, value in found.items()))
 
 
@@ -69,7 +69,7 @@ def quickstart(
     Every step is a command, and is printed as it runs. In the same folder it goes on from what is
     finished.
     """
-    found = run_quickstart(source, options, _run_command, say, show=show)
+    found = run_quickstart(source, options, _run_command, log, show=show)
     print_result(found, as_json, "\n".join(f"{key}: {value}" for key, value in found.items()))
 
 

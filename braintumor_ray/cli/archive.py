@@ -6,7 +6,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from braintumor_ray.cli.console import progress_bar, say, short_errors
+from braintumor_ray.cli.console import log, progress_bar, short_errors
 from braintumor_ray.cli.options import Json, Results, check_choice, listed, print_result, takes
 from braintumor_ray.errors import UsageError
 from braintumor_ray.worklist.options import ORDERS, SETS, ExplainOptions
@@ -35,7 +35,7 @@ def verify(
         if as_json:
             typer.echo(json.dumps(asdict(report)))
         for difference in report.differences:
-            say(f"differs: {difference}")
+            log(f"differs: {difference}")
         raise GateError(f"'{results}' has {len(report.differences)} differences")
     print_result(
         asdict(report), as_json, f"{report.scans} scans, each with one current row: verified"
@@ -78,7 +78,7 @@ def explain(
     else:
         raise UsageError("give image files and --bundle, or --results")
     if found["burned_in"]:
-        say(
+        log(
             f"warning: {len(found['burned_in'])} of {len(found['pictures'])} scans seem to carry "
             "burned-in text, which can name a patient; look before you share their pictures"
         )

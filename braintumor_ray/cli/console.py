@@ -35,7 +35,7 @@ LogJson = Annotated[
         rich_help_panel="Monitoring",
     ),
 ]
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def console() -> "Console":
@@ -45,7 +45,7 @@ def console() -> "Console":
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-def say(line: str, fields: Mapping[str, Any] | None = None) -> None:
+def log(line: str, fields: Mapping[str, Any] | None = None) -> None:
     """A line for people, on stderr; with `--log-json` a record that has these fields, too."""
     if are_json():
         log_line(line, fields)
@@ -59,7 +59,7 @@ def open_pages(pages: Sequence[str]) -> None:
 
     for page in pages:
         if not webbrowser.open(Path(page).resolve().as_uri()):
-            say(f"no browser was found to open '{page}'")
+            log(f"no browser was found to open '{page}'")
 
 
 def short_errors(command: Callable[..., T]) -> Callable[..., T]:
@@ -74,18 +74,18 @@ def short_errors(command: Callable[..., T]) -> Callable[..., T]:
             try:
                 return command(*args, **kwargs)
             except BrainTumorError as error:
-                say(f"error: {error}")
+                log(f"error: {error}")
                 raise typer.Exit(error.exit_code) from error
             except KeyboardInterrupt:
-                say("interrupted; what is finished is kept: the same command goes on from there")
+                log("interrupted; what is finished is kept: the same command goes on from there")
                 raise typer.Exit(INTERRUPTED) from None
             except Exception as error:
                 if isinstance(error, OSError) and error.errno in NO_SPACE:
-                    say(_no_space(error))
+                    log(_no_space(error))
                     raise typer.Exit(1) from error
                 if not log_json or isinstance(error, typer.Exit | typer.Abort | typer.BadParameter):
                     raise
-                log.exception("unexpected failure")
+                logger.exception("unexpected failure")
                 raise typer.Exit(1) from error
 
     signature = inspect.signature(command)
@@ -115,7 +115,7 @@ def _known_places(options: Mapping[str, Any]) -> list[str]:
 def progress_bar(title: str) -> Iterator["Progress"]:
     """Yields `advance(done, total)`; a bar on a terminal, a line per tenth elsewhere."""
     if not sys.stderr.isatty():
-        yield TenthLines(title, say)
+        yield TenthLines(title, log)
         return
     from rich import progress
 

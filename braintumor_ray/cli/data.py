@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from braintumor_ray.catalog.options import CatalogOptions, LabelChoice, StreamOptions
-from braintumor_ray.cli.console import progress_bar, say, short_errors
+from braintumor_ray.cli.console import log, progress_bar, short_errors
 from braintumor_ray.cli.options import Json, Source, load_source, print_result, takes, value_counts
 from braintumor_ray.errors import UsageError
 
@@ -71,7 +71,7 @@ def catalog(
     else:
         wrote = _catalog_in_memory(source, output, options, chosen.labels)
     if unread := unread_line(wrote.unread):
-        say(f"warning: {unread}")
+        log(f"warning: {unread}")
     counts = dict(sorted(wrote.labels.items(), key=lambda item: str(item[0])))
     labels = ", ".join(f"{name or 'unlabeled'} {n}" for name, n in counts.items())
     found = {"catalog": str(output), "scans": wrote.scans, "labels": counts}
@@ -106,7 +106,7 @@ def _catalog_in_memory(
     table = load_source(source, options)
     if labels is not None:
         table, told = with_reviewed_labels(table, read_reviewed(labels), labels)
-        say(told)
+        log(told)
     write_catalog(table, output)
     return Streamed(
         scans=table.num_rows,

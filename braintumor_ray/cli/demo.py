@@ -9,7 +9,7 @@ from braintumor_ray.cli.data import phantom_catalog
 from braintumor_ray.cli.scoring import ScoreRun, score_source
 from braintumor_ray.errors import UsageError
 from braintumor_ray.local_ray import ray_session
-from braintumor_ray.progress import Say
+from braintumor_ray.progress import Log
 from braintumor_ray.scoring.options import PredictSettings, ScoreOptions
 from braintumor_ray.worklist.explained import explain_results
 from braintumor_ray.worklist.options import ExplainOptions
@@ -20,12 +20,12 @@ RESAMPLES = 200  # for the report's intervals: enough to show them
 PAGES = ("report", "worklist", "overlays")  # what --open shows
 
 
-def run_demo(output: Path, say: Say, *, show: bool = False) -> dict[str, Any]:
+def run_demo(output: Path, log: Log, *, show: bool = False) -> dict[str, Any]:
     """Phantoms, training, scoring, verification, report, worklist and overlays below one folder.
 
     Args:
         output: the folder.
-        say: takes a line for people.
+        log: takes a line for people.
         show: open the pages in the browser at the end.
 
     Returns:
@@ -34,23 +34,23 @@ def run_demo(output: Path, say: Say, *, show: bool = False) -> dict[str, Any]:
     Raises:
         UsageError: the folder holds something else than an earlier demo.
     """
-    _check_folder(output, say)
-    say("The demo's scans are SYNTHETIC phantoms: its figures say nothing about patients.")
+    _check_folder(output, log)
+    log("The demo's scans are SYNTHETIC phantoms: its figures say nothing about patients.")
     catalog = phantom_catalog(output / "phantoms", PATIENTS)
     with ray_session():
-        bundle = _train(catalog, output, say)
+        bundle = _train(catalog, output, log)
         results = str(output / "results")
-        found = _score(output, bundle, results, say)
-    _verify(results, say)
+        found = _score(output, bundle, results, log)
+    _verify(results, log)
     drawn = ExplainOptions(layout="compact", limit=12)
     pages = {
-        "report": _report(output, bundle, say),
-        "worklist": _worklist(output, results, say),
+        "report": _report(output, bundle, log),
+        "worklist": _worklist(output, results, log),
         "overlays": explain_results(results, output / "overlays", drawn)["pictures"][0],
     }
     if show:
         open_pages([pages[name] for name in PAGES])
-    say("Look at these (all synthetic):")
+    log("Look at these (all synthetic):")
     return pages | {
         "training curves": str(output / "run" / "curves.png"),
         "model card": str(output / "run" / "bundle" / "model_card.md"),
@@ -58,7 +58,7 @@ def run_demo(output: Path, say: Say, *, show: bool = False) -> dict[str, Any]:
     }
 
 
-def _check_folder(output: Path, say: Say) -> None:
+def _check_folder(output: Path, log: Log) -> None:
     found_before = {path.name for path in output.iterdir()} if output.exists() else set()
     foreign = sorted(found_before - OWN)
     if foreign:
@@ -66,10 +66,10 @@ def _check_folder(output: Path, say: Say) -> None:
             f"'{output}' holds '{foreign[0]}', which is not of a demo; choose another --output"
         )
     if found_before:
-        say(f"going on in '{output}': what an earlier demo has finished is used again")
+        log(f"going on in '{output}': what an earlier demo has finished is used again")
 
 
-def _train(catalog: Any, output: Path, say: Say) -> str:  # noqa: ANN401 - a pyarrow table
+def _train(catalog: Any, output: Path, log: Log) -> str:  # noqa: ANN401 - a pyarrow table
     from braintumor_ray.models.bundle import read_bundle_fields
     from braintumor_ray.recipes.loader import load_recipe
     from braintumor_ray.training.options import TrainOptions, Workers
@@ -79,7 +79,7 @@ def _train(catalog: Any, output: Path, say: Say) -> str:  # noqa: ANN401 - a pya
     folder = run_folder(output / "run")
     if folder.note().get("status") == "finished":
         metrics = read_bundle_fields(folder.at("bundle")).metrics["validation"]
-        say(f"trained before; validation accuracy on phantoms: {metrics['accuracy']:.2f}")
+        log(f"trained before; validation accuracy on phantoms: {metrics['accuracy']:.2f}")
         return folder.at("bundle")
     options = TrainOptions(
         load_recipe("demo"),
@@ -89,21 +89,21 @@ def _train(catalog: Any, output: Path, say: Say) -> str:  # noqa: ANN401 - a pya
         source="Synthetic phantoms",
         synthetic=True,
     )
-    trained = train(catalog, options, say)
+    trained = train(catalog, options, log)
     metrics = trained.bundle.fields.metrics["validation"]
-    say(f"validation accuracy on phantoms: {metrics['accuracy']:.2f}")
+    log(f"validation accuracy on phantoms: {metrics['accuracy']:.2f}")
     return str(trained.path)
 
 
-def _score(output: Path, bundle: str, results: str, say: Say) -> dict[str, Any]:
+def _score(output: Path, bundle: str, results: str, log: Log) -> dict[str, Any]:
     run = ScoreRun(options=ScoreOptions(PredictSettings(bundle), block_size=128))
     found = score_source(str(output / "phantoms" / "scans"), results, run)
     if found["generation"] is None:
-        say(f"all {found['known']} scans were scored before")
+        log(f"all {found['known']} scans were scored before")
         return found
-    say(f"scored {found['scans']} scans: {found['status']}; quarantined because:")
+    log(f"scored {found['scans']} scans: {found['status']}; quarantined because:")
     for reason, count in found["reasons"].items():
-        say(f"  {reason} ({count})")
+        log(f"  {reason} ({count})")
     return found
 
 
@@ -113,16 +113,16 @@ def _predictions(results: str, found: dict[str, Any]) -> str:
     return f"{results} ({found['scans']} scans, {found['status']})"
 
 
-def _verify(results: str, say: Say) -> None:
+def _verify(results: str, log: Log) -> None:
     from braintumor_ray.scoring.verify import verify
 
     report = verify(results)
     if report.differences:
         raise UsageError(f"verify: {report.differences[0]}")
-    say(f"verified: {report.scans} scans, each with one current row")
+    log(f"verified: {report.scans} scans, each with one current row")
 
 
-def _report(output: Path, bundle: str, say: Say) -> str:
+def _report(output: Path, bundle: str, log: Log) -> str:
     """The bundle measured on the test split; its maps against the phantoms' exact masks."""
     from braintumor_ray.catalog.schema import read_catalog
     from braintumor_ray.evaluation.evaluate import METRICS, REPORT, evaluate
@@ -137,13 +137,13 @@ def _report(output: Path, bundle: str, say: Say) -> str:
         with progress_bar("evaluating") as advance:
             evaluate(catalog, bundle, folder, options, advance)
     metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
-    say(f"measured on {metrics['n']} test scans: accuracy {metrics['accuracy']:.2f}")
+    log(f"measured on {metrics['n']} test scans: accuracy {metrics['accuracy']:.2f}")
     return str(folder / REPORT)
 
 
-def _worklist(output: Path, results: str, say: Say) -> str:
+def _worklist(output: Path, results: str, log: Log) -> str:
     from braintumor_ray.worklist.worklist import PAGE, make_worklist
 
     found = make_worklist(results, output / "worklist", overlays=24)
-    say(f"worklist: {found['positive']} of {found['ranked']} scans with a tumor by the decision")
+    log(f"worklist: {found['positive']} of {found['ranked']} scans with a tumor by the decision")
     return str(output / "worklist" / PAGE)

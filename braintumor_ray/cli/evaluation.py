@@ -8,7 +8,7 @@ import typer
 
 from braintumor_ray.audit.options import LabelOptions
 from braintumor_ray.catalog.options import CatalogOptions
-from braintumor_ray.cli.console import progress_bar, say, short_errors
+from braintumor_ray.cli.console import log, progress_bar, short_errors
 from braintumor_ray.cli.options import (
     BundleArgument,
     BundleOption,
@@ -117,7 +117,7 @@ def evaluate(
     from braintumor_ray.evaluation.evaluate import evaluate as measure
     from braintumor_ray.tracking.run import tracked
 
-    with tracked(tracking, f"evaluate {options.split}", say) as run:
+    with tracked(tracking, f"evaluate {options.split}", log) as run:
         table = load_source(source, catalog_options.with_own_key(output))
         options = replace(options, sections={**_phases(bundle), **options.sections})
         with progress_bar("evaluating") as advance:
@@ -161,7 +161,7 @@ def validate(
 
     catalog_options = _able_to_group(catalog_options)
     sources = named_values("--on", on, "SOURCE")
-    with tracked(tracking, f"validate {', '.join(sources)}", say) as run:
+    with tracked(tracking, f"validate {', '.join(sources)}", log) as run:
         catalogs = {name: load_source(source, catalog_options) for name, source in sources.items()}
         trained = {source: load_source(source, catalog_options) for source in trained_on or []}
         with progress_bar("validating") as advance:

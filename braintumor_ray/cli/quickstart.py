@@ -17,7 +17,7 @@ from braintumor_ray.cli.console import open_pages
 from braintumor_ray.cli.options import anonymous_options, load_source
 from braintumor_ray.errors import GateError, UsageError
 from braintumor_ray.options import Option
-from braintumor_ray.progress import Say, duration
+from braintumor_ray.progress import Log, duration
 
 if TYPE_CHECKING:
     from braintumor_ray.catalog.labels import ClassMap
@@ -60,7 +60,7 @@ def run_quickstart(
     source: str,
     options: QuickstartOptions,
     run: RunCommand,
-    say: Say,
+    log: Log,
     *,
     show: bool = False,
     clock: Clock = time.monotonic,
@@ -71,7 +71,7 @@ def run_quickstart(
         source: a folder of class folders, a CSV or a catalog.
         options: see there.
         run: runs a command line and returns its exit code.
-        say: takes a line for people.
+        log: takes a line for people.
         show: open the pages in the browser at the end.
         clock: gives seconds; for tests.
 
@@ -87,7 +87,7 @@ def run_quickstart(
     counts, classes = check_scans(source)
     _check_weights(options.weights)
     with redirect_stdout(sys.stderr):
-        _QuickstartSteps(source, options, run, say, clock, started).all(counts, classes)
+        _QuickstartSteps(source, options, run, log, clock, started).all(counts, classes)
     out, spent = options.output, clock() - started
     pages = {
         "report": str(out / "report" / "report.html"),
@@ -96,9 +96,9 @@ def run_quickstart(
     }
     if show:
         open_pages(list(pages.values()))
-    say(f"{duration(spent)} of {options.minutes:g} min. Not for patients. Look at these:")
+    log(f"{duration(spent)} of {options.minutes:g} min. Not for patients. Look at these:")
     bundle, results = str(out / "run" / "bundle"), str(out / "results")
-    say(f"next, to correct labels: braintumor-ray review {results} --bundle {bundle}")
+    log(f"next, to correct labels: braintumor-ray review {results} --bundle {bundle}")
     return pages | {"bundle": bundle, "results": results, "minutes": round(spent / 60, 2)}
 
 
@@ -154,7 +154,7 @@ class _QuickstartSteps:
     source: str
     options: QuickstartOptions
     run: RunCommand
-    say: Say
+    log: Log
     clock: Clock
     started: float
 
@@ -180,7 +180,7 @@ class _QuickstartSteps:
     def _audit(self) -> None:
         folder = self.options.output / "audit"
         if (folder / "audit.json").exists():
-            self.say(f"audited before: {folder / 'audit.html'}")
+            self.log(f"audited before: {folder / 'audit.html'}")
         else:
             # Burned-in text would take several times what reading does, by which the plan is made.
             self._step(["audit", self.source, "--output", str(folder), "--no-burned-in"])
@@ -202,8 +202,8 @@ class _QuickstartSteps:
             )
             path.write_text(json.dumps(asdict(plan), indent=1) + "\n", encoding="utf-8")
         negative = [name for name in classes.classes if name not in classes.positive]
-        self.say(f"classes with a tumor: {_named(classes.positive)}; without: {_named(negative)}")
-        self.say(plan.sentence())
+        self.log(f"classes with a tumor: {_named(classes.positive)}; without: {_named(negative)}")
+        self.log(plan.sentence())
         return plan
 
     def _train(self, plan: "TrainingPlan", truth: list[str]) -> None:
@@ -212,7 +212,7 @@ class _QuickstartSteps:
 
         output = self.options.output / "run"
         if run_folder(output).note().get("status") == "finished":
-            self.say(f"trained before: {output / 'bundle'}")
+            self.log(f"trained before: {output / 'bundle'}")
             return
         weights = "none" if plan.recipe == FROM_SCRATCH else self.options.weights
         minutes = f"{plan.minutes(self._left()):g}"
@@ -229,12 +229,12 @@ class _QuickstartSteps:
         Raises:
             typer.Exit: it failed.
         """
-        self.say(f"\n$ braintumor-ray {shlex.join(command)}")
+        self.log(f"\n$ braintumor-ray {shlex.join(command)}")
         began = self.clock()
         code = self.run(command)
         if code not in accepted:
             raise typer.Exit(code)
-        self.say(f"({command[0]}: {duration(self.clock() - began)})")
+        self.log(f"({command[0]}: {duration(self.clock() - began)})")
 
 
 def _read_plan(path: Path) -> "TrainingPlan":

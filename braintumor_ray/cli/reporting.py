@@ -8,9 +8,9 @@ from typing import Any
 
 import typer
 
-from braintumor_ray.cli.console import INTERRUPTED, say
+from braintumor_ray.cli.console import INTERRUPTED, log
 from braintumor_ray.errors import BrainTumorError
-from braintumor_ray.monitoring.finish import FinishedRun, tell
+from braintumor_ray.monitoring.finish import FinishedRun, notify
 from braintumor_ray.monitoring.logs import are_json, describe, run_id, without_paths
 from braintumor_ray.monitoring.options import RunReport
 from braintumor_ray.storage import location_label
@@ -80,11 +80,11 @@ def _tell(run: FinishedRun, report: RunReport) -> None:
     from braintumor_ray.monitoring.textfile import write_metrics_file
 
     if are_json():
-        say(f"{run.command} ended", {k: v for k, v in run.document().items() if k != "run_id"})
+        log(f"{run.command} ended", {k: v for k, v in run.document().items() if k != "run_id"})
     if report.metrics_file:
         try:
             write_metrics_file(report.metrics_file, run)
         except (OSError, ValueError) as error:
-            say(f"warning: --metrics-file '{report.metrics_file}' was not written: {error}")
+            log(f"warning: --metrics-file '{report.metrics_file}' was not written: {error}")
     if report.on_finish:
-        tell(report.on_finish, run, say)
+        notify(report.on_finish, run, log)

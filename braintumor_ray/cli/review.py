@@ -5,7 +5,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from braintumor_ray.cli.console import say, short_errors
+from braintumor_ray.cli.console import log, short_errors
 from braintumor_ray.cli.options import (
     Host,
     Json,
@@ -53,10 +53,10 @@ def review(
         raise UsageError(f"--output '{options.output}' is of --export; add --export coco|fiftyone")
     if options.export is not None:
         written = export_review(results, archive, options)
-        print_result(written, as_json, exported(written, say))
+        print_result(written, as_json, exported(written, log))
         return
-    found = review_command(results, archive, options, host, port, say)
+    found = review_command(results, archive, options, host, port, log)
     text = f"{found['done']} of {found['total']} scans reviewed: {found['labels']}"
     if found["done"]:
-        say(f"to learn from them: braintumor-ray train SOURCE --labels {found['labels']}")
+        log(f"to learn from them: braintumor-ray train SOURCE --labels {found['labels']}")
     print_result(found, as_json, text)

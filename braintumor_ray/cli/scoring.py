@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from braintumor_ray.catalog.options import CatalogOptions
-from braintumor_ray.cli.console import progress_bar, say, short_errors
+from braintumor_ray.cli.console import log, progress_bar, short_errors
 from braintumor_ray.cli.lake import compact_line
 from braintumor_ray.cli.options import Json, Source, flag, print_result, takes
 from braintumor_ray.cli.reporting import reported
@@ -122,7 +122,7 @@ def nightly(
         lines, gates = _judged(output, found, run, verify_all, compact_after)
         print_result(found, as_json, "\n".join(lines))
         for gate in gates:
-            say(f"gate: {gate}")
+            log(f"gate: {gate}")
         if gates:
             raise GateError(f"{len(gates)} gates not met in '{output}'; the rows are committed")
 
@@ -197,7 +197,7 @@ def _plan(source: str, output: str, run: ScoreRun, gpu_scans_per_s: float | None
     """What the job would ask of a cluster, from a measured sample; needs no Ray."""
     from braintumor_ray.scoring.estimate import estimate
     from braintumor_ray.scoring.job import plan_only, scoring_bundle
-    from braintumor_ray.scoring.settling import stored_options
+    from braintumor_ray.scoring.result_settings import stored_options
 
     scans, options = _open(source, output, run, kept=False)
     bundle = scoring_bundle(options)
@@ -228,7 +228,7 @@ def _open(
         else:
             scans = open_scans(source, catalog, advance)
     if scans.left_out.left_out:
-        say(scans.left_out.describe())
+        log(scans.left_out.describe())
     return scans, options
 
 

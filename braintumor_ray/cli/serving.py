@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from braintumor_ray.cli.console import say, short_errors
+from braintumor_ray.cli.console import log, short_errors
 from braintumor_ray.cli.options import Host, Port, takes
 from braintumor_ray.monitoring.options import LiveMetrics
 from braintumor_ray.options import parse_range
@@ -38,4 +38,4 @@ def serve(
     least, most = number if isinstance(number, tuple) else (number, None)
     settings = serving_settings(replace(settings, replicas=least, max_replicas=most))
     with haproxy_environment(), ray_session((most or least) + 1, live.metrics_port):
-        serve_command(settings, host, port, say)
+        serve_command(settings, host, port, log)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from braintumor_ray.catalog.options import CatalogOptions
-from braintumor_ray.cli.console import say, short_errors
+from braintumor_ray.cli.console import log, short_errors
 from braintumor_ray.cli.data import phantom_catalog
 from braintumor_ray.cli.options import Json, flag, load_source, print_result, takes
 from braintumor_ray.errors import UsageError
@@ -119,12 +119,12 @@ def train(
         tracking = replace(tracking, mlflow=None)
     else:
         check_run(options.output)
-    with tracked(tracking, options.recipe.name, say, resumed_in=options.output) as run:
+    with tracked(tracking, options.recipe.name, log, resumed_in=options.output) as run:
         table, options = _with_data(sources or [], options, catalog_options)
         left_out = left_out_of(table.schema)
         for line in (left_out.describe(), *([] if options.recipe.data.classes else remarks(table))):
             if line:
-                say(line)
+                log(line)
         if preview_augmentation:
             found = _preview(table, options)
         else:
@@ -142,7 +142,7 @@ def _with_data(
     """The catalog, and the options with what the model card says of it."""
     if not sources and os.environ.get("BRAINTUMOR_DATA"):
         sources = [os.environ["BRAINTUMOR_DATA"]]
-        say(f"training on $BRAINTUMOR_DATA: {sources[0]}")
+        log(f"training on $BRAINTUMOR_DATA: {sources[0]}")
     if sources:
         run = str(options.output)
         named = ", ".join(f"'{Path(source).name}'" for source in sources)
@@ -151,7 +151,7 @@ def _with_data(
     # Training reads files where they are: on a store's run the phantoms stay on this machine.
     run = str(options.output)
     directory = local_path(run) / "phantoms" if is_local(run) else Path("phantoms")
-    say(
+    log(
         f"no SOURCE and no $BRAINTUMOR_DATA: training recipe '{options.recipe.name}' on synthetic "
         f"phantoms in {directory}"
     )
@@ -168,7 +168,7 @@ def _load_sources(sources: list[str], options: CatalogOptions) -> "pa.Table":
     names = source_names(sources)
     if len(set(names)) < len(names):
         raise UsageError(f"sources {', '.join(names)}: one is given twice; give each once")
-    say(f"sources: {', '.join(names)}")
+    log(f"sources: {', '.join(names)}")
     return combined({n: load_source(s, options) for n, s in zip(names, sources, strict=True)})
 
 
@@ -204,8 +204,8 @@ def _train_on_ray(
         options = replace(options, workers=workers)
         run.parameters(_parameters(options, folds))
         if folds is None:
-            return _trained(train_recipe(table, options, say, run.epoch), options, run)
-        found = cross_validate(table, options, folds, say, run.epoch)
+            return _trained(train_recipe(table, options, log, run.epoch), options, run)
+        found = cross_validate(table, options, folds, log, run.epoch)
         run.figures(found)
         return found
 
@@ -237,12 +237,12 @@ def _trained(trained: "TrainingResult", options: TrainOptions, run: "Run") -> di
     measured = trained.phases[-1] if trained.phases else metrics
     if trained.phases:
         published = comparable(options.recipe.published, fields, options.synthetic)
-        say("test split, looked at once, after everything was chosen:")
-        say(as_text(phase_lines(trained.phases, published)))
+        log("test split, looked at once, after everything was chosen:")
+        log(as_text(phase_lines(trained.phases, published)))
     where = f"at threshold {measured['binary']['threshold']:.3f}"
-    say(f"tumor decision {where}: {found_and_missed(measured['binary'])}")
+    log(f"tumor decision {where}: {found_and_missed(measured['binary'])}")
     if at_chance := chance_note(measured["confusion_matrix"]):
-        say(f"warning: {at_chance}")
+        log(f"warning: {at_chance}")
     return {
         "bundle": trained.path,
         "fingerprint": trained.bundle.fingerprint,

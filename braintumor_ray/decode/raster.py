@@ -27,8 +27,8 @@ from braintumor_ray.decode.intensity import LUMA, robust_range, to_gray, why_bla
 from braintumor_ray.decode.tiff import (
     TiffPage,
     check_deflated,
-    is_odd,
-    odd_pages,
+    is_nonstandard,
+    nonstandard_pages,
     parsed_pages,
     red_first,
     samples_of,
@@ -112,8 +112,8 @@ class _RasterFile:
         return parsed_pages(self._data) if self._name == "tiff" else ([], True)
 
     @cached_property
-    def _odd(self) -> list[TiffPage]:
-        return odd_pages(*self._pages)
+    def _nonstandard(self) -> list[TiffPage]:
+        return nonstandard_pages(*self._pages)
 
     def decoded(self, frame: int) -> tuple[Gray, str]:
         """Gray image and mode of one frame; page of a TIFF, other formats have frame 0 only."""
@@ -122,10 +122,10 @@ class _RasterFile:
             check_png(data)
         if 0 <= frame < len(self._pages[0]):
             check_deflated(self._pages[0][frame], self._limits)
-        if self._odd:
-            _check_frame(frame, len(self._odd))
-            if is_odd(page := self._odd[frame]):
-                return _odd_tiff_gray(page, self._limits), page.mode
+        if self._nonstandard:
+            _check_frame(frame, len(self._nonstandard))
+            if is_nonstandard(page := self._nonstandard[frame]):
+                return _nonstandard_tiff_gray(page, self._limits), page.mode
             # As the first of a file of its own: Pillow refuses to pass the odd ones.
             return _RasterFile(page.data, self._name, self._limits).first()
         plain = jpeg.plain_gray(data, self._limits) if self._name == "jpeg" and not frame else None
@@ -184,7 +184,7 @@ def _is_wide_color(image: ImageFile.ImageFile) -> bool:
     return isinstance(image, PngImageFile) and ";16" in str(image.tile[0].args)
 
 
-def _odd_tiff_gray(page: TiffPage, limits: DecodeLimits) -> Gray:
+def _nonstandard_tiff_gray(page: TiffPage, limits: DecodeLimits) -> Gray:
     gray = rescale(samples_of(page, limits))
     gray = 255 - gray if page.photometric == 0 else gray
     return _upright(gray, page.orientation)
@@ -206,9 +206,9 @@ def probe_raster(data: bytes, name: str, volumes: VolumeOptions) -> Probe:
         Unreadable: if the header is damaged, or not wholly in `data`.
     """
     try:
-        pages = odd_pages(*parsed_pages(data)) if name == "tiff" else []
+        pages = nonstandard_pages(*parsed_pages(data)) if name == "tiff" else []
         if pages:
-            return _probe_odd(pages)
+            return _probe_nonstandard(pages)
         image = _opened(data, name)
         width, height = image.size
         if _orientation(image) >= 5:  # of a TIFF, Pillow has turned the size itself
@@ -218,7 +218,7 @@ def probe_raster(data: bytes, name: str, volumes: VolumeOptions) -> Probe:
         raise Unreadable(_damage(error, name)) from error
 
 
-def _probe_odd(pages: list[TiffPage]) -> Probe:
+def _probe_nonstandard(pages: list[TiffPage]) -> Probe:
     first = pages[0]
     size = (first.height, first.width) if first.orientation >= 5 else (first.width, first.height)
     return Probe("tiff", first.mode, *size, frames=len(pages))

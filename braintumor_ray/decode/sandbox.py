@@ -352,11 +352,11 @@ class DecodeSandbox:
                 child.wait_ready()
                 return child.reply(self._timeout_s)
             except ChildGone as gone:
-                self._blame(flying, child.n_unread(), gone.cause)
+                self._assign_failure(flying, child.n_unread(), gone.cause)
                 self._drop_child()
         return Outcome(reason=_failure(flying[0].causes))
 
-    def _blame(self, flying: deque[_Job], n_done: int, cause: str) -> None:
+    def _assign_failure(self, flying: deque[_Job], n_done: int, cause: str) -> None:
         """Note `cause` with the item at work: `n_done` before it were done, but lost unread."""
         sent = [job for job in flying if len(job.causes) < self._tries]
         sent[min(n_done, len(sent) - 1)].causes.append(cause)

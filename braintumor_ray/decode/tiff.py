@@ -97,15 +97,15 @@ def parsed_pages(data: bytes) -> tuple[list[TiffPage], bool]:
     return found, True
 
 
-def odd_pages(pages: list[TiffPage], are_all: bool) -> list[TiffPage]:
+def nonstandard_pages(pages: list[TiffPage], are_all: bool) -> list[TiffPage]:
     """All pages of a file, if any of them is of a kind that Pillow does not read; else none.
 
     A file whose directories cannot be parsed has none: Pillow tells what is wrong with it.
     """
-    return pages if are_all and any(map(is_odd, pages)) else []
+    return pages if are_all and any(map(is_nonstandard, pages)) else []
 
 
-def is_odd(page: TiffPage) -> bool:
+def is_nonstandard(page: TiffPage) -> bool:
     """Whether Pillow does not read a page, or not for what it is."""
     if page.compression not in COMPRESSION_INFO:
         return True

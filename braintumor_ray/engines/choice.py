@@ -31,7 +31,7 @@ GAIN = 1.1  # what another engine must gain over torch: less is noise
 ROUNDS, SECONDS = 7, 4.0  # at most; at least three rounds
 TIMEOUT_S = 600
 BATCH = 16
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def fastest_engine(
         try:
             engine = make_engine(name, model, bundle.preprocessing, device, precision, parallel)
         except RuntimeError as error:  # of a converter that does not know the network
-            log.warning("engine '%s' cannot run this network: %s", name, error)
+            logger.warning("engine '%s' cannot run this network: %s", name, error)
             continue
         calls[name] = lambda engine=engine: engine.features(images)  # type: ignore[misc]
     seconds = _interleaved(calls, parallel)
@@ -114,7 +114,7 @@ def _possible_here(engine: EngineChoice, bundle: str) -> EngineChoice:
     return possible_engine(engine, fields)
 
 
-def settled_engine(
+def resolve_engine(
     engine: EngineChoice,
     bundle: str,
     *,

@@ -17,7 +17,7 @@ from torch.nn.grad import conv2d_weight
 Pair = tuple[int, int]
 
 
-def quicken_depthwise(model: nn.Module) -> int:
+def accelerate_depthwise(model: nn.Module) -> int:
     """Let strided depthwise convolutions of a network compute their gradients the quick way.
 
     What they compute stays the same, and so do the names of their weights. Under CPU autocast to
@@ -36,7 +36,7 @@ def quicken_depthwise(model: nn.Module) -> int:
 
 
 class StridedDepthwise(nn.Conv2d):
-    """A depthwise `nn.Conv2d` with a stride and no bias, see `quicken_depthwise`."""
+    """A depthwise `nn.Conv2d` with a stride and no bias, see `accelerate_depthwise`."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, H', W')."""

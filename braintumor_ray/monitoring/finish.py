@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from braintumor_ray.errors import GateError, UsageError
 from braintumor_ray.monitoring.options import command_words, is_webhook
-from braintumor_ray.progress import Say
+from braintumor_ray.progress import Log
 
 TRIES = 3
 WEBHOOK_TIMEOUT_S = 10.0
@@ -61,25 +61,25 @@ class FinishedRun:
         }
 
 
-def tell(target: str, run: FinishedRun, say: Say) -> None:
+def notify(target: str, run: FinishedRun, log: Log) -> None:
     """Give the summary to a command or a webhook; what goes wrong is one warning.
 
     Args:
         target: `--on-finish`.
         run: what is told.
-        say: takes lines for people.
+        log: takes lines for people.
     """
     body = json.dumps(run.document(), default=str).encode()
     try:
         if is_webhook(target):
             _post(target, body)
         else:
-            _run(target, body, run, say)
+            _run(target, body, run, log)
     except (OSError, subprocess.SubprocessError) as error:
-        say(f"warning: --on-finish {_named(target)}: {_cause(error)}; the run itself is unchanged")
+        log(f"warning: --on-finish {_named(target)}: {_cause(error)}; the run itself is unchanged")
 
 
-def _run(target: str, body: bytes, run: FinishedRun, say: Say) -> None:
+def _run(target: str, body: bytes, run: FinishedRun, log: Log) -> None:
     own = {"BRAINTUMOR_EXIT_CODE": str(run.exit_code), "BRAINTUMOR_RUN_ID": run.run_id}
     done = subprocess.run(
         command_words(target),
@@ -91,7 +91,7 @@ def _run(target: str, body: bytes, run: FinishedRun, say: Say) -> None:
         check=False,
     )
     for line in done.stdout.decode("utf-8", "replace").splitlines():  # ours are the results
-        say(line)
+        log(line)
     done.check_returncode()
 
 

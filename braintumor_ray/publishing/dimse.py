@@ -10,7 +10,7 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from braintumor_ray.errors import PublishError, UsageError
 from braintumor_ray.extras import require
-from braintumor_ray.publishing.patience import Busy, Patience
+from braintumor_ray.publishing.retry import Busy, RetryPolicy
 from braintumor_ray.publishing.server import (
     DUPLICATE,
     failed_handshake,
@@ -47,10 +47,10 @@ class Peer:
         UsageError: pynetdicom is not installed, or a title is not valid.
     """
 
-    def __init__(self, address: str, patience: Patience, title: str, tls: bool = False) -> None:
+    def __init__(self, address: str, patience: RetryPolicy, title: str, tls: bool = False) -> None:
         found = _ADDRESS.fullmatch(address)
         assert found  # `is_dimse` was asked
-        self.address, self._patience = address, patience
+        self.address, self._retry = address, patience
         self._title, self._host = found["title"], found["host"].strip("[]")
         self._port = int(found["port"])
         try:
@@ -73,7 +73,7 @@ class Peer:
         """
         classes = {each.SOPClassUID for each in objects}
         for each in objects:
-            self._patience.ask(self.address, partial(self._send, each, classes))
+            self._retry.call(self.address, partial(self._send, each, classes))
 
     def close(self) -> None:
         """Release the association."""

@@ -18,7 +18,7 @@ from pydicom.dataset import Dataset
 from braintumor_ray.publishing.dimse import Peer, is_dimse
 from braintumor_ray.publishing.ledger import Ledger
 from braintumor_ray.publishing.options import PublishOptions
-from braintumor_ray.publishing.patience import Patience
+from braintumor_ray.publishing.retry import RetryPolicy
 from braintumor_ray.publishing.rows import Chosen
 from braintumor_ray.publishing.server import Server
 from braintumor_ray.publishing.source import Refused
@@ -66,7 +66,7 @@ class Senders:
         self._servers: queue.SimpleQueue[Server | Peer] = queue.SimpleQueue()
         self._most = options.senders or (1 if is_dimse(str(options.to)) else _SENDERS)
         for _ in range(self._most):
-            self._servers.put(_server(options, Patience(options.wait, self._ended)))
+            self._servers.put(_server(options, RetryPolicy(options.wait, self._ended)))
         self._pool = ThreadPoolExecutor(self._most, "sender")
         self._sending: dict[Future[None], tuple[Sequence[Chosen], int]] = {}
 
@@ -137,7 +137,7 @@ class Senders:
             raise failures[0]
 
 
-def _server(options: PublishOptions, patience: Patience) -> Server | Peer:
+def _server(options: PublishOptions, patience: RetryPolicy) -> Server | Peer:
     if is_dimse(str(options.to)):
         return Peer(str(options.to), patience, options.aet, options.tls)
     return Server(str(options.to), patience)

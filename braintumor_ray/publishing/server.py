@@ -20,7 +20,7 @@ from braintumor_ray.dicomweb.session import (
 )
 from braintumor_ray.errors import PublishError, UsageError
 from braintumor_ray.extras import require
-from braintumor_ray.publishing.patience import Busy, Patience
+from braintumor_ray.publishing.retry import Busy, RetryPolicy
 from braintumor_ray.publishing.source import Refused
 
 if TYPE_CHECKING:
@@ -40,12 +40,12 @@ class Server:
         UsageError: dicomweb-client is not installed, or the URL is none of http or https.
     """
 
-    def __init__(self, url: str, patience: Patience) -> None:
+    def __init__(self, url: str, patience: RetryPolicy) -> None:
         if not url.startswith(("http://", "https://")):
             raise UsageError(
                 f"--to '{url}' is no server; write https://host/dicom-web or AE@HOST:PORT"
             )
-        self.url, self._patience = url.rstrip("/"), patience
+        self.url, self._retry = url.rstrip("/"), patience
         self._session = session()
         self._client = _client(self.url, self._session)
 
@@ -56,7 +56,7 @@ class Server:
             Refused: the server does not take one of them; names its code.
             PublishError: it is down for longer than `wait`, refuses access, or TLS fails.
         """
-        answer = self._patiently(lambda: self._client.store_instances(list(objects)))
+        answer = self._with_retries(lambda: self._client.store_instances(list(objects)))
         if answer is None:  # 409: none was stored, or the server has them
             missing = [each for each in objects if not self._has(each)]
             if missing:
@@ -74,14 +74,16 @@ class Server:
 
     def _has(self, each: Dataset) -> bool:
         uids = (each.StudyInstanceUID, each.SeriesInstanceUID, each.SOPInstanceUID)
-        found = self._patiently(lambda: self._client.retrieve_instance_metadata(*uids), (404, 410))
+        found = self._with_retries(
+            lambda: self._client.retrieve_instance_metadata(*uids), (404, 410)
+        )
         return bool(found)
 
-    def _patiently(
+    def _with_retries(
         self, ask: Callable[[], Any], none_for: Container[int] = (HTTPStatus.CONFLICT,)
     ) -> Any:  # noqa: ANN401 - what was asked for
         """An answer, waiting for a server that is down; None for these codes."""
-        return self._patience.ask(self.url, lambda: self._once(ask, none_for))
+        return self._retry.call(self.url, lambda: self._once(ask, none_for))
 
     def _once(self, ask: Callable[[], Any], none_for: Container[int]) -> Any:  # noqa: ANN401
         import requests
@@ -165,5 +167,5 @@ def failed_handshake(host: str, port: int, context: ssl.SSLContext) -> Exception
 
 def _client(url: str, connection: "Session") -> Any:  # noqa: ANN401 - an optional library
     client = require("dicomweb_client.api").DICOMwebClient(url, session=connection)
-    client.set_http_retry_params(retry=False)  # `_patiently` waits, and knows for how long
+    client.set_http_retry_params(retry=False)  # `_with_retries` waits, and knows for how long
     return client

@@ -9,7 +9,7 @@ import uvicorn
 
 from braintumor_ray.errors import UsageError
 from braintumor_ray.predict.results import results_folder
-from braintumor_ray.progress import Say
+from braintumor_ray.progress import Log
 from braintumor_ray.review.explainer import Explainer
 from braintumor_ray.review.log import LabelLog
 from braintumor_ray.review.options import LABELS, ReviewOptions
@@ -50,15 +50,15 @@ def opened(results: str, source: pa.Table | None, options: ReviewOptions) -> Ite
     network = None
     if options.bundle is not None:
         network = Explainer(options.bundle, options.device, folder)
-    log = LabelLog(labels_file(results, options.labels))
+    label_log = LabelLog(labels_file(results, options.labels))
     pictures = Pictures()
     try:
-        yield Review(scans, log, pictures, network, options.order, options.reviewer)
+        yield Review(scans, label_log, pictures, network, options.order, options.reviewer)
     finally:
         pictures.close()
-        if log.count:
-            log.write_table()
-        log.close()
+        if label_log.count:
+            label_log.write_table()
+        label_log.close()
 
 
 def review_command(
@@ -67,7 +67,7 @@ def review_command(
     options: ReviewOptions,
     host: str,
     port: int,
-    say: Say,
+    log: Log,
 ) -> dict[str, object]:
     """Serve until stopped; blocks.
 
@@ -77,7 +77,7 @@ def review_command(
         options: see `ReviewOptions`.
         host: address to listen on.
         port: TCP port.
-        say: prints a line for people.
+        log: prints a line for people.
 
     Returns:
         `labels` (the file), `done` and `total`.
@@ -94,10 +94,10 @@ def review_command(
         )
     with opened(results, source, options) as review:
         progress = review.progress()
-        say(f"{progress['total']} scans, {progress['done']} of them reviewed, from {results}")
-        say(f"open http://{host}:{port}/ ; labels go to {review.log.path}")
-        say("token: " + ("asked for" if digest else "none (set BRAINTUMOR_TOKEN)"))
-        say("research software, not a medical device; Ctrl-C ends it")
+        log(f"{progress['total']} scans, {progress['done']} of them reviewed, from {results}")
+        log(f"open http://{host}:{port}/ ; labels go to {review.log.path}")
+        log("token: " + ("asked for" if digest else "none (set BRAINTUMOR_TOKEN)"))
+        log("research software, not a medical device; Ctrl-C ends it")
         config = uvicorn.Config(
             create_app(review, digest, host),
             host=host,
@@ -112,7 +112,7 @@ def review_command(
         try:
             uvicorn.Server(config).run()
         except KeyboardInterrupt:
-            say("ended")
+            log("ended")
         finally:
             signal.signal(signal.SIGTERM, before)
         found = review.progress()

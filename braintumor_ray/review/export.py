@@ -12,7 +12,7 @@ from braintumor_ray import __version__
 from braintumor_ray.catalog.reviewed import Key, Reviewed, read_reviewed
 from braintumor_ray.errors import UsageError
 from braintumor_ray.predict.results import results_folder
-from braintumor_ray.progress import Say
+from braintumor_ray.progress import Log
 from braintumor_ray.review.options import LABELS, ReviewOptions
 from braintumor_ray.review.pictures import LARGEST, NoPicture, Pictures
 from braintumor_ray.review.scans import RankedScans
@@ -261,10 +261,10 @@ def _written(pictures: Pictures, row: pa.Table, target: Path) -> str | None:
     return str(target.absolute())
 
 
-def exported(found: Mapping[str, object], say: Say) -> str:
+def exported(found: Mapping[str, object], log: Log) -> str:
     """The line that tells what was written; says what was left out before."""
     if found["left_out"]:
-        say(
+        log(
             f"{found['left_out']} scans cannot be read where they were scored and are left out; "
             "give the place where they are as --source"
         )

@@ -17,7 +17,7 @@ import ray
 import torch
 from ray.data.exceptions import ExecutionTimeoutError
 
-from braintumor_ray.engines.choice import Choice, possible_engine, settled_engine
+from braintumor_ray.engines.choice import Choice, possible_engine, resolve_engine
 from braintumor_ray.errors import BrainTumorError, ResultsError
 from braintumor_ray.lease import Lease, lease_on
 from braintumor_ray.models.bundle import Bundle, load_bundle
@@ -32,18 +32,18 @@ from braintumor_ray.predict.results import (
 )
 from braintumor_ray.scoring.failures import innermost, release_frames, root_cause
 from braintumor_ray.scoring.generation import drop_other_attempts, tidy_newest
-from braintumor_ray.scoring.layout import Cluster, lay_out
+from braintumor_ray.scoring.layout import Cluster, allocate
 from braintumor_ray.scoring.options import ScoreOptions
 from braintumor_ray.scoring.pipeline import Counter, Stages, execute, watched
 from braintumor_ray.scoring.plan import ScorePlan, make_plan, write_work
+from braintumor_ray.scoring.result_settings import open_results, resolve_options, with_stored_engine
 from braintumor_ray.scoring.scans import Scans, are_in
-from braintumor_ray.scoring.settling import as_stored, open_results, settled
 from braintumor_ray.scoring.summary import RowStatistics, Summary, nothing_new, summarize
 from braintumor_ray.storage import absolute, location_label
 from braintumor_ray.types import Progress
 
 ATTEMPTS = 5  # executions of one run: nodes and workers die, and orphans of theirs are tidied up
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def score(
@@ -73,10 +73,10 @@ def score(
     folder = results_folder(results)
     with _as_results_errors(results):
         if META in folder.names():  # a wrong folder is refused before it is held
-            open_results(folder, bundle, as_stored(options, folder.meta))
+            open_results(folder, bundle, with_stored_engine(options, folder.meta))
         with lease_on(folder.location) as lease:
             # A new folder is claimed only here: of two first runs one must find the other's claim.
-            options, choice = _settled(folder, bundle, options)
+            options, choice = _resolved(folder, bundle, options)
             fingerprint = open_results(folder, bundle, options)
             tidy_newest(folder, fingerprint)
             plan = _plan(folder, catalog, fingerprint, options)
@@ -94,7 +94,7 @@ def plan_only(
     folder = results_folder(results)
     if META not in folder.names():
         return _plan(folder, catalog, "none", options)
-    fingerprint = open_results(folder, bundle, as_stored(options, folder.meta))
+    fingerprint = open_results(folder, bundle, with_stored_engine(options, folder.meta))
     return _plan(folder, catalog, fingerprint, options)
 
 
@@ -108,7 +108,7 @@ def scoring_bundle(options: ScoreOptions) -> Bundle:
     return bundle.averaging() if options.predict.tta else bundle
 
 
-def _settled(
+def _resolved(
     folder: ResultsFolder, bundle: Bundle, options: ScoreOptions
 ) -> tuple[ScoreOptions, Choice]:
     """Engine and precision decided here, once, for all predictors."""
@@ -116,7 +116,7 @@ def _settled(
     if meta is None:
         engine = possible_engine(options.predict.engine or FIRST_ENGINE, bundle.fields)
         options = replace(options, predict=replace(options.predict, engine=engine))
-    return settled(
+    return resolve_options(
         options, meta, lambda: _fastest_engine(options), lambda: _torch_gains_by_bf16(options)
     )
 
@@ -141,7 +141,7 @@ def _fastest_engine(options: ScoreOptions) -> Choice:
     if _gpu_share(options):
         return Choice("torch")
     predict = options.predict
-    return settled_engine(
+    return resolve_engine(
         "auto",
         absolute(predict.bundle),
         device="cpu",
@@ -187,7 +187,7 @@ def _run(
 ) -> Summary:
     started = time.time()
     cluster = connected_cluster()
-    layout = lay_out(options.request_for(cluster.gpus), cluster)
+    layout = allocate(options.request_for(cluster.gpus), cluster)
     attempt = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S%fZ")
     catalogs = write_work(plan, attempt)
     with closing(Counter()) as counter:
@@ -196,7 +196,7 @@ def _run(
             if not _missing(plan):
                 break
             lease.check()  # before our files in flight meet another job's
-            with watched(counter, plan.resumed, plan.work.num_rows, progress), _survivable(number):
+            with watched(counter, plan.resumed, plan.work.num_rows, progress), _retried(number):
                 execute(plan.generation, catalogs, bundle, options, layout, counter, stages)
             gc.collect()  # until then an ended execution keeps its actors, and their CPUs
             plan.generation.reconcile()
@@ -265,8 +265,8 @@ def _attempt_of(catalogs: list[str]) -> str:
 
 def _missing(plan: ScorePlan) -> int:
     """Scans of the work without a committed row."""
-    settled = np.sort(plan.generation.settled_ids())
-    return int(np.count_nonzero(~are_in(plan.work.ids, settled)))
+    done = np.sort(plan.generation.settled_ids())
+    return int(np.count_nonzero(~are_in(plan.work.ids, done)))
 
 
 def _manifest(
@@ -295,18 +295,18 @@ def _manifest(
 
 
 @contextmanager
-def _survivable(number: int) -> Iterator[None]:
+def _retried(number: int) -> Iterator[None]:
     """The death of a node, worker or actor ends an execution, not the run: it is tried again."""
     try:
         yield
     except ray.exceptions.RayError as error:
         cause = innermost(error)
-        said_no = not isinstance(cause, ray.exceptions.RayError) or isinstance(
+        permanent = not isinstance(cause, ray.exceptions.RayError) or isinstance(
             cause, ray.exceptions.RayTaskError
         )  # our code or the file system, and would again
-        if said_no or number == ATTEMPTS:
+        if permanent or number == ATTEMPTS:
             raise
-        log.warning("execution %d of %d ended: %s", number, ATTEMPTS, root_cause(error))
+        logger.warning("execution %d of %d ended: %s", number, ATTEMPTS, root_cause(error))
 
 
 @contextmanager

@@ -52,7 +52,7 @@ class JobResources:
         return {} if self.gpus_per_predictor else {"env_vars": allocator_environment()}
 
 
-def lay_out(request: Request, cluster: Cluster) -> JobResources:
+def allocate(request: Request, cluster: Cluster) -> JobResources:
     """Give predictors their GPUs (or a node each), and decoders all other CPUs.
 
     Raises:

@@ -39,7 +39,7 @@ from braintumor_ray.storage import open_filesystem, write_table
 from braintumor_ray.types import Mask
 
 Manifests = Sequence[dict[str, Any]]
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ def _not_committed(
                 example = both["uri"][int(np.argmin(same_uri))].as_py()
     elsewhere, known = int(np.count_nonzero(~fresh & ~here)), int(np.count_nonzero(~fresh))
     if 2 * elsewhere > known:
-        log.warning(
+        logger.warning(
             "%d of %d known scans were scored below another root, such as '%s': the archive is "
             "taken to have moved; score another archive into another folder",
             elsewhere, known, example,

@@ -23,7 +23,7 @@ from braintumor_ray.scoring.options import PredictSettings
 from braintumor_ray.types import GrayImage
 
 Report = Callable[[int, float], None]
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class PredictStage:
@@ -48,7 +48,7 @@ class PredictStage:
         )
         self._predictor = Predictor(bundle or load_bundle(settings.bundle), chosen)
         made = {"engine": self._predictor.choice.engine, "precision": self._predictor.precision}
-        log.info("predictor is ready", extra=made | {"device": str(self._predictor.device)})
+        logger.info("predictor is ready", extra=made | {"device": str(self._predictor.device)})
         threads = settings.torch_threads
         parallel = ParallelPredictor(self._predictor, threads) if threads else self._predictor
         self._predict = parallel.predict

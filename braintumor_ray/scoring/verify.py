@@ -65,7 +65,7 @@ def verify(results: str, newest: int | None = None, *, compacted: bool = True) -
     folder = results_folder(results)
     meta = folder.meta
     manifests = folder.manifests()
-    differences = list(_strays(folder, manifests)) + list(_gaps(manifests))
+    differences = list(_unlisted_files(folder, manifests)) + list(_gaps(manifests))
     if not manifests:
         unfinished = "no run has been committed; run 'braintumor-ray score' to its end"
         return Report(0, 0, [*differences, unfinished])
@@ -240,7 +240,7 @@ def _confirmed(tables: Iterable[pa.Table], name: str, suspects: Ids) -> list[str
     return [value for (value, _), count in kept.items() if count > 1]
 
 
-def _strays(folder: ResultsFolder, manifests: list[dict[str, Any]]) -> Iterator[str]:
+def _unlisted_files(folder: ResultsFolder, manifests: list[dict[str, Any]]) -> Iterator[str]:
     """Files that no manifest lists."""
     listed = {path for m in manifests for path in (*row_files(m), *m["catalogs"])}
     committed = {f"{manifest['generation']:06d}" for manifest in manifests}

@@ -121,9 +121,9 @@ def build(args: dict[str, Any]) -> Application:
     Raises:
         UsageError: a setting is wrong, or the token file cannot be read.
     """
-    from braintumor_ray.serving.batched import settle_engine
+    from braintumor_ray.serving.batched import resolve_serving_engine
 
-    settings, _ = settle_engine(parse_settings(args))
+    settings, _ = resolve_serving_engine(parse_settings(args))
     return build_application(settings, token_digest(settings))
 
 

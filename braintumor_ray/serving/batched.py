@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import torch
 
-from braintumor_ray.engines.choice import settled_engine
+from braintumor_ray.engines.choice import resolve_engine
 from braintumor_ray.errors import UsageError
 from braintumor_ray.explain.regions import head_weights
 from braintumor_ray.models.bundle import CARD, load_bundle
@@ -75,7 +75,7 @@ class BatchedPredictor:
         return predict_rows(self._predictor, squares, [explain for _, explain in items])
 
 
-def settle_engine(settings: ServingSettings) -> tuple[ServingSettings, str]:
+def resolve_serving_engine(settings: ServingSettings) -> tuple[ServingSettings, str]:
     """The settings with an engine instead of 'auto', the same for every replica; and a line on it.
 
     On GPUs it is torch; else it is measured on this machine.
@@ -84,7 +84,7 @@ def settle_engine(settings: ServingSettings) -> tuple[ServingSettings, str]:
         UsageError: it could not be measured.
     """
     engine = "torch" if settings.engine == "auto" and settings.gpus_per_replica else settings.engine
-    choice = settled_engine(
+    choice = resolve_engine(
         engine,
         settings.bundle,
         device=settings.device,

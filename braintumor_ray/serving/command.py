@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 from ipaddress import ip_address
 
 from braintumor_ray.errors import UsageError
-from braintumor_ray.progress import Say
+from braintumor_ray.progress import Log
 from braintumor_ray.serving.settings import ServingSettings, parse_settings, token_digest
 from braintumor_ray.storage import absolute
 
@@ -25,37 +25,37 @@ def serving_settings(chosen: ServingSettings) -> ServingSettings:
     return replace(settings, token_sha256=token_digest(settings))
 
 
-def serve_command(settings: ServingSettings, host: str, port: int, say: Say) -> None:
+def serve_command(settings: ServingSettings, host: str, port: int, log: Log) -> None:
     """Serve until stopped; blocks. Call it inside `ray_session`.
 
     Args:
         settings: from `serving_settings`.
         host: address to listen on.
         port: TCP port.
-        say: prints a line for people.
+        log: prints a line for people.
 
     Raises:
         UsageError: the port is taken.
     """
     from braintumor_ray.serving import app
-    from braintumor_ray.serving.batched import settle_engine
+    from braintumor_ray.serving.batched import resolve_serving_engine
 
     check_port(host, port)
     on_gpu = settings.device in ("auto", "cuda") and settings.engine in ("auto", "torch")
     if on_gpu and app.gpus_in_cluster():
         settings = replace(settings, gpus_per_replica=1.0)
-    settings, engine = settle_engine(settings)
+    settings, engine = resolve_serving_engine(settings)
     secured = token_digest(settings) is not None
     if not secured and not is_loopback(host):
-        say(f"no token is set: whoever reaches {host}:{port} may use the service")
+        log(f"no token is set: whoever reaches {host}:{port} may use the service")
 
     def ready() -> None:
-        say(f"serving {settings.bundle} at http://{host}:{port}/ (documents at /docs)")
-        say(engine)
-        say("token: " + ("asked for" if secured else "none (set BRAINTUMOR_TOKEN)"))
+        log(f"serving {settings.bundle} at http://{host}:{port}/ (documents at /docs)")
+        log(engine)
+        log("token: " + ("asked for" if secured else "none (set BRAINTUMOR_TOKEN)"))
         for address in app.metrics_addresses():
-            say(f"metrics: {address}")
-        say("research software, not a medical device; Ctrl-C ends it")
+            log(f"metrics: {address}")
+        log("research software, not a medical device; Ctrl-C ends it")
 
     app.run(settings, host, port, ready)
 

@@ -19,7 +19,7 @@ from braintumor_ray import __version__
 from braintumor_ray.errors import TrackingError
 from braintumor_ray.extras import require
 from braintumor_ray.models.bundle import copy_bundle
-from braintumor_ray.progress import Say
+from braintumor_ray.progress import Log
 from braintumor_ray.storage import Folder, is_local, is_uri, local_path, read_bytes
 from braintumor_ray.tracking.options import TrackingOptions
 
@@ -63,14 +63,14 @@ class Run:
 
 @contextmanager
 def tracked(
-    options: TrackingOptions, name: str, say: Say, resumed_in: str | Path | None = None
+    options: TrackingOptions, name: str, log: Log, resumed_in: str | Path | None = None
 ) -> Iterator[Run]:
     """A run in MLflow for as long as the block lasts; it ends as finished, failed or killed.
 
     Args:
         options: where; without a URI nothing is tracked.
         name: of the run.
-        say: takes a line for people.
+        log: takes a line for people.
         resumed_in: folder or URI that remembers the run, so that an interrupted one goes on.
 
     Raises:
@@ -80,7 +80,7 @@ def tracked(
     if options.mlflow is None:
         yield Run()
         return
-    run = _started(options.mlflow, options.mlflow_experiment, name, say, resumed_in)
+    run = _started(options.mlflow, options.mlflow_experiment, name, log, resumed_in)
     status = "FAILED"
     try:
         yield run
@@ -116,8 +116,8 @@ def numbers(values: Mapping[str, Any]) -> dict[str, float]:
 class MlflowRun(Run):
     """A run of a tracking server; faults of the server are told once and end nothing."""
 
-    def __init__(self, mlflow: ModuleType, client: Any, run_id: str, say: Say) -> None:  # noqa: ANN401
-        self._mlflow, self._client, self.run_id, self._say = mlflow, client, run_id, say
+    def __init__(self, mlflow: ModuleType, client: Any, run_id: str, log: Log) -> None:  # noqa: ANN401
+        self._mlflow, self._client, self.run_id, self._log = mlflow, client, run_id, log
         self._waiting: list[Any] = []
 
     def parameters(self, values: Mapping[str, Any]) -> None:
@@ -200,11 +200,11 @@ class MlflowRun(Run):
         try:
             yield
         except (self._mlflow.exceptions.MlflowException, OSError) as error:
-            self._say(f"warning: MLflow does not take {what}: {_short(error)}")
+            self._log(f"warning: MLflow does not take {what}: {_short(error)}")
 
 
 def _started(
-    location: str, experiment: str, name: str, say: Say, resumed_in: str | Path | None
+    location: str, experiment: str, name: str, log: Log, resumed_in: str | Path | None
 ) -> MlflowRun:
     """Connect, and start a run or go on with the one that a folder remembers."""
     for key, value in DEFAULTS.items():
@@ -227,8 +227,8 @@ def _started(
         ) from error
     if folder is not None:
         folder.write_json({"tracking_uri": shown, "run_id": run_id}, NOTE)
-    say(f"MLflow: run {run_id} in experiment '{experiment}' at {shown}")
-    return MlflowRun(mlflow, client, run_id, say)
+    log(f"MLflow: run {run_id} in experiment '{experiment}' at {shown}")
+    return MlflowRun(mlflow, client, run_id, log)
 
 
 def _new_run(client: Any, experiment: str, name: str) -> str:  # noqa: ANN401 - no stubs

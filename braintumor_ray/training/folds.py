@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from braintumor_ray.errors import UsageError
-from braintumor_ray.progress import Say
+from braintumor_ray.progress import Log
 from braintumor_ray.splits.splits import grouped_folds, grouped_split
 from braintumor_ray.training.options import TrainOptions
 from braintumor_ray.training.phases import FIGURES
@@ -35,7 +35,7 @@ def cross_validate(
     catalog: pa.Table,
     options: TrainOptions,
     folds: int,
-    say: Say = print,
+    log: Log = print,
     on_epoch: OnEpoch | None = None,
 ) -> dict[str, Any]:
     """Train a recipe per fold; each scan is tested once, by a network that never saw its group.
@@ -48,7 +48,7 @@ def cross_validate(
         catalog: as for `train`.
         options: as for `train`.
         folds: how many.
-        say: as for `train`.
+        log: as for `train`.
         on_epoch: as for `train`; the entries also have the number of their `fold`.
 
     Returns:
@@ -66,18 +66,18 @@ def cross_validate(
     if options.leave_out is not None:
         raise UsageError("--folds tests every source; leave out --leave-out, or --folds")
     catalog = named_catalog(catalog, options.recipe)
-    catalog = reviewed_catalog(catalog, options.labels, options.recipe, say)
+    catalog = reviewed_catalog(catalog, options.labels, options.recipe, log)
     folder = run_folder(options.output)
     fingerprint = _fingerprint(catalog, options, folds)
     folder.refuse_other(options.recipe, fingerprint)
     minutes = None if options.minutes is None else options.minutes / folds
     options = replace(options, cache=options.cache or folder.at("cache"), minutes=minutes)
-    ready = prepare(catalog, options, say)
+    ready = prepare(catalog, options, log)
     splits = _fold_splits(catalog, ready, options, folds)
     folder.claim(options.recipe, fingerprint)
     found = []
     for number, split in enumerate(splits, start=1):
-        say(f"fold {number} of {folds}")
+        log(f"fold {number} of {folds}")
         fold = run_folder(folder.at(f"fold-{number}"))
         own = replace(options, output=fold.location)
         of_fold = with_columns(catalog, {"split": pa.array(split.tolist(), pa.string())})
@@ -85,9 +85,9 @@ def cross_validate(
             plan = plan_run(of_fold, own, lambda _: None, ready)
             fold.refuse_other(options.recipe, plan.fingerprint)
         else:
-            told = on_epoch and partial(_told_with_fold, on_epoch, number)
+            report = on_epoch and partial(_report_with_fold, on_epoch, number)
             untrained = replace(ready, model=copy.deepcopy(ready.model))
-            train(of_fold, own, say, told, untrained)
+            train(of_fold, own, log, report, untrained)
         tested = fold.read_json("phases.json")[-1]
         figures = {name: tested[name] for name in SUMMARIZED}
         found.append({"fold": number, "bundle": fold.at("bundle"), "n": tested["n"], **figures})
@@ -123,7 +123,7 @@ def _fold_splits(
     return splits
 
 
-def _told_with_fold(on_epoch: OnEpoch, number: int, entry: dict[str, Any]) -> None:
+def _report_with_fold(on_epoch: OnEpoch, number: int, entry: dict[str, Any]) -> None:
     on_epoch({"fold": number, **entry})
 
 

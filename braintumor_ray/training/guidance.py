@@ -20,7 +20,7 @@ from torch.nn import functional
 from braintumor_ray.decode.head import WHOLE, Box, cut
 from braintumor_ray.errors import UsageError
 from braintumor_ray.localization.truth import TruthIndex
-from braintumor_ray.progress import Say
+from braintumor_ray.progress import Log
 from braintumor_ray.recipes.schema import GuidanceSection
 from braintumor_ray.training.lesions import SOME_TUMOR
 from braintumor_ray.types import GrayImage
@@ -167,7 +167,7 @@ def packed_masks(
     truth: TruthIndex,
     positive: Sequence[str],
     size: int,
-    say: Say,
+    log: Log,
     boxes: Sequence[Box] | None = None,
 ) -> list[bytes | None]:
     """The tumor of each training scan at the network's size, packed; None where it is not known.
@@ -179,7 +179,7 @@ def packed_masks(
         truth: masks, boxes or outlines.
         positive: classes that have a tumor.
         size: side of the network's input.
-        say: told what was found and what was not.
+        log: told what was found and what was not.
         boxes: the part of its picture that each scan's square shows; None: all of it.
 
     Raises:
@@ -198,7 +198,7 @@ def packed_masks(
         if mask is not None and box != WHOLE:
             mask = cut(mask.astype(np.uint8) * np.uint8(FULL), box, size) > FULL // 2
         found.append(pack_mask(mask) if mask is not None and mask.any() else None)
-    _report(columns[4], found, positive, truth, say)
+    _report(columns[4], found, positive, truth, log)
     return found
 
 
@@ -207,7 +207,7 @@ def _report(
     found: Sequence[bytes | None],
     positive: Sequence[str],
     truth: TruthIndex,
-    say: Say,
+    log: Log,
 ) -> None:
     guided = sum(packed is not None for packed in found)
     tumors = sum(name in positive for name in names)
@@ -216,14 +216,14 @@ def _report(
             f"--truth '{truth.location}': none of its {len(truth)} entries belongs to one of "
             f"{tumors} training scans with a tumor; paths are compared below the catalog's root"
         )
-    say(
+    log(
         f"guidance: the tumor is known in {guided} of {tumors} training scans with one; "
         f"{len(names) - tumors} without a tumor count as empty"
     )
     for name in positive:
         members = [packed for own, packed in zip(names, found, strict=True) if own == name]
         if members and not any(packed is not None for packed in members):
-            say(
+            log(
                 f"warning: no tumor of class '{name}' is known: its scans cannot teach where "
                 "tumors are"
             )

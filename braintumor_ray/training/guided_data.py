@@ -10,7 +10,7 @@ from braintumor_ray.decode.preprocess import Preprocessing
 from braintumor_ray.errors import UsageError
 from braintumor_ray.localization.truth import TruthIndex, has_boxes, load_truth, reviewed_truth
 from braintumor_ray.models.classifier import Classifier
-from braintumor_ray.progress import Say
+from braintumor_ray.progress import Log
 from braintumor_ray.recipes.schema import Recipe
 from braintumor_ray.training.guidance import packed_masks, unpack_mask
 from braintumor_ray.training.lesions import BANK_SIZE, Donor, LesionMaker
@@ -21,7 +21,7 @@ from braintumor_ray.training.shards import GuidedRows
 ENOUGH_KNOWN = 0.1  # of the training scans with a tumor
 
 
-def known_tumors(options: TrainOptions, model: Classifier, say: Say) -> TruthIndex | None:
+def known_tumors(options: TrainOptions, model: Classifier, log: Log) -> TruthIndex | None:
     """Where tumors are, read before anything is decoded.
 
     Raises:
@@ -39,7 +39,7 @@ def known_tumors(options: TrainOptions, model: Classifier, say: Say) -> TruthInd
     if options.labels is None or not has_boxes(options.labels):
         return truth
     if recipe.guidance.weight and model.linear is None:
-        say(f"the boxes of '{options.labels}' are not used: this head cannot be guided by them")
+        log(f"the boxes of '{options.labels}' are not used: this head cannot be guided by them")
         return truth
     return reviewed_truth(options.labels, truth)
 
@@ -73,7 +73,7 @@ class Guided:
 
 
 def guided_by(
-    recipe: Recipe, truth: TruthIndex | None, preprocessing: Preprocessing, data: RunData, say: Say
+    recipe: Recipe, truth: TruthIndex | None, preprocessing: Preprocessing, data: RunData, log: Log
 ) -> Guided | None:
     """Masks of the training scans and what is drawn into them; None: training is not guided."""
     classes = data.classes
@@ -85,7 +85,7 @@ def guided_by(
     if truth is not None:
         cropped = preprocessing.crop != "none"
         boxes = data.shards.boxes(scans["scan_id"].to_numpy()) if cropped else None
-        masks = packed_masks(scans, truth, classes.positive, size, say, boxes)
+        masks = packed_masks(scans, truth, classes.positive, size, log, boxes)
     positive = tuple(classes.classes.index(name) for name in classes.positive)
     negative = [i for i in range(len(classes.classes)) if i not in positive]
     names = scans["class_name"].to_pylist()

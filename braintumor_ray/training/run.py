@@ -22,7 +22,7 @@ from braintumor_ray.models.weights import load_pretrained
 from braintumor_ray.predict.neighbors import FEATURE_SCANS, FEATURES, feature_table
 from braintumor_ray.predict.predictor import Predictor
 from braintumor_ray.predict.views import NUMBER_OF_VIEWS
-from braintumor_ray.progress import Say
+from braintumor_ray.progress import Log
 from braintumor_ray.recipes.schema import Recipe
 from braintumor_ray.storage import write_table
 from braintumor_ray.training.artifacts import model_card, write_history
@@ -90,7 +90,7 @@ class TrainingResult:
 def train(
     catalog: pa.Table,
     options: TrainOptions,
-    say: Say = print,
+    log: Log = print,
     on_epoch: OnEpoch | None = None,
     ready: "RunInputs | None" = None,
 ) -> TrainingResult:
@@ -99,7 +99,7 @@ def train(
     Args:
         catalog: all scans (`catalog.build.load_catalog`).
         options: the run.
-        say: called with a line for people, now and then.
+        log: called with a line for people, now and then.
         on_epoch: called with each epoch's entry of the history while the run goes on, in a thread.
         ready: for `plan_run`; its network is trained.
 
@@ -115,22 +115,22 @@ def train(
     folder.refuse_foreign_bundle()
     with lease_on(folder.location):
         started = time.time()
-        plan = plan_run(catalog, options, say, ready)
+        plan = plan_run(catalog, options, log, ready)
         folder.claim(recipe, plan.fingerprint)  # before anything of another run is replaced
         write_catalog(plan.data.catalog, folder.at("catalog.parquet"))
         begin_gate(plan.ready.model, plan.guided)
         for line in _remarks(options, plan.data):
-            say(line)
+            log(line)
         task = _task(plan, _deadline(started, options, plan.data))
-        tell = _both(_epoch_teller(say, rates=recipe.schedule.kind == "plateau"), on_epoch)
+        report = _both(_epoch_reporter(log, rates=recipe.schedule.kind == "plateau"), on_epoch)
         fitted = fit(
-            task, _datasets(plan), options.workers, folder.at("ray"), plan.fingerprint, tell
+            task, _datasets(plan), options.workers, folder.at("ray"), plan.fingerprint, report
         )
         if task.deadline is not None:
             trained, own = len(fitted.history), sum(stage.epochs for stage in recipe.stages)
             minutes = options.minutes
-            say(f"{trained} of the recipe's {own} epochs, to be finished in {minutes:g} min")
-        return _finish(plan, fitted, folder, say)
+            log(f"{trained} of the recipe's {own} epochs, to be finished in {minutes:g} min")
+        return _finish(plan, fitted, folder, log)
 
 
 @dataclass(frozen=True)
@@ -150,14 +150,14 @@ class RunPlan:
 
 
 def plan_run(
-    catalog: pa.Table, options: TrainOptions, say: Say, ready: "RunInputs | None" = None
+    catalog: pa.Table, options: TrainOptions, log: Log, ready: "RunInputs | None" = None
 ) -> RunPlan:
     """Check, decode what is not decoded yet, and split.
 
     Args:
         catalog: as for `train`.
         options: as for `train`.
-        say: as for `train`.
+        log: as for `train`.
         ready: what runs on the same scans share, made by `prepare`; the catalog has its final
             labels then. None: it is made here.
 
@@ -170,8 +170,8 @@ def plan_run(
     check_split_choice(catalog, options.split())
     if ready is None:
         catalog = named_catalog(catalog, recipe)
-        catalog = reviewed_catalog(catalog, options.labels, recipe, say)
-        ready = prepare(catalog, options, say)
+        catalog = reviewed_catalog(catalog, options.labels, recipe, log)
+        ready = prepare(catalog, options, log)
     data = split_run(
         catalog,
         run_folder(options.output),
@@ -179,10 +179,10 @@ def plan_run(
         ready.classes,
         options.split(),
         options.workers.most,
-        say,
+        log,
         ready.before,
     )
-    guided = guided_by(recipe, ready.truth, ready.preprocessing, data, say)
+    guided = guided_by(recipe, ready.truth, ready.preprocessing, data, log)
     truth = [guided.fingerprint] if guided else []
     parts = [recipe.model_dump(mode="json"), data.fingerprint(), ready.weights, *truth]
     return RunPlan(options, ready, data, guided, fingerprint_of(parts))
@@ -204,7 +204,7 @@ class RunInputs:
     before: ClassMap | None = None
 
 
-def prepare(catalog: pa.Table, options: TrainOptions, say: Say) -> RunInputs:
+def prepare(catalog: pa.Table, options: TrainOptions, log: Log) -> RunInputs:
     """Check recipe and labels, build the network, load weights, decode what is not decoded yet.
 
     Raises:
@@ -215,17 +215,17 @@ def prepare(catalog: pa.Table, options: TrainOptions, say: Say) -> RunInputs:
     recipe = options.recipe
     classes = class_map(catalog, recipe)
     for line in classes.merged():
-        say(line)
+        log(line)
     model = network_of(architecture_of(recipe, len(classes.classes)), recipe)
     preprocessing = preprocessing_of(model, recipe)
-    truth = known_tumors(options, model, say)
+    truth = known_tumors(options, model, log)
     if truth is not None:  # of all scans: of two that share a tumor, one may be in another split
         truth.match(catalog["path"].to_pylist())
-    weights = _load_weights(model, options, say)
+    weights = _load_weights(model, options, log)
     before = source_classes(catalog, recipe)
     learnt = is_learnt(catalog, classes, before)
     folder = run_folder(options.output)
-    shards = decode_run(catalog, learnt, folder, options.cache, preprocessing, say)
+    shards = decode_run(catalog, learnt, folder, options.cache, preprocessing, log)
     return RunInputs(classes, model, preprocessing, shards, truth, weights, before)
 
 
@@ -277,7 +277,7 @@ def _deadline(started: float, options: TrainOptions, data: RunData) -> Deadline 
     return Deadline(started + 60 * options.minutes, predictions)
 
 
-def _finish(plan: RunPlan, fitted: Fitted, folder: RunFolder, say: Say) -> TrainingResult:
+def _finish(plan: RunPlan, fitted: Fitted, folder: RunFolder, log: Log) -> TrainingResult:
     """Tune on validation, look at the test split once, and write what the run ends in."""
     options, data, ready = plan.options, plan.data, plan.ready
 
@@ -316,7 +316,7 @@ def _finish(plan: RunPlan, fitted: Fitted, folder: RunFolder, say: Say) -> Train
     seen = outputs(views, "val")
     bundle = tune_views(bundle, seen, options.recipe, data.groups_of(seen.scan_ids))
     for line in set_warnings(bundle):
-        say(line)
+        log(line)
     phases = []
     if data.counts.get("test"):
         phases = phase_table(
@@ -327,13 +327,13 @@ def _finish(plan: RunPlan, fitted: Fitted, folder: RunFolder, say: Say) -> Train
             options.device,
         )
     folder.drop_unfinished_bundle()
-    with folder.outbox() as box:
-        write_history(fitted.history, box)
-        (box / "phases.json").write_text(json.dumps(phases, indent=1) + "\n", encoding="utf-8")
-        write_table(box / FEATURES, _features(data, trained))
+    with folder.staging_folder() as staging:
+        write_history(fitted.history, staging)
+        (staging / "phases.json").write_text(json.dumps(phases, indent=1) + "\n", encoding="utf-8")
+        write_table(staging / FEATURES, _features(data, trained))
         card = model_card(bundle, data, phases, options, ready.weights, len(fitted.history))
         saved = save_bundle(
-            box / "bundle",
+            staging / "bundle",
             bundle.fields,
             bundle.build_model(),
             bundle.detector,
@@ -349,7 +349,7 @@ def _features(data: RunData, seen: Outputs) -> pa.Table:
     return feature_table(data.rows_of("train"), seen.scan_ids, seen.pooled)
 
 
-def _load_weights(model: Classifier, options: TrainOptions, say: Say) -> str:
+def _load_weights(model: Classifier, options: TrainOptions, log: Log) -> str:
     try:
         line = load_pretrained(
             model.backbone,
@@ -361,9 +361,9 @@ def _load_weights(model: Classifier, options: TrainOptions, say: Say) -> str:
         if not (options.synthetic and options.weights == "imagenet"):
             raise
         line = "weights: random, as the scans are phantoms and the pretrained ones cannot be had"
-        say(f"{line} ({error})")
+        log(f"{line} ({error})")
         return "weights: random"
-    say(line)
+    log(line)
     return line
 
 
@@ -393,31 +393,31 @@ def _batch_line(recipe: Recipe, workers: Workers) -> str:
     )
 
 
-def _epoch_teller(say: Say, *, rates: bool) -> Callable[[dict[str, Any]], None]:
-    """Tells of each epoch, and of a learning rate that a plateau has lowered within a stage.
+def _epoch_reporter(log: Log, *, rates: bool) -> Callable[[dict[str, Any]], None]:
+    """Reports each epoch, and a learning rate that a plateau has lowered within a stage.
 
     Args:
-        say: takes a line.
+        log: takes a line.
         rates: the schedule has plateaus; others change the rate in every epoch, which is no news.
     """
     before: dict[str, Any] = {}
 
-    def tell(entry: dict[str, Any]) -> None:
+    def report(entry: dict[str, Any]) -> None:
         if rates and entry["stage"] == before.get("stage") and entry["lr"] != before["lr"]:
-            say(f"learning rate {before['lr']:.2g} -> {entry['lr']:.2g}")
-        say(_epoch_line(entry))
+            log(f"learning rate {before['lr']:.2g} -> {entry['lr']:.2g}")
+        log(_epoch_line(entry))
         before.update(entry)
 
-    return tell
+    return report
 
 
 def _both(first: OnEpoch, second: OnEpoch | None) -> OnEpoch:
-    def tell(entry: dict[str, Any]) -> None:
+    def report(entry: dict[str, Any]) -> None:
         first(entry)
         if second is not None:
             second(entry)
 
-    return tell
+    return report
 
 
 def _epoch_line(entry: dict[str, Any]) -> str:

@@ -20,7 +20,7 @@ from braintumor_ray.catalog.reviewed import SOURCE_LABEL, read_reviewed, with_re
 from braintumor_ray.catalog.schema import completed, write_catalog
 from braintumor_ray.decode.preprocess import Preprocessing
 from braintumor_ray.errors import UsageError
-from braintumor_ray.progress import Say, TenthLines
+from braintumor_ray.progress import Log, TenthLines
 from braintumor_ray.recipes.schema import Recipe
 from braintumor_ray.splits.splits import LeakReport
 from braintumor_ray.training.loop import balanced_class_weights
@@ -113,7 +113,7 @@ def class_map(catalog: pa.Table, recipe: Recipe) -> ClassMap:
     return ClassMap.parse(spec, labels, recipe.data.negative_classes)
 
 
-def reviewed_catalog(catalog: pa.Table, labels: str | None, recipe: Recipe, say: Say) -> pa.Table:
+def reviewed_catalog(catalog: pa.Table, labels: str | None, recipe: Recipe, log: Log) -> pa.Table:
     """The catalog with the labels of reviewers, where there are any.
 
     Raises:
@@ -124,7 +124,7 @@ def reviewed_catalog(catalog: pa.Table, labels: str | None, recipe: Recipe, say:
     spec = read_spec(recipe.data.classes)
     groups = parse_groups(spec) if spec else None
     catalog, told = with_reviewed_labels(catalog, read_reviewed(labels), labels, groups)
-    say(told)
+    log(told)
     return catalog
 
 
@@ -170,7 +170,7 @@ def decode_run(
     folder: RunFolder,
     cache: str | None,
     preprocessing: Preprocessing,
-    say: Say,
+    log: Log,
 ) -> Shards:
     """Decode the scans that are learnt once; later runs with the same cache reuse them.
 
@@ -180,7 +180,7 @@ def decode_run(
         folder: of the run.
         cache: folder of shards; None: inside the run.
         preprocessing: decides the square that is kept.
-        say: takes lines, and progress by tenths.
+        log: takes lines, and progress by tenths.
     """
     cache = cache or folder.at("cache")
     shards = known_shards(catalog, cache, preprocessing)
@@ -188,12 +188,12 @@ def decode_run(
     if shards is None:
         source = folder.at("source.parquet")
         write_catalog(mixed(kept), source)
-        advance = TenthLines("decoding", say)
+        advance = TenthLines("decoding", log)
         shards = decode_to_shards(source, kept, cache, preprocessing, progress=advance)
     done = "found decoded in" if shards.reused else "decoded into"
-    say(f"{kept.num_rows} scans {done} {cache}")
+    log(f"{kept.num_rows} scans {done} {cache}")
     if kept.num_rows < catalog.num_rows:
-        say(f"{catalog.num_rows - kept.num_rows} scans of no class are not decoded")
+        log(f"{catalog.num_rows - kept.num_rows} scans of no class are not decoded")
     return shards
 
 
@@ -204,7 +204,7 @@ def split_run(
     classes: ClassMap,
     options: SplitOptions,
     workers: int,
-    say: Say,
+    log: Log,
     before: ClassMap | None = None,
 ) -> RunData:
     """Find duplicates, split and check; the run is to write the catalog into its folder.
@@ -217,23 +217,23 @@ def split_run(
     """
     own = has_own_split(catalog)
     if own:
-        say("splits: taken from the catalog's column 'split'")
+        log("splits: taken from the catalog's column 'split'")
     catalog, leaks = with_splits(catalog, shards.read(HASH_COLUMNS), classes, options, before)
     counts = counts_by_split(catalog)
     check_counts(counts, classes, workers)
     if options.leave_out is not None:
         pairs = zip(catalog["split"].to_pylist(), catalog["class_name"].to_pylist(), strict=True)
         unused = sum(split is None and name is not None for split, name in pairs)
-        say(
+        log(
             f"'{options.leave_out}' is the test split; {unused} scans of the other sources have a "
             "copy or a patient in it and are left out"
         )
     bad = sum(status not in ("ok", None) for status in catalog["status"].to_pylist())
     if bad:
         path = folder.at("catalog.parquet")
-        say(f"{bad} scans could not be read and are left out; their reasons are in {path}")
+        log(f"{bad} scans could not be read and are left out; their reasons are in {path}")
     for split, row in counts.items():
-        say(f"{split}: {sum(row.values())} scans ({_listed(row)})")
+        log(f"{split}: {sum(row.values())} scans ({_listed(row)})")
     return RunData(completed(catalog), shards, classes, leaks, counts, own)
 
 

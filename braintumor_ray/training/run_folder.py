@@ -69,7 +69,7 @@ class RunFolder(Folder):
         self.write_note(fingerprint=fingerprint, recipe=noted, status="training")
 
     @contextmanager
-    def outbox(self) -> Iterator[Path]:
+    def staging_folder(self) -> Iterator[Path]:
         """A local folder for files of the run; they are there when the block has ended.
 
         On an object store the bundle is copied last: where it is, the rest is.

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from braintumor_ray.models.depthwise import quicken_depthwise
+from braintumor_ray.models.depthwise import accelerate_depthwise
 from braintumor_ray.models.device import use_bf16
 from braintumor_ray.models.freezing import set_trainable, train_mode
 from braintumor_ray.predict.views import NUMBER_OF_VIEWS
@@ -136,7 +136,7 @@ def measure_speed(recipe: Recipe, classes: int) -> Speed:
     model = network_of(architecture_of(recipe, classes), recipe)
     preprocessing = preprocessing_of(model, recipe)
     if device.type == "cpu":
-        quicken_depthwise(model)
+        accelerate_depthwise(model)
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     settings = StepSettings(
         preprocessing,

@@ -31,13 +31,13 @@ OnEpoch = Callable[[dict[str, Any]], None]
 
 
 @ray.remote(num_cpus=0)  # it computes nothing; a CPU of its own would be one less for workers
-class _Board:
-    """Where rank 0 pins an epoch's figures, and the driver reads them."""
+class _EpochLog:
+    """Entries of the history: rank 0 appends them, the driver reads them."""
 
     def __init__(self) -> None:
         self._entries: list[dict[str, Any]] = []
 
-    def pin(self, entry: dict[str, Any]) -> None:
+    def append(self, entry: dict[str, Any]) -> None:
         self._entries.append(entry)
 
     def read(self, seen: int) -> list[dict[str, Any]]:
@@ -45,13 +45,13 @@ class _Board:
 
 
 @contextmanager
-def _forward_epochs(board: Any, on_epoch: OnEpoch | None) -> Iterator[None]:  # noqa: ANN401
-    """Pass each new entry of the board on while the workers train."""
+def _forward_epochs(epoch_log: Any, on_epoch: OnEpoch | None) -> Iterator[None]:  # noqa: ANN401
+    """Pass each new entry on while the workers train."""
     seen = 0
 
     def read() -> None:
         nonlocal seen
-        for entry in ray.get(board.read.remote(seen)):
+        for entry in ray.get(epoch_log.read.remote(seen)):
             seen += 1
             if on_epoch:
                 on_epoch(entry)
@@ -60,7 +60,7 @@ def _forward_epochs(board: Any, on_epoch: OnEpoch | None) -> Iterator[None]:  # 
         with repeated(read, 1.0, "epochs"):
             yield
     finally:
-        read()  # what was pinned since the last time
+        read()  # entries since the last call
 
 
 @contextmanager
@@ -127,10 +127,10 @@ def fit(
         on_epoch: called with each epoch's entry of the history.
     """
     filesystem, path = open_filesystem(storage)
-    board = _Board.remote()  # type: ignore[attr-defined]
+    epoch_log = _EpochLog.remote()  # type: ignore[attr-defined]
     recipe = task.recipe
     config = {
-        "board": board,
+        "epoch_log": epoch_log,
         "task": ray.put(task),  # the config itself is copied for every worker
         "threads": workers.threads or max(1, (os.cpu_count() or 1) // workers.most),
     }
@@ -155,7 +155,7 @@ def fit(
             execution_options=ExecutionOptions(preserve_order=True),  # one seed, one order
         ),
     )
-    with _forward_epochs(board, on_epoch), _interruptible():
+    with _forward_epochs(epoch_log, on_epoch), _interruptible():
         result = trainer.fit()
     if result.checkpoint is None:
         raise RuntimeError("the run reported no checkpoint")

@@ -20,7 +20,7 @@ from torch import nn
 from braintumor_ray.decode.preprocess import Preprocessing
 from braintumor_ray.errors import TrainingError
 from braintumor_ray.models.classifier import Architecture, Classifier
-from braintumor_ray.models.depthwise import quicken_depthwise
+from braintumor_ray.models.depthwise import accelerate_depthwise
 from braintumor_ray.models.device import use_bf16
 from braintumor_ray.models.freezing import set_trainable, train_mode
 from braintumor_ray.recipes.schema import Recipe
@@ -155,11 +155,11 @@ def train_worker(config: dict[str, Any]) -> None:
     """The loop of one worker: stages of epochs, a report and a checkpoint after each.
 
     Args:
-        config: `task`, a reference to a `TrainingTask`; `board`, an actor that gets each epoch's
-            entry; `threads` of torch.
+        config: `task`, a reference to a `TrainingTask`; `epoch_log`, an actor that gets each
+            epoch's entry; `threads` of torch.
     """
     torch.set_num_threads(config["threads"])
-    worker = _Worker(ray.get(config["task"]), config["board"])
+    worker = _Worker(ray.get(config["task"]), config["epoch_log"])
     while worker.progress.stage < len(worker.recipe.stages):
         worker.run_stage()
         worker.progress.next_stage()
@@ -168,11 +168,11 @@ def train_worker(config: dict[str, Any]) -> None:
 class _Worker:
     """One rank's network, data and state."""
 
-    def __init__(self, task: TrainingTask, board: Any) -> None:  # noqa: ANN401 - an actor
+    def __init__(self, task: TrainingTask, epoch_log: Any) -> None:  # noqa: ANN401 - an actor
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
-        self.board, self.recipe, self.preprocessing = board, task.recipe, task.preprocessing
+        self.epoch_log, self.recipe, self.preprocessing = epoch_log, task.recipe, task.preprocessing
         torch.manual_seed(self.recipe.seed + self.rank)
         self.model = Classifier(task.architecture)
         self.model.load_state_dict(task.state)
@@ -187,7 +187,7 @@ class _Worker:
                 self.saved = None
                 self.progress.next_stage()
         if self.device.type == "cpu":
-            quicken_depthwise(self.model)
+            accelerate_depthwise(self.model)
         self.model = self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         section = self.recipe.optimizer
         self.settings = StepSettings(
@@ -285,7 +285,7 @@ class _Worker:
             state = to_checkpoint(self.progress, self.model, optimizer, self.kept)
             torch.save(state, Path(folder) / CHECKPOINT)
             ray.train.report(entry, checkpoint=Checkpoint.from_directory(folder))
-        self.board.pin.remote(entry)
+        self.epoch_log.append.remote(entry)
 
     def _end_stage(self) -> None:
         """Go on from the best weights so far, not from the last."""

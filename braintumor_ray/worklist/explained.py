@@ -392,7 +392,7 @@ def distinct_stems(names: Sequence[str]) -> list[str]:
 
     Also where case is not told apart, and different from the name of the contact sheet.
     """
-    stems = _told_apart(names)
+    stems = _distinct_names(names)
     found: list[str] = []
     for name in names:
         number, unique = 2, stems[name]
@@ -402,7 +402,7 @@ def distinct_stems(names: Sequence[str]) -> list[str]:
     return found
 
 
-def _told_apart(names: Sequence[str]) -> dict[str, str]:
+def _distinct_names(names: Sequence[str]) -> dict[str, str]:
     """Stems by name, with as few folders as make each the only one, or with all of them."""
     stems: dict[str, str] = {}
     for depth in range(1, max(len(_parts(name)) for name in names) + 1):

@@ -9,7 +9,7 @@ import torch
 
 from braintumor_ray import Predictor
 from braintumor_ray.engines import choice as choice_module
-from braintumor_ray.engines.choice import Choice, fastest_engine, settled_engine
+from braintumor_ray.engines.choice import Choice, fastest_engine, resolve_engine
 from braintumor_ray.errors import UsageError
 from braintumor_ray.models.bundle import ViewFields, load_bundle, save_bundle
 from braintumor_ray.models.device import use_bf16
@@ -183,11 +183,11 @@ def test_auto_is_torch_where_nothing_else_is_installed_and_on_gpus(bundle_path, 
     assert fastest_engine(bundle, torch.device("cuda")) == Choice("torch")
     monkeypatch.setattr(choice_module, "is_installed", lambda _: False)
     assert fastest_engine(bundle, CPU) == Choice("torch")
-    assert settled_engine("auto", str(bundle_path), device="cpu") == Choice("torch")
+    assert resolve_engine("auto", str(bundle_path), device="cpu") == Choice("torch")
 
 
 def test_auto_of_a_job_is_measured_in_a_process_of_its_own(bundle_path):
-    choice = settled_engine("auto", str(bundle_path), device="cpu", parallel=2)
+    choice = resolve_engine("auto", str(bundle_path), device="cpu", parallel=2)
     assert choice.engine in ("torch", *ENGINES)
     assert {"torch", "openvino"} <= choice.scans_per_s.keys()
     assert all(rate > 0 for rate in choice.scans_per_s.values())
@@ -196,7 +196,7 @@ def test_auto_of_a_job_is_measured_in_a_process_of_its_own(bundle_path):
 def test_a_measurement_that_fails_is_told_in_one_line(bundle_path, monkeypatch):
     monkeypatch.setattr(choice_module.sys, "executable", "/nowhere/python")
     with pytest.raises(UsageError, match=r"could not be measured .*name one"):
-        settled_engine("auto", str(bundle_path), device="cpu")
+        resolve_engine("auto", str(bundle_path), device="cpu")
 
 
 def test_a_jobs_batches_side_by_side_equal_one_after_another(bundle_path):

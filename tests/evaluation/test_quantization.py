@@ -12,7 +12,7 @@ from braintumor_ray import Predictor
 from braintumor_ray.cli import app
 from braintumor_ray.decode.reading import decode_scans
 from braintumor_ray.engines import quantize as engine_quantize
-from braintumor_ray.engines.choice import possible_engine, settled_engine
+from braintumor_ray.engines.choice import possible_engine, resolve_engine
 from braintumor_ray.engines.convert import to_openvino
 from braintumor_ray.engines.export import export_bundle
 from braintumor_ray.engines.graph import Normalized
@@ -24,7 +24,7 @@ from braintumor_ray.evaluation.quantization import correlations, quantize_bundle
 from braintumor_ray.models.bundle import CARD, GRAPH, load_bundle
 from braintumor_ray.models.hub import pull_bundle, push_bundle
 from braintumor_ray.predict.results import results_folder
-from braintumor_ray.scoring.job import _settled
+from braintumor_ray.scoring.job import _resolved
 from braintumor_ray.scoring.options import PredictSettings, ScoreOptions
 from tests.builders import disc_scan
 from tests.evaluation.make_bundle import make_bundle
@@ -84,15 +84,15 @@ def test_other_engines_refuse_it_in_one_line(made, engine):
     with pytest.raises(UsageError, match=message):
         Predictor.from_bundle(made.bundle, engine=engine)
     with pytest.raises(UsageError, match=message):
-        settled_engine(engine, str(made.bundle))
+        resolve_engine(engine, str(made.bundle))
 
 
 def test_a_job_settles_on_openvino_or_refuses_before_it_starts(made, tmp_path):
     bundle, folder = load_bundle(made.bundle), results_folder(str(tmp_path / "results"))
     auto = ScoreOptions(PredictSettings(str(made.bundle), engine="auto", precision="fp32"))
-    assert _settled(folder, bundle, auto)[0].predict.engine == "openvino"
+    assert _resolved(folder, bundle, auto)[0].predict.engine == "openvino"
     with pytest.raises(UsageError, match="use --engine openvino"):
-        _settled(folder, bundle, ScoreOptions(PredictSettings(str(made.bundle))))
+        _resolved(folder, bundle, ScoreOptions(PredictSettings(str(made.bundle))))
     assert possible_engine("auto", bundle.fields) == "openvino"
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from braintumor_ray.models.depthwise import StridedDepthwise, _Strided, quicken_depthwise
+from braintumor_ray.models.depthwise import StridedDepthwise, _Strided, accelerate_depthwise
 from braintumor_ray.models.vision_libraries import import_timm
 
 SHAPES = [
@@ -48,8 +48,8 @@ def test_a_network_learns_the_same(name: str, count: int) -> None:
     plain = import_timm().create_model(name, num_classes=3).eval()
     plain = plain.to(memory_format=torch.channels_last)  # as a worker trains it
     quick = copy.deepcopy(plain)
-    assert quicken_depthwise(quick) == count
-    assert quicken_depthwise(quick) == 0  # once is enough
+    assert accelerate_depthwise(quick) == count
+    assert accelerate_depthwise(quick) == 0  # once is enough
     images = torch.randn(2, 3, 64, 64)
 
     def gradients(model) -> dict[str, Tensor]:
@@ -75,14 +75,14 @@ def test_what_is_not_plain_is_left_alone() -> None:
         nn.Conv2d(4, 8, 3, 2, 1, groups=4, bias=False),
         nn.Conv2d(4, 4, 3, 2, 1, groups=4),  # with a bias
     )
-    assert quicken_depthwise(model) == 0
+    assert accelerate_depthwise(model) == 0
 
 
 def test_float32_inference_and_saved_weights_stay_the_same() -> None:
     torch.manual_seed(0)
     plain = nn.Conv2d(4, 4, 3, 2, 1, groups=4, bias=False)
     quick = nn.Sequential(copy.deepcopy(plain))
-    quicken_depthwise(quick)
+    accelerate_depthwise(quick)
     x = torch.randn(1, 4, 8, 8)
     assert isinstance(quick[0], StridedDepthwise)
     assert torch.equal(quick(x), plain(x))
@@ -97,7 +97,7 @@ def test_float32_inference_and_saved_weights_stay_the_same() -> None:
 
 def test_a_frozen_layer_before_it_needs_no_input_gradient() -> None:
     layer = nn.Sequential(nn.Conv2d(4, 4, 3, 2, 1, groups=4, bias=False))
-    quicken_depthwise(layer)
+    accelerate_depthwise(layer)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         layer(torch.randn(1, 4, 8, 8)).float().sum().backward()
     assert layer[0].weight.grad is not None

@@ -11,7 +11,7 @@ import pytest
 
 from braintumor_ray.errors import UsageError
 from braintumor_ray.monitoring import finish
-from braintumor_ray.monitoring.finish import tell
+from braintumor_ray.monitoring.finish import notify
 from braintumor_ray.monitoring.options import RunReport, command_words
 from tests.monitoring.runs import finished, summary
 
@@ -59,7 +59,7 @@ def test_a_command_gets_the_summary_and_the_exit_code(tmp_path, said):
         f"json.dump([d, os.environ['BRAINTUMOR_EXIT_CODE'], os.environ['BRAINTUMOR_RUN_ID']],"
         f" open({str(out)!r}, 'w')); print('told')"
     )
-    tell(python(code), finished(3, found=summary()), said.append)
+    notify(python(code), finished(3, found=summary()), said.append)
     document, exit_code, run = json.loads(out.read_text())
     assert (exit_code, run) == ("3", "r1")
     assert (document["exit_code"], document["outcome"]) == (3, "gate not met")
@@ -69,7 +69,7 @@ def test_a_command_gets_the_summary_and_the_exit_code(tmp_path, said):
 
 def test_no_shell_reads_the_command(tmp_path, said):
     marker = tmp_path / "made"
-    tell(f"{python('pass')} ; touch {marker}", finished(), said.append)
+    notify(f"{python('pass')} ; touch {marker}", finished(), said.append)
     assert not marker.exists()
     assert said == []
 
@@ -84,7 +84,7 @@ def test_no_shell_reads_the_command(tmp_path, said):
 )
 def test_a_command_that_fails_is_one_warning(said, target, words, monkeypatch):
     monkeypatch.setattr(finish, "COMMAND_TIMEOUT_S", 2.0)
-    tell(target, finished(), said.append)
+    notify(target, finished(), said.append)
     assert len(said) == 1
     assert said[0].startswith("warning: --on-finish")
     assert words in said[0]
@@ -93,7 +93,7 @@ def test_a_command_that_fails_is_one_warning(said, target, words, monkeypatch):
 def test_a_webhook_gets_the_summary(hook, said):
     url, codes, bodies = hook
     codes.append(204)
-    tell(url, finished(1, error="disk full"), said.append)
+    notify(url, finished(1, error="disk full"), said.append)
     (body,) = bodies
     document = json.loads(body)
     assert (document["outcome"], document["error"]) == ("failed", "disk full")
@@ -114,7 +114,7 @@ def test_a_webhook_gets_the_summary(hook, said):
 def test_a_webhook_is_tried_three_times_where_that_may_help(hook, said, answers, posts, warned):
     url, codes, bodies = hook
     codes.extend(answers)
-    tell(url, finished(), said.append)
+    notify(url, finished(), said.append)
     assert len(bodies) == posts
     assert len(said) == warned
     assert "secret-path" not in "".join(said)
@@ -122,7 +122,7 @@ def test_a_webhook_is_tried_three_times_where_that_may_help(hook, said, answers,
 
 def test_nobody_listens(said, monkeypatch):
     monkeypatch.setattr(finish, "PAUSE_S", 0.01)
-    tell("http://127.0.0.1:1/", finished(), said.append)
+    notify("http://127.0.0.1:1/", finished(), said.append)
     assert "127.0.0.1" in said[0]
     assert "refused" in said[0]
 

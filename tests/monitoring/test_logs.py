@@ -10,7 +10,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from braintumor_ray.cli.console import say, short_errors
+from braintumor_ray.cli.console import log, short_errors
 from braintumor_ray.errors import GateError
 from braintumor_ray.monitoring.logs import json_logs, log_as_worker, without_paths
 
@@ -23,7 +23,7 @@ def lines(capsys):
 
 def test_a_line_for_people_becomes_a_record(lines):
     with json_logs(True):
-        say("warning: the disk is nearly full", {"free": 3})
+        log("warning: the disk is nearly full", {"free": 3})
     (record,) = lines()
     assert (record["level"], record["message"]) == ("WARNING", "the disk is nearly full")
     assert record["fields"] == {"free": 3}

@@ -16,8 +16,8 @@ from pydicom.uid import ParametricMapStorage, generate_uid
 from braintumor_ray.errors import PublishError, UsageError
 from braintumor_ray.publishing.dimse import Peer, is_dimse
 from braintumor_ray.publishing.options import PublishOptions
-from braintumor_ray.publishing.patience import Patience
 from braintumor_ray.publishing.publish import publish
+from braintumor_ray.publishing.retry import RetryPolicy
 from tests.publishing.certificates import certificates, server_context
 from tests.publishing.dicomweb import Pauses
 from tests.publishing.scans import ORIENTATIONS, scan_dataset, scored, write
@@ -150,7 +150,7 @@ def test_a_full_server_is_waited_for():
     store, pauses = Store(), []
     store.answers = [0xA700, 0xA701]
     with serving(store) as address:
-        peer = Peer(address, Patience(60, Pauses(pauses)), "ME")
+        peer = Peer(address, RetryPolicy(60, Pauses(pauses)), "ME")
         peer.store([with_meta(0)])
         peer.close()
     assert pauses == [1.0, 2.0]
@@ -167,7 +167,7 @@ def test_a_server_that_ends_the_association_is_sent_the_object_again():
     store, pauses = Store(), []
     with serving(store) as address:
         store.after = lambda event: event.assoc.abort() if len(store.arrived) == 1 else None
-        peer = Peer(address, Patience(60, Pauses(pauses)), "ME")
+        peer = Peer(address, RetryPolicy(60, Pauses(pauses)), "ME")
         peer._entity.dimse_timeout = None  # on the association that ended it would wait for ever
         for number in range(3):
             peer.store([with_meta(number)])
@@ -178,7 +178,7 @@ def test_a_server_that_ends_the_association_is_sent_the_object_again():
 def test_an_idle_association_that_the_server_ended_is_made_anew():
     store = Store()
     with serving(store, entity={"network_timeout": 0.3}) as address:
-        peer = Peer(address, Patience(60, Pauses([])), "ME")
+        peer = Peer(address, RetryPolicy(60, Pauses([])), "ME")
         peer.store([with_meta(0)])
         time.sleep(1.5)
         peer.store([with_meta(1)])

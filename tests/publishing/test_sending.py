@@ -8,8 +8,8 @@ import pytest
 
 from braintumor_ray.errors import PublishError, UsageError
 from braintumor_ray.publishing.options import PublishOptions
-from braintumor_ray.publishing.patience import Patience
 from braintumor_ray.publishing.publish import publish
+from braintumor_ray.publishing.retry import RetryPolicy
 from braintumor_ray.publishing.server import Server
 from tests.publishing.certificates import certificates, server_context
 from tests.publishing.dicomweb import Pauses, Store, serving
@@ -98,7 +98,7 @@ def test_a_busy_server_is_waited_for(results, archive):
     store.answers = [503, 429]
     pauses = []
     with serving(store) as url:
-        server = Server(url, Patience(60, Pauses(pauses)))
+        server = Server(url, RetryPolicy(60, Pauses(pauses)))
         server.store([scan_dataset(0, ORIENTATIONS["axial"])])
     assert pauses == [1.0, 2.0]
     assert len(store.arrived) == 1

@@ -7,7 +7,7 @@ import pytest
 from braintumor_ray.errors import UsageError
 from braintumor_ray.models.bundle import load_bundle
 from braintumor_ray.scoring.estimate import Costs, ask, estimate, sample_of
-from braintumor_ray.scoring.layout import Cluster, lay_out
+from braintumor_ray.scoring.layout import Cluster, allocate
 from braintumor_ray.scoring.options import PredictSettings, Request, ScoreOptions
 from braintumor_ray.scoring.scans import scans_in_table
 from tests.builders import write_archive
@@ -15,50 +15,50 @@ from tests.builders import write_archive
 
 class TestLayout:
     def test_a_laptop_gets_one_predictor_with_all_cores(self):
-        layout = lay_out(Request(), Cluster(cpus=4, cores=2))
+        layout = allocate(Request(), Cluster(cpus=4, cores=2))
         assert (layout.predictors, layout.decoders, layout.torch_threads) == ((1, 1), (1, 1), 2)
 
     def test_gpus_are_all_used_and_every_other_cpu_decodes(self):
         cluster = Cluster(cpus=72, gpus=8, nodes=3, cores=16)
-        layout = lay_out(Request(gpus_per_predictor=1.0), cluster)
+        layout = allocate(Request(gpus_per_predictor=1.0), cluster)
         assert (layout.predictors, layout.decoders) == ((1, 8), (1, 62))
         assert (layout.gpus_per_predictor, layout.torch_threads) == (1.0, None)
 
     def test_several_predictors_share_a_gpu(self):
-        layout = lay_out(Request(gpus_per_predictor=0.25), Cluster(cpus=40, gpus=2))
+        layout = allocate(Request(gpus_per_predictor=0.25), Cluster(cpus=40, gpus=2))
         assert layout.predictors == (1, 8)
-        thirds = lay_out(Request(gpus_per_predictor=1 / 3), Cluster(cpus=40, gpus=1))
+        thirds = allocate(Request(gpus_per_predictor=1 / 3), Cluster(cpus=40, gpus=1))
         assert thirds.predictors == (1, 3)
 
     def test_cpu_nodes_get_a_predictor_each(self):
-        layout = lay_out(Request(), Cluster(cpus=24, nodes=3, cores=8))
+        layout = allocate(Request(), Cluster(cpus=24, nodes=3, cores=8))
         assert (layout.predictors, layout.torch_threads) == ((1, 3), 8)
 
     def test_predictors_on_cpus_keep_freed_memory(self, monkeypatch):
         for name in ("MALLOC_ARENA_MAX", "GLIBC_TUNABLES"):
             monkeypatch.delenv(name, raising=False)
-        on_cpu = lay_out(Request(), Cluster(cpus=4, cores=2)).runtime_env()
+        on_cpu = allocate(Request(), Cluster(cpus=4, cores=2)).runtime_env()
         assert on_cpu["env_vars"]["MALLOC_MMAP_MAX_"] == "0"
-        on_gpu = lay_out(Request(gpus_per_predictor=1.0), Cluster(cpus=8, gpus=1))
+        on_gpu = allocate(Request(gpus_per_predictor=1.0), Cluster(cpus=8, gpus=1))
         assert on_gpu.runtime_env() == {}
 
     def test_heavier_decoders_are_fewer(self):
-        layout = lay_out(Request(cpus_per_decode=2.0), Cluster(cpus=16))
+        layout = allocate(Request(cpus_per_decode=2.0), Cluster(cpus=16))
         assert (layout.decoders, layout.cpus_per_decode) == ((1, 6), 2.0)
 
     def test_what_is_said_is_done(self):
-        layout = lay_out(Request(predictors=(2, 3), decoders=(4, 5)), Cluster(cpus=32))
+        layout = allocate(Request(predictors=(2, 3), decoders=(4, 5)), Cluster(cpus=32))
         assert (layout.predictors, layout.decoders) == ((2, 3), (4, 5))
 
     def test_too_few_cpus_are_refused_instead_of_hanging(self):
         with pytest.raises(UsageError, match="2 CPUs and the job needs 4"):
-            lay_out(Request(), Cluster(cpus=2))
+            allocate(Request(), Cluster(cpus=2))
         with pytest.raises(UsageError, match="4 CPUs and the job needs 6"):
-            lay_out(Request(predictors=(3, 3)), Cluster(cpus=4))
+            allocate(Request(predictors=(3, 3)), Cluster(cpus=4))
 
     def test_missing_gpus_are_named(self):
         with pytest.raises(UsageError, match="1 GPUs and 2 predictors need 2"):
-            lay_out(Request((2, 2), gpus_per_predictor=1.0), Cluster(cpus=8, gpus=1))
+            allocate(Request((2, 2), gpus_per_predictor=1.0), Cluster(cpus=8, gpus=1))
 
 
 class TestPlan:

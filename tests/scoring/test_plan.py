@@ -23,7 +23,7 @@ from braintumor_ray.predict.results import read_results, results_folder
 from braintumor_ray.scoring.job import ScoreOptions, score
 from braintumor_ray.scoring.options import PredictSettings
 from braintumor_ray.scoring.plan import make_plan, write_work
-from braintumor_ray.scoring.settling import open_results
+from braintumor_ray.scoring.result_settings import open_results
 from tests.builders import write_archive
 
 

@@ -10,7 +10,7 @@ from braintumor_ray.models.bundle import SetFields, load_bundle, save_bundle
 from braintumor_ray.scoring.decode_stage import DecodeStage
 from braintumor_ray.scoring.options import DecodeSettings, PredictSettings, ScoreOptions
 from braintumor_ray.scoring.predict_stage import PredictStage
-from braintumor_ray.scoring.settling import describe_settings
+from braintumor_ray.scoring.result_settings import describe_settings
 from tests.builders import disc_scan, make_fields, make_model
 
 HEAD = np.ones((3, 8, 8), np.float32).tobytes()

@@ -17,7 +17,7 @@ from braintumor_ray.scoring.decode_stage import DecodeStage
 from braintumor_ray.scoring.options import DecodeSettings, PredictSettings, ScoreOptions
 from braintumor_ray.scoring.plan import make_plan, write_work
 from braintumor_ray.scoring.predict_stage import PredictStage
-from braintumor_ray.scoring.settling import describe_settings
+from braintumor_ray.scoring.result_settings import describe_settings
 from braintumor_ray.scoring.verify import verify
 from tests.archive.nights import make_nights
 from tests.builders import make_bundle, write_archive

@@ -52,8 +52,8 @@ def trained(monkeypatch):
             SCANS,
             deadline=deadline,
         )
-        board = SimpleNamespace(pin=SimpleNamespace(remote=lambda entry: None))
-        worker.train_worker({"board": board, "task": task, "threads": 1})
+        epoch_log = SimpleNamespace(append=SimpleNamespace(remote=lambda entry: None))
+        worker.train_worker({"epoch_log": epoch_log, "task": task, "threads": 1})
         return entries
 
     yield run

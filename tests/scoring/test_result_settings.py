@@ -15,7 +15,7 @@ from braintumor_ray.models.device import use_bf16
 from braintumor_ray.predict.results import foreign_engine, read_results, results_folder
 from braintumor_ray.scoring import job
 from braintumor_ray.scoring.options import PredictSettings, ScoreOptions
-from braintumor_ray.scoring.settling import as_stored, open_results, settled
+from braintumor_ray.scoring.result_settings import open_results, resolve_options, with_stored_engine
 from braintumor_ray.scoring.verify import verify
 from tests.builders import write_archive
 
@@ -33,7 +33,7 @@ def not_measured():
 
 
 def decide(chosen, meta=None, measure=not_measured, gains=False):
-    found, choice = settled(chosen, meta, measure, lambda: gains)
+    found, choice = resolve_options(chosen, meta, measure, lambda: gains)
     return found.predict.engine, found.predict.precision, choice
 
 
@@ -65,13 +65,15 @@ def test_another_engine_or_precision_is_refused(tmp_path, bundle_path):
     first = options(bundle_path, engine="openvino", precision="bf16")
     open_results(folder, bundle, first)
     assert folder.meta["engine"] == "openvino"
-    open_results(folder, bundle, as_stored(options(bundle_path), folder.meta))
+    open_results(folder, bundle, with_stored_engine(options(bundle_path), folder.meta))
     for other, message in (
         ({"engine": "torch"}, "engine 'openvino', this run has 'torch'; score into another"),
         ({"precision": "fp32"}, "precision 'bf16', this run has 'fp32'"),
     ):
         with pytest.raises(ResultsError, match=message):
-            open_results(folder, bundle, as_stored(options(bundle_path, **other), folder.meta))
+            open_results(
+                folder, bundle, with_stored_engine(options(bundle_path, **other), folder.meta)
+            )
 
 
 def test_a_folder_of_before_is_torchs_in_any_precision(tmp_path, bundle_path):
@@ -81,7 +83,7 @@ def test_a_folder_of_before_is_torchs_in_any_precision(tmp_path, bundle_path):
     (tmp_path / "results" / "results.json").write_text(json.dumps(meta))
     for kept in ({}, {"precision": "fp32"}, {"precision": "bf16"}, {"engine": "torch"}):
         again = results_folder(tmp_path / "results")
-        open_results(again, bundle, as_stored(options(bundle_path, **kept), again.meta))
+        open_results(again, bundle, with_stored_engine(options(bundle_path, **kept), again.meta))
     with pytest.raises(ResultsError, match="engine 'torch', this run has 'openvino'"):
         open_results(again, bundle, options(bundle_path, engine="openvino"))
 
@@ -106,14 +108,14 @@ def test_predictors_of_other_engines_get_no_gpu():
 def test_a_job_in_openvino_is_whole_and_its_next_night_goes_on_in_it(
     tmp_path, bundle_path, cluster, monkeypatch
 ):
-    monkeypatch.setattr(job, "settled_engine", lambda *_, **__: measured())
+    monkeypatch.setattr(job, "resolve_engine", lambda *_, **__: measured())
     write_archive(tmp_path / "archive", 6)
     results = str(tmp_path / "results")
     asked = options(bundle_path, engine="auto", precision="fp32")
     first = job.score(load_catalog(tmp_path / "archive"), results, asked)
     assert (first.engine, first.precision) == ("openvino", "fp32")
     assert first.engine_scans_per_s == measured().scans_per_s
-    monkeypatch.setattr(job, "settled_engine", not_measured)
+    monkeypatch.setattr(job, "resolve_engine", not_measured)
     write_archive(tmp_path / "archive", 3, seed=7)
     tonight = replace(asked, predict=replace(asked.predict, engine=None, precision="auto"))
     second = job.score(load_catalog(tmp_path / "archive"), results, tonight)

@@ -27,7 +27,7 @@ from braintumor_ray.predict.schema import SCHEMA_VERSION
 from braintumor_ray.scoring.options import ScoreOptions
 
 EARLIER = {"engine": FIRST_ENGINE}  # of folders without these keys: there was no other
-Measure = Callable[[], Choice]
+MeasureEngine = Callable[[], Choice]
 GainsBf16 = Callable[[], bool]
 
 
@@ -84,8 +84,11 @@ def open_results(folder: ResultsFolder, bundle: Bundle, options: ScoreOptions) -
     return f"{digest}-v{SCHEMA_VERSION}"
 
 
-def settled(
-    options: ScoreOptions, meta: Mapping[str, Any] | None, measure: Measure, gains_bf16: GainsBf16
+def resolve_options(
+    options: ScoreOptions,
+    meta: Mapping[str, Any] | None,
+    measure: MeasureEngine,
+    gains_bf16: GainsBf16,
 ) -> tuple[ScoreOptions, Choice]:
     """Options whose engine and precision are decided, and how: as the results, where there are any.
 
@@ -96,7 +99,7 @@ def settled(
         gains_bf16: whether torch gains by bf16 where the predictors will run.
     """
     if meta is not None:
-        stored = as_stored(options, meta)
+        stored = with_stored_engine(options, meta)
         return stored, Choice(stored.predict.engine or FIRST_ENGINE)  # type: ignore[arg-type]
     predict = options.predict
     choice = measure() if predict.engine == "auto" else Choice(predict.engine or FIRST_ENGINE)
@@ -106,7 +109,7 @@ def settled(
     return replace(options, predict=predict), choice
 
 
-def as_stored(options: ScoreOptions, meta: Mapping[str, Any]) -> ScoreOptions:
+def with_stored_engine(options: ScoreOptions, meta: Mapping[str, Any]) -> ScoreOptions:
     """Options with the engine and the precision of some results, where the user named none."""
     predict, (engine, precision) = options.predict, engine_of(meta)
     if predict.engine in (None, "auto"):
@@ -117,9 +120,9 @@ def as_stored(options: ScoreOptions, meta: Mapping[str, Any]) -> ScoreOptions:
 
 
 def stored_options(results: str, options: ScoreOptions) -> ScoreOptions:
-    """As `as_stored`, of a folder that may not be there yet."""
+    """As `with_stored_engine`, of a folder that may not be there yet."""
     folder = results_folder(results)
-    return as_stored(options, folder.meta) if META in folder.names() else options
+    return with_stored_engine(options, folder.meta) if META in folder.names() else options
 
 
 def _precision(engine: EngineName, gains_bf16: GainsBf16) -> Precision:

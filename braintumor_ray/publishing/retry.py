@@ -17,7 +17,7 @@ class Busy(PublishError):
 
 
 @dataclass(frozen=True)
-class Patience:
+class RetryPolicy:
     """How long a server is waited for.
 
     Attributes:
@@ -28,8 +28,8 @@ class Patience:
     wait: float
     ended: threading.Event = field(default_factory=threading.Event)
 
-    def ask(self, server: str, question: Callable[[], T]) -> T:
-        """The answer, asked for again while the question raises `Busy`.
+    def call(self, server: str, request: Callable[[], T]) -> T:
+        """The answer, asked for again while the request raises `Busy`.
 
         Raises:
             PublishError: it does so for longer than `wait`.
@@ -37,7 +37,7 @@ class Patience:
         deadline, pause = time.monotonic() + self.wait, 1.0
         while True:
             try:
-                return question()
+                return request()
             except Busy as error:
                 cause = str(error)
             if time.monotonic() + pause > deadline or self.ended.is_set():
