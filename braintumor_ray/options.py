@@ -78,7 +78,8 @@ CamClassOption = Annotated[
     Option("Map of the predicted class, or of the likeliest positive one.", panel="Model"),
 ]
 TokenFile = Annotated[
-    str | None, Option("Token that requests must carry; else BRAINTUMOR_TOKEN.", "FILE")
+    str | None,
+    Option("Token that requests must carry; else BRAINTUMOR_TOKEN.", "FILE", panel="Network"),
 ]
 
 

@@ -82,14 +82,6 @@ def run_neurons(
     return summary
 
 
-def read_activations(output: str | Path) -> NDArray[np.float32]:
-    """The array (n_scans, n_neurons) in [0, 1], rows as in activations.parquet."""
-    folder = Folder(str(output).rstrip("/"))
-    column = folder.read_table(ACTIVATIONS, columns=["activation"])["activation"]
-    flat = column.combine_chunks().flatten().to_numpy()
-    return np.asarray(flat.reshape(len(column), -1))
-
-
 @dataclass(frozen=True)
 class _Recorded:
     """The readable scans (n rows of the catalog), their activations (n, C) and pixel hashes."""

@@ -3,12 +3,30 @@
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 from braintumor_ray.choices import CamClass, EngineChoice, Precision
 from braintumor_ray.explain.cam import SCORED_METHODS
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class NetworkKeywords(TypedDict, total=False):
+    """The fields of `PredictorOptions` but the device as keywords, for type checkers."""
+
+    precision: Precision
+    engine: EngineChoice
+    cam_class: CamClass
+    methods: tuple[str, ...]
+    batch_size: int | None
+    parallel: int
+    tta: bool
+
+
+class PredictorKeywords(NetworkKeywords, total=False):
+    """All of them."""
+
+    device: str
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,9 +28,17 @@ from braintumor_ray.models.bundle import DOMAIN_COORDINATES, Bundle, load_bundle
 from braintumor_ray.models.classifier import normalize
 from braintumor_ray.models.device import choose_device
 from braintumor_ray.models.geometry import layer_frame
-from braintumor_ray.predict.options import PredictorOptions, takes_options
+from braintumor_ray.predict.options import (
+    NetworkKeywords,
+    PredictorKeywords,
+    PredictorOptions,
+    takes_options,
+)
 from braintumor_ray.predict.views import test_time_views
 from braintumor_ray.types import PREDICTION_SET, GrayImage
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # of `typing` from Python 3.11 on
 
 Columns = dict[str, Any]
 Maps = dict[str, npt.NDArray[np.float32]]
@@ -79,7 +87,7 @@ class Predictor:
         self,
         bundle: Bundle,
         chosen: PredictorOptions | None = None,
-        **options: Any,  # noqa: ANN401 - of any field
+        **options: "Unpack[PredictorKeywords]",
     ) -> None:
         own = replace(chosen or PredictorOptions(), **options)
         unknown = [name for name in own.methods if name not in METHODS]
@@ -136,7 +144,7 @@ class Predictor:
         cls,
         path: str | Path,
         device: str = "auto",
-        **options: Any,  # noqa: ANN401 - of any field
+        **options: "Unpack[NetworkKeywords]",
     ) -> "Predictor":
         """Load a bundle directory and make its predictor.
 

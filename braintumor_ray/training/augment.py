@@ -9,12 +9,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from braintumor_ray.catalog.labels import ClassMap
-from braintumor_ray.decode.preprocess import Preprocessing
 from braintumor_ray.decode.reading import decode_scans
 from braintumor_ray.errors import UsageError
 from braintumor_ray.explain.overlay import contact_sheet, write_png
 from braintumor_ray.recipes.schema import AugmentSection, Recipe
 from braintumor_ray.training.lesions import SOME_TUMOR, LesionMaker
+from braintumor_ray.training.recipe_network import unit_preprocessing
 from braintumor_ray.types import GrayImage
 
 ERASED_AREA = (0.02, 0.15)
@@ -219,11 +219,7 @@ def preview_augmentation(catalog: pa.Table, recipe: Recipe, classes: ClassMap, p
     """
     step = max(1, catalog.num_rows // _CANDIDATES)
     rows = catalog.take(pa.array(range(0, catalog.num_rows, step)))
-    data = recipe.data
-    plain = Preprocessing(
-        data.image_size, data.interpolation, (0.0,) * 3, (1.0,) * 3, data.crop, data.intensity
-    )
-    scans = list(decode_scans(rows, plain))
+    scans = list(decode_scans(rows, unit_preprocessing(recipe)))
     readable = [
         (scan.image, row)
         for scan, row in zip(scans, rows.to_pylist(), strict=True)

@@ -94,6 +94,7 @@ def cross_validate(
     means = {name: _mean_interval([entry[name] for entry in found]) for name in SUMMARIZED}
     summary = {"folds": found, **means}
     folder.write_json(summary, "folds.json")
+    folder.write_note(status="finished")
     return summary
 
 

@@ -1,5 +1,7 @@
 """The network that a recipe builds."""
 
+from dataclasses import replace
+
 import torch
 
 from braintumor_ray.decode.preprocess import Preprocessing
@@ -44,15 +46,16 @@ def network_of(architecture: Architecture, recipe: Recipe) -> Classifier:
 
 def preprocessing_of(model: Classifier, recipe: Recipe) -> Preprocessing:
     """How pixels reach the network."""
-    mean, std = normalization_of(model.backbone)
+    unit = unit_preprocessing(recipe)
     if recipe.model.normalization == "unit":
-        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+        return unit
+    mean, std = normalization_of(model.backbone)
+    return replace(unit, mean=mean, std=std)  # type: ignore[arg-type]
+
+
+def unit_preprocessing(recipe: Recipe) -> Preprocessing:
+    """The square that the recipe shows, without a network's normalization: pixels in [0, 1]."""
     data = recipe.data
     return Preprocessing(
-        data.image_size,
-        data.interpolation,
-        mean,  # type: ignore[arg-type]
-        std,  # type: ignore[arg-type]
-        data.crop,
-        data.intensity,
+        data.image_size, data.interpolation, (0.0,) * 3, (1.0,) * 3, data.crop, data.intensity
     )

@@ -87,7 +87,8 @@ class RunFolder(Folder):
         Raises:
             TrainingError: it is.
         """
-        if self.note().get("status") == "finished":
+        # A finished cross-validation has its bundles in its folds, and may be asked for again.
+        if self.note().get("status") == "finished" and "bundle" in self.names():
             raise TrainingError(
                 f"'{self.location}' holds a finished run (bundle at '{self.at('bundle')}'); "
                 "training it again would change nothing: choose another --output"

@@ -14,11 +14,19 @@ from braintumor_ray.catalog.build import load_catalog
 from braintumor_ray.errors import UsageError
 from braintumor_ray.models.bundle import BundleFields, load_bundle, save_bundle
 from braintumor_ray.models.classifier import Architecture, Classifier
-from braintumor_ray.neurons.neurons import read_activations, run_neurons
+from braintumor_ray.neurons.neurons import ACTIVATIONS, run_neurons
 from braintumor_ray.neurons.options import NeuronOptions
 from braintumor_ray.neurons.pictures import activation_maps
 from braintumor_ray.phantom.dataset import write_phantoms
 from braintumor_ray.predict.predictor import Predictor
+
+
+def read_activations(output):
+    """The array (n_scans, n_neurons) in [0, 1], rows as in activations.parquet."""
+    column = pq.read_table(output / ACTIVATIONS, columns=["activation"])["activation"]
+    flat = column.combine_chunks().flatten().to_numpy()
+    return flat.reshape(len(column), -1)
+
 
 CLASSES = ("glioma_tumor", "meningioma_tumor", "no_tumor", "pituitary_tumor")
 

@@ -13,7 +13,7 @@ from braintumor_ray.explain.placement import square_maps
 from braintumor_ray.explain.regions import head_weights, heat_shares_batch
 from braintumor_ray.models.bundle import GeometryFields, save_bundle
 from braintumor_ray.models.domain import DomainDetector
-from braintumor_ray.predict.options import PredictorOptions
+from braintumor_ray.predict.options import NetworkKeywords, PredictorKeywords, PredictorOptions
 from braintumor_ray.serving.batched import describe_model, predict_rows
 from braintumor_ray.serving.model import placed as placed_row
 from tests.builders import CLASSES, disc_scan, make_bundle, make_fields, make_model
@@ -61,6 +61,8 @@ def test_maps_of_several_classes_cost_one_pass_and_are_those_of_each_class(head,
 
 def test_options_are_keywords_of_both_ways_to_make_a_predictor(bundle_path):
     names = {field.name for field in fields(PredictorOptions)}
+    assert names == PredictorKeywords.__annotations__.keys()
+    assert names - {"device"} == NetworkKeywords.__annotations__.keys()
     for function in (Predictor, Predictor.from_bundle):
         assert names < set(inspect.signature(function).parameters)
     with pytest.raises(TypeError, match="unexpected keyword argument 'presicion'"):

@@ -73,6 +73,7 @@ def test_finished_folds_are_kept_and_those_of_anything_else_are_refused(quickly,
     first = cross_validate(catalog(), chosen, 2, str)
     assert cross_validate(catalog(), chosen, 2, str) == first
     assert len(quickly) == 2
+    assert run_folder(tmp_path).note()["status"] == "finished"
     other = replace(chosen, recipe=load_recipe("demo", ["seed=1"]))
     with pytest.raises(TrainingError, match=r"recipe field 'seed'.*choose another --output"):
         cross_validate(catalog(), other, 2, str)
