@@ -77,8 +77,12 @@ def audit(
             tables, output, workers=workers, shortcuts=shortcuts, burned_in=burned_in,
             labels=label_options, progress=advance,
         )  # fmt: skip
+    print_result(found, as_json, _audit_text(found, output, burned_in))
+
+
+def _audit_text(found: dict[str, Any], output: Path, burned_in: bool) -> str:
     cross, surplus = found["cross_split"], found["surplus"]
-    text = (
+    return (
         f"across splits: {cross['pixel_identical']} scans pixel-identical to one in another split "
         f"({cross['byte_identical']} byte-identical)\n"
         f"surplus copies: {surplus['pixel_identical']} pixel-identical "
@@ -88,7 +92,6 @@ def audit(
         + "".join(f"{line}\n" for line in _suspect_lines(found))
         + f"report: {output / 'audit.html'}"
     )
-    print_result(found, as_json, text)
 
 
 def _burned_in_line(found: dict[str, Any]) -> str:

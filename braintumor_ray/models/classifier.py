@@ -54,6 +54,24 @@ class Architecture:
         return asdict(self)
 
 
+def _check(architecture: Architecture) -> None:
+    """Refuse parts that do not go together."""
+    if architecture.sigmoid and architecture.classes != 2:
+        raise UsageError(
+            f"model.output 'sigmoid' is for 2 classes, there are {architecture.classes}; "
+            "use softmax or auto"
+        )
+    if architecture.gate and architecture.neck == "none":
+        raise UsageError(
+            "model.gate is a part of the neck; set model.neck = 'topdown', or leave gate out"
+        )
+    if architecture.pooling == "lse" and (architecture.head != "linear" or architecture.sigmoid):
+        raise UsageError(
+            "model.pooling 'lse' is for head 'linear' with softmax; set model.head = 'linear' "
+            "and model.output = 'softmax', or model.pooling = 'mean'"
+        )
+
+
 class Classifier(nn.Module):
     """`features` gives the target map A (B, C, h, w); `logits` takes it on to (B, k).
 
@@ -64,22 +82,7 @@ class Classifier(nn.Module):
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
-        if architecture.sigmoid and architecture.classes != 2:
-            raise UsageError(
-                f"model.output 'sigmoid' is for 2 classes, there are {architecture.classes}; "
-                "use softmax or auto"
-            )
-        if architecture.gate and architecture.neck == "none":
-            raise UsageError(
-                "model.gate is a part of the neck; set model.neck = 'topdown', or leave gate out"
-            )
-        if architecture.pooling == "lse" and (
-            architecture.head != "linear" or architecture.sigmoid
-        ):
-            raise UsageError(
-                "model.pooling 'lse' is for head 'linear' with softmax; set model.head = 'linear' "
-                "and model.output = 'softmax', or model.pooling = 'mean'"
-            )
+        _check(architecture)
         self.architecture = architecture
         name, size = architecture.backbone, architecture.image_size
         self.backbone = build_backbone(name, size)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import ray
-from ray.data import ActorPoolStrategy, SaveMode
+from ray.data import ActorPoolStrategy, DataContext, SaveMode
 from ray.data.checkpoint import CheckpointConfig
 
 # Private, as of Ray 2.60: Ray has no public store of keys and values.
@@ -118,21 +118,8 @@ def execute(
     filesystem, base = open_filesystem(generation.folder.location)
     # Only reads filter by checkpoints: the work must be a Parquet file, not rows in memory.
     data = read_rows([f"{base}/{path}" for path in catalogs], filesystem)
-    context = data.context
-    context.checkpoint_config = CheckpointConfig(
-        id_column="scan_id",
-        checkpoint_path=f"{base}/{generation.checkpoints}",
-        override_filesystem=filesystem,
-        delete_checkpoint_on_success=False,  # the default would score everything again next time
-    )
-    context.execution_no_progress_timeout_s = options.no_progress_timeout_s
-    context.override_object_store_memory_limit_fraction = options.object_store_fraction
-    # With Ray's 2, a task that cuts a part into blocks of rows waits, with its CPU and its process,
-    # until nearly its last block is wanted. Parts are smaller than this, and their rows are small.
-    blocks = math.ceil(2 * ROWS_PER_PART / options.block_size)
+    _configure(data.context, generation, options)
     results = location_label(generation.folder.location)
-    # Private, as of Ray 2.60: there is no public name for it.
-    context._max_num_blocks_in_streaming_gen_buffer = blocks
     scored = (
         data.repartition(target_num_rows_per_block=options.block_size)
         .map_batches(
@@ -170,6 +157,23 @@ def execute(
         mode=SaveMode.APPEND,  # OVERWRITE destroys committed rows, IGNORE does nothing
         compression="zstd",
     )
+
+
+def _configure(context: DataContext, generation: Generation, options: ScoreOptions) -> None:
+    filesystem, base = open_filesystem(generation.folder.location)
+    context.checkpoint_config = CheckpointConfig(
+        id_column="scan_id",
+        checkpoint_path=f"{base}/{generation.checkpoints}",
+        override_filesystem=filesystem,
+        delete_checkpoint_on_success=False,  # the default would score everything again next time
+    )
+    context.execution_no_progress_timeout_s = options.no_progress_timeout_s
+    context.override_object_store_memory_limit_fraction = options.object_store_fraction
+    # With Ray's 2, a task that cuts a part into blocks of rows waits, with its CPU and its process,
+    # until nearly its last block is wanted. Parts are smaller than this, and their rows are small.
+    blocks = math.ceil(2 * ROWS_PER_PART / options.block_size)
+    # Private, as of Ray 2.60: there is no public name for it.
+    context._max_num_blocks_in_streaming_gen_buffer = blocks
 
 
 def _pool(size: tuple[int, int]) -> ActorPoolStrategy:

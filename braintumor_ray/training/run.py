@@ -279,7 +279,7 @@ def _deadline(started: float, options: TrainOptions, data: RunData) -> Deadline 
 
 def _finish(plan: RunPlan, fitted: Fitted, folder: RunFolder, log: Log) -> TrainingResult:
     """Tune on validation, look at the test split once, and write what the run ends in."""
-    options, data, ready = plan.options, plan.data, plan.ready
+    options, data = plan.options, plan.data
 
     def sample(split: str, most: int | None = None) -> tuple[Any, Any]:
         """Ids and labels; a smaller sample is part of a larger one."""
@@ -292,15 +292,7 @@ def _finish(plan: RunPlan, fitted: Fitted, folder: RunFolder, log: Log) -> Train
             predictor, data.shards.paths, data.shards.location, *sample(split, most)
         )
 
-    provisional = provisional_bundle(
-        options.recipe,
-        ready.model.architecture,
-        ready.preprocessing,
-        ready.classes,
-        fitted.best,
-        data.fingerprint(),
-        guided=plan.guided is not None,
-    )
+    provisional = _provisional(plan, fitted)
     predictor = Predictor(provisional, device=options.device)
     validation = outputs(predictor, "val")
     trained = outputs(predictor, "train", FEATURE_SCANS)
@@ -326,27 +318,42 @@ def _finish(plan: RunPlan, fitted: Fitted, folder: RunFolder, log: Log) -> Train
             data.groups_of,
             options.device,
         )
-    folder.drop_unfinished_bundle()
-    with folder.staging_folder() as staging:
-        write_history(fitted.history, staging)
-        (staging / "phases.json").write_text(json.dumps(phases, indent=1) + "\n", encoding="utf-8")
-        write_table(staging / FEATURES, _features(data, trained))
-        card = model_card(bundle, data, phases, options, ready.weights, len(fitted.history))
-        saved = save_bundle(
-            staging / "bundle",
-            bundle.fields,
-            bundle.build_model(),
-            bundle.detector,
-            card,
-            bundle.archive,
-        )
-    folder.write_note(status="finished")
+    features = feature_table(data.rows_of("train"), trained.scan_ids, trained.pooled)
+    card = model_card(bundle, data, phases, options, plan.ready.weights, len(fitted.history))
+    saved = _write(folder, bundle, fitted.history, phases, features, card)
     return TrainingResult(saved, folder.location, fitted.history, phases)
 
 
-def _features(data: RunData, seen: Outputs) -> pa.Table:
-    """What the network sees in its training scans, for finding similar ones."""
-    return feature_table(data.rows_of("train"), seen.scan_ids, seen.pooled)
+def _provisional(plan: RunPlan, fitted: Fitted) -> Bundle:
+    ready = plan.ready
+    return provisional_bundle(
+        plan.options.recipe,
+        ready.model.architecture,
+        ready.preprocessing,
+        ready.classes,
+        fitted.best,
+        plan.data.fingerprint(),
+        guided=plan.guided is not None,
+    )
+
+
+def _write(
+    folder: RunFolder,
+    bundle: Bundle,
+    history: list[dict[str, Any]],
+    phases: list[dict[str, Any]],
+    features: pa.Table,
+    card: str,
+) -> Bundle:
+    folder.drop_unfinished_bundle()
+    with folder.staging_folder() as staging:
+        write_history(history, staging)
+        (staging / "phases.json").write_text(json.dumps(phases, indent=1) + "\n", encoding="utf-8")
+        write_table(staging / FEATURES, features)
+        path, model = staging / "bundle", bundle.build_model()
+        saved = save_bundle(path, bundle.fields, model, bundle.detector, card, bundle.archive)
+    folder.write_note(status="finished")  # last: an interrupted run is finished by the next call
+    return saved
 
 
 def _load_weights(model: Classifier, options: TrainOptions, log: Log) -> str:

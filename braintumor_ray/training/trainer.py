@@ -21,6 +21,7 @@ from ray.train.torch import TorchTrainer
 
 from braintumor_ray.models.allocator import allocator_environment
 from braintumor_ray.progress import repeated
+from braintumor_ray.recipes.schema import Recipe
 from braintumor_ray.storage import open_filesystem
 from braintumor_ray.training.options import Workers
 from braintumor_ray.training.stages import State
@@ -92,6 +93,14 @@ def runtime_env(workers: Workers) -> dict[str, dict[str, str]]:
     return {} if workers.use_gpu else {"env_vars": allocator_environment()}
 
 
+def _checkpoint_config(recipe: Recipe) -> CheckpointConfig:
+    return CheckpointConfig(
+        num_to_keep=recipe.keep_checkpoints,
+        checkpoint_score_attribute=recipe.monitor,
+        checkpoint_score_order="min" if recipe.monitor.endswith("loss") else "max",
+    )
+
+
 @dataclass(frozen=True)
 class Fitted:
     """What training ended in.
@@ -128,7 +137,6 @@ def fit(
     """
     filesystem, path = open_filesystem(storage)
     epoch_log = _EpochLog.remote()  # type: ignore[attr-defined]
-    recipe = task.recipe
     config = {
         "epoch_log": epoch_log,
         "task": ray.put(task),  # the config itself is copied for every worker
@@ -144,11 +152,7 @@ def fit(
             storage_filesystem=filesystem,
             worker_runtime_env=runtime_env(workers),
             failure_config=FailureConfig(max_failures=workers.max_failures),
-            checkpoint_config=CheckpointConfig(
-                num_to_keep=recipe.keep_checkpoints,
-                checkpoint_score_attribute=recipe.monitor,
-                checkpoint_score_order="min" if recipe.monitor.endswith("loss") else "max",
-            ),
+            checkpoint_config=_checkpoint_config(task.recipe),
         ),
         datasets=datasets,
         dataset_config=UnevenValidation(

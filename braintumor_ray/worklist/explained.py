@@ -4,7 +4,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import zip_longest
+from itertools import product, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -84,10 +84,9 @@ def explain_files(
             maps = {label_of(m, c): of_classes[c][m][index] for m in ours for c in classes}
         else:
             maps = {method: columns[method][index] for method in ours}
-        for method in others:
-            for name_of in classes or [columns["cam_class"][index]]:
-                key = label_of(method, name_of) if classes else method
-                maps[key] = predictor.library_map(gray, name_of, method, options.layer)
+        for method, of_class in product(others, classes or [columns["cam_class"][index]]):
+            key = label_of(method, of_class) if classes else method
+            maps[key] = predictor.library_map(gray, of_class, method, options.layer)
         record = _record(name, columns, index, fields.class_names)
         panels.append(
             _panel(
@@ -131,17 +130,7 @@ def explain_results(
     """
     folder = results_folder(results)
     meta = folder.meta
-    missing = [m for m in options.methods if m not in meta["cam_methods"]]
-    if missing:
-        raise ResultsError(
-            f"'{results}' holds no maps of '{missing[0]}', only {', '.join(meta['cam_methods'])}; "
-            "use 'explain FILE --bundle BUNDLE' for others"
-        )
-    if options.of_classes:
-        raise UsageError(
-            f"--class '{options.of_classes[0]}' needs the network: results hold one map a method; "
-            "use 'explain FILE --bundle BUNDLE'"
-        )
+    _check_stored(results, meta, options)
     manifests = committed_runs(folder)
     chosen = _interesting(_newest(folder, manifests), options.limit)
     table = _read_chosen(folder, chosen, list(options.methods))
@@ -176,6 +165,20 @@ def explain_results(
             progress(index + 1, table.num_rows)
     _sheets(output, panels, pictures, compared, options)
     return {"pictures": pictures, "unreadable": unreadable, "burned_in": _with_text(compared)}
+
+
+def _check_stored(results: str, meta: Mapping[str, Any], options: ExplainOptions) -> None:
+    missing = [m for m in options.methods if m not in meta["cam_methods"]]
+    if missing:
+        raise ResultsError(
+            f"'{results}' holds no maps of '{missing[0]}', only {', '.join(meta['cam_methods'])}; "
+            "use 'explain FILE --bundle BUNDLE' for others"
+        )
+    if options.of_classes:
+        raise UsageError(
+            f"--class '{options.of_classes[0]}' needs the network: results hold one map a method; "
+            "use 'explain FILE --bundle BUNDLE'"
+        )
 
 
 def _with_text(compared: Sequence[SheetRow]) -> list[str]:
