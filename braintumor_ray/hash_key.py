@@ -14,7 +14,7 @@ def key_path() -> Path:
 
 
 def usual_secrets() -> Iterator[bytes]:
-    """The secrets that a process of this user finds without being told: at most two."""
+    """The secrets that a process of this user finds by itself: at most two."""
     if given := os.environ.get(KEY_VARIABLE):
         yield os.fsencode(given)
     try:

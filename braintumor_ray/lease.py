@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 @cache
 def machine_identity() -> str | None:
-    """Names the running kernel and the pid namespace; None where the system does not tell.
+    """Names the running kernel and the pid namespace; None where the system does not provide them.
 
     Host name and pid alone do not identify a process: two containers may share both. A pid means
     something only inside its own namespace.
@@ -184,7 +184,7 @@ class Lease(ABC):
 
     @abstractmethod
     def take(self) -> Holder | None:
-        """Become the holder, or tell who is and lives."""
+        """Become the holder, or return the one that is alive."""
 
     @abstractmethod
     def read(self) -> Holder | None:
@@ -248,7 +248,7 @@ class FileLease(Lease):
         self._path = local_path(results) / LEASE
 
     def take(self) -> Holder | None:
-        """Become the holder, or tell who is and lives."""
+        """Become the holder, or return the one that is alive."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._locked():
             holder = self.read()
@@ -319,7 +319,7 @@ class StoreLease(Lease):
         self._version: dict[str, Any] | None = None
 
     def take(self) -> Holder | None:
-        """Become the holder, or tell who is and lives."""
+        """Become the holder, or return the one that is alive."""
         holder, version = self._get()
         if holder is not None and holder.heartbeat != RELEASED and holder.is_alive(time.time()):
             return holder

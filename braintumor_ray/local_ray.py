@@ -72,7 +72,7 @@ def ray_session(workers: int = 2, metrics_port: int | None = None) -> Iterator[N
         try:
             yield
         except KeyboardInterrupt:
-            with _stderr_suppressed():  # what dying workers and threads have to say helps nobody
+            with _stderr_suppressed():  # messages of dying workers and threads help nobody
                 _shut_down()
             raise
         finally:

@@ -1,4 +1,4 @@
-"""Progress of long work: looked at now and then, and told where there is no terminal."""
+"""Progress of long work: polled at intervals, and logged where there is no terminal."""
 
 import threading
 import time
@@ -10,7 +10,7 @@ Log = Callable[[str], None]
 
 
 class TenthLines:
-    """Tells of each further tenth of some work; calls come as often as they like.
+    """Logs each further tenth of some work; calls come as often as they like.
 
     Args:
         title: what is done.

@@ -75,7 +75,7 @@ def split_uri(location: str) -> Uri | None:
     """The parts of a URI; None for a path of this machine.
 
     A key of an object store may hold any character. What ends the path of a web address (`#`,
-    `?`) or stands for another character there (`%20`, `+`) means itself here.
+    `?`) or encodes another character there (`%20`, `+`) means itself here.
     """
     found = _URI.fullmatch(location)
     return Uri(*found.groups()) if found else None

@@ -1,4 +1,4 @@
-"""Types that many modules name: arrays by what they hold, and who is told of progress."""
+"""Types that many modules name: arrays by what they hold, and the callback for progress."""
 
 from collections.abc import Callable
 
@@ -19,4 +19,4 @@ PREDICTION_SET = "prediction_set"
 FractionBox = tuple[float, float, float, float]
 """(x_min, y_min, x_max, y_max) in fractions of width and height."""
 Progress = Callable[[int, int], None]
-"""Told how many are done, and of how many."""
+"""Called with how many are done, and of how many."""

@@ -1,7 +1,7 @@
 """Many small files of a results folder into few large ones, at any moment and after any crash.
 
 A compaction writes new files under new names and then replaces the manifest of its last
-generation, in one atomic put, by one that stands for all of them. Until then nothing has changed
+generation, in one atomic put, by one that replaces all of them. Until then nothing has changed
 for readers; from then on they find the same rows in the new files. The other manifests are
 removed next, and the old files when readers had time to leave them (`expire`).
 """
@@ -329,7 +329,7 @@ def _history(folder: ResultsFolder, segment: Segment) -> list[dict[str, Any]]:
 
 
 def _supersedes(segment: Segment) -> dict[str, list[int]]:
-    """Rows of older generations that stop being current; those inside are told apart by file."""
+    """Rows of older generations that stop being current; those inside are distinguished by file."""
     found: dict[str, set[int]] = {}
     for manifest in segment.manifests:
         for generation, ids in manifest["supersedes"].items():

@@ -48,7 +48,7 @@ FINGERPRINT_SCHEMA = pa.schema(
         # Hex digests of the file and of the decoded image.
         pa.field("byte_sha256", pa.string()),
         pa.field("pixel_sha256", pa.string()),
-        # 256 bits each, the uint64 (4,) of `decode.hashes`; they do not tell flat images apart.
+        # 256 bits each, the uint64 (4,) of `decode.hashes`; they do not distinguish flat images.
         pa.field("dhash", pa.binary(32)),
         pa.field("dct_hash", pa.binary(32)),
         pa.field("flat", pa.bool_()),
@@ -202,7 +202,7 @@ def _fingerprint_scan(decoded: Decoded, file: Fingerprint, marks: Fingerprint) -
 
 
 def _annotation(content: bytes) -> str:
-    """What a DICOM header tells of burned-in text: `yes`, `ours` (a capture of ours) or nothing."""
+    """What a DICOM header has on burned-in text: `yes`, `ours` (a capture of ours) or nothing."""
     if sniff(content) != "dicom":
         return ""
     try:

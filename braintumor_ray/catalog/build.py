@@ -199,7 +199,7 @@ class HeaderReader:
 
         Raises:
             ServerError: a server that is down was asked often enough. A row without its header
-                would not tell the frames.
+                would not give the frames.
         """
         if not file.unsized:
             return self._probe(file)

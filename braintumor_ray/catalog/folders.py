@@ -1,4 +1,4 @@
-"""What the folders of a source say: the class of its scans, and the official split."""
+"""Read from a source's folders: the class of its scans, and the official split."""
 
 import re
 import unicodedata
@@ -14,7 +14,7 @@ SPLIT_FOLDERS = {
     "val": "val",
 }
 UNLABELED_FOLDERS = {"pred", "predict", "unlabelled", "unlabeled", "unknown"}
-# Folders that say how scans are kept or taken, never what they show.
+# Folders named by how scans are kept or taken, never what they show.
 PLAIN_FOLDERS = {
     *("images", "image", "imgs", "img", "scans", "slices", "data", "raw", "original", "processed"),
     *("jpg", "jpeg", "png", "tif", "tiff", "dcm", "dicom", "nii", "nifti", "anat", "mri", "mr"),
@@ -43,7 +43,7 @@ def clean_label(text: str) -> str:
 
 
 def folder_labels(paths: Sequence[str]) -> list[str | None]:
-    """The class of each scan by the folders of the whole source; None where they tell none.
+    """The class of each scan by the folders of the whole source; None where they give none.
 
     The class is the folder next to the scans. Not counted as folders are those of a split
     (`Training`), of a format, plane or sequence (`images`, `axial`, `t2`), and those that hold
@@ -75,7 +75,7 @@ def folders_of(path: str) -> set[str]:
 
 
 def numbered_folders(paths: Iterable[str], labels: Iterable[str | None]) -> list[str]:
-    """Folders next to the scans that are mere numbers, where no others tell classes."""
+    """Folders next to the scans that are mere numbers, where no others name classes."""
     if len({*labels} - {None}) > 1:
         return []
     names = {clean_label(path.split("/")[-2]) for path in paths if "/" in path}

@@ -33,7 +33,7 @@ class IdentityHash:
 
     @property
     def check(self) -> str:
-        """Tells two keys apart without giving either away."""
+        """Distinguishes two keys without revealing either."""
         return str(replace(self, clear=False)("which key", "check"))
 
     def __call__(self, value: str | None, kind: str = "patient") -> str | None:

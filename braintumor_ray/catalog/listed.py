@@ -127,7 +127,7 @@ def _time(value: Any, listing: str) -> datetime | None:  # noqa: ANN401
 
 
 def _moment(text: str) -> datetime:
-    """Of text with any number of decimals, to the same microsecond as the source tells itself."""
+    """Of text with any number of decimals, to the same microsecond as the source gives itself."""
     if found := re.fullmatch(r"(\d+)(?:\.(\d*))?", text):
         seconds, decimals = int(found[1]), found[2]
     else:

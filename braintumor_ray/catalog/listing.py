@@ -58,7 +58,7 @@ _LEFT_OUT = b"left_out"  # key in a catalog's metadata
 class FoundFile:
     """A file as its store lists it; `size` and `mtime` are None for one that is missing.
 
-    Also for one that is there and `unsized`: its store does not tell them, and never changes it.
+    Also for one that is there and `unsized`: its store does not report them, and never changes it.
     """
 
     path: str  # below the root, with /
@@ -103,7 +103,7 @@ class Listing:
         """Refuse a source without files.
 
         Raises:
-            CatalogError: there are none; tells what was left out.
+            CatalogError: there are none; names what was left out.
         """
         if not files:
             about = self.describe()

@@ -1,4 +1,4 @@
-"""The hash key of a user's own machine, and what tells two keys apart in catalogs and results."""
+"""The hash key of a user's own machine, and what distinguishes two keys in catalogs and results."""
 
 import json
 import os

@@ -25,7 +25,7 @@ class PacsListing:
     Args:
         source: dicomweb+https://host/dicom-web?KEY=VALUE&...
         identity: its key hides UIDs in paths and URIs; ids in clear keep them.
-        progress: told how many files were found so far, of 0: nobody knows of how many.
+        progress: called with how many files were found so far, of 0: nobody knows of how many.
         known: int64, sorted: `scan_id` of first frames that are not listed again.
             Where there are some, that nothing new is found is no error.
 
@@ -99,7 +99,7 @@ def _key(identity: IdentityHash) -> bytes | None:
         return None
     secret = identity.key
     if secret is None:
-        identity("any", "study")  # tells what is missing
+        identity("any", "study")  # names what is missing
     key = uid_key(secret or b"")
     share_key(key)
     return key

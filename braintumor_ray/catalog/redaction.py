@@ -1,4 +1,4 @@
-"""Catalogs that no longer tell where a scan is, for results that leave the house."""
+"""Catalogs without locations of scans, for results that leave the institution."""
 
 from dataclasses import dataclass
 
@@ -15,21 +15,21 @@ REDACTED = "redacted:"  # begins what replaces a path or URI
 
 @dataclass(frozen=True)
 class UriRedaction:
-    """Stands a keyed hash of the relative path in for everything that tells where a scan is.
+    """Replaces everything that shows where a scan is by a keyed hash of the relative path.
 
     Attributes:
-        secret: the key of the HMAC; another key makes another stand-in for the same file.
+        secret: the key of the HMAC; another key makes another hash of the same file.
     """
 
     secret: bytes
 
     def __call__(self, path: str) -> str:
-        """The stand-in for a path below the archive's root."""
+        """The hash of a path below the archive's root."""
         return f"{REDACTED}{IdentityHash(self.secret)(path, 'uri')}"
 
     @property
     def check(self) -> str:
-        """Tells two keys apart without giving either away."""
+        """Distinguishes two keys without revealing either."""
         return IdentityHash(self.secret).check
 
 

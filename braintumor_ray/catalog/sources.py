@@ -1,4 +1,4 @@
-"""Several data sets as one catalog; a column `source` tells them apart."""
+"""Several data sets as one catalog; a column `source` distinguishes them."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence

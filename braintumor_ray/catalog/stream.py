@@ -218,7 +218,7 @@ class _Earlier:
     """Rows of an earlier catalog, read in order.
 
     Attributes:
-        check: tells which key hashed its ids; None: it has none.
+        check: identifies the key that hashed its ids; None: it has none.
 
     Raises:
         CatalogError: no catalog, one of another key, or one whose rows have another order.

@@ -192,7 +192,7 @@ def _lines(location: str, encoding: str) -> Iterator[str]:
 
 
 def _delimiter(lines: Lines, location: str) -> tuple[str, bool]:
-    """What separates cells, and whether the first line tells it."""
+    """What separates cells, and whether the first line names it."""
     first = next((line for line in lines() if line.strip("\r\n")), "")
     told = re.fullmatch(r"\"?sep=(.)\"?[\r\n]+", first)
     if told:
@@ -226,7 +226,7 @@ def _is_strict(records: Callable[..., Iterator[list[str]]]) -> bool:
 
 
 def _records(lines: Lines, delimiter: str, told: bool, *, strict: bool) -> Iterator[list[str]]:
-    """All records with a cell that is not blank, after the line that tells the delimiter."""
+    """All records with a cell that is not blank, after the line that names the delimiter."""
     own = dropwhile(lambda line: not line.strip("\r\n"), lines())
     for record in _reader(islice(own, int(told), None), delimiter, strict=strict):
         if any(cell.strip() for cell in record):

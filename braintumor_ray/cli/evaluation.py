@@ -180,7 +180,7 @@ def _track(
     output: Path,
     files: tuple[str, ...],
 ) -> None:
-    """Tell a tracked run what was measured, with which bundle, and where that is written."""
+    """Log in a tracked run what was measured, with which bundle, and where that is written."""
     kept = ("split", "test_time_augmentation", "engine", "precision", "n_boot", "seed")
     settings = {name: found[name] for name in kept if name in found}
     run.parameters({"bundle": found["bundle"], **settings})

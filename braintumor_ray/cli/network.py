@@ -36,5 +36,5 @@ def network(
 
 
 def _stages(recipe: dict[str, Any]) -> list[Any]:
-    """What learned in each stage of a recipe; all of it where the bundle does not tell."""
+    """What learned in each stage of a recipe; all of it where the bundle does not record it."""
     return [stage.get("train", "all") for stage in recipe.get("stages", [])] or ["all"]

@@ -92,7 +92,7 @@ def _kind(field: Field[Any], option: Option) -> Any:  # noqa: ANN401 - a type
 
 
 def _typer_option(option: Option, kind: Any, default: Any) -> Any:  # noqa: ANN401 - typer's
-    silent = default in (None, (), MISSING) or default is False  # a default that tells nothing
+    silent = default in (None, (), MISSING) or default is False  # a default without information
     return typer.Option(
         *option.flags,
         help=option.help,

@@ -80,7 +80,7 @@ def run_quickstart(
 
     Raises:
         UsageError: scans that no network can be trained on, or a folder with something else.
-        typer.Exit: a step failed; it has told why.
+        typer.Exit: a step failed; it has reported why.
     """
     started = clock()
     _check_output(options.output)
@@ -169,7 +169,7 @@ class _QuickstartSteps:
         with ray_session():  # of both steps that need it
             self._train(plan, truth)
             bundle, results = str(out / "run" / "bundle"), str(out / "results")
-            # 3: many scans cannot be read. It has been told, and the others are scored.
+            # 3: many scans cannot be read. It has been reported, and the others are scored.
             score = ["score", self.source, "--bundle", bundle, "--output", results]
             self._step(score, accepted=(0, GateError.exit_code))
         audit = ["--audit", str(out / "audit" / "audit.json")]

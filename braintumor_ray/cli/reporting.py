@@ -1,4 +1,4 @@
-"""The end of a run, told to operators: metrics file, `--on-finish`, a last record in the log."""
+"""The end of a run: metrics file, `--on-finish`, a last record in the log."""
 
 import time
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ class Ending:
 
 @contextmanager
 def reported(command: str, output: str, report: RunReport) -> Iterator[Ending]:
-    """Tell how the block ends, whatever the end is; telling never changes it.
+    """Report how the block ends, whatever the end is; reporting never changes it.
 
     Raises:
         UsageError: the metrics file cannot be written; found before anything is done.

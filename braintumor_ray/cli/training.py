@@ -160,7 +160,7 @@ def _with_data(
 
 
 def _load_sources(sources: list[str], options: CatalogOptions) -> "pa.Table":
-    """The catalog of a source, or that of several, which a column `source` tells apart."""
+    """The catalog of a source, or that of several, which a column `source` distinguishes."""
     from braintumor_ray.catalog.sources import combined, source_names
 
     if len(sources) == 1:
@@ -211,7 +211,7 @@ def _train_on_ray(
 
 
 def _parameters(options: TrainOptions, folds: int | None) -> dict[str, Any]:
-    """What a tracked run is told of itself: the recipe, and how it is trained."""
+    """What is logged in a tracked run: the recipe, and how it is trained."""
     return {
         **options.recipe.model_dump(mode="json"),
         "weights": options.weights,

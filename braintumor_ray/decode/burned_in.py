@@ -2,7 +2,7 @@
 
 Looked for are lines of glyphs: connected strokes that are thin, sharp, of one gray level and one
 height, and follow each other on a line. A single mark (R, L, a scale) is none; a name, a date or
-a number is. Nothing is read: what a line tells is not known.
+a number is. Nothing is read: the text of a line is not known.
 """
 
 from collections.abc import Iterator

@@ -48,7 +48,7 @@ def decode(
     limits: DecodeLimits = DEFAULT_LIMITS,
     volumes: VolumeOptions = DEFAULT_VOLUMES,
 ) -> Decoded:
-    """Turn a file's bytes into uint8 gray (H, W), or say why not. Never raises.
+    """Turn a file's bytes into uint8 gray (H, W), or give the reason why not. Never raises.
 
     Args:
         data: The whole file; None if it is missing or could not be read.

@@ -147,7 +147,7 @@ def why_no_scan(tags: Tags) -> str | None:
 
 
 def functional_group(tags: Tags, frame: int, keyword: str) -> Tags:
-    """Where a frame's attributes stand (PS3.3, C.7.6.16): its own group, the shared one, or above.
+    """Where a frame's attributes are (PS3.3, C.7.6.16): its own group, the shared one, or above.
 
     Args:
         tags: the object.

@@ -1,7 +1,7 @@
 """How the pixel data of a DICOM object lie: what the header says, made whole where it is silent.
 
 Attributes that the standard asks for are missing, empty or contradict the data in real archives.
-What can be told from the length of the pixel data is told from it.
+What follows from the length of the pixel data is derived from it.
 """
 
 import math

@@ -170,7 +170,7 @@ def _finite(number: float) -> float:
 
 
 def _plain_numbers(raw: RawDataElement) -> Any:  # noqa: ANN401
-    """Numbers of an element whose VR leaves no doubt, or their text; None: pydicom is to tell."""
+    """Numbers of an element whose VR leaves no doubt, or their text; None: pydicom decides."""
     value, kind = raw.value or b"", _STRUCTS.get(raw.VR or "")
     if raw.VR in ("DS", "IS") and value and b"\\" not in value:
         return value.decode("latin-1")

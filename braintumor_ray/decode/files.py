@@ -15,7 +15,7 @@ import pyarrow as pa
 from braintumor_ray.decode.types import DEFAULT_VOLUMES, DecodeLimits, VolumeOptions
 from braintumor_ray.storage import is_local, local_path, open_filesystem
 
-SCAN_COLUMNS = ("uri", "frame", "volume_plane", "volume_index")  # what tells where a scan is
+SCAN_COLUMNS = ("uri", "frame", "volume_plane", "volume_index")  # what shows where a scan is
 VOLUME_FIELDS = (pa.field("volume_plane", pa.string()), pa.field("volume_index", pa.int32()))
 _THREADS = 8  # files being read while others are decoded; hides an object store's latency
 _AT_A_TIME = 2  # files for a thread: handing over costs as much CPU as reading a small file
@@ -49,7 +49,7 @@ class FileContent:
 def with_volumes(rows: pa.Table) -> pa.Table:
     """The rows with the columns `volume_plane` and `volume_index`.
 
-    Results, and catalogs made before there were these columns, tell them by the end of their URIs.
+    Results, and catalogs made before there were these columns, have them at the end of their URIs.
     There they are null for a volume that is cut the default way.
     """
     if all(field.name in rows.column_names for field in VOLUME_FIELDS):

@@ -165,7 +165,7 @@ def _sform(header: Any) -> npt.NDArray[np.float64]:  # noqa: ANN401
 
 
 def _qform(header: Any) -> npt.NDArray[np.float64]:  # noqa: ANN401
-    """The rotation alone: lengths have no say in which way an axis runs.
+    """The rotation alone: lengths do not matter for which way an axis runs.
 
     A quaternion that rounding made longer than one is a turn by 180 degrees (nifti1_io does so);
     one that is far too long is none.

@@ -7,7 +7,7 @@ Wire format, both ways: ``<QQ`` lengths of head and body, head (pickle), body (r
 are ours and run the same code, which is what makes pickle safe here. A request's head is empty
 where its options are those of the request before. A reply's frame holds the answers to several
 requests, in one pickle: what their values share is written once. A shared counter of items done
-tells the parent which one was at work when the process died, as finished answers may wait.
+shows the parent which one was at work when the process died, as finished answers may wait.
 """
 
 import importlib

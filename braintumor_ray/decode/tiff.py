@@ -1,4 +1,4 @@
-"""TIFF samples that Pillow does not know, or takes for others: told from the page's own tags.
+"""TIFF samples that Pillow does not know, or takes for others: read by the page's own tags.
 
 Pillow takes signed bytes and 32-bit integers without sign for what they are not, and refuses
 half and double floats, 64-bit integers and `undefined` samples as if the file were damaged. Here
@@ -100,7 +100,7 @@ def parsed_pages(data: bytes) -> tuple[list[TiffPage], bool]:
 def nonstandard_pages(pages: list[TiffPage], are_all: bool) -> list[TiffPage]:
     """All pages of a file, if any of them is of a kind that Pillow does not read; else none.
 
-    A file whose directories cannot be parsed has none: Pillow tells what is wrong with it.
+    A file whose directories cannot be parsed has none: Pillow reports what is wrong with it.
     """
     return pages if are_all and any(map(is_nonstandard, pages)) else []
 

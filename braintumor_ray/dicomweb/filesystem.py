@@ -32,7 +32,7 @@ _MULTIPART = 'multipart/related; type="application/dicom"'
 _ACCEPTED = (f"{_MULTIPART}; transfer-syntax=*", _MULTIPART, "application/dicom")
 _GONE = (HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
 _UNWILLING = (HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_ACCEPTABLE)  # to send it in this way
-_ANSWERED = {*range(300, 600)} - BUSY  # whatever the root of a server tells, it is there
+_ANSWERED = {*range(300, 600)} - BUSY  # whatever the root of a server answers, it exists
 _CHUNK = 64 * 1024
 
 
@@ -43,10 +43,10 @@ class DicomwebFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec ha
 
     @classmethod
     def _strip_protocol(cls, path: Any) -> Any:  # noqa: ANN401 - text, or a list as fsspec has it
-        return path  # a URI tells its service and whether that is encrypted
+        return path  # a URI names its service and whether that is encrypted
 
     def info(self, path: str, **_: Any) -> dict[str, Any]:  # noqa: ANN401 - fsspec's
-        """Without a request: a URI came from a listing, and the size is not told by it.
+        """Without a request: a URI came from a listing, which has no sizes.
 
         Raises:
             FileNotFoundError: no URI of an object, and its server answers.

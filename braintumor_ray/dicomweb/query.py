@@ -129,7 +129,7 @@ class Lister:
     def _of_study(self, study: str, found: Mapping[str, Any]) -> Iterator[Instance]:
         path = f"/studies/{study}/series"
         told = _number(found, _SERIES_COUNT)
-        # Some servers tell the manufacturer only if asked; where none is told, the header does.
+        # Some servers return the manufacturer only if asked; else the header has it.
         keys = {**self._query.series, "includefield": _MANUFACTURER}
         for each in self._pages(path, keys, _SERIES, told):
             series, modality = _value(each, _SERIES), _value(each, _MODALITY)

@@ -1,4 +1,4 @@
-"""UIDs as tokens: what a URI tells of a DICOM object can be read with the hash key only.
+"""UIDs as tokens: what a URI contains of a DICOM object can be read with the hash key only.
 
 A token is the UID, encrypted by AES-SIV (RFC 5297) with a key that follows from the hash key. The
 same UID always gives the same token. A process that has the key needs no list to find the object.
@@ -22,7 +22,7 @@ _TOKEN = re.compile(r"[A-Za-z0-9_-]{64}")
 
 
 def uid_key(secret: bytes) -> bytes:
-    """The 64 bytes that encrypt UIDs; the secret cannot be told from them."""
+    """The 64 bytes that encrypt UIDs; the secret cannot be derived from them."""
     return hmac.digest(secret, b"UIDs in URIs", "sha512")
 
 
@@ -64,7 +64,7 @@ def show_uid(token: str, kind: str) -> str:
     for key in _known_keys():
         try:
             digits = _cipher(key).decrypt(base64.urlsafe_b64decode(token), [kind.encode()])
-        except InvalidTag:  # of another key: this is how they are told apart
+        except InvalidTag:  # of another key: this is how they are distinguished
             continue
         return digits.hex().rstrip("f").replace("a", ".")
     raise UsageError(

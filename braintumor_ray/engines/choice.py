@@ -190,7 +190,7 @@ def _interleaved(
 
 
 def _alone() -> None:
-    """One thread per operation: batches run beside each other, as in a job."""
+    """One thread per operation: batches run in parallel, as in a job."""
     torch.set_num_threads(1)
 
 

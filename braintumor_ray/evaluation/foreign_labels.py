@@ -30,9 +30,9 @@ class ForeignTruth:
     """What the scans of a foreign data set truly show.
 
     Attributes:
-        truth: in the bundle's classes. Where the labels tell only whether there is a tumor, names
+        truth: in the bundle's classes. Where the labels show only whether there is a tumor, names
             are `POSITIVE` and `NEGATIVE` and indices the first positive and negative class.
-        decision_only: the labels tell only whether there is a tumor.
+        decision_only: the labels show only whether there is a tumor.
         unmapped: scans of each label that the mapping leaves out.
     """
 
@@ -53,7 +53,7 @@ def foreign_truth(
 
     A class of the mapping is one of the bundle's; or `tumor` (also tumour, positive, or positive
     classes joined by +) for any positive class; or a usual word for none. As soon as one is not
-    the bundle's own, all labels tell only whether there is a tumor.
+    the bundle's own, all labels show only whether there is a tumor.
 
     Args:
         data_set: its name, for messages.

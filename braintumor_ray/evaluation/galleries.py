@@ -195,7 +195,7 @@ class _Drawing:
         return mask if mask is not None and mask.any() else None
 
     def caption(self, row: int) -> dict[str, Any]:
-        """What is said of a scan; each 'right' is of the rule that it is named after."""
+        """The caption of a scan; each 'right' is of the rule that it is named after."""
         evaluated, index = self.evaluated, int(self.evaluated.predicted[row])
         positive, decision = evaluated.positive, bool(evaluated.decisions[row])
         return {

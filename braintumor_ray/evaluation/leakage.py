@@ -67,7 +67,7 @@ def run_scans(bundle: str) -> pa.Table | None:
 
 
 def known_scans(trained: Mapping[str, pa.Table | None]) -> TrainingScans:
-    """What tables of training scans, by where they are from, tell; None: that one is not known."""
+    """Contents of tables of training scans, by where they are from; None: that one is not known."""
     tables = {source: table for source, table in trained.items() if table is not None}
     return TrainingScans(
         tuple(tables),

@@ -1,4 +1,4 @@
-"""Figures of an evaluation as SVG: readable in print, told apart without color.
+"""Figures of an evaluation as SVG: readable in print, distinct without color.
 
 matplotlib's object interface only: no pyplot, no state, nothing to close. Each function takes
 parts of metrics.json (or of a run's history) and returns an SVG document; `_as_svg` makes the axes.
@@ -64,7 +64,7 @@ def confusion_figure(
         matrix: counts (k, k).
         names: of the k classes.
         rule: by which scans were called.
-        title: its first line; the second one tells what the numbers are.
+        title: its first line; the second one explains the numbers.
     """
     counts = np.asarray(matrix, dtype=np.float64)
     totals = counts.sum(axis=1, keepdims=True)
@@ -86,7 +86,7 @@ def confusion_figure(
 
 
 def _tick(name: str) -> str:
-    """A class name on an axis; of a long one the middle goes, as ends tell classes apart."""
+    """A class name on an axis; of a long one the middle goes, as ends distinguish classes."""
     words = name.replace("_", " ")
     return words if len(words) <= _TICK else f"{words[:16]} ... {words[-13:]}"
 

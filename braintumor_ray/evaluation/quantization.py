@@ -109,7 +109,7 @@ class PairedOutputs:
         return float((logits[rows].argmax(axis=1) == self.labels[rows]).mean())
 
     def figures(self) -> dict[str, Any]:
-        """What the bundle and its card tell."""
+        """What the bundle and its card record."""
         before, after = self.accuracy(self.before), self.accuracy(self.after)
         same = (self.before.argmax(axis=1) == self.after.argmax(axis=1)).mean()
         return {

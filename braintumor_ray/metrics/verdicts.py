@@ -44,7 +44,7 @@ def found_and_missed(binary: Mapping[str, Any]) -> str:
 
 
 def chance_note(confusion: Sequence[Sequence[int]]) -> str | None:
-    """A warning where the classes are told apart no better than by guessing; else None.
+    """A warning where the classes are distinguished no better than by guessing; else None.
 
     Guessing one of k classes reaches a balanced accuracy of 1/k, with a standard deviation that
     follows from the scans per class; results below its one-sided 95% bound count as chance.

@@ -268,7 +268,7 @@ def build_backbone(name: str, size: int | None = None) -> nn.Module:
 
 
 def size_argument(name: str, size: int | None) -> dict[str, int]:
-    """What timm must be told of the input's side: nothing where a backbone takes any."""
+    """The argument of timm for the input side: nothing where a backbone takes any."""
     config = _timm_that_knows(name).get_pretrained_cfg(name)
     if size is None or config is None or not config.fixed_input_size:
         return {}

@@ -58,7 +58,7 @@ def pairs(
         sample: normalized images (B, 3, S, S).
         follows: whether a module is one to look for.
     """
-    # Tensors are kept, so that ids stay theirs; their versions tell what was added to in place.
+    # Tensors are kept, so that ids stay theirs; their versions show what was added to in place.
     makers: list[tuple[Tensor, int, nn.Conv2d]] = []
     found: list[tuple[nn.Conv2d, nn.Module]] = []
 

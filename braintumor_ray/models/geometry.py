@@ -74,14 +74,14 @@ def standard_geometry(size: int, shape: tuple[int, int]) -> Geometry:
 
 
 def find_geometry(model: Classifier) -> Geometry | None:
-    """The geometry of a network's target map: told by its layers, confirmed by its gradients.
+    """The geometry of a network's target map: derived from its layers, confirmed by its gradients.
 
     Args:
         model: in eval mode, on CPU; it is not changed.
 
     Returns:
         None where maps are to be drawn as usual: the cells divide the picture evenly, the layers
-        do not tell (tokens), or the gradients do not confirm what they tell.
+        do not show it (tokens), or the gradients do not confirm it.
     """
     size, shape = model.architecture.image_size, model.map_shape[1:]
     traced, standard = trace_geometry(model), standard_geometry(size, shape)

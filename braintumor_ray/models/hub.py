@@ -176,7 +176,7 @@ def _to_folder(folder: Path, place: str, names: Sequence[str]) -> str:
 
 
 def _fetch(read: Callable[[str], bytes], work: Path) -> None:
-    """All files; bundle.json is read first, as it tells which there are."""
+    """All files; bundle.json is read first, as it lists them."""
     for name in (README, DESCRIPTION):
         (work / name).write_bytes(read(name))
     for name in bundle_files(read_bundle_fields(work)):

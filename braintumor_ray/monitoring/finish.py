@@ -1,4 +1,4 @@
-"""The end of a run, told to a command or a webhook; nothing here changes how the run ended."""
+"""The end of a run, reported to a command or a webhook; nothing here changes how the run ended."""
 
 import json
 import os
@@ -47,7 +47,7 @@ class FinishedRun:
     summary: Mapping[str, Any] | None = None
 
     def document(self) -> dict[str, Any]:
-        """What is told, as plain values."""
+        """What is reported, as plain values."""
         return {
             "command": self.command,
             "run_id": self.run_id,
@@ -66,7 +66,7 @@ def notify(target: str, run: FinishedRun, log: Log) -> None:
 
     Args:
         target: `--on-finish`.
-        run: what is told.
+        run: what is reported.
         log: takes lines for people.
     """
     body = json.dumps(run.document(), default=str).encode()

@@ -1,4 +1,4 @@
-"""What a command tells its operators; see docs/monitoring.md."""
+"""What a command reports to its operators; see docs/monitoring.md."""
 
 import shlex
 from dataclasses import dataclass, field
@@ -55,7 +55,7 @@ class LiveMetrics:
 
 @dataclass(frozen=True)
 class RunReport:
-    """What is told of a run at its end, whatever the end is.
+    """What is reported of a run at its end, whatever the end is.
 
     Attributes:
         live: metrics meanwhile.

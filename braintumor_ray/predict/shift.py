@@ -45,7 +45,7 @@ class Shift:
         return cls(**found) if found else None
 
     def sentence(self) -> str:
-        """What to tell people, without a full stop."""
+        """The message for people, without a full stop."""
         if not self.differs:
             return f"scans look as in training (distance {self.distance:.2f} of {self.limit:.2f})"
         return (

@@ -105,7 +105,7 @@ class Peer:
         """Take an answer, PS3.4, table B.2-1.
 
         Raises:
-            Busy, Refused, PublishError: it is none that tells that the object is stored.
+            Busy, Refused, PublishError: it is none that confirms that the object is stored.
         """
         code = int(status.Status)
         if code in (0, DUPLICATE) or code in _WARNINGS:

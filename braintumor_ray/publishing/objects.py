@@ -144,7 +144,7 @@ def _carried_over() -> Iterator[None]:
     try:
         yield
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        # The message may repeat values of the header: only its kind is told.
+        # The message may repeat values of the header: only its kind is reported.
         raise Refused(f"source: its header is not carried over ({type(error).__name__})") from error
 
 

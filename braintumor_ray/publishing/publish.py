@@ -36,7 +36,7 @@ def publish(
         archive: catalog rows of the source, with `path` and `uri`, of the root that was scored;
             its headers need not have been read.
         options: which rows, where to.
-        progress: told the number of scans done, and of None in all.
+        progress: called with the number of scans done, and of None in all.
 
     Returns:
         `scans` published, `objects` of them, `sent_before` (scans that the server has from an

@@ -127,7 +127,7 @@ def _every(folder: ResultsFolder, options: PublishOptions) -> Iterator[Chosen]:
 
 
 def _study_keys(folder: ResultsFolder, options: PublishOptions) -> list[str] | None:
-    """What stands for the wanted study in catalogs: its hash, or where ids are clear its UID.
+    """How catalogs identify the wanted study: its hash, or where ids are clear its UID.
 
     Raises:
         CatalogError: ids of these results were hashed with another key.

@@ -151,13 +151,13 @@ def tls_context(authorities: str | None = None) -> ssl.SSLContext:
 
 
 def failed_handshake(host: str, port: int, context: ssl.SSLContext) -> Exception | None:
-    """Why TLS fails: pynetdicom does not tell. None where something else is the matter."""
+    """Why TLS fails: pynetdicom does not report it. None where something else is the matter."""
     try:
         with (
             socket.create_connection((host, port), timeout=5) as plain,
             context.wrap_socket(plain, server_hostname=host) as secure,
         ):
-            secure.recv(1)  # TLS 1.3: a missing client certificate is told after the handshake
+            secure.recv(1)  # TLS 1.3: a missing client certificate is reported after the handshake
     except ssl.SSLError as error:
         return error
     except OSError:

@@ -76,7 +76,7 @@ def read_source(
     Args:
         location: of the file, a path or URI.
         row: with `frame` and `pixel_sha256`.
-        allow_burned_in: also where header or picture tell of burned-in annotation.
+        allow_burned_in: also where header or picture show burned-in annotation.
         mask_burned_in: make the text black that is found in the picture.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a browser may say of a scan, checked, as an event of the file of labels."""
+"""A browser's change to a scan, checked, as an event of the file of labels."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal

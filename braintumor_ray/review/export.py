@@ -77,7 +77,7 @@ def _checked_output(options: ReviewOptions) -> str:
 
 
 def _states(results: str, labels: str | None) -> States:
-    """What reviewers have said; nothing where no label was given yet."""
+    """The reviewers' labels; nothing where no label was given yet."""
     if labels is not None:
         return read_reviewed(labels)
     own = f"{results.rstrip('/')}/{LABELS}"
@@ -262,7 +262,7 @@ def _written(pictures: Pictures, row: pa.Table, target: Path) -> str | None:
 
 
 def exported(found: Mapping[str, object], log: Log) -> str:
-    """The line that tells what was written; says what was left out before."""
+    """The line that reports what was written; logs what was left out before."""
     if found["left_out"]:
         log(
             f"{found['left_out']} scans cannot be read where they were scored and are left out; "

@@ -17,7 +17,7 @@ class ReviewOptions:
 
     Attributes:
         labels: the file that labels are appended to, local; None: `LABELS` in the results folder.
-        reviewer: whose labels they are, until the page is told another name.
+        reviewer: whose labels they are, until another name is entered on the page.
         order: the first order of the list.
         bundle: RUN/bundle, for maps of other classes and neighbors; None: stored maps only.
         device: of the bundle's network.

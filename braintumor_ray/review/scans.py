@@ -42,7 +42,7 @@ class RankedScans:
 
         Args:
             folder: of the results.
-            source: a catalog that tells where the files are now; None: where they were scored.
+            source: a catalog of where the files are now; None: where they were scored.
 
         Raises:
             ResultsError: no scan was scored.
@@ -147,7 +147,7 @@ class RankedScans:
         }
 
     def facts(self, row: int, states: Mapping[Key, Reviewed]) -> dict[str, Any]:
-        """All that the page tells of one scan; no patient key among it."""
+        """All that the page shows of one scan; no patient key among it."""
         values = self.rows.slice(row, 1).select(self._told).to_pylist()[0]
         seen = states.get(self.keys[row]) or Reviewed(*self.keys[row])
         probabilities = dict(zip(self.class_names, values.pop("probabilities"), strict=True))
@@ -177,7 +177,7 @@ class RankedScans:
 
     @cached_property
     def _series_of(self) -> list[Any]:
-        """What tells the series of each scan: its key, else its file where that has frames."""
+        """What identifies the series of each scan: its key, else its file where that has frames."""
         keys = self.rows["series_key"].to_pylist()
         counts: dict[str, int] = defaultdict(int)
         for path in self._paths:

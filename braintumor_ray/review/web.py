@@ -1,4 +1,4 @@
-"""The routes of a review: a page, scans in order, pictures, and what is said of them."""
+"""The routes of a review: a page, scans in order, pictures, and their labels."""
 
 import ipaddress
 import json
@@ -76,7 +76,7 @@ class Review:
     views: Cache = field(default_factory=lambda: Cache(32))
 
     def about(self) -> dict[str, Any]:
-        """What the page is told once."""
+        """What the page gets once."""
         meta = self.scans.folder.meta
         labels = {m: METHOD_LABELS.get(m, m) for m in self.scans.methods}
         return {
@@ -187,7 +187,7 @@ class Review:
         return self.pictures.scan(near.scans.slice(index, 1), 192)
 
     def add(self, change: Change) -> dict[str, Any]:
-        """Keep what was said of a scan; it is on the disk when this returns."""
+        """Store a change to a scan; it is on the disk when this returns."""
         row = self.row(change.scan)
         path, frame = self.scans.keys[row]
         facts = self.scans.rows.slice(row, 1).to_pylist()[0]

@@ -129,7 +129,7 @@ State = tuple[int, datetime]  # size and time of change
 
 
 def _states(uris: list[str]) -> Iterator[tuple[str, State]]:
-    """What is known of the files that are there; of none where the store does not say."""
+    """What is known of the files that are there; of none where the store does not report it."""
     by_store: dict[str, list[str]] = {}
     for uri in uris:
         by_store.setdefault(_store_of(uri), []).append(uri)
@@ -165,7 +165,7 @@ def _store_of(uri: str) -> str:
 
 
 def _unreadable(rows: pa.Table, decoded: pa.Table) -> npt.NDArray[np.int64]:
-    """Rows whose object could not be read although nobody says that it is not there."""
+    """Rows whose object could not be read although it is not reported missing."""
     away = pc.fill_null(pc.starts_with(decoded["reason"], NOT_READABLE), False).to_numpy()
     return np.array([i for i in np.flatnonzero(away) if not is_local(rows["uri"][int(i)].as_py())])
 

@@ -243,7 +243,7 @@ def _commit(
 ) -> Summary:
     """Write the manifest, after which the generation counts, and tidy up."""
     generation, redaction = plan.generation, options.decode.redaction
-    if redaction:  # from here on nothing in the folder tells where a scan is
+    if redaction:  # from here on nothing in the folder shows where a scan is
         catalogs = write_work(plan, f"{_attempt_of(catalogs)}-redacted", redaction)
     predict = options.predict
     made_by = {"engine": predict.engine, "precision": predict.precision}

@@ -99,7 +99,7 @@ def _worker() -> str:
 
 @dataclass(frozen=True)
 class DecodeSettings:
-    """How scans are decoded, and what is told of where they are.
+    """How scans are decoded, and what is recorded of where they are.
 
     Attributes:
         limits: what a file may cost.

@@ -67,7 +67,7 @@ def open_results(folder: ResultsFolder, bundle: Bundle, options: ScoreOptions) -
     if META not in folder.names():
         folder.write_json(wanted, META)
     meta = folder.meta
-    if bool(meta.get("tta")) != bundle.averaged:  # it changes the fingerprint, which tells nothing
+    if bool(meta.get("tta")) != bundle.averaged:  # the fingerprint differs, too, without a reason
         made, way = ("with", "give it") if meta.get("tta") else ("without", "leave it out")
         raise ResultsError(
             f"results '{folder.location}' were made {made} --tta; {way}, or score into another "

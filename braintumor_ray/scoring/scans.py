@@ -37,7 +37,7 @@ class Scans:
         read_parts: gives tables of at most `ROWS_PER_PART` rows with the named columns (None:
             all), always in the same order.
         left_out: entries of the source that are no scans, where it was listed for this.
-        key_check: tells which key hashed the ids; None: not known, or there are none.
+        key_check: identifies the key that hashed the ids; None: not known, or there are none.
         known: objects of the source that are scored and were not looked at again.
     """
 

@@ -86,7 +86,7 @@ class AccessMiddleware:
 
 
 class MeteredApp:
-    """ASGI middleware that tells of each answer: route, code, seconds.
+    """ASGI middleware that reports each answer: route, code, seconds.
 
     Args:
         app: what answers.

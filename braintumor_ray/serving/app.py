@@ -153,7 +153,7 @@ def build_application(settings: ServingSettings, digest: str | None) -> Applicat
 
 
 def run(settings: ServingSettings, host: str, port: int, ready: Callable[[], None]) -> None:
-    """Serve until this process is told to stop (SIGINT, SIGTERM), in the Ray session that is open.
+    """Serve until this process is stopped (SIGINT, SIGTERM), in the Ray session that is open.
 
     Args:
         settings: what is served.

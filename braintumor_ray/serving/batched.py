@@ -34,7 +34,7 @@ class BatchedPredictor:
 
     Args:
         settings: what predicts.
-        observe: told the size of each batch.
+        observe: called with the size of each batch.
 
     Attributes:
         card: what the model is.

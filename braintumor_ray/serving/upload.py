@@ -1,4 +1,4 @@
-"""Decoding of an upload as in the archive job, and what the client is told when it fails."""
+"""Decoding of an upload as in the archive job, and the client's message when it fails."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ PICTURE_SIDE = 1024  # longest side of the pictures in a response, pixels
 
 @dataclass(frozen=True)
 class Upload(PreparedScan):
-    """An upload prepared as in the archive job, and what a client is told about it.
+    """An upload prepared as in the archive job, and what a client gets about it.
 
     Attributes:
         format: what the content is, see `decode.types.Decoded`.

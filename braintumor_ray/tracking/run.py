@@ -40,7 +40,7 @@ _ODD = re.compile(r"[^\w\-. /]")
 
 
 class Run:
-    """What a command tells of its work; this one is tracked nowhere."""
+    """What a command logs of its work; this one is tracked nowhere."""
 
     def parameters(self, values: Mapping[str, Any]) -> None:
         """Settings, nested or not."""
@@ -114,7 +114,7 @@ def numbers(values: Mapping[str, Any]) -> dict[str, float]:
 
 
 class MlflowRun(Run):
-    """A run of a tracking server; faults of the server are told once and end nothing."""
+    """A run of a tracking server; faults of the server are logged once and end nothing."""
 
     def __init__(self, mlflow: ModuleType, client: Any, run_id: str, log: Log) -> None:  # noqa: ANN401
         self._mlflow, self._client, self.run_id, self._log = mlflow, client, run_id, log
@@ -196,7 +196,7 @@ class MlflowRun(Run):
 
     @contextmanager
     def _kept(self, what: str) -> Iterator[None]:
-        """A fault of the server does not end the work; it is told."""
+        """A fault of the server does not end the work; it is logged."""
         try:
             yield
         except (self._mlflow.exceptions.MlflowException, OSError) as error:

@@ -49,7 +49,7 @@ class Augmenter:
         return self.with_mask(image, None, scan_id)[0]
 
     def random(self, scan_id: int, *more: int) -> np.random.Generator:
-        """The draws of a scan in this epoch; `more` tells apart what else is drawn for it."""
+        """The draws of a scan in this epoch; `more` distinguishes other draws for it."""
         entropy = [self.seed, self.epoch, scan_id & 0xFFFF_FFFF_FFFF_FFFF, *more]
         return np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy)))
 

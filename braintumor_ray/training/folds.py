@@ -99,7 +99,7 @@ def cross_validate(
 
 
 def _fingerprint(catalog: pa.Table, options: TrainOptions, folds: int) -> str:
-    """Of what tells cross-validations apart before anything is decoded."""
+    """Of what distinguishes cross-validations before anything is decoded."""
     scans = sorted(zip(stable_keys(catalog), catalog["label"].to_pylist(), strict=True))
     recipe, truth = options.recipe.model_dump(mode="json"), options.truth
     return fingerprint_of([recipe, folds, options.weights, truth, scans])

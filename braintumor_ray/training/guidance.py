@@ -179,7 +179,7 @@ def packed_masks(
         truth: masks, boxes or outlines.
         positive: classes that have a tumor.
         size: side of the network's input.
-        log: told what was found and what was not.
+        log: takes what was found and what was not.
         boxes: the part of its picture that each scan's square shows; None: all of it.
 
     Raises:

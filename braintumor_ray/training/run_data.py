@@ -47,7 +47,7 @@ class RunData:
         classes: which labels are learnt.
         leaks: of the split.
         counts: scans per split and class.
-        own_split: the source's catalog said which split each scan is in.
+        own_split: the source's catalog named which split each scan is in.
     """
 
     catalog: pa.Table
@@ -78,7 +78,7 @@ class RunData:
 
     @property
     def has_patients(self) -> bool:
-        """Whether the source says whose a scan is."""
+        """Whether the source has patient ids."""
         return any(key is not None for key in self.catalog["patient_key"].to_pylist())
 
     def class_weights(self, recipe: Recipe) -> npt.NDArray[np.float32]:

@@ -108,9 +108,9 @@ class RunFolder(Folder):
             )
 
     def drop_unfinished_bundle(self) -> None:
-        """Remove the bundle of a run that ended between writing it and saying so.
+        """Remove the bundle of a run that ended between writing it and noting so.
 
-        Only where the note says that a run was at work: any other bundle is not ours to remove.
+        Only where the note shows that a run was at work: any other bundle is not ours to remove.
         On an object store it is written over.
         """
         if is_local(self.location) and self.note().get("status") == "training":

@@ -391,9 +391,9 @@ def last_part(name: str) -> str:
 
 
 def distinct_stems(names: Sequence[str]) -> list[str]:
-    """A name for the picture of each scan: its own, and as many folders as tell it from others.
+    """Names for the pictures of scans: their own, and as many folders as distinguish them.
 
-    Also where case is not told apart, and different from the name of the contact sheet.
+    Also where case is ignored, and different from the name of the contact sheet.
     """
     stems = _distinct_names(names)
     found: list[str] = []
