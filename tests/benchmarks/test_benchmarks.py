@@ -13,16 +13,12 @@ PROJECT = Path(__file__).resolve().parent.parent.parent
 FORKED = ("catalog", "explain", "feed", "scale", "score")
 
 
-def tiny(name, tmp_path, *arguments, patients=4, written=None):
+def tiny(name, tmp_path, *arguments, written=None):
     """Run it on phantoms; returns what it wrote as JSON, having checked that there is a picture."""
     environment = os.environ | {"PYTHONPATH": str(PROJECT)}
     if name in FORKED:
         environment["BENCH_PRELOAD"] = "tests.benchmarks.preloaded"
-    empty = tmp_path / "scans"  # BRAINTUMOR_DATA: the same few scans wherever this runs
-    from braintumor_ray.phantom.dataset import write_phantoms
-
-    write_phantoms(empty, patients=patients)
-    environment["BRAINTUMOR_DATA"] = str(empty / "scans")
+    environment["BRAINTUMOR_DATA"] = some_scans(tmp_path)
     done = subprocess.run(
         [sys.executable, f"benchmarks/{name}.py", "--tiny", "--output", str(tmp_path), *arguments],
         cwd=PROJECT,
@@ -33,9 +29,21 @@ def tiny(name, tmp_path, *arguments, patients=4, written=None):
         timeout=570,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    written = written or name
-    assert (tmp_path / f"{written}.png").stat().st_size > 5000
-    return json.loads((tmp_path / f"{written}.json").read_text())
+    return written_by(written or name, tmp_path)
+
+
+def some_scans(folder, patients=4):
+    """A folder for BRAINTUMOR_DATA: the same few scans wherever this runs."""
+    from braintumor_ray.phantom.dataset import write_phantoms
+
+    write_phantoms(folder / "scans", patients=patients)
+    return str(folder / "scans" / "scans")
+
+
+def written_by(name, folder):
+    """The JSON of a benchmark that has drawn its picture, too."""
+    assert (folder / f"{name}.png").stat().st_size > 5000
+    return json.loads((folder / f"{name}.json").read_text())
 
 
 @pytest.mark.slow
