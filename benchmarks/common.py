@@ -54,7 +54,10 @@ def version_of(name: str) -> str | None:
 
 
 def interleaved(
-    calls: Mapping[str, Callable[[], object]], rounds: int, max_seconds: float = 120
+    calls: Mapping[str, Callable[[], object]],
+    rounds: int,
+    max_seconds: float = 120,
+    warm_up: bool = True,
 ) -> dict[str, list[float]]:
     """Seconds of each call, one of each per round, so that slow minutes hit all alike.
 
@@ -62,7 +65,7 @@ def interleaved(
     """
     times: dict[str, list[float]] = {name: [] for name in calls}
     names = list(calls)
-    for call in calls.values():
+    for call in calls.values() if warm_up else ():
         call()  # not counted: first calls build caches
     begin = time.perf_counter()
     for number in range(rounds):

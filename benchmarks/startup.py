@@ -28,6 +28,8 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="seconds only: does it still run?")
     parser.add_argument("--output", default=common.OUTPUT)
     options = parser.parse_args()
+    if options.tiny:
+        options.rounds = 1
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         bundle = common.untrained_bundle(work / "bundle", tiny=options.tiny)
@@ -45,7 +47,7 @@ def main() -> None:
             "ours: explain one file": explain,
             "import torch": lambda: run([sys.executable, "-c", "import torch"]),
         }
-        times = common.interleaved(calls, 1 if options.tiny else options.rounds)
+        times = common.interleaved(calls, options.rounds, warm_up=not options.tiny)
     seconds = {name: common.spread(values) for name, values in times.items()}
     checks = [
         ("--help, s", seconds["ours: --help"]["median"], "<=", 0.5),
