@@ -1,4 +1,4 @@
-"""The command line as a process of its own."""
+"""Python as a process of its own."""
 
 import os
 import subprocess
@@ -6,11 +6,6 @@ import sys
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[1]
-
-
-def run_command(*arguments):
-    """Run `braintumor-ray` on a Ray of its own; never raises for its exit code."""
-    return run_python("-m", "braintumor_ray.cli", *arguments)
 
 
 def run_python(*arguments):
