@@ -20,6 +20,7 @@ from braintumor_ray.training.speed import (
     plan_training,
 )
 from tests.builders import write_archive
+from tests.training.here import in_this_process
 
 COUNTS = {"glioma": 800, "none": 200}
 
@@ -196,10 +197,9 @@ class TestSteps:
 @pytest.mark.ray
 @pytest.mark.slow
 def test_from_a_folder_to_pages(tmp_path, archive, cluster):
-    found = call(
-        *("quickstart", archive, "--minutes", 1, "--weights", "none", "-o", tmp_path / "out"),
-        "--json",
-    )
+    words = ("quickstart", archive, "--minutes", 1, "--weights", "none", "-o", tmp_path / "out")
+    with in_this_process(tmp_path / "ray"):
+        found = call(*words, "--json")
     assert found.exit_code == 0, found.output
     pages = json.loads(found.stdout)
     for name in ("report", "worklist", "audit"):
