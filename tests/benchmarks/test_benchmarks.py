@@ -10,7 +10,7 @@ import pytest
 
 PROJECT = Path(__file__).resolve().parent.parent.parent
 # Many parts, each in a process; in the others the parts are started as they are by hand.
-FORKED = ("catalog", "explain", "feed", "scale", "score")
+FORKED = ("catalog", "explain", "feed", "gpu", "scale", "score", "serve")
 
 
 def tiny(name, tmp_path, *arguments, written=None):
