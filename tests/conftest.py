@@ -23,8 +23,6 @@ def pytest_configure(config):
     os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp(prefix="braintumor-config-")
     # How often Ray Train looks at its workers, of whose reports it takes one at a time.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-    # Ray starts a process for each CPU before any is asked for, and most are of no use to a test.
-    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     if hasattr(config, "workerinput"):  # one of several processes of pytest-xdist
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # idle threads spin, at the others' cost
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # and where a number of them is set
