@@ -141,7 +141,7 @@ def _check_weights(weights: str) -> None:
     from braintumor_ray.models.weights import load_pretrained
     from braintumor_ray.recipes.loader import load_recipe
 
-    if weights != "none":
+    if weights != "none":  # loaded, not only looked up: a file may not fit, a cache may be damaged
         recipe = load_recipe("best")
         name, size = recipe.model.backbone, recipe.data.image_size
         load_pretrained(build_backbone(name, size), name, weights, size)

@@ -161,7 +161,7 @@ def fit(
     )
     with _forward_epochs(epoch_log, on_epoch), _interruptible():
         result = trainer.fit()
-    if result.checkpoint is None:
+    if result.checkpoint is None:  # every stage reports one: a fault of ours or of Ray's
         raise RuntimeError("the run reported no checkpoint")
     saved = read_checkpoint(result.checkpoint)
     return Fitted(saved["best"], saved["stages"], saved["course"]["history"])

@@ -173,7 +173,7 @@ class _Worker:
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
         self.epoch_log, self.recipe, self.preprocessing = epoch_log, task.recipe, task.preprocessing
-        torch.manual_seed(self.recipe.seed + self.rank)
+        torch.manual_seed(self.recipe.seed + self.rank)  # each rank drops other units
         self.model = Classifier(task.architecture)
         self.model.load_state_dict(task.state)
         self.progress = RunState()
@@ -203,6 +203,7 @@ class _Worker:
             guidance = GuidanceLoss(self.recipe.guidance, self.positive)
             self.settings = replace(self.settings, guidance=guidance, positive=self.positive)
         self.train_rows = task.train_rows
+        # Rounded up: over all workers, a batch is never smaller than the recipe's.
         self.batch = max(1, -(-self.recipe.data.batch_size // self.world))
         self.pace = Pace(task.deadline) if task.deadline else None
 
