@@ -37,6 +37,7 @@ from braintumor_ray.engines.graph import ExplainedGraph, Normalized
 from braintumor_ray.explain.cam import cams, class_gradient, predicted_class
 from braintumor_ray.extras import is_installed, require
 from braintumor_ray.models.allocator import allocator_environment
+from braintumor_ray.models.device import use_bf16
 
 NETWORKS = ("mobilenetv2_100", "efficientnet_b0", "densenet121", "resnet50")
 CALIBRATION = 24  # pictures; speed does not depend on them
@@ -68,6 +69,8 @@ class Candidates:
         self.size = explain.SIZES.get(network, 224)
         self.network, self.name = network, options.engine
         self.parallel, self.xai_python = options.threads, options.xai_python
+        # OpenVINO refuses bf16 where the CPU has none; beside int8 layers it computes in fp32 then.
+        self.low = "bf16" if self.name == "openvino" and use_bf16(CPU, "auto") else "fp32"
         self.model = explain.build(network, self.size).requires_grad_(False)
         mean, std = (explain.MEAN,) * 3, (explain.STD,) * 3
         self.preprocessing = Preprocessing(self.size, "area", mean, std)
@@ -76,7 +79,7 @@ class Candidates:
 
     def calls(self, peers: bool) -> dict[str, Call]:
         found: dict[str, Call] = {}
-        for precision in ("fp32", "bf16") if self.name == "openvino" else ("fp32",):
+        for precision in dict.fromkeys(("fp32", self.low)):
             found[f"torch, ours, {precision}"] = self._ours("torch", precision)
             found |= self._engine(precision)
         if self.name == "openvino" and is_installed("nncf"):
@@ -128,8 +131,8 @@ class Candidates:
         plain = to_openvino(Plain(self.model, self.preprocessing).eval(), self.size, ("logits",))
         backbone = quantize_backbone(self.model, self.preprocessing, pictures)
         return {
-            "openvino, int8, forward": self._run_graph(quantize_graph(plain, pictures), "bf16"),
-            "openvino, int8, ours": self._ours("openvino", "bf16", backbone),
+            "openvino, int8, forward": self._run_graph(quantize_graph(plain, pictures), self.low),
+            "openvino, int8, ours": self._ours("openvino", self.low, backbone),
         }
 
     def _openvino_xai(self) -> dict[str, Call]:
