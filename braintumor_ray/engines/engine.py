@@ -242,7 +242,9 @@ def for_inference(model: Classifier, device: torch.device, *, bf16: bool) -> Cla
         bf16: it will run under autocast to bfloat16, which else casts the weights in every call.
     """
     ready = fold_batch_norms(model)
-    if device.type == "cpu" and (not bf16 or use_bf16(device, "auto")):  # oneDNN refuses elsewhere
+    # Elsewhere oneDNN refuses.
+    by_onednn = device.type == "cpu" and (not bf16 or use_bf16(device, "auto"))
+    if by_onednn:
         ready = fuse_activations(ready)
     ready = ready.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if bf16:
@@ -250,7 +252,8 @@ def for_inference(model: Classifier, device: torch.device, *, bf16: bool) -> Cla
         for module in ready.backbone.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 module.to(torch.bfloat16)
-    pack_weights(ready, bf16=bf16)
+    if by_onednn:
+        pack_weights(ready, bf16=bf16)
     return ready
 
 

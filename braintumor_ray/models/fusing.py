@@ -61,7 +61,7 @@ class FusedConvolution(nn.Conv2d):
 
 @torch.no_grad()
 def fuse_activations(model: Classifier) -> Classifier:
-    """A copy whose convolutions are oneDNN's, with the ReLU or ReLU6 after them.
+    """A copy whose convolutions compute the ReLU or ReLU6 after them.
 
     As with `folding.fold_batch_norms`, pairs are seen in one forward pass, and that nothing else
     takes a convolution's output is seen from the features being the same afterwards.
@@ -76,43 +76,51 @@ def fuse_activations(model: Classifier) -> Classifier:
         return copy.deepcopy(model)
     fused, sample = copy.deepcopy(model), sample_of(model)
     found, before = pairs(fused, sample, lambda module: type(module) in _NAMES)
-    followers = {each: activation for each, activation in found if _is_plain(each)}
-    for convolution in filter(_is_plain, fused.modules()):
-        follower = followers.get(cast(nn.Conv2d, convolution))
-        convolution.__class__ = FusedConvolution
-        fused_one = cast(FusedConvolution, convolution)
-        fused_one.activation = _NAMES[type(follower)] if follower is not None else _NONE
-    replace(fused, {activation: nn.Identity() for activation in followers.values()})
+    found = [(each, activation) for each, activation in found if _is_plain(each)]
+    for convolution, activation in found:
+        _fuse(convolution, _NAMES[type(activation)])
+    replace(fused, {activation: nn.Identity() for _, activation in found})
     return fused if is_close(before, fused.features(sample)) else copy.deepcopy(model)
 
 
 @torch.no_grad()
 def pack_weights(model: Classifier, *, bf16: bool) -> None:
-    """Pack the weights of fused convolutions, in place: afterwards the network can only predict.
+    """Pack the weights of convolutions, in place: no gradient goes through them any more.
+
+    Only of those that the features need: maps of some networks need the gradient of their head.
+    Where autocast would still cast weights in each call, nothing changes.
 
     Args:
         model: in its last dtype and memory format.
         bf16: it will run under autocast to bfloat16.
     """
-    shapes: dict[FusedConvolution, list[int]] = {}
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return
+    shapes: dict[nn.Conv2d, list[int]] = {}
 
     def seen(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        shapes[cast(FusedConvolution, module)] = list(inputs[0].shape)
+        shapes[cast(nn.Conv2d, module)] = list(inputs[0].shape)
 
-    fused = [module for module in model.modules() if isinstance(module, FusedConvolution)]
-    if not fused:
-        return
-    handles = [module.register_forward_pre_hook(seen) for module in fused]
+    found = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    handles = [convolution.register_forward_pre_hook(seen) for convolution in found]
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
         model.features(sample_of(model))
     for handle in handles:
         handle.remove()
+    dtype = torch.bfloat16 if bf16 else torch.float32
     for convolution, shape in shapes.items():
-        convolution.pack(shape)
+        if _is_plain(convolution) and convolution.weight.dtype == dtype:
+            _fuse(convolution, _NONE)
+        if isinstance(convolution, FusedConvolution):
+            convolution.pack(shape)
 
 
-def _is_plain(module: nn.Module) -> bool:
+def _fuse(convolution: nn.Conv2d, activation: Activation) -> None:
+    convolution.__class__ = FusedConvolution
+    cast(FusedConvolution, convolution).activation = activation
+
+
+def _is_plain(convolution: nn.Conv2d) -> bool:
     """Whether it does what oneDNN's convolution does, no more and no less."""
-    if type(module) is not nn.Conv2d:
-        return False
-    return module.padding_mode == "zeros" and not isinstance(module.padding, str)
+    by_numbers = convolution.padding_mode == "zeros" and not isinstance(convolution.padding, str)
+    return type(convolution) is nn.Conv2d and by_numbers

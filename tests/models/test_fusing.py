@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from braintumor_ray.engines.engine import for_inference
+from braintumor_ray.explain.cam import cams, class_gradient, predicted_class
 from braintumor_ray.models.device import use_bf16
 from braintumor_ray.models.folding import fold_batch_norms, pairs, sample_of
 from braintumor_ray.models.fusing import FusedConvolution, fuse_activations, pack_weights
@@ -16,13 +17,8 @@ def count(model, kind):
     return sum(isinstance(module, kind) for module in model.modules())
 
 
-def is_fused(module):
-    return isinstance(module, FusedConvolution)
-
-
-def count_fused(model):
-    """Convolutions that compute an activation."""
-    return sum(module.activation[0] != "none" for module in filter(is_fused, model.modules()))
+def is_packed(convolution):
+    return convolution.weight.layout is not torch.strided
 
 
 @pytest.mark.parametrize(
@@ -33,8 +29,7 @@ def test_features_stay_the_same_with_fewer_activations(backbone, fused):
     folded = fold_batch_norms(trained_looking(backbone))
     before = count(folded, (nn.ReLU, nn.ReLU6))
     found = fuse_activations(folded)
-    assert count_fused(found) == fused
-    assert count(found, FusedConvolution) == count(folded, nn.Conv2d)
+    assert count(found, FusedConvolution) == fused
     assert count(found, (nn.ReLU, nn.ReLU6)) == before - fused
     assert count(folded, FusedConvolution) == 0
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(2))
@@ -43,7 +38,7 @@ def test_features_stay_the_same_with_fewer_activations(backbone, fused):
         atol = 1e-5 * float(expected.abs().max())  # oneDNN may add in another order
         torch.testing.assert_close(found.features(images), expected, rtol=0, atol=atol)
         pack_weights(found, bf16=False)
-        assert not any(m.weight.layout is torch.strided for m in found.modules() if is_fused(m))
+        assert all(is_packed(m) for m in found.modules() if isinstance(m, nn.Conv2d))
         torch.testing.assert_close(found.features(images), expected, rtol=0, atol=atol)
 
 
@@ -62,6 +57,20 @@ def test_in_bfloat16_every_number_is_the_same(monkeypatch):
         assert torch.equal(found.features(images), expected)
         atol = 0.02 * float(expected.abs().max())  # packed, sums may be rounded in another order
         torch.testing.assert_close(packed.features(images), expected, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("backbone", ["mobilenetv3_small_100", "ghostnet_100"])
+def test_maps_that_need_the_gradient_of_a_convolution_of_the_head(backbone):
+    model = make_model(backbone=backbone, size=64)
+    ready = for_inference(model, torch.device("cpu"), bf16=False)
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(4))
+    expected, found = (
+        cams(features, class_gradient(network, features, predicted_class))
+        for network in (model, ready)
+        for features in (network.features(images).detach(),)
+    )
+    for name, maps in expected.items():
+        torch.testing.assert_close(found[name], maps, rtol=0, atol=1e-4)
 
 
 class Small(nn.Module):
@@ -93,7 +102,7 @@ def nothing(x):
 def test_only_plain_convolutions_whose_output_nothing_else_takes(convolution, other, fused):
     model = make_model(size=64)
     model.backbone = Small(convolution, other).eval()
-    assert count_fused(fuse_activations(model)) == fused
+    assert count(fuse_activations(model), FusedConvolution) == fused
 
 
 def test_what_was_added_to_in_place_is_no_output_of_the_convolution():
