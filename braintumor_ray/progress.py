@@ -9,6 +9,24 @@ Log = Callable[[str], None]
 """Takes a line for people."""
 
 
+class TotalProgress:
+    """Progress of several passes, one after another, as that of all.
+
+    Args:
+        progress: called with the steps done and the steps of all passes; None: nothing is reported.
+        total: steps of all passes.
+    """
+
+    def __init__(self, progress: Callable[[int, int], None] | None, total: int) -> None:
+        self._progress, self._total, self._before = progress, total, 0
+
+    def __call__(self, done: int, total: int) -> None:
+        """Steps done of the current pass, and all of its steps."""
+        if self._progress:
+            self._progress(self._before + done, self._total)
+        self._before += total if done == total else 0
+
+
 class TenthLines:
     """Logs each further tenth of some work; calls come as often as they like.
 

@@ -41,6 +41,7 @@ from braintumor_ray.models.bundle import (
     save_bundle,
 )
 from braintumor_ray.models.domain import domain_limit
+from braintumor_ray.progress import TotalProgress
 from braintumor_ray.splits.duplicates import image_groups
 from braintumor_ray.types import GrayImage, Ints, Progress
 
@@ -160,7 +161,7 @@ def quantize_bundle(
     own = run_catalog(location)
     training = _calibration_rows(calibration, own, location, options)
     validation = _validation_rows(calibration if own is None else own)
-    steps = _PassProgress(progress, training.num_rows + validation.num_rows)
+    steps = TotalProgress(progress, training.num_rows + validation.num_rows)
     images = _squares(bundle, training, steps)
     graph = quantize_backbone(bundle.build_model(), bundle.preprocessing, images)
     compared, precision = _compare(bundle, graph, validation, options, steps)
@@ -177,18 +178,6 @@ def quantize_bundle(
         precision=precision,
     )
     return _write(bundle, location, output, graph, quantization, compared, bool(problem))
-
-
-class _PassProgress:
-    """Counts scans over several passes."""
-
-    def __init__(self, progress: Progress | None, total: int) -> None:
-        self._progress, self._total, self._done = progress, total, 0
-
-    def add(self, count: int) -> None:
-        self._done += count
-        if self._progress:
-            self._progress(self._done, self._total)
 
 
 def _calibration_rows(
@@ -217,11 +206,11 @@ def _validation_rows(table: pa.Table | None) -> pa.Table:
         ) from error
 
 
-def _squares(bundle: Bundle, rows: pa.Table, steps: _PassProgress) -> GrayImage:
+def _squares(bundle: Bundle, rows: pa.Table, progress: Progress) -> GrayImage:
     """Network inputs uint8 (n, S, S) of the scans that can be read."""
     found = []
-    for scan in decode_scans(rows, bundle.preprocessing):
-        steps.add(1)
+    for done, scan in enumerate(decode_scans(rows, bundle.preprocessing), start=1):
+        progress(done, rows.num_rows)
         if scan.image is not None:
             found.append(scan.image)
     if not found:
@@ -237,15 +226,15 @@ def _compare(
     graph: QuantizedGraph,
     rows: pa.Table,
     options: QuantizeOptions,
-    steps: _PassProgress,
+    progress: Progress,
 ) -> tuple[PairedOutputs, Numbers]:
     """Both networks in OpenVINO on the same scans, and the numbers of what is in float."""
     before, after = _engines(bundle, graph, options)
     scans: list[PreparedScan] = []
     parts = []
     for batch in _batches(bundle, rows):
-        steps.add(len(batch))
         scans += [_without_image(scan) for scan in batch]
+        progress(len(scans), rows.num_rows)
         images = [scan.image for scan in batch if scan.image is not None]
         if images:
             parts.append(_both(before, after, np.stack(images)))

@@ -41,6 +41,7 @@ from braintumor_ray.models.domain import ArchiveReference
 from braintumor_ray.predict.options import PredictorOptions
 from braintumor_ray.predict.predictor import Predictor
 from braintumor_ray.predict.shift import shift_of
+from braintumor_ray.progress import TotalProgress
 from braintumor_ray.storage import write_atomically
 from braintumor_ray.types import Bools, Progress
 
@@ -111,7 +112,7 @@ def validate(
     sets = _data_sets(catalogs, loaded.fields, options)
     sources = {source: _training_part(table) for source, table in (trained_on or {}).items()}
     to_read = [data.rows for data in sets] + [t for t in sources.values() if not _is_hashed(t)]
-    steps = _TotalProgress(progress, sum(table.num_rows for table in to_read))
+    steps = TotalProgress(progress, sum(table.num_rows for table in to_read))
     trained = _trained(str(bundle), sources, steps)
     predictor = Predictor(loaded, PredictorOptions.of(options))
     found = {
@@ -122,18 +123,6 @@ def validate(
     write_atomically(Path(output) / VALIDATION, (text + "\n").encode())
     write_validation_page(Path(output) / PAGE, found)
     return found
-
-
-class _TotalProgress:
-    """Progress of one data set after another, as that of all."""
-
-    def __init__(self, progress: Progress | None, total: int) -> None:
-        self._progress, self._total, self._before = progress, total, 0
-
-    def __call__(self, done: int, total: int) -> None:
-        if self._progress:
-            self._progress(self._before + done, self._total)
-        self._before += total if done == total else 0
 
 
 def _data_sets(
