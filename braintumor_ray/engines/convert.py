@@ -2,6 +2,7 @@
 
 import io
 import warnings
+from functools import cache
 from typing import Any
 
 import torch
@@ -49,8 +50,22 @@ def to_openvino(module: nn.Module, size: int, outputs: tuple[str, ...]) -> Any: 
     Raises:
         UsageError: OpenVINO or onnx is not installed.
     """
-    core = require("openvino").Core()
-    return core.read_model(to_onnx(module, size, outputs))
+    return openvino_core().read_model(to_onnx(module, size, outputs))
+
+
+@cache
+def openvino_core() -> Any:  # noqa: ANN401
+    """The `openvino.Core` of this process; it stays until the end.
+
+    Its CPU plugin gives the thread that loads it a stack for signal handlers, and takes the memory
+    away with itself. Of two that end in the order in which they began, or in another thread, the
+    second leaves that thread a stack without memory: the next signal that Python handles, such as
+    Ctrl-C, is then a segmentation fault.
+
+    Raises:
+        UsageError: OpenVINO is not installed.
+    """
+    return require("openvino").Core()
 
 
 def _example(size: int) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from braintumor_ray.choices import EngineName, Precision
 from braintumor_ray.decode.preprocess import Preprocessing
-from braintumor_ray.engines.convert import INPUT, to_onnx, to_openvino
+from braintumor_ray.engines.convert import INPUT, openvino_core, to_onnx, to_openvino
 from braintumor_ray.engines.graph import Normalized
 from braintumor_ray.errors import UsageError
 from braintumor_ray.extras import require
@@ -152,7 +152,7 @@ class OpenVinoEngine(_ExportedEngine):
         parallel: int = 1,
         quantized: QuantizedGraph | None = None,
     ) -> None:
-        core = require("openvino").Core()
+        core = openvino_core()
         self.bf16 = _openvino_bf16(core, precision)
         if quantized is None:
             self.model, network = _head_and_network(model, preprocessing)
@@ -202,7 +202,7 @@ def run_in_openvino(graph: Any, *, bf16: bool, parallel: int = 1) -> Run:  # noq
         "INFERENCE_NUM_THREADS": _threads(parallel),
         "ENABLE_CPU_PINNING": False,
     }
-    compiled = require("openvino").Core().compile_model(graph, "CPU", settings)
+    compiled = openvino_core().compile_model(graph, "CPU", settings)
     local = threading.local()  # a request is one thread's, and its outputs are views
 
     def run(images: GrayImage) -> list[NDArray[Any]]:

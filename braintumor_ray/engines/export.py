@@ -13,7 +13,7 @@ import torch
 from jinja2 import Environment, PackageLoader
 from numpy.typing import NDArray
 
-from braintumor_ray.engines.convert import INPUT, to_onnx, to_openvino
+from braintumor_ray.engines.convert import INPUT, openvino_core, to_onnx, to_openvino
 from braintumor_ray.engines.graph import ExplainedGraph
 from braintumor_ray.engines.options import ExportOptions, Format
 from braintumor_ray.errors import BundleError, UsageError
@@ -244,7 +244,7 @@ def _run_onnx(path: Path) -> Callable[[NDArray[np.uint8]], Arrays]:
 
 
 def _run_openvino(path: Path) -> Callable[[NDArray[np.uint8]], Arrays]:
-    core = require("openvino").Core()
+    core = openvino_core()
     model = core.read_model(path)
     names = [output.get_any_name() for output in model.outputs]  # compiling adds others
     compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})

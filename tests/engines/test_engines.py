@@ -15,6 +15,7 @@ from braintumor_ray.models.bundle import ViewFields, load_bundle, save_bundle
 from braintumor_ray.models.device import use_bf16
 from braintumor_ray.scoring.predict_stage import ParallelPredictor
 from tests.builders import disc_scan, make_fields, make_model
+from tests.command import run_python
 
 ENGINES = ("openvino", "onnxruntime")
 SCANS = [disc_scan(seed, (60 + 7 * seed, 110 - 5 * seed)) for seed in range(7)]
@@ -191,6 +192,26 @@ def test_auto_of_a_job_is_measured_in_a_process_of_its_own(bundle_path):
     assert choice.engine in ("torch", *ENGINES)
     assert {"torch", "openvino"} <= choice.scans_per_s.keys()
     assert all(rate > 0 for rate in choice.scans_per_s.values())
+
+
+INTERRUPTED = """
+import gc, os, signal, sys, time
+from braintumor_ray import Predictor
+engines = [Predictor.from_bundle(sys.argv[1], "cpu", engine="openvino") for _ in range(2)]
+while engines:
+    del engines[0]
+    gc.collect()
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(10)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_a_process_can_be_interrupted_after_openvino_ran_in_it(bundle_path):
+    done = run_python("-c", INTERRUPTED, bundle_path)
+    assert (done.stdout, done.returncode) == ("interrupted\n", 0), done.stderr
 
 
 def test_a_measurement_that_fails_is_told_in_one_line(bundle_path, monkeypatch):
