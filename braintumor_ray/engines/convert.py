@@ -3,6 +3,7 @@
 import io
 import warnings
 from functools import cache
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -53,7 +54,6 @@ def to_openvino(module: nn.Module, size: int, outputs: tuple[str, ...]) -> Any: 
     return openvino_core().read_model(to_onnx(module, size, outputs))
 
 
-@cache
 def openvino_core() -> Any:  # noqa: ANN401
     """The `openvino.Core` of this process; it stays until the end.
 
@@ -65,7 +65,12 @@ def openvino_core() -> Any:  # noqa: ANN401
     Raises:
         UsageError: OpenVINO is not installed.
     """
-    return require("openvino").Core()
+    return _core_of(require("openvino"))
+
+
+@cache
+def _core_of(openvino: ModuleType) -> Any:  # noqa: ANN401
+    return openvino.Core()
 
 
 def _example(size: int) -> Tensor:
