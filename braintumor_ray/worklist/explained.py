@@ -4,6 +4,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import product, zip_longest
 from pathlib import Path
 from typing import Any
@@ -66,18 +67,14 @@ def explain_files(
     classes = explained_classes(predictor, options)
     fields = predictor.bundle.fields
     scans, unreadable = _read_files(files)
-    if not scans:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in unreadable.items())
-        raise UsageError(f"no file can be read: {reasons}")
     images = [gray for _, gray in scans]
     of_classes: dict[str, Columns] = {}
     if classes:
         columns, of_classes = predictor.explain_classes(images, classes)
     else:
         columns = predictor(images, explain=bool(ours))
-    output.mkdir(parents=True, exist_ok=True)
-    pictures: list[str] = []
-    panels, predictions, compared = [], [], []
+    drawings = _Drawings(output, options, files)
+    predictions = []
     stems = distinct_stems([name for name, _ in scans])
     for index, (name, gray) in enumerate(scans):
         if classes:
@@ -88,29 +85,14 @@ def explain_files(
             key = label_of(method, of_class) if classes else method
             maps[key] = predictor.library_map(gray, of_class, method, options.layer)
         record = _record(name, columns, index, fields.class_names)
-        panels.append(
-            _panel(
-                options,
-                gray,
-                maps,
-                record["predicted_class"],
-                record["probability"],
-                None,
-                _verdict(record["decision"], columns["probabilities"][index], dict(fields)),
-            )
-        )
-        path = _new_name(output / f"{stems[index]}.png", [*files, *pictures])
-        write_png(path, panels[-1])
-        pictures.append(str(path))
         predictions.append(record)
-        note = f"{record['predicted_class']} {record['probability']:.1%}"
-        compared.append(SheetRow(last_part(name), note, gray, maps))
+        verdict = _verdict(record["decision"], columns["probabilities"][index], dict(fields))
+        predicted, probability = record["predicted_class"], record["probability"]
+        drawings.draw(stems[index], name, gray, maps, predicted, probability, verdict)
         if progress:
             progress(index + 1, len(scans))
-    _sheets(output, panels, pictures, compared, options, files)
-    found = {"pictures": pictures, "predictions": predictions, "unreadable": unreadable}
-    found["burned_in"] = _with_text(compared)
-    return found | predictor.runs_in
+    found = {"predictions": predictions, "unreadable": unreadable}
+    return drawings.finish() | found | predictor.runs_in
 
 
 def explain_results(
@@ -135,8 +117,7 @@ def explain_results(
     chosen = _interesting(_newest(folder, manifests), options.limit)
     table = _read_chosen(folder, chosen, list(options.methods))
     labels = _labels(folder, manifests, chosen)
-    output.mkdir(parents=True, exist_ok=True)
-    pictures, compared, panels, unreadable = [], [], [], {}
+    drawings, unreadable = _Drawings(output, options), {}
     for index, (row, decoded) in enumerate(zip(table.to_pylist(), _decoded(table), strict=True)):
         if decoded.gray is None:
             unreadable[row["uri"]] = decoded.reason
@@ -144,27 +125,19 @@ def explain_results(
         shape = tuple(meta["cam_shape"])
         maps = {m: np.array(row[m], np.float32).reshape(shape) for m in options.methods}
         probability = row["probabilities"][meta["class_names"].index(row["predicted_class"])]
-        truth = labels.get(row["scan_id"])
-        panels.append(
-            _panel(
-                options,
-                decoded.gray,
-                maps,
-                row["predicted_class"],
-                probability,
-                truth,
-                _verdict(row["decision"], row["probabilities"], meta),
-            )
+        drawings.draw(
+            f"{index:03d}_{_stem(row['uri'])}",
+            row["uri"],
+            decoded.gray,
+            maps,
+            row["predicted_class"],
+            probability,
+            _verdict(row["decision"], row["probabilities"], meta),
+            labels.get(row["scan_id"]),
         )
-        path = output / f"{index:03d}_{_stem(row['uri'])}.png"
-        write_png(path, panels[-1])
-        pictures.append(str(path))
-        note = f"{row['predicted_class']} {probability:.1%}" + (f"\nlabel {truth}" if truth else "")
-        compared.append(SheetRow(last_part(row["uri"]), note, decoded.gray, maps))
         if progress:
             progress(index + 1, table.num_rows)
-    _sheets(output, panels, pictures, compared, options)
-    return {"pictures": pictures, "unreadable": unreadable, "burned_in": _with_text(compared)}
+    return drawings.finish() | {"unreadable": unreadable}
 
 
 def _check_stored(results: str, meta: Mapping[str, Any], options: ExplainOptions) -> None:
@@ -181,32 +154,87 @@ def _check_stored(results: str, meta: Mapping[str, Any], options: ExplainOptions
         )
 
 
-def _with_text(compared: Sequence[SheetRow]) -> list[str]:
-    return [each.name for each in compared if text_lines(each.gray)]
+@dataclass
+class _Drawings:
+    """Pictures of scans as they are drawn, and in the end sheets of all.
 
+    Attributes:
+        output: folder of the pictures; it is made.
+        options: what they look like.
+        scans: files whose place no picture takes.
+    """
 
-def _panel(
-    options: ExplainOptions,
-    gray: npt.NDArray[np.uint8],
-    maps: dict[str, npt.NDArray[Any]],
-    predicted: str,
-    probability: float,
-    true_class: str | None,
-    verdict: Verdict,
-) -> npt.NDArray[np.uint8]:
-    """One scan's panel, RGB."""
-    return panel(
-        gray,
-        maps,
-        predicted=predicted,
-        probability=probability,
-        true_class=true_class,
-        layout="full" if options.layout == "full" else "compact",
-        alpha=options.alpha,
-        colormap=options.colormap,
-        mask_head=options.mask_head,
-        verdict=verdict,
-    )
+    output: Path
+    options: ExplainOptions
+    scans: Sequence[str] = ()
+    pictures: list[str] = field(default_factory=list)
+    panels: list[npt.NDArray[np.uint8]] = field(default_factory=list)
+    rows: list[SheetRow] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.output.mkdir(parents=True, exist_ok=True)
+
+    def draw(
+        self,
+        stem: str,
+        name: str,
+        gray: npt.NDArray[np.uint8],
+        maps: dict[str, npt.NDArray[Any]],
+        predicted: str,
+        probability: float,
+        verdict: Verdict,
+        label: str | None = None,
+    ) -> None:
+        """Draw one scan, in STEM.png."""
+        self.panels.append(
+            panel(
+                gray,
+                maps,
+                predicted=predicted,
+                probability=probability,
+                true_class=label,
+                layout="full" if self.options.layout == "full" else "compact",
+                alpha=self.options.alpha,
+                colormap=self.options.colormap,
+                mask_head=self.options.mask_head,
+                verdict=verdict,
+            )
+        )
+        self.pictures.append(self._write(stem, self.panels[-1]))
+        note = f"{predicted} {probability:.1%}" + (f"\nlabel {label}" if label else "")
+        self.rows.append(SheetRow(last_part(name), note, gray, maps))
+
+    def finish(self) -> dict[str, Any]:
+        """Draw the sheets: `pictures`, sheets first, and `burned_in`, see `explain_files`."""
+        self.pictures[:0] = [self._write(*sheet) for sheet in self._sheets()]
+        with_text = [row.name for row in self.rows if text_lines(row.gray)]
+        return {"pictures": self.pictures, "burned_in": with_text}
+
+    def _sheets(self) -> Iterator[tuple[str, npt.NDArray[np.uint8]]]:
+        """Names and sheets: panels with file names, or `compare_sheet`s."""
+        if self.options.layout == "compare":
+            for start in range(0, len(self.rows), ROWS):
+                yield (
+                    f"compare_{start // ROWS + 1:02d}",
+                    compare_sheet(
+                        self.rows[start : start + ROWS],
+                        alpha=self.options.alpha,
+                        colormap=self.options.colormap,
+                        mask_head=self.options.mask_head,
+                    ),
+                )
+        elif len(self.panels) > 1:
+            # Panels of many classes are wide: fewer of them side by side stay readable.
+            widest = self.panels[0].shape[1]
+            columns = min(max(1, SHEET_WIDTH // widest), SHEET_COLUMNS, len(self.panels))
+            size = min(SHEET_WIDTH // columns, max(self.panels[0].shape))
+            names = [row.name for row in self.rows]
+            yield CONTACT_SHEET, contact_sheet(self.panels, columns, names, size)
+
+    def _write(self, stem: str, image: npt.NDArray[np.uint8]) -> str:
+        path = _new_name(self.output / f"{stem}.png", [*self.scans, *self.pictures])
+        write_png(path, image)
+        return str(path)
 
 
 def _verdict(
@@ -247,6 +275,9 @@ def _read_files(
             unreadable[name] = str(decoded.reason)
         else:
             scans.append((name, decoded.gray))
+    if not scans:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in unreadable.items())
+        raise UsageError(f"no file can be read: {reasons}")
     return scans, unreadable
 
 
@@ -353,36 +384,6 @@ def _labels(
             if len(labels) == chosen.num_rows:
                 return labels
     return labels
-
-
-def _sheets(
-    output: Path,
-    panels: list[npt.NDArray[np.uint8]],
-    pictures: list[str],
-    compared: list[SheetRow],
-    options: ExplainOptions,
-    files: Sequence[str] = (),
-) -> None:
-    """Sheets of all scans, first in `pictures`: panels with file names, or `compare_sheet`s."""
-    sheets: dict[str, npt.NDArray[np.uint8]] = {}
-    if options.layout == "compare":
-        for start in range(0, len(compared), ROWS):
-            sheets[f"compare_{start // ROWS + 1:02d}"] = compare_sheet(
-                compared[start : start + ROWS],
-                alpha=options.alpha,
-                colormap=options.colormap,
-                mask_head=options.mask_head,
-            )
-    elif len(panels) > 1:
-        # Panels of many classes are wide: fewer of them side by side stay readable.
-        columns = min(max(1, SHEET_WIDTH // panels[0].shape[1]), SHEET_COLUMNS, len(panels))
-        names = [row.name for row in compared]
-        size = min(SHEET_WIDTH // columns, max(panels[0].shape))
-        sheets[CONTACT_SHEET] = contact_sheet(panels, columns, names, size)
-    for number, (name, sheet) in enumerate(sheets.items()):
-        path = _new_name(output / f"{name}.png", [*files, *pictures])
-        write_png(path, sheet)
-        pictures.insert(number, str(path))
 
 
 def last_part(name: str) -> str:
