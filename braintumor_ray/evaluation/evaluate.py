@@ -78,7 +78,8 @@ def evaluate(
     rows = select_split(catalog, options.split, options.split_column)
     _check_recalibration(catalog, options)
     if options.truth is not None:  # of two scans that share a tumor, one may be in another split
-        require_match(options.truth, catalog["path"].to_pylist())
+        truth = require_match(options.truth, catalog["path"].to_pylist())
+        options = replace(options, truth=truth)
     notes = (*options.notes, *_views_note(str(bundle), catalog, options))
     options = replace(options, notes=notes)
     run = _Run(catalog, str(bundle), options, _predictor(str(bundle), catalog, options))

@@ -135,7 +135,7 @@ def _data_sets(
         classes = options.mapping_of(name, catalogs)
         labels = foreign_truth(name, rows, fields, classes)
         if name in tumors:
-            require_match(tumors[name], rows["path"].to_pylist())
+            tumors[name] = require_match(tumors[name], rows["path"].to_pylist())
         sets.append(DataSet(name, rows, labels, classes, tumors.get(name)))
     return sets
 

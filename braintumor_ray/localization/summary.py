@@ -42,23 +42,25 @@ def score_heatmaps(
     Raises:
         TruthError: no scan has truth, two scans share one, or a mask cannot be read.
     """
-    require_match(truth, scans["path"].to_pylist())
+    truth = require_match(truth, scans["path"].to_pylist())
     masks = _masks(scans, truth, (image_size, image_size))
     return localize(cams, masks, images, seed=seed)
 
 
-def require_match(truth: TruthIndex, paths: Sequence[str]) -> None:
-    """Refuse truth that belongs to no scan.
+def require_match(truth: TruthIndex, paths: Sequence[str]) -> TruthIndex:
+    """The truth of a catalog's scans (`TruthIndex.of`).
 
     Raises:
         TruthError: no scan has truth, or two scans share one.
     """
-    if not truth.match(paths):
+    found = truth.of(paths)
+    if not found.scans:
         raise TruthError(
             f"none of {len(truth)} entries of '{truth.location}' belongs to one of "
             f"{len(paths)} scans (e.g. '{next(iter(truth.entries), None)}' and '{paths[0]}'); "
             "paths are compared below the catalog's root"
         )
+    return found
 
 
 def summarize_localization(

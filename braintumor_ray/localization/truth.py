@@ -6,7 +6,7 @@ Truth is looked up by a scan's path in the catalog and given as a mask of any si
 import posixpath
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -38,11 +38,14 @@ class TruthIndex:
         kind: 'masks', 'boxes', 'yolo' or 'via'.
         entries: by path or file name as the truth names it (masks and YOLO: without suffix):
             outlines, or the location of a mask image.
+        scans: the entry of each scan of a catalog, by its path (see `of`); None: of any scan, whose
+            entry is the one that agrees with its path.
     """
 
     location: str
     kind: Kind
     entries: Mapping[str, Outlines | str]
+    scans: Mapping[str, str] | None = None
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -59,6 +62,8 @@ class TruthIndex:
         Raises:
             TruthError: several entries agree with the path.
         """
+        if self.scans is not None:
+            return self.scans.get(path)
         wanted = self._key(path)
         if wanted in self.entries:
             return wanted
@@ -74,13 +79,18 @@ class TruthIndex:
     def match(self, paths: Iterable[str]) -> dict[str, str]:
         """Entries of a whole catalog, by scan path; scans without one are left out.
 
+        An entry that names a scan by its whole path is that scan's: no other's path agrees with it.
+
         Raises:
             TruthError: two scans share an entry, or one scan has several.
         """
+        keys = {path: self._key(path) for path in paths}
+        taken = self.entries.keys() & {*keys.values()}
+        free = replace(self, entries={k: v for k, v in self.entries.items() if k not in taken})
         matched: dict[str, str] = {}
         owner: dict[str, str] = {}
-        for path in dict.fromkeys(paths):
-            key = self.find(path)
+        for path, whole in keys.items():
+            key = whole if whole in taken else free.find(path)
             if key is None:
                 continue
             other = owner.setdefault(key, path)
@@ -91,6 +101,26 @@ class TruthIndex:
                 )
             matched[path] = key
         return matched
+
+    def of(self, paths: Iterable[str]) -> "TruthIndex":
+        """The same truth of the scans of a whole catalog, and of no others.
+
+        Which scan an entry is of depends on all of them: ask it of a catalog, not of a split.
+
+        Raises:
+            TruthError: as `match`.
+        """
+        return replace(self, scans=self.match(paths))
+
+    def under(self, other: "TruthIndex") -> "TruthIndex":
+        """Truth of a catalog's scans in which other truth of them, where there is some, counts."""
+        theirs = other.scans or {}
+        entries = {path: other.entries[key] for path, key in theirs.items()}
+        return replace(
+            self,
+            entries={**self.entries, **entries},
+            scans={**(self.scans or {}), **{path: path for path in theirs}},
+        )
 
     def mask(
         self,
@@ -159,25 +189,18 @@ def load_truth(location: str | Path) -> TruthIndex:
     return _folder(text)
 
 
-def reviewed_truth(location: str, base: TruthIndex | None = None) -> TruthIndex:
-    """Boxes that reviewers drew, over other truth.
-
-    Args:
-        location: of a file of labels, see `catalog.reviewed`.
-        base: what is known besides; a box takes its place.
+def reviewed_truth(location: str) -> TruthIndex:
+    """Boxes that reviewers drew.
 
     Raises:
         CatalogError: the file cannot be read.
-        TruthError: there is no box and no other truth, or a box is not valid.
+        TruthError: there is no box, or one is not valid.
     """
     boxes = boxes_by_path(read_reviewed(location))
     drawn = {path: of_boxes(found, f"'{path}' of '{location}'") for path, found in boxes.items()}
-    if base is None and not drawn:
+    if not drawn:
         raise TruthError(f"'{location}' has no boxes; draw some with 'braintumor-ray review'")
-    if base is None:
-        return TruthIndex(location, "boxes", drawn)
-    replaced = {base.find(path) or base._key(path): outlines for path, outlines in drawn.items()}
-    return TruthIndex(base.location, base.kind, {**base.entries, **replaced})
+    return TruthIndex(location, "boxes", drawn)
 
 
 def has_boxes(location: str) -> bool:

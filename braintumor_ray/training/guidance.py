@@ -187,12 +187,12 @@ def packed_masks(
         TruthError: a mask cannot be read, or two scans share one.
     """
     columns = [scans[n].to_pylist() for n in ("path", "frame", "height", "width", "class_name")]
-    matched = truth.match(columns[0])
+    truth = truth.of(columns[0])
     found: list[bytes | None] = []
     shown = boxes or [WHOLE] * scans.num_rows
     for path, frame, height, width, name, box in zip(*columns, shown, strict=True):
         mask = None
-        if name in positive and path in matched:
+        if name in positive:
             full = None if height is None or width is None else (int(height), int(width))
             mask = truth.mask(path, (size, size) if box == WHOLE else _FINE, full, frame)
         if mask is not None and box != WHOLE:

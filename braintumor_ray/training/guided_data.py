@@ -1,5 +1,6 @@
 """What guides a run: where its training scans have tumors, and which are drawn into them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -21,10 +22,19 @@ from braintumor_ray.training.shards import GuidedRows
 ENOUGH_KNOWN = 0.1  # of the training scans with a tumor
 
 
-def known_tumors(options: TrainOptions, model: Classifier, log: Log) -> TruthIndex | None:
-    """Where tumors are, read before anything is decoded.
+def known_tumors(
+    options: TrainOptions, model: Classifier, paths: Sequence[str], log: Log
+) -> TruthIndex | None:
+    """Where tumors are, read before anything is decoded; boxes of reviewers go before `--truth`.
+
+    Args:
+        options: of the run.
+        model: its network.
+        paths: of all scans: of two that share a tumor, one may be in another split.
+        log: takes a line.
 
     Raises:
+        TruthError: it cannot be read, or two scans share a tumor.
         UsageError: guidance was asked for and the head cannot be guided.
     """
     recipe = options.recipe
@@ -35,13 +45,14 @@ def known_tumors(options: TrainOptions, model: Classifier, log: Log) -> TruthInd
             f"{recipe.model.backbone} does not give; set model.head = 'linear', or leave out "
             "--truth and [lesions]"
         )
-    truth = None if options.truth is None else load_truth(options.truth)
+    truth = None if options.truth is None else load_truth(options.truth).of(paths)
     if options.labels is None or not has_boxes(options.labels):
         return truth
     if recipe.guidance.weight and model.linear is None:
         log(f"the boxes of '{options.labels}' are not used: this head cannot be guided by them")
         return truth
-    return reviewed_truth(options.labels, truth)
+    boxes = reviewed_truth(options.labels).of(paths)
+    return boxes if truth is None else truth.under(boxes)
 
 
 @dataclass(frozen=True)

@@ -218,9 +218,7 @@ def prepare(catalog: pa.Table, options: TrainOptions, log: Log) -> RunInputs:
         log(line)
     model = network_of(architecture_of(recipe, len(classes.classes)), recipe)
     preprocessing = preprocessing_of(model, recipe)
-    truth = known_tumors(options, model, log)
-    if truth is not None:  # of all scans: of two that share a tumor, one may be in another split
-        truth.match(catalog["path"].to_pylist())
+    truth = known_tumors(options, model, catalog["path"].to_pylist(), log)
     weights = _load_weights(model, options, log)
     before = source_classes(catalog, recipe)
     learnt = is_learnt(catalog, classes, before)

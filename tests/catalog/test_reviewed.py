@@ -108,7 +108,8 @@ def test_boxes_are_truth_and_take_the_place_of_other_truth(tmp_path):
     (tmp_path / "boxes.csv").write_text(
         "path,x_min,y_min,x_max,y_max\na.png,0,0,1,1\nb.png,0,0,1,1\n"
     )
-    both = reviewed_truth(file, load_truth(tmp_path / "boxes.csv"))
+    paths = ["s/a.png", "s/b.png"]
+    both = load_truth(tmp_path / "boxes.csv").of(paths).under(reviewed_truth(file).of(paths))
     assert both.mask("s/a.png", (4, 4)).sum() == 4
     assert both.mask("s/b.png", (4, 4)).all()
     assert has_boxes(file)

@@ -212,6 +212,44 @@ def test_two_scans_must_not_share_a_flat_file_name(tmp_path):
         truth.match(["x/a.jpg", "y/a.jpg"])
 
 
+def boxes(folder, *paths):
+    """Boxes of full pictures, but of the last path only its left half."""
+    lines = [f"{path},0,0,{0.5 if path == paths[-1] else 1},1" for path in paths]
+    (folder / "b.csv").write_text("\n".join(["path,x_min,y_min,x_max,y_max", *lines, ""]))
+    return load_truth(folder / "b.csv")
+
+
+@pytest.mark.parametrize("paths", [["1.jpg", "a/1.jpg"], ["a/1.jpg", "1.jpg"]])
+@pytest.mark.parametrize("named", ["1.jpg", "a/1.jpg"])
+def test_an_entry_is_of_the_scan_that_it_names_by_its_whole_path(tmp_path, paths, named):
+    truth = boxes(tmp_path, named)
+    assert truth.match(paths) == {named: named}
+    assert [truth.of(paths).mask(path, (4, 4)) is not None for path in paths] == [
+        path == named for path in paths
+    ]
+
+
+def test_entries_that_other_scans_have_make_none_ambiguous(tmp_path):
+    truth = boxes(tmp_path, "a/1.jpg", "b/1.jpg")
+    paths = ["1.jpg", "a/1.jpg", "b/1.jpg"]
+    assert truth.match(paths) == {"a/1.jpg": "a/1.jpg", "b/1.jpg": "b/1.jpg"}
+
+
+def test_truth_of_a_catalog_is_of_no_other_scan_of_one_of_its_splits(tmp_path):
+    truth = boxes(tmp_path, "1.jpg").of(["1.jpg", "a/1.jpg", "a/2.jpg"])
+    assert truth.match(["a/1.jpg", "a/2.jpg"]) == {}
+    assert truth.of(["a/1.jpg"]).mask("a/1.jpg", (4, 4)) is None
+    assert len(truth) == 1
+
+
+def test_other_truth_counts_for_the_scan_that_it_names_and_for_no_other(tmp_path):
+    paths = ["1.jpg", "a/1.jpg", "s/2.jpg"]
+    first = boxes(tmp_path, "1.jpg", "2.jpg").of(paths)
+    both = first.under(boxes(tmp_path, "a/1.jpg", "s/2.jpg").of(paths))
+    covered = {path: both.mask(path, (4, 4)).mean() for path in paths}
+    assert covered == {"1.jpg": 1.0, "a/1.jpg": 1.0, "s/2.jpg": 0.5}
+
+
 def test_folder_of_scans_and_labels_or_of_nothing_is_refused(tmp_path):
     with pytest.raises(TruthError, match="neither mask images"):
         load_truth(tmp_path)
