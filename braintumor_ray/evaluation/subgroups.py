@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from braintumor_ray.errors import UsageError
@@ -85,13 +86,16 @@ def _measure(
 def _values(column: pa.ChunkedArray) -> NDArray[np.object_]:
     """Each row's value as text, few enough of them."""
     kind = column.type
+    if pa.types.is_floating(kind):
+        column = pc.if_else(pc.is_nan(column), None, column)
     raw = column.to_pylist()
     distinct = {value for value in raw if value is not None}
     numeric = pa.types.is_integer(kind) or pa.types.is_floating(kind)
     if numeric and len(distinct) > MOST_NUMBERS:
         return _quartiles(np.array(raw, dtype=np.float64))
     texts = [UNKNOWN if value is None else str(value) for value in raw]
-    common = {name for name, _ in Counter(texts).most_common(MOST_VALUES)}
+    known = Counter(text for text, value in zip(texts, raw, strict=True) if value is not None)
+    common = {UNKNOWN, *(name for name, _ in known.most_common(MOST_VALUES))}
     kept = [text if len(distinct) <= MOST_VALUES or text in common else OTHER for text in texts]
     return np.array(kept, dtype=object)
 
@@ -102,7 +106,8 @@ def _quartiles(values: NDArray[np.float64]) -> NDArray[np.object_]:
     edges = np.unique(np.quantile(values[known], (0, 0.25, 0.5, 0.75, 1), method="nearest"))
     if len(edges) < 2:
         edges = np.append(edges, edges)
-    names = np.array([f"{low:g} to {high:g}" for low, high in pairwise(edges)], dtype=object)
+    # All digits: bounds that differ in the seventh (bytes, dates as 20260131) would be one name.
+    names = np.array([f"{low:.15g} to {high:.15g}" for low, high in pairwise(edges)], dtype=object)
     bins = np.searchsorted(edges, values, side="left") - 1
     return np.where(known, names[bins.clip(0, len(names) - 1)], UNKNOWN)
 

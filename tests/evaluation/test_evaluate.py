@@ -19,6 +19,7 @@ from braintumor_ray.catalog.schema import write_catalog
 from braintumor_ray.decode.decode import decode
 from braintumor_ray.decode.reading import hash_scans
 from braintumor_ray.errors import BundleError, GateError, UsageError
+from braintumor_ray.evaluation import subgroups
 from braintumor_ray.evaluation.evaluate import EvaluateOptions, evaluate
 from braintumor_ray.evaluation.inference import predict_catalog
 from braintumor_ray.evaluation.leakage import describe_check
@@ -434,6 +435,21 @@ def test_subgroups_add_up_to_the_whole(run, tmp_path):
     assert glioma["accuracy"] == pytest.approx(metrics["per_class"]["glioma_tumor"]["recall"])
     assert len(metrics["subgroups"]["size"]) <= 4
     assert glioma["few"] is True
+
+
+def test_ranges_of_large_numbers_keep_names_of_their_own():
+    days = pa.chunked_array([pa.array(np.arange(20260101, 20260129))])
+    ranges = ["20260101 to 20260108", "20260108 to 20260115", "20260115 to 20260121"]
+    assert list(dict.fromkeys(subgroups._values(days)))[:3] == ranges
+
+
+def test_what_is_unknown_is_no_other_value():
+    sites = [f"site {n:02d}" for n in range(14) for _ in range(2)]
+    found = subgroups._values(pa.chunked_array([pa.array([*sites, None])]))
+    assert found[-1] == subgroups.UNKNOWN
+    assert (found == subgroups.OTHER).sum() == 4
+    tesla = subgroups._values(pa.chunked_array([pa.array([1.5, 3.0, *[np.nan] * 9])]))
+    assert tesla.tolist() == ["1.5", "3.0", *[subgroups.UNKNOWN] * 9]
 
 
 def test_a_subgroup_by_an_unknown_column_names_those_there_are(run, tmp_path):
