@@ -222,10 +222,9 @@ def _squares(scans: pa.Table, preprocessing: Preprocessing) -> Iterator[GrayImag
 
 def _of_folds(scans: pa.Table, run: str, progress: Progress | None) -> CrossValidated:
     """Each scan by the fold that held out its pixels."""
-    digests = scans["pixel_sha256"].to_pylist()
     parts: list[CrossValidated] = []
     for fold in _fold_folders(run):
-        part = _of_fold(scans, digests, fold)
+        part = _of_fold(scans, fold)
         parts.append(part)
         if progress:
             progress(sum(len(part.rows) for part in parts), scans.num_rows)
@@ -253,28 +252,34 @@ def _fold_folders(run: str) -> list[str]:
     return [folder.at(name) for name in names]
 
 
-def _of_fold(scans: pa.Table, digests: list[str | None], fold: str) -> CrossValidated:
+def _of_fold(scans: pa.Table, fold: str) -> CrossValidated:
     from braintumor_ray.catalog.schema import read_catalog
     from braintumor_ray.metrics.calibration import softmax
     from braintumor_ray.models.bundle import load_bundle
     from braintumor_ray.predict.predictor import Predictor
 
     catalog = read_catalog(f"{fold}/catalog.parquet")
-    columns = (catalog[name].to_pylist() for name in ("pixel_sha256", "class_name", "split"))
-    held_out = {
-        digest: name for digest, name, split in zip(*columns, strict=True) if split == "test"
-    }
+    held_out: dict[str, dict[str | None, str]] = {}  # classes by label: copies may have several
+    columns = (catalog[n].to_pylist() for n in ("pixel_sha256", "label", "class_name", "split"))
+    for digest, label, name, split in zip(*columns, strict=True):
+        if split == "test":
+            held_out.setdefault(digest, {})[label] = name
     predictor = Predictor(load_bundle(f"{fold}/bundle"))
     names = list(predictor.bundle.fields.class_names)
-    rows = [i for i, digest in enumerate(digests) if digest is not None and digest in held_out]
-    truth = np.array([names.index(held_out[digests[i]]) for i in rows], np.int64)
-    taken = scans.take(pa.array(rows, pa.int64()))
+    audited = zip(scans["pixel_sha256"].to_pylist(), scans["label"].to_pylist(), strict=True)
+    found = {
+        row: classes.get(label) or next(iter(classes.values()))  # of the run, where labels differ
+        for row, (digest, label) in enumerate(audited)
+        if (classes := held_out.get(digest)) is not None
+    }
+    rows = np.array(list(found), np.int64)
+    taken = scans.take(pa.array(rows))
     batches = _squares(taken, predictor.bundle.preprocessing)
     logits = [predictor.forward(squares, explain=False).logits for squares in batches]
     return CrossValidated(
-        np.array(rows, np.int64),
+        rows,
         names,
-        truth,
+        np.array([names.index(name) for name in found.values()], np.int64),
         softmax(
             np.concatenate([np.empty((0, len(names))), *logits]),
             predictor.bundle.fields.temperature,

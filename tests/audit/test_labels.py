@@ -133,6 +133,29 @@ def test_each_scan_is_judged_by_the_fold_that_held_it_out(fingerprinted, phantom
     assert row["quality"] == pytest.approx(own, abs=1e-5)
 
 
+def test_copies_with_different_labels_each_have_their_own(fingerprinted, phantoms, tmp_path):
+    """Exactly these must be found: the label of one copy is not that of the other."""
+    readable = np.flatnonzero([s == "ok" for s in fingerprinted["status"].to_pylist()])
+    rows = fingerprinted.take(pa.array([readable[0], *readable[:6]]))
+    labels = ["no_tumor", "glioma_tumor", *rows["label"].to_pylist()[2:]]
+    paths = ["copy.png", *rows["path"].to_pylist()[1:]]
+    for name, values in (("label", labels), ("path", paths), ("scan_id", range(len(paths)))):
+        rows = rows.set_column(rows.column_names.index(name), name, pa.array(values))
+    known = rows.select([*phantoms.column_names, "status", "reason", "pixel_sha256"])
+    known = known.append_column("class_name", known["label"])
+    for fold in range(2):
+        folder = tmp_path / f"fold-{fold + 1}"
+        make_bundle(folder / "bundle", seed=fold)
+        split = pa.array(["train" if fold else "test"] * len(paths))
+        write_catalog(known.append_column("split", split), folder / "catalog.parquet")
+    (tmp_path / "folds.json").write_text("{}")
+    scans = combine([("phantoms", rows)])
+    options = LabelOptions(labels=True, folds=str(tmp_path))
+    _, ranked = suspect_labels(scans, np.arange(len(paths)), options)
+    given = dict(zip(ranked["path"].to_pylist(), ranked["label"].to_pylist(), strict=True))
+    assert [given[path] for path in paths] == labels
+
+
 def test_what_cannot_be_ranked_is_said_in_one_line(fingerprinted, tmp_path, monkeypatch):
     scans = combine([("phantoms", fingerprinted)])
     groups = np.arange(scans.num_rows)
