@@ -276,10 +276,11 @@ def _read_mask(location: str, scan_shape: tuple[int, int] | None) -> Mask:
 def _image_pixels(content: bytes, location: str) -> npt.NDArray[Any]:
     # An empty buffer is an error of its own to OpenCV; damage gives None.
     data = np.frombuffer(content, np.uint8)
-    pixels = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH) if data.size else None
+    pixels = cv2.imdecode(data, cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH) if data.size else None
     if pixels is None:
         raise TruthError(f"mask '{location}' is not an image that can be read; write it as PNG")
-    return np.asarray(pixels)
+    # The brightest channel: as gray, pure red or blue would be too dark for a mask.
+    return np.asarray(pixels if pixels.ndim == 2 else pixels.max(axis=2))
 
 
 def _matlab_pixels(content: bytes, location: str) -> npt.NDArray[Any]:

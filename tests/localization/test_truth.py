@@ -181,6 +181,15 @@ def test_mask_images_belong_to_scans_of_another_suffix(tmp_path):
     assert truth.mask("g/s1.jpg", (20, 30), (20, 30), frame=1) is None
 
 
+@pytest.mark.parametrize(("name", "color"), [("a.jpg", (0, 0, 255)), ("a.png", (1, 0, 0))])
+def test_mask_in_any_color_is_a_mask(tmp_path, name, color):
+    mask = np.zeros((32, 32, 3), np.uint8)
+    mask[8:24, 8:24] = color
+    cv2.imwrite(str(tmp_path / name), mask)
+    found = load_truth(tmp_path).mask("a.jpg", (32, 32))
+    assert np.count_nonzero(found ^ mask.any(axis=2)) <= 64  # the edge, in JPEG
+
+
 def test_mask_of_another_aspect_is_refused(tmp_path):
     cv2.imwrite(str(tmp_path / "a.png"), np.ones((20, 30), np.uint8))
     with pytest.raises(TruthError, match="another aspect"):
