@@ -154,7 +154,11 @@ def usable_rows(scans: pa.Table, groups: Ints, max_rows: int) -> Ints:
         return rows
     drawn = np.random.default_rng(SEED).permutation(np.unique(groups[rows]))
     size = np.bincount(groups[rows], minlength=int(groups.max()) + 1)[drawn]
-    kept = drawn[np.cumsum(size) <= max_rows]
+    kept, room = list[int](), max_rows
+    for group, count in zip(drawn.tolist(), size.tolist(), strict=True):
+        if count <= room:  # one that is too large ends nothing: there is room for smaller ones
+            kept.append(group)
+            room -= count
     return rows[np.isin(groups[rows], kept)]
 
 

@@ -15,7 +15,7 @@ from braintumor_ray.audit.fingerprints import (
     FingerprintStage,
     fingerprint_catalog,
 )
-from braintumor_ray.audit.shortcuts import shortcut_scores
+from braintumor_ray.audit.shortcuts import MAX_ROWS, shortcut_scores, usable_rows
 from braintumor_ray.catalog.build import load_catalog
 from braintumor_ray.errors import CatalogError, UsageError
 
@@ -174,6 +174,14 @@ def test_sizes_that_have_nothing_to_do_with_the_class_are_none():
     heights = rng.integers(100, 200, 200).tolist()
     scores = shortcut_scores(_scans(200, heights, ["tumor", "none"] * 100), np.arange(200))
     assert not scores["features"]["size"]["notable"]
+
+
+def test_a_group_that_is_too_large_leaves_room_for_the_others():
+    sizes = [MAX_ROWS + 1, *[1] * 300]
+    groups = np.repeat(np.arange(301), sizes)
+    labels = np.where(groups % 2, "tumor", "none").tolist()
+    scans = pa.table({"label": labels, "status": ["ok"] * len(labels)})
+    assert groups[usable_rows(scans, groups, MAX_ROWS)].tolist() == list(range(1, 301))
 
 
 def test_copies_do_not_help_the_shortcut_classifier():
