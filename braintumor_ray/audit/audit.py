@@ -28,6 +28,7 @@ from braintumor_ray.audit.labels import draw_suspects, labels_csv, suspect_label
 from braintumor_ray.audit.options import LabelOptions
 from braintumor_ray.audit.pairs import draw_pairs, find_pairs
 from braintumor_ray.audit.shortcuts import shortcut_scores
+from braintumor_ray.catalog.schema import PATIENT_COLUMNS, patients_of
 from braintumor_ray.decode.files import SCAN_COLUMNS, with_volumes
 from braintumor_ray.errors import UsageError
 from braintumor_ray.explain.overlay import write_png
@@ -39,7 +40,7 @@ from braintumor_ray.types import Ints, Progress
 
 SCHEMA_VERSION = 1
 _EXAMPLES = 10
-_COLUMNS = (*SCAN_COLUMNS, "path", "label", "official_split", "patient_key")
+_COLUMNS = dict.fromkeys((*SCAN_COLUMNS, *PATIENT_COLUMNS, "path", "label", "official_split"))
 
 Catalogs = Sequence[tuple[str, pa.Table]]
 
@@ -180,7 +181,7 @@ def _suspects(
 
 def _independent(scans: pa.Table, keys: Keys) -> Ints:
     """Groups of copies and of scans of one patient."""
-    return merge_groups(scans["patient_key"].to_pylist(), _own_groups(keys.near_identical))
+    return merge_groups(patients_of(scans), _own_groups(keys.near_identical))
 
 
 def _write_sheet(path: Path, sheet: Picture | None) -> None:

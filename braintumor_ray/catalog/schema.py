@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from braintumor_ray.decode.files import VOLUME_FIELDS, with_volumes
+from braintumor_ray.decode.files import VOLUME_FIELDS, locations, with_volumes
 from braintumor_ray.errors import CatalogError
 from braintumor_ray.storage import open_filesystem, write_table
 
@@ -40,6 +40,9 @@ CATALOG_SCHEMA = pa.schema(
 HEADER_COLUMNS = ("modality", "plane", "sequence")
 ADDED_LATER = (*HEADER_COLUMNS, *(field.name for field in VOLUME_FIELDS))  # not in older catalogs
 
+_PATIENT_KEYS = ("patient_key", "study_key", "series_key")
+PATIENT_COLUMNS = ("uri", "frame", *_PATIENT_KEYS)
+
 
 def with_further(names: Iterable[str]) -> pa.Schema:
     """The columns of a catalog, and further ones of a table of scans, as strings."""
@@ -54,6 +57,21 @@ def scan_id(path: str, frame: int, size: int | None, mtime_us: int | None) -> in
     text = f"{path}\0{frame}\0{size}\0{mtime_us}"
     digest = hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest()
     return int.from_bytes(digest, "big", signed=True)
+
+
+def patients_of(scans: pa.Table) -> list[str]:
+    """What shows which scans are of one patient: its key, else that of the study or the series.
+
+    Where none is known it is the file: slices of one volume are as alike as scans can be.
+
+    Args:
+        scans: of a catalog or of results, with `PATIENT_COLUMNS`.
+    """
+    columns = [scans[name].to_pylist() for name in _PATIENT_KEYS]
+    return [
+        next((f"{n}={key}" for n, key in zip(_PATIENT_KEYS, keys, strict=True) if key), file)
+        for file, *keys in zip(locations(scans), *columns, strict=True)
+    ]
 
 
 def check_ids(table: pa.Table) -> None:

@@ -16,12 +16,14 @@ from braintumor_ray.catalog.labels import (
     with_variants,
     write_groups,
 )
+from braintumor_ray.catalog.schema import patients_of
 from braintumor_ray.errors import UsageError
 from braintumor_ray.models.bundle import BundleFields
 from braintumor_ray.splits.splits import merge_groups
 from braintumor_ray.types import Ints
 
 ALL = "all"
+_ELSE = "study, series, file or group of copies"
 
 
 @dataclass(frozen=True)
@@ -128,14 +130,14 @@ def mapped_labels(labels: Sequence[str | None], groups: Groups | None) -> list[s
 def clusters(catalog: pa.Table, image_groups: Ints) -> tuple[Ints, str]:
     """Which scans are not independent of each other, and by what that is known.
 
-    Scans of one patient, copies found here, and scans of one `duplicate_group` of the catalog
-    belong together, transitively.
+    Scans of one patient (`catalog.schema.patients_of`), copies found here, and scans of one
+    `duplicate_group` of the catalog belong together, transitively.
 
     Returns:
         int64 (n,), and the words for a report.
     """
     patients = catalog["patient_key"].to_pylist()
-    groups = merge_groups(patients, image_groups)
+    groups = merge_groups(patients_of(catalog), image_groups)
     if "duplicate_group" in catalog.column_names:
         recorded = catalog["duplicate_group"].to_pylist()
         keys = [None if value is None else str(value) for value in recorded]
@@ -144,5 +146,5 @@ def clusters(catalog: pa.Table, image_groups: Ints) -> tuple[Ints, str]:
     if known == len(patients):
         return groups, "patient"
     if known:
-        return groups, f"patient ({known} of {len(patients)} scans), else group of copies"
-    return groups, "group of copies (patients are not known)"
+        return groups, f"patient ({known} of {len(patients)} scans), else {_ELSE}"
+    return groups, f"{_ELSE} (patients are not known)"

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from braintumor_ray.catalog.schema import patients_of
 from braintumor_ray.decode.reading import hash_scans
 from braintumor_ray.errors import UsageError
 from braintumor_ray.evaluation.by_patient import DECISION_INTERVALS, rolled_up
@@ -344,7 +345,7 @@ def _shift(evaluated: Evaluated, reference: ArchiveReference | None) -> dict[str
     _, score = binary_view(evaluated.labels, evaluated.probs, evaluated.positive)
     decided = score >= evaluated.fields.threshold
     coordinates = reference.coordinates(evaluated.outputs.pooled[rows], decided)
-    patients = evaluated.rows["patient_key"].take(pa.array(rows)).to_pylist()
+    patients = patients_of(evaluated.rows.take(pa.array(rows)))
     found = shift_of(reference, coordinates, decided, patients)
     return None if found is None else asdict(found)
 

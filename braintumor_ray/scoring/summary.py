@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from braintumor_ray.catalog.schema import PATIENT_COLUMNS, patients_of
 from braintumor_ray.choices import EngineName
 from braintumor_ray.models.bundle import DOMAIN_COORDINATES, Bundle
 from braintumor_ray.predict.shift import Shift, ShiftStatistics
@@ -61,7 +62,7 @@ class Summary:
 
 
 _COLUMNS = ["status", "reason", "predicted_class", "entropy", "out_of_domain"]
-_SHIFT_COLUMNS = [DOMAIN_COORDINATES, "decision", "patient_key"]
+_SHIFT_COLUMNS = [DOMAIN_COORDINATES, "decision", *PATIENT_COLUMNS]
 
 
 class RowStatistics:
@@ -100,7 +101,7 @@ class RowStatistics:
             self._shift.add(
                 flat.reshape(ok.num_rows, len(self._archive.scale)),
                 ok["decision"].to_numpy(),
-                ok["patient_key"].to_pylist(),
+                patients_of(ok),
             )
 
     @property

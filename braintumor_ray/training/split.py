@@ -11,12 +11,18 @@ import pyarrow.compute as pc
 
 from braintumor_ray.catalog.labels import ClassMap
 from braintumor_ray.catalog.reviewed import SOURCE_LABEL
+from braintumor_ray.catalog.schema import patients_of
 from braintumor_ray.catalog.sources import SOURCE, require_source
 from braintumor_ray.decode.hashes import HASHES
 from braintumor_ray.decode.reading import hash_scans
 from braintumor_ray.errors import GateError, UsageError
 from braintumor_ray.splits.duplicates import image_groups
-from braintumor_ray.splits.splits import LeakReport, check_leaks, grouped_split, merge_groups
+from braintumor_ray.splits.splits import (
+    LeakReport,
+    check_leaks,
+    grouped_split,
+    merge_groups,
+)
 from braintumor_ray.training.options import SplitOptions
 from braintumor_ray.types import Progress
 
@@ -193,7 +199,7 @@ def scan_groups(
     """Copies of an image and scans of a patient have one number, int64 (n,).
 
     Args:
-        catalog: with `patient_key`.
+        catalog: for `catalog.schema.patients_of`.
         hashes: columns `HASH_COLUMNS`, a row per row of the catalog.
         used: None for scans that are not used: they make no others copies of each other. Whether
             they are decoded depends on the cache, and a split must not.
@@ -201,7 +207,7 @@ def scan_groups(
     kept = pa.array([name is not None for name in used])
     digests, packed = (pc.if_else(kept, hashes[n], None) for n in ("pixel_sha256", HASHES))
     images = image_groups(digests.to_pylist(), packed.to_pylist())
-    return merge_groups(catalog["patient_key"].to_pylist(), images)
+    return merge_groups(patients_of(catalog), images)
 
 
 def _split_as_before(

@@ -1,8 +1,10 @@
 """How a volume is cut: columns of the catalog, and folders from before there were these columns."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -14,9 +16,11 @@ from braintumor_ray.catalog.schema import read_catalog, scan_id, write_catalog
 from braintumor_ray.decode.files import files_of, locations
 from braintumor_ray.decode.reading import hash_scans
 from braintumor_ray.decode.types import VolumeOptions
+from braintumor_ray.models.domain import ArchiveReference
 from braintumor_ray.predict.results import read_results, results_folder
 from braintumor_ray.scoring.plan import make_plan, write_work
 from braintumor_ray.scoring.scans import open_scans
+from braintumor_ray.scoring.summary import RowStatistics
 from tests.decode.mutations import slice_like
 from tests.decode.volume_files import as_axial_volume, dicom_bytes, nifti_bytes
 from tests.scoring.test_retry_and_redaction import KEY, night
@@ -138,3 +142,23 @@ def test_a_redacted_catalog_keeps_the_planes_apart(archive):
     ]
     assert [len(uris) for uris in volumes] == [1, 1]
     assert not volumes[0] & volumes[1]
+
+
+def test_slices_of_one_volume_are_one_scan_to_the_comparison_with_training():
+    features = np.exp(np.random.default_rng(0).normal(0, 0.5, (400, 40)))
+    decided = np.arange(400) % 2 == 0
+    reference = ArchiveReference.fit(features, decided)
+    statistics = RowStatistics(SimpleNamespace(archive=reference))
+    nothing = pa.nulls(400, pa.string())
+    columns = {
+        **dict.fromkeys(statistics.columns, nothing),
+        "status": pa.array(["ok"] * 400),
+        "out_of_domain": pa.array([False] * 400),
+        "entropy": pa.array([0.5] * 400),
+        "decision": pa.array(decided),
+        "domain_coordinates": pa.array(reference.coordinates(features, decided).tolist()),
+        "uri": pa.array([f"file:///a/{n // 10}.nii.gz" for n in range(400)]),
+        "frame": pa.array(np.arange(400) % 10),
+    }
+    statistics.add(pa.table(columns))
+    assert statistics.shift.independent == 40

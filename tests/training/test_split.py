@@ -1,13 +1,16 @@
 """Which split a run follows where catalog and options each name one."""
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from braintumor_ray.catalog.build import load_catalog
 from braintumor_ray.catalog.labels import ClassMap
 from braintumor_ray.catalog.sources import combined
+from braintumor_ray.decode.hashes import HASHES
 from braintumor_ray.decode.reading import hash_scans
 from braintumor_ray.errors import UsageError
+from braintumor_ray.evaluation.selection import clusters
 from braintumor_ray.localization.outlines import TruthError
 from braintumor_ray.training.options import SplitOptions
 from braintumor_ray.training.run import train
@@ -89,3 +92,43 @@ def test_without_a_choice_the_catalogs_own_split_decides(official):
 def test_the_runs_catalog_keeps_perceptual_hashes(official):
     own = split_catalog(official, FRACTIONS, seed=0)
     assert {len(packed) for packed in own["hashes"].to_pylist()} == {65}
+
+
+def slices(kind):
+    """Twelve volumes of five slices, of two classes, without patients; no two slices are alike."""
+    volumes = [f"v{n}" for n in range(12) for _ in range(5)]
+    frames = list(range(5)) * 12
+    of_series = kind != "file"
+    paths = [
+        f"{v}/{f}.dcm" if of_series else f"{v}.nii" for v, f in zip(volumes, frames, strict=True)
+    ]
+    nothing = pa.nulls(60, pa.string())
+    catalog = {
+        "scan_id": pa.array(range(60), pa.int64()),
+        "path": pa.array(paths),
+        "uri": pa.array([f"file:///a/{path}" for path in paths]),
+        "frame": pa.array([0] * 60 if of_series else frames, pa.int32()),
+        "label": pa.array(["glioma_tumor"] * 30 + ["no_tumor"] * 30),
+        **dict.fromkeys(("official_split", "patient_key", "study_key", "series_key"), nothing),
+    }
+    if of_series:
+        catalog[kind] = pa.array(volumes)
+    hashes = {
+        "scan_id": catalog["scan_id"],
+        "status": pa.array(["ok"] * 60),
+        "reason": nothing,
+        "pixel_sha256": pa.array([f"{n:064x}" for n in range(60)]),
+        HASHES: pa.nulls(60, pa.binary()),
+    }
+    return pa.table(catalog), pa.table(hashes), volumes
+
+
+@pytest.mark.parametrize("kind", ["file", "series_key", "study_key"])
+def test_slices_of_one_volume_are_on_one_side_though_no_patient_is_known(kind):
+    catalog, hashes, volumes = slices(kind)
+    classes = ClassMap.parse(None, catalog["label"].to_pylist())
+    found, _ = with_splits(catalog, hashes, classes, SplitOptions(FRACTIONS))
+    places = {*zip(volumes, found["split"].to_pylist(), strict=True)}
+    assert len(places) == len({*volumes})
+    groups, _ = clusters(catalog, np.arange(60))
+    assert groups.tolist() == np.repeat(np.arange(12), 5).tolist()
