@@ -17,7 +17,7 @@ import numpy.typing as npt
 from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
 from pydicom.pixels.decoders.base import get_decoder
-from pydicom.pixels.processing import apply_modality_lut, apply_voi, apply_windowing
+from pydicom.pixels.processing import apply_windowing
 from pydicom.uid import (
     JPEG2000TransferSyntaxes,
     JPEGBaseline8Bit,
@@ -39,6 +39,7 @@ from braintumor_ray.decode.dicom_header import (
     why_skipped,
 )
 from braintumor_ray.decode.dicom_layout import UNDEFINED, PixelElement, PixelLayout, layout_of
+from braintumor_ray.decode.dicom_tables import looked_up, table_of
 from braintumor_ray.decode.dicom_tags import Tags
 from braintumor_ray.decode.intensity import LUMA, Range, robust_range, to_gray, why_blank
 from braintumor_ray.decode.types import (
@@ -435,11 +436,12 @@ def _rescaled(stored: Samples, item: Tags) -> tuple[Samples, bool]:
     A table that cannot be parsed, a slope of zero and an empty number count as absent; slope and
     intercept go together (PS3.3, C.11.1).
     """
-    if item.items("ModalityLUTSequence"):
-        try:
-            return apply_modality_lut(stored, item.dataset), False
-        except (ValueError, TypeError, AttributeError, KeyError, IndexError):
-            item.unread.add("ModalityLUTSequence")
+    tables = item.items("ModalityLUTSequence")
+    if tables:
+        table = table_of(tables)
+        if table:
+            return looked_up(stored, *table), False
+        item.unread.add("ModalityLUTSequence")
     slope = item.number("RescaleSlope") or 1.0
     intercept = item.number("RescaleIntercept") or 0.0
     one_of_two = ("RescaleSlope" in item) != ("RescaleIntercept" in item)
@@ -548,11 +550,10 @@ def _looked_up(values: npt.NDArray[Any], item: Tags) -> Gray | None:
     tables = item.items("VOILUTSequence")
     if not tables or values.dtype.kind not in "iuf":
         return None
-    descriptor = tables[0].numbers("LUTDescriptor")
-    try:
-        shown = apply_voi(np.rint(_finite(values)).astype(np.int64), item.dataset)
-    except (ValueError, TypeError, AttributeError, KeyError, IndexError, NotImplementedError):
+    table = table_of(tables)
+    if table is None:
         item.unread.add("VOILUTSequence")
         return None
-    bits = max(int(descriptor[2]), int(shown.max()).bit_length())
-    return np.rint(shown * (255 / (2**bits - 1))).clip(0, 255).astype(np.uint8)
+    bits = max(1, table.about.bits, int(table.entries.max()).bit_length())
+    levels = np.rint(table.entries * (255 / (2**bits - 1))).clip(0, 255).astype(np.uint8)
+    return np.asarray(looked_up(values, table.about, levels), np.uint8)

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from pydicom.pixels.processing import apply_color_lut
 
+from braintumor_ray.decode.dicom_tables import descriptor_of, entries_of, looked_up
 from braintumor_ray.decode.dicom_tags import Tags
 from braintumor_ray.decode.types import Gray, Unreadable
 
@@ -29,36 +30,21 @@ def palette_gray(indices: npt.NDArray[Any], tags: Tags) -> Gray:
     Raises:
         Unreadable: the table is missing or cannot be parsed.
     """
-    descriptor = tags.numbers("RedPaletteColorLookupTableDescriptor")
-    if len(descriptor) != 3:
+    about = descriptor_of(tags, "RedPaletteColorLookupTableDescriptor")
+    if about is None:
         raise Unreadable(_MISSING)
-    count, first, bits = int(descriptor[0]) % 2**16 or 2**16, int(descriptor[1]), int(descriptor[2])
     if "RedPaletteColorLookupTableData" not in tags:
-        return _segmented(indices, tags, bits)
-    tables = [_entries(tags, f"{color}PaletteColorLookupTableData", count) for color in _COLORS]
-    full = 2.0 ** _depth(tables, bits) - 1
+        return _segmented(indices, tags, about.bits)
+    keywords = (f"{color}PaletteColorLookupTableData" for color in _COLORS)
+    tables = [entries_of(tags, keyword, about.count) for keyword in keywords]
+    if not all(table.size for table in tables):
+        raise Unreadable(_MISSING)
+    full = 2.0 ** _depth(tables, about.bits) - 1
     luma = sum(
         weight * table.astype(np.float64) for weight, table in zip(_WEIGHTS, tables, strict=True)
     )
     gray = np.rint(np.asarray(luma) * (255 / full)).clip(0, 255).astype(np.uint8)
-    if first >= 2**15 and indices.dtype.kind == "i":
-        first -= 2**16
-    return gray[(indices.astype(np.int64) - first).clip(0, len(gray) - 1)]
-
-
-def _entries(tags: Tags, keyword: str, count: int) -> npt.NDArray[np.uint16]:
-    """The entries of one color, 8 or 16 bits each as their number and the data's length say."""
-    value = tags.value(keyword)
-    if isinstance(value, bytes):
-        words = len(value) >= 2 * count
-        order = "<" if tags.dataset.original_encoding[1] is not False else ">"
-        kind = np.dtype(f"{order}u2" if words else "u1")
-        found = np.frombuffer(value[: len(value) // kind.itemsize * kind.itemsize], kind)
-    else:
-        found = np.array(tags.numbers(keyword))
-    if not found.size:
-        raise Unreadable(_MISSING)
-    return found[:count].astype(np.uint16)
+    return np.asarray(looked_up(indices, about, gray), np.uint8)
 
 
 def _depth(tables: list[npt.NDArray[np.uint16]], bits: int) -> int:

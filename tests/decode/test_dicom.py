@@ -127,6 +127,79 @@ def test_a_lookup_table_is_applied_where_there_is_no_window():
     np.testing.assert_array_equal(pixels(saved(dataset)), 255 - GRAY)
 
 
+def with_table(stored, keyword, descriptor, entries, syntax=ExplicitVRLittleEndian, **tags):
+    """An object with a lookup table, whose entries are in the bytes that they have."""
+    dataset = mr_dataset(stored)
+    lut = Dataset()
+    lut.add_new("LUTDescriptor", "SS" if descriptor[1] < 0 else "US", descriptor)
+    big = syntax == ExplicitVRBigEndian
+    lut.add_new("LUTData", "OW", entries.astype(entries.dtype.newbyteorder("<>"[big])).tobytes())
+    if big:
+        dataset.PixelData = stored.astype(stored.dtype.newbyteorder(">")).tobytes()
+    setattr(dataset, keyword, [lut])
+    for name, value in tags.items():
+        setattr(dataset, name, value)
+    plain = Dataset(dataset)
+    plain.file_meta = dataset.file_meta
+    plain.file_meta.TransferSyntaxUID = syntax
+    return saved(plain)
+
+
+LEVELS = np.arange(2**16, dtype=np.uint16)
+TWELVE = GRAY.astype(np.uint16) * 16
+WIDE = GRAY.astype(np.uint16) * 257
+BY_TABLE = [
+    (GRAY, [256, 0, 8], LEVELS[:256]),
+    (GRAY, [256, 0, 8], LEVELS[:256].astype(np.uint8)),  # bytes in words
+    ((GRAY.astype(int) - 128).astype(np.int8), [256, -128, 8], LEVELS[:256]),
+    (TWELVE, [4096, 0, 8], LEVELS[:4096] // 16),  # more entries than their depth counts
+    (TWELVE, [4096, 0, 8], (LEVELS[:4096] // 16).astype(np.uint8)),
+    (TWELVE, [4097, 0, 8], LEVELS[:4096] // 16),  # fewer than it says
+    (TWELVE.astype(np.int16) - np.int16(2048), [4096, -2048, 8], LEVELS[:4096] // 16),
+    (TWELVE.astype(np.int16) - np.int16(2048), [4096, 63488, 8], LEVELS[:4096] // 16),
+    (WIDE, [0, 0, 16], LEVELS),  # 65536 entries
+    ((WIDE.astype(int) - 2**15).astype(np.int16), [0, -(2**15), 16], LEVELS),
+    (TWELVE + np.uint16(9000), [4000, 9000, 12], LEVELS[:4096] + np.uint16(15)),  # one too many
+]
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+@pytest.mark.parametrize(("stored", "descriptor", "entries"), BY_TABLE)
+def test_a_lookup_table_counts_by_its_entries(stored, descriptor, entries, syntax):
+    data = with_table(stored, "VOILUTSequence", descriptor, entries, syntax)
+    assert within_one_level(pixels(data), GRAY)
+    full = 2 ** descriptor[2]
+    window = {"WindowCenter": full / 2, "WindowWidth": full}
+    data = with_table(stored, "ModalityLUTSequence", descriptor, entries, syntax, **window)
+    assert within_one_level(pixels(data), GRAY)
+
+
+def test_a_lookup_table_of_rescaled_values_may_begin_below_zero():
+    tags = {"RescaleSlope": 1, "RescaleIntercept": -1024}
+    data = with_table(TWELVE, "VOILUTSequence", [4096, 64512, 8], LEVELS[:4096] // 16, **tags)
+    assert within_one_level(pixels(data), GRAY)
+
+
+def test_a_lookup_table_in_big_endian_words():
+    entries = LEVELS[:4096] // 16
+    data = with_table(TWELVE, "VOILUTSequence", [4096, 0, 8], entries, ExplicitVRBigEndian)
+    assert within_one_level(pixels(data), GRAY)
+
+
+@pytest.mark.parametrize(
+    ("keyword", "descriptor", "entries"),
+    [
+        ("VOILUTSequence", [256, 0], LEVELS[:256]),
+        ("ModalityLUTSequence", [256, 0], LEVELS[:256]),
+        ("VOILUTSequence", [256, 0, 8], LEVELS[:0]),
+        ("VOILUTSequence", [256, 0, 0], np.zeros(256, np.uint16)),
+    ],
+)
+def test_a_lookup_table_that_cannot_be_used_is_as_good_as_none(keyword, descriptor, entries):
+    data = with_table(GRAY, keyword, descriptor, entries)
+    np.testing.assert_array_equal(pixels(data), GRAY)
+
+
 def test_without_a_window_the_robust_range_fills_the_gray_levels():
     stored = GRAY.astype(np.int16)  # 16 bits are not gray levels, however small the numbers
     stored[0, 0] = 30_000  # a hot pixel
