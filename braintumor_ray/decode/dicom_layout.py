@@ -127,7 +127,8 @@ def layout_of(tags: Tags, pixels: PixelElement, compressed: bool) -> PixelLayout
         stored=stored,
         high=tags.whole("HighBit", stored - 1, allocated - 1) or stored - 1,
         signed=tags.whole("PixelRepresentation", 0, 1) == 1,
-        planar=tags.whole("PlanarConfiguration", 0, 1) == 1,
+        # Compressed colors lie as their codec has them, whatever is left in the header.
+        planar=not compressed and tags.whole("PlanarConfiguration", 0, 1) == 1,
         keyword=pixels.keyword,
     )
     if declared is None:

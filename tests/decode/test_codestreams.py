@@ -31,7 +31,7 @@ KINDS = {
 }
 
 
-def dicom(syntax, frames, rows=48, columns=64):
+def dicom(syntax, frames, rows=48, columns=64, **tags):
     scan = Dataset()
     scan.file_meta = FileMetaDataset()
     scan.file_meta.TransferSyntaxUID = syntax
@@ -43,6 +43,8 @@ def dicom(syntax, frames, rows=48, columns=64):
     scan.NumberOfFrames = len(frames)
     scan.PixelData = encapsulate(frames)
     scan["PixelData"].VR, scan["PixelData"].is_undefined_length = "OB", True
+    for keyword, value in tags.items():
+        setattr(scan, keyword, value)
     stream = io.BytesIO()
     scan.save_as(stream, enforce_file_format=True)
     return stream.getvalue()
@@ -80,3 +82,19 @@ def test_a_jpeg_that_was_cut_is_refused_in_a_dicom_as_it_is_alone(ending):
     assert decode(cut).status == "quarantined"
     found = decode(dicom(JPEGBaseline8Bit, [cut]))
     assert found.status == "quarantined", "gray fill instead of the lower third"
+
+
+@pytest.mark.parametrize("planar", [0, 1])
+@pytest.mark.parametrize(
+    ("syntax", "encode"),
+    [
+        (JPEGBaseline8Bit, jpeg),
+        (JPEGLSLossless, lambda colors: bytes(jpeg_ls.encode_array(colors, interleave_mode=2))),
+        (JPEG2000Lossless, lambda colors: encode_array(colors, photometric_interpretation=1)),
+    ],
+)
+def test_compressed_colors_lie_as_their_codec_has_them(syntax, encode, planar):
+    colors = np.repeat(PICTURE[..., None], 3, axis=2)
+    tags = {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"}
+    shown = decode(dicom(syntax, [encode(colors)], **tags, PlanarConfiguration=planar))
+    assert np.abs(shown.gray.astype(int) - PICTURE).max() <= 6
