@@ -388,14 +388,24 @@ def _decoded(dataset: Dataset, frame: int) -> Samples:
         raise Unreadable("compressed DICOM that no installed plugin decodes")
     with _damage():
         stream = _codestream(dataset, frame) if syntax in _JPEG_FAMILY else b""
-    # Decoders fill the frame of the header, whatever the size of the picture, or crash.
-    if jpeg.stated_size(stream) not in (None, (dataset.Columns, dataset.Rows)):
-        raise Unreadable("damaged DICOM: its pixel data have another size than its header says")
+    _check_stated(jpeg.stated(stream), dataset)
     with _damage():
         samples = decoder.as_array(dataset, index=frame)[0]
     if syntax in (JPEGBaseline8Bit, JPEGExtended12Bit):
         jpeg.check_frame_end(stream, samples)
     return samples
+
+
+def _check_stated(picture: jpeg.Stated | None, header: Dataset) -> None:
+    """Decoders fill the frame of the header, whatever the picture is, or crash."""
+    if picture is None:
+        return
+    if picture[:2] != (header.Columns, header.Rows):
+        raise Unreadable("damaged DICOM: its pixel data have another size than its header says")
+    if picture.samples != header.SamplesPerPixel:
+        raise Unreadable("damaged DICOM: its pixel data have other colors than its header says")
+    if picture.bits > header.BitsAllocated:
+        raise Unreadable("damaged DICOM: its pixel data have more bits than its header says")
 
 
 @contextmanager

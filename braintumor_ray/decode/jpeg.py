@@ -3,7 +3,7 @@
 import io
 import re
 import struct
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ _PADDING = bytes((0x55, 0xA3, 0x1C, 0x72)) * 16
 _SOF = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive
 _ALL_SOF = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # also lossless, and JPEG-LS
 _SOC_SIZ = b"\xff\x4f\xff\x51"  # how a JPEG 2000 codestream begins
+_SIZ_BYTES = 43  # to the depth of its first component
 _DQT = 0xDB
 _JFIF, _ADOBE = 0xE0, 0xEE
 # DHT, DRI, comments, and notes of applications that Pillow does not read. Not those of EXIF and
@@ -130,22 +131,33 @@ def check_frame_end(data: bytes, samples: npt.NDArray[Any]) -> None:
     check_end(data, stored)
 
 
-def stated_size(data: bytes) -> tuple[int, int] | None:
-    """Width and height by the header of a JPEG, JPEG-LS or JPEG 2000 codestream, None without one.
+class Stated(NamedTuple):
+    """What the header of a codestream says of its picture; `bits` of a sample."""
+
+    width: int
+    height: int
+    samples: int
+    bits: int
+
+
+def stated(data: bytes) -> Stated | None:
+    """The header of a JPEG, JPEG-LS or JPEG 2000 codestream, None without one.
 
     Reads SOF (T.81, B.2.2; T.87, C.2.2) or SIZ (T.800, A.5.1).
     """
     if data.startswith(_SOC_SIZ):
-        right, bottom, left, top = struct.unpack_from(">4I", data.ljust(24, b"\0"), 8)
-        return right - left, bottom - top
+        right, bottom, left, top = struct.unpack_from(">4I", data.ljust(_SIZ_BYTES, b"\0"), 8)
+        samples, depth = struct.unpack_from(">HB", data.ljust(_SIZ_BYTES, b"\0"), 40)
+        return Stated(right - left, bottom - top, samples, (depth & 0x7F) + 1)
     at = 2
-    while at + 9 <= len(data) and data[at] == 0xFF:
+    while at + 10 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]
         if marker == _FILL:
             at += 1
         elif marker in _ALL_SOF:
-            height, width = struct.unpack_from(">HH", data, at + 5)
-            return (width, height) if height else None  # it follows the pixels (DNL)
+            bits, height, width, samples = struct.unpack_from(">BHHB", data, at + 4)
+            # Where it has no height, that follows the pixels (DNL).
+            return Stated(width, height, samples, bits) if height else None
         else:
             at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     return None

@@ -12,7 +12,7 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import JPEG2000Lossless, JPEGBaseline8Bit, JPEGLSLossless, MRImageStorage
 
 from braintumor_ray.decode.decode import decode
-from braintumor_ray.decode.jpeg import stated_size
+from braintumor_ray.decode.jpeg import stated
 
 Y, X = np.mgrid[0:48, 0:64]
 PICTURE = ((np.hypot(Y - 24, X - 32) < 22) * (40 + 3 * X)).astype(np.uint8)
@@ -51,9 +51,9 @@ def dicom(syntax, frames, rows=48, columns=64, **tags):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_codestream_states_its_size(kind):
+def test_a_codestream_states_what_it_is(kind):
     syntax, encode = KINDS[kind]
-    assert stated_size(encode(PICTURE)) == (64, 48)
+    assert stated(encode(PICTURE)) == (64, 48, 1, 8)
     shown = decode(dicom(syntax, [encode(PICTURE)]))
     assert shown.status == "ok"
     assert np.abs(shown.gray.astype(int) - PICTURE).max() <= 6
@@ -84,17 +84,35 @@ def test_a_jpeg_that_was_cut_is_refused_in_a_dicom_as_it_is_alone(ending):
     assert found.status == "quarantined", "gray fill instead of the lower third"
 
 
+COLORED = {
+    "JPEG": jpeg,
+    "JPEG-LS": lambda colors: bytes(jpeg_ls.encode_array(colors, interleave_mode=2)),
+    "JPEG 2000": lambda colors: encode_array(colors, photometric_interpretation=1),
+}
+COLORS = np.repeat(PICTURE[..., None], 3, axis=2)
+IN_COLOR = {"SamplesPerPixel": 3, "PlanarConfiguration": 0, "PhotometricInterpretation": "RGB"}
+
+
 @pytest.mark.parametrize("planar", [0, 1])
-@pytest.mark.parametrize(
-    ("syntax", "encode"),
-    [
-        (JPEGBaseline8Bit, jpeg),
-        (JPEGLSLossless, lambda colors: bytes(jpeg_ls.encode_array(colors, interleave_mode=2))),
-        (JPEG2000Lossless, lambda colors: encode_array(colors, photometric_interpretation=1)),
-    ],
-)
-def test_compressed_colors_lie_as_their_codec_has_them(syntax, encode, planar):
-    colors = np.repeat(PICTURE[..., None], 3, axis=2)
-    tags = {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"}
-    shown = decode(dicom(syntax, [encode(colors)], **tags, PlanarConfiguration=planar))
+@pytest.mark.parametrize("kind", COLORED)
+def test_compressed_colors_lie_as_their_codec_has_them(kind, planar):
+    tags = IN_COLOR | {"PlanarConfiguration": planar}
+    shown = decode(dicom(KINDS[kind][0], [COLORED[kind](COLORS)], **tags))
     assert np.abs(shown.gray.astype(int) - PICTURE).max() <= 6
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pixels_of_other_colors_than_the_header_says_are_refused(kind):
+    syntax, encode = KINDS[kind]
+    for frame, tags in ((COLORED[kind](COLORS), {}), (encode(PICTURE), IN_COLOR)):
+        found = decode(dicom(syntax, [frame], **tags))
+        assert found.status == "quarantined", "a third of the colors, as if they were gray"
+        assert "other colors" in found.reason
+
+
+@pytest.mark.parametrize("kind", ["JPEG-LS", "JPEG 2000"])
+def test_pixels_of_more_bits_than_the_header_says_are_refused(kind):
+    syntax, encode = KINDS[kind]
+    found = decode(dicom(syntax, [encode(PICTURE.astype(np.uint16) * 16)]))
+    assert found.status == "quarantined", "half of the words, as if they were bytes"
+    assert "more bits" in found.reason
