@@ -58,6 +58,9 @@ Samples = npt.NDArray[Any]
 _RANGE_FRAMES = 16  # of a multi-frame object, spread evenly: all frames share one range
 _RANGE_VALUES = 250_000  # from each of them
 _JPEG_FAMILY = {*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes, *JPEG2000TransferSyntaxes}
+# Of other codecs: a header keeps them where its pixels became a JPEG, which holds YCbCr as ever.
+_NOT_OF_JPEG = ("YBR_ICT", "YBR_RCT", "YBR_PARTIAL_420", "YBR_PARTIAL_422")
+_LOSSY_JPEG = (JPEGBaseline8Bit, JPEGExtended12Bit)
 _UNCUT = "Siemens mosaic whose number of slices is not known: not cut"
 
 
@@ -369,7 +372,9 @@ def _plain_dataset(tags: Tags, layout: PixelLayout) -> Dataset:
     plain.Rows, plain.Columns = layout.rows, layout.columns
     plain.NumberOfFrames = layout.frames
     plain.SamplesPerPixel, plain.PlanarConfiguration = layout.samples, int(layout.planar)
-    plain.PhotometricInterpretation = layout.photometric
+    lossy = tags.dataset.file_meta.TransferSyntaxUID in _LOSSY_JPEG
+    left_over = lossy and layout.photometric in _NOT_OF_JPEG
+    plain.PhotometricInterpretation = "YBR_FULL" if left_over else layout.photometric
     plain.BitsAllocated, plain.BitsStored = layout.allocated, layout.stored
     plain.HighBit, plain.PixelRepresentation = layout.stored - 1, int(layout.signed)
     for keyword in (layout.keyword, "ExtendedOffsetTable", "ExtendedOffsetTableLengths"):
@@ -391,7 +396,7 @@ def _decoded(dataset: Dataset, frame: int) -> Samples:
     _check_stated(jpeg.stated(stream), dataset)
     with _damage():
         samples = decoder.as_array(dataset, index=frame)[0]
-    if syntax in (JPEGBaseline8Bit, JPEGExtended12Bit):
+    if syntax in _LOSSY_JPEG:
         jpeg.check_frame_end(stream, samples)
     return samples
 

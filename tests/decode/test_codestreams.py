@@ -116,3 +116,10 @@ def test_pixels_of_more_bits_than_the_header_says_are_refused(kind):
     found = decode(dicom(syntax, [encode(PICTURE.astype(np.uint16) * 16)]))
     assert found.status == "quarantined", "half of the words, as if they were bytes"
     assert "more bits" in found.reason
+
+
+@pytest.mark.parametrize("photometric", ["RGB", "YBR_FULL_422", "YBR_ICT", "YBR_PARTIAL_420"])
+def test_colors_of_a_jpeg_are_its_own_whatever_the_header_calls_them(photometric):
+    tags = IN_COLOR | {"PhotometricInterpretation": photometric}
+    shown = decode(dicom(JPEGBaseline8Bit, [jpeg(COLORS)], **tags))
+    assert np.abs(shown.gray.astype(int) - PICTURE).max() <= 6
