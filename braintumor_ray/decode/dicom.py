@@ -61,6 +61,7 @@ _JPEG_FAMILY = {*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes, *JPEG2000Transfe
 # Of other codecs: a header keeps them where its pixels became a JPEG, which holds YCbCr as ever.
 _NOT_OF_JPEG = ("YBR_ICT", "YBR_RCT", "YBR_PARTIAL_420", "YBR_PARTIAL_422")
 _LOSSY_JPEG = (JPEGBaseline8Bit, JPEGExtended12Bit)
+_NO_PLUGIN = "compressed DICOM that no installed plugin decodes"
 _UNCUT = "Siemens mosaic whose number of slices is not known: not cut"
 
 
@@ -390,7 +391,7 @@ def _decoded(dataset: Dataset, frame: int) -> Samples:
     except NotImplementedError as error:
         raise Unreadable("DICOM in a transfer syntax that is not readable here") from error
     if not decoder.is_available:
-        raise Unreadable("compressed DICOM that no installed plugin decodes")
+        raise Unreadable(_NO_PLUGIN)
     with _damage():
         stream = _codestream(dataset, frame) if syntax in _JPEG_FAMILY else b""
     _check_stated(jpeg.stated(stream), dataset)
@@ -418,6 +419,8 @@ def _damage() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError, AttributeError) as error:  # what pydicom raises
+        if "does not support" in str(error):  # what a plugin says of JPEGs of 12 bits
+            raise Unreadable(_NO_PLUGIN) from error
         raise Unreadable("damaged DICOM: the pixel data cannot be decoded") from error
 
 

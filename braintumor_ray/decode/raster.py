@@ -56,6 +56,7 @@ _PLUGINS: dict[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
 _ORIENTATION_TAG = 0x0112
 _BITS_TAG, _PHOTOMETRIC_TAG, _SAMPLES_TAG, _PLANAR_TAG = 258, 262, 277, 284
 _WIDE_MODES = ("I", "F")
+_OF_ANOTHER_KIND = ("unsupported", "unknown pixel mode", "unknown data org", "cannot handle")
 _PNG_NOTES = (b"eXIf", b"iTXt")  # chunks that may turn the picture
 _PNG_HEADER = 33  # bytes before what follows the IHDR chunk
 _UPRIGHT: dict[int, Callable[[Gray], Gray]] = {  # EXIF 2.3, tag 0x0112
@@ -362,7 +363,7 @@ def _damage(error: Exception, name: str) -> str:
         return f"truncated {label(name)}: the data end early"
     if "cannot load this image" in message:
         return f"truncated {label(name)}: ends before the pixel data"
-    if any(words in message for words in ("unsupported", "unknown pixel mode", "unknown data org")):
+    if any(words in message for words in _OF_ANOTHER_KIND):
         return f"{label(name)} of a kind that is not readable here"
     if isinstance(error, SyntaxError):
         return f"damaged {label(name)}: unreadable header"

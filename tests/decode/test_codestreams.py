@@ -9,7 +9,13 @@ from openjpeg.utils import encode_array
 from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
-from pydicom.uid import JPEG2000Lossless, JPEGBaseline8Bit, JPEGLSLossless, MRImageStorage
+from pydicom.uid import (
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLSLossless,
+    MRImageStorage,
+)
 
 from braintumor_ray.decode.decode import decode
 from braintumor_ray.decode.jpeg import stated
@@ -123,3 +129,12 @@ def test_colors_of_a_jpeg_are_its_own_whatever_the_header_calls_them(photometric
     tags = IN_COLOR | {"PhotometricInterpretation": photometric}
     shown = decode(dicom(JPEGBaseline8Bit, [jpeg(COLORS)], **tags))
     assert np.abs(shown.gray.astype(int) - PICTURE).max() <= 6
+
+
+def test_a_jpeg_of_12_bits_is_not_called_damaged():
+    found = jpeg(PICTURE)
+    at = found.index(b"\xff\xc0")
+    deep = found[:at] + b"\xff\xc1" + found[at + 2 : at + 4] + b"\x0c" + found[at + 5 :]
+    assert decode(deep).reason == "JPEG of a kind that is not readable here"
+    within = dicom(JPEGExtended12Bit, [deep], BitsAllocated=16, BitsStored=12, HighBit=11)
+    assert decode(within).reason == "compressed DICOM that no installed plugin decodes"
