@@ -58,6 +58,7 @@ _BITS_TAG, _PHOTOMETRIC_TAG, _SAMPLES_TAG, _PLANAR_TAG = 258, 262, 277, 284
 _WIDE_MODES = ("I", "F")
 _OF_ANOTHER_KIND = ("unsupported", "unknown pixel mode", "unknown data org", "cannot handle")
 _PNG_NOTES = (b"eXIf", b"iTXt")  # chunks that may turn the picture
+_PNG_DEPTH = 24  # where the bits of a sample are, in the IHDR chunk
 _PNG_HEADER = 33  # bytes before what follows the IHDR chunk
 _UPRIGHT: dict[int, Callable[[Gray], Gray]] = {  # EXIF 2.3, tag 0x0112
     2: lambda gray: gray[:, ::-1],
@@ -171,7 +172,12 @@ class _RasterFile:
 
 
 def _opened(data: bytes, name: str) -> ImageFile.ImageFile:
-    return _PLUGINS[name](io.BytesIO(_notes_first(data) if name == "png" else data))
+    image = _PLUGINS[name](io.BytesIO(_notes_first(data) if name == "png" else data))
+    level = image.info.get("transparency")
+    if image.mode == "L" and isinstance(level, int):
+        # Pillow spreads gray of 2 and 4 bits over 8, but not the level that is transparent.
+        image.info["transparency"] = level * 255 // (2 ** data[_PNG_DEPTH] - 1)
+    return image
 
 
 def _is_wide_color(image: ImageFile.ImageFile) -> bool:

@@ -125,6 +125,16 @@ def test_a_level_of_a_png_that_is_transparent_is_black(bits, colors):
     np.testing.assert_array_equal(found, np.where(level == GRAY, 0, GRAY))
 
 
+@pytest.mark.parametrize("level", [0, 3, 15])
+def test_a_level_of_4_bits_that_is_transparent_is_black(level):
+    gray = np.add.outer(np.arange(H), np.arange(W // 2 * 2)).astype(np.uint8) % 16
+    rows = b"".join(b"\0" + line.tobytes() for line in gray[:, ::2] << 4 | gray[:, 1::2])
+    size = struct.pack(">IIBBBBB", gray.shape[1], H, 4, 0, 0, 0, 0)
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"tRNS", bytes([0, level]))
+    data += chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    np.testing.assert_array_equal(decode(data).gray, np.where(gray == level, 0, gray * 17))
+
+
 @pytest.mark.parametrize("compression", ["tiff_adobe_deflate", "tiff_deflate"])
 @pytest.mark.parametrize("image", [Image.fromarray(GRAY), Image.fromarray(GRAY / np.float32(7))])
 def test_a_damaged_deflated_tiff_never_gives_other_pixels(image, compression):
