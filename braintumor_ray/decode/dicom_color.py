@@ -5,13 +5,14 @@ the descriptor says of the entries' depth is checked against the table itself: f
 words under a descriptor of 8, and the other way round, are common.
 """
 
+from struct import unpack_from
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydicom.pixels.processing import apply_color_lut
+from pydicom.pixels.processing import _expand_segmented_lut
 
-from braintumor_ray.decode.dicom_tables import descriptor_of, entries_of, looked_up
+from braintumor_ray.decode.dicom_tables import Descriptor, descriptor_of, entries_of, looked_up
 from braintumor_ray.decode.dicom_tags import Tags
 from braintumor_ray.decode.types import Gray, Unreadable
 
@@ -33,11 +34,9 @@ def palette_gray(indices: npt.NDArray[Any], tags: Tags) -> Gray:
     about = descriptor_of(tags, "RedPaletteColorLookupTableDescriptor")
     if about is None:
         raise Unreadable(_MISSING)
-    if "RedPaletteColorLookupTableData" not in tags:
-        return _segmented(indices, tags, about.bits)
-    keywords = (f"{color}PaletteColorLookupTableData" for color in _COLORS)
-    tables = [entries_of(tags, keyword, about.count) for keyword in keywords]
-    if not all(table.size for table in tables):
+    tables = [_entries(tags, f"{color}PaletteColorLookupTableData", about) for color in _COLORS]
+    sizes = {table.size for table in tables}
+    if len(sizes) > 1 or 0 in sizes:
         raise Unreadable(_MISSING)
     full = 2.0 ** _depth(tables, about.bits) - 1
     luma = sum(
@@ -47,19 +46,23 @@ def palette_gray(indices: npt.NDArray[Any], tags: Tags) -> Gray:
     return np.asarray(looked_up(indices, about, gray), np.uint8)
 
 
+def _entries(tags: Tags, keyword: str, about: Descriptor) -> npt.NDArray[np.uint16]:
+    """The entries of one color; none where they are missing or cannot be parsed."""
+    segments = tags.value(f"Segmented{keyword}")
+    if keyword in tags or not isinstance(segments, bytes):
+        return entries_of(tags, keyword, about.count)
+    size, code = (2, "H") if about.bits > 8 else (1, "B")
+    form = f"{tags.order}{len(segments) // size}{code}"
+    try:
+        entries = _expand_segmented_lut(unpack_from(form, segments), form)
+    except (ValueError, IndexError):
+        entries = []
+    return np.array(entries[: about.count], np.uint16)
+
+
 def _depth(tables: list[npt.NDArray[np.uint16]], bits: int) -> int:
     """Bits of an entry: 16 where any needs them, 8 where none does, else the descriptor's."""
     greatest = max(int(table.max()) for table in tables)
     if greatest < 2**8:
         return 8
     return max(bits, greatest.bit_length()) if bits in range(9, 17) else 16
-
-
-def _segmented(indices: npt.NDArray[Any], tags: Tags, bits: int) -> Gray:
-    try:
-        colors = apply_color_lut(indices, tags.dataset)
-    except (ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
-        raise Unreadable(_MISSING) from error
-    luma = colors[..., :3].astype(np.float64) @ np.array(_WEIGHTS)
-    full = 2.0 ** (16 if bits > 8 else 8) - 1
-    return np.rint(luma * (255 / full)).clip(0, 255).astype(np.uint8)

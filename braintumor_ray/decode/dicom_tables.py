@@ -47,8 +47,7 @@ def entries_of(tags: Tags, keyword: str, count: int) -> npt.NDArray[np.uint16]:
     value = tags.value(keyword)
     if isinstance(value, bytes):
         words = len(value) > count + count % 2
-        order = "<" if tags.dataset.original_encoding[1] is not False else ">"
-        kind = np.dtype(f"{order}u2" if words else "u1")
+        kind = np.dtype(f"{tags.order}u2" if words else "u1")
         found = np.frombuffer(value[: len(value) // kind.itemsize * kind.itemsize], kind)
     else:
         found = np.array(tags.numbers(keyword))

@@ -81,7 +81,7 @@ class Tags:
         if value is None:
             value = self.value(keyword)
         if isinstance(value, bytes):
-            value = _unpacked(value, keyword, self._is_little_endian())
+            value = _unpacked(value, keyword, self.order)
         try:
             return list(_numbers(value))
         except (TypeError, ValueError, OverflowError):
@@ -125,8 +125,10 @@ class Tags:
         value = self.dataset.get_item(keyword).value
         return value if isinstance(value, bytes) else None
 
-    def _is_little_endian(self) -> bool:
-        return self.dataset.original_encoding[1] is not False
+    @property
+    def order(self) -> str:
+        """The byte order that the dataset was read in, as `struct` has it."""
+        return ">" if self.dataset.original_encoding[1] is False else "<"
 
 
 @cache  # a few dozen keywords; looked up 40 times a file
@@ -180,12 +182,12 @@ def _plain_numbers(raw: RawDataElement) -> Any:  # noqa: ANN401
     return struct.unpack(f"{'<' if raw.is_little_endian else '>'}{count}{kind}", value)
 
 
-def _unpacked(value: bytes, keyword: str, little_endian: bool) -> Any:  # noqa: ANN401
+def _unpacked(value: bytes, keyword: str, order: str) -> Any:  # noqa: ANN401
     """Numbers of an element that came without a usable VR, by the dictionary's; else its text."""
     kind = _BINARY.get(dictionary_VR(keyword))
     if kind is None:
         return value.decode("latin-1")
     if len(value) % int(kind[1]):
         return "of another length"  # is no number, and noted as such
-    found: npt.NDArray[Any] = np.frombuffer(value, ("<" if little_endian else ">") + kind)
+    found: npt.NDArray[Any] = np.frombuffer(value, order + kind)
     return found.tolist()

@@ -142,6 +142,28 @@ def test_a_color_table_may_begin_late_and_be_long():
     assert shows_picture(palette(PICTURE.astype(np.uint16) * 257, long, [0, 0, 16]))
 
 
+SEGMENTS = {  # a first entry, then linear ones: opcode, length, last entry
+    (256, 8): struct.pack("6B", 0, 1, 0, 1, 255, 255),
+    (256, 16): struct.pack("<6H", 0, 1, 0, 1, 255, 65535),
+    (4096, 8): struct.pack("3B", 0, 1, 0)
+    + b"".join(struct.pack("3B", 1, 255, min(255, 16 * k)) for k in range(1, 17))
+    + struct.pack("3B", 1, 15, 255),  # more entries than their depth counts
+    (65536, 16): struct.pack("<6H", 0, 1, 0, 1, 65535, 65535),
+}
+
+
+@pytest.mark.parametrize(("count", "bits"), SEGMENTS)
+def test_a_color_table_in_segments(count, bits):
+    indices = (PICTURE * np.uint16(257) // (65536 // count)) if count > 256 else PICTURE
+    dataset = mr_dataset(indices.astype(np.uint8 if count == 256 else np.uint16), "PALETTE COLOR")
+    for name in ("Red", "Green", "Blue"):
+        described = f"{name}PaletteColorLookupTableDescriptor"
+        dataset.add_new(described, "US", [count % 2**16, 0, bits])
+        content = SEGMENTS[count, bits]
+        dataset.add_new(f"Segmented{name}PaletteColorLookupTableData", "OW", content)
+    assert shows_picture(saved(dataset))
+
+
 def test_a_color_table_that_is_missing_is_named():
     dataset = mr_dataset(PICTURE, "PALETTE COLOR")
     assert outcome(saved(dataset)) == (
