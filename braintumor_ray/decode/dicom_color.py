@@ -50,14 +50,14 @@ def _entries(tags: Tags, keyword: str, about: Descriptor) -> npt.NDArray[np.uint
     """The entries of one color; none where they are missing or cannot be parsed."""
     segments = tags.value(f"Segmented{keyword}")
     if keyword in tags or not isinstance(segments, bytes):
-        return entries_of(tags, keyword, about.count)
+        return entries_of(tags, keyword, about.size)
     size, code = (2, "H") if about.bits > 8 else (1, "B")
     form = f"{tags.order}{len(segments) // size}{code}"
     try:
         entries = _expand_segmented_lut(unpack_from(form, segments), form)
     except (ValueError, IndexError):
         entries = []
-    return np.array(entries[: about.count], np.uint16)
+    return np.array(entries[: about.size], np.uint16)
 
 
 def _depth(tables: list[npt.NDArray[np.uint16]], bits: int) -> int:

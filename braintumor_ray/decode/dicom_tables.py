@@ -17,7 +17,7 @@ _SIGN = 2**15
 class Descriptor(NamedTuple):
     """The three numbers that describe a table: entries, value of the first of them, their bits."""
 
-    count: int
+    size: int
     first: int
     bits: int
 
@@ -57,8 +57,10 @@ def entries_of(tags: Tags, keyword: str, count: int) -> npt.NDArray[np.uint16]:
 def table_of(sequence: list[Tags]) -> Table | None:
     """The table of the first item of a Modality or VOI LUT Sequence; None: it cannot be used."""
     about = descriptor_of(sequence[0], "LUTDescriptor")
-    entries = entries_of(sequence[0], "LUTData", about.count) if about else np.empty(0)
-    return Table(about, entries) if about and entries.size else None
+    if about is None:
+        return None
+    entries = entries_of(sequence[0], "LUTData", about.size)
+    return Table(about, entries) if entries.size else None
 
 
 def looked_up(
@@ -66,7 +68,7 @@ def looked_up(
 ) -> npt.NDArray[Any]:
     """The entry of each value; the first for those below it and for no numbers, the last above."""
     kind = values.dtype.kind
-    beyond = about.first + about.count > 2**16  # no value without sign is there
+    beyond = about.first + about.size > 2**16  # no value without sign is there
     signed = about.first >= _SIGN and (kind == "i" or (kind == "f" and beyond))
     first = about.first - 2**16 if signed else about.first
     places = np.nan_to_num(np.rint(values.astype(np.float64)) - first, copy=False)
