@@ -84,5 +84,5 @@ def prepare(decoded: Decoded, options: PrepareOptions) -> PreparedScan:
 
 def decode_version(preprocessing: Preprocessing) -> str:
     """Names what `prepare_file` makes of a file, for caches of its output."""
-    text = f"2 {np.uint8.__name__} {sorted(preprocessing.to_dict().items())}"
+    text = f"3 {np.uint8.__name__} {sorted(preprocessing.to_dict().items())}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]
