@@ -364,12 +364,12 @@ class StoreLease(Lease):
         try:
             put = obstore.put(self._store, LEASE, holder.dump(), mode=mode)
         except (AlreadyExistsError, PreconditionError):
-            # Perhaps by ourselves: a put whose answer was lost has been repeated.
+            # Perhaps by ourselves: the answer to this put, or to one before it, was lost.
             now, version = self._get()
-            if now != holder:
+            if now is None or now.token != holder.token:
                 return False
             self._version = version
-            return True
+            return now == holder or self._put(holder, version)
         except BaseError as error:
             raise _as_os_error(error) from error
         self._version = _version(put)

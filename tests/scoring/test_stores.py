@@ -6,8 +6,11 @@ import time
 
 import boto3
 import numpy as np
+import obstore
 import pyarrow as pa
 import pytest
+from obstore.exceptions import GenericError
+from obstore.store import MemoryStore
 from typer.testing import CliRunner
 
 from braintumor_ray import lease as lease_module
@@ -75,6 +78,24 @@ class TestLeaseOnAStore:
                 time.sleep(0.1)
             assert lease.read().heartbeat > first
             lease.check()
+
+    def test_a_heartbeat_whose_answer_never_came_is_not_the_last(self, monkeypatch):
+        lease, put = StoreLease("s3://b/r", MemoryStore()), obstore.put
+        assert lease.take() is None
+
+        def unanswered(*args, **options):
+            put(*args, **options)
+            raise GenericError("operation timed out")
+
+        with monkeypatch.context() as slow:
+            slow.setattr(obstore, "put", unanswered)
+            with pytest.raises(OSError, match="timed out"):
+                lease.renew()
+        first = lease.read().heartbeat
+        assert lease.renew()
+        assert lease.read().heartbeat > first
+        lease.release()
+        assert lease.read() is None
 
     def test_without_the_library_a_warning_names_the_guard(self, s3, monkeypatch, caplog):
         monkeypatch.setattr("braintumor_ray.lease.find_spec", lambda _: None)
