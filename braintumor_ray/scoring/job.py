@@ -25,7 +25,6 @@ from braintumor_ray.models.device import use_bf16
 from braintumor_ray.monitoring.meters import RunMeters
 from braintumor_ray.predict.results import (
     FIRST_ENGINE,
-    MANIFESTS,
     META,
     ResultsFolder,
     results_folder,
@@ -35,7 +34,7 @@ from braintumor_ray.scoring.generation import drop_other_attempts, tidy_newest
 from braintumor_ray.scoring.layout import Cluster, allocate
 from braintumor_ray.scoring.options import ScoreOptions
 from braintumor_ray.scoring.pipeline import Counter, Stages, execute, watched
-from braintumor_ray.scoring.plan import ScorePlan, make_plan, write_work
+from braintumor_ray.scoring.plan import ScorePlan, make_plan, write_manifest, write_work
 from braintumor_ray.scoring.result_settings import open_results, resolve_options, with_stored_engine
 from braintumor_ray.scoring.scans import Scans, are_in
 from braintumor_ray.scoring.summary import RowStatistics, Summary, nothing_new, summarize
@@ -250,9 +249,7 @@ def _commit(
     manifest = _manifest(plan, catalogs, started, statistics) | made_by
     summary = summarize(plan, statistics, time.time() - started, model_scans_per_s)
     lease.check()
-    generation.folder.write_json(
-        manifest | {"summary": asdict(summary)}, MANIFESTS, f"{generation.name}.json"
-    )
+    write_manifest(plan, manifest | {"summary": asdict(summary)})
     drop_other_attempts(generation, catalogs)
     generation.drop_checkpoints()
     return summary

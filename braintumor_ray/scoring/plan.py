@@ -18,6 +18,7 @@ from braintumor_ray.dicomweb.query import is_dicomweb
 from braintumor_ray.errors import CatalogError
 from braintumor_ray.predict.results import (
     CATALOGS,
+    MANIFESTS,
     ResultsFolder,
     current_row_files,
     superseded_rows,
@@ -53,6 +54,7 @@ class ScorePlan:
         known: catalog rows that earlier generations have scored.
         supersedes: scan ids that stop being current, by the generation that holds their row.
         backlog: new scans that the limit leaves for later runs.
+        unretired: earlier manifests without the retired ids that get a row again.
     """
 
     generation: Generation
@@ -61,6 +63,7 @@ class ScorePlan:
     known: int
     supersedes: dict[int, list[int]] = field(default_factory=dict)
     backlog: int = 0
+    unretired: Manifests = ()
 
     @property
     def retired(self) -> list[int]:
@@ -118,7 +121,8 @@ def make_plan(
     supersedes = _superseded(generation, work, manifests, redaction, elsewhere)
     resumed = int(np.count_nonzero(are_in(work.ids, done)))
     backlog = new - int(np.count_nonzero(wanted))
-    return ScorePlan(generation, work, resumed, known, supersedes, backlog)
+    unretired = list(_unretired(work, manifests))
+    return ScorePlan(generation, work, resumed, known, supersedes, backlog, unretired)
 
 
 def write_work(plan: ScorePlan, attempt: str, redaction: UriRedaction | None = None) -> list[str]:
@@ -133,6 +137,25 @@ def write_work(plan: ScorePlan, attempt: str, redaction: UriRedaction | None = N
         write_table(plan.generation.folder.at(path), redact_catalog(rows, redaction))
         paths.append(path)
     return paths
+
+
+def write_manifest(plan: ScorePlan, manifest: dict[str, Any]) -> None:
+    """Commit: from here on the generation counts.
+
+    Plain readers leave out the retired ids of all manifests. So those of scans that get a row again
+    go first: until the commit such readers still find the newer row of the file.
+    """
+    for each in (*plan.unretired, manifest):
+        plan.generation.folder.write_json(each, MANIFESTS, f"{int(each['generation']):06d}.json")
+
+
+def _unretired(work: Work, manifests: Manifests) -> Iterator[dict[str, Any]]:
+    ids = np.sort(work.ids)
+    for manifest in manifests:
+        retired = np.array(manifest.get("retired", ()), np.int64)
+        again = are_in(retired, ids)
+        if again.any():
+            yield manifest | {"retired": retired[~again].tolist()}
 
 
 def _rechunked(parts: Iterator[pa.Table]) -> Iterator[pa.Table]:
@@ -159,7 +182,7 @@ def earlier_scans(folder: ResultsFolder, manifest: dict[str, Any]) -> Scans:
 def _not_committed(
     folder: ResultsFolder, scans: Scans, manifests: Manifests, redaction: UriRedaction | None
 ) -> tuple[Mask, int]:
-    """Which catalog rows are in no generation, and how many are there with other URIs only."""
+    """Which catalog rows have no current row, and how many have one with other URIs only."""
     names = ("path", "uri") if manifests else ()
     keys = {name: _keys(scans, name, redaction) for name in names}
     order = np.argsort(scans.ids, kind="stable")
@@ -167,14 +190,16 @@ def _not_committed(
     _check_distinct(scans, ids)
     fresh = np.ones(len(ids), dtype=bool)
     here = np.zeros(len(ids), dtype=bool)
+    ended = np.zeros(len(ids), dtype=bool)
     example = None
-    for manifest in manifests if len(ids) else ():
+    for manifest, gone in _with_ended(manifests) if len(ids) else ():
         for part in earlier_scans(folder, manifest).parts(["scan_id", "path", "uri", "frame"]):
             part_ids = part["scan_id"].to_numpy()
             place = places_in(ids, part_ids)
             seen = ids[place] == part_ids
             rows = order[place[seen]]
             both = part.filter(pa.array(seen))
+            ended[rows] = are_in(part_ids[seen], gone)
             other = np.flatnonzero(keys_of(both, "path") != keys["path"][rows])
             if len(other):
                 _clash(scans, int(rows[other[0]]), both["path"][int(other[0])].as_py(), redaction)
@@ -190,7 +215,46 @@ def _not_committed(
             "taken to have moved; score another archive into another folder",
             elsewhere, known, example,
         )  # fmt: skip
-    return fresh, elsewhere
+    return fresh | _put_back(folder, scans, ended, manifests, redaction), elsewhere
+
+
+def _with_ended(manifests: Manifests) -> Iterator[tuple[dict[str, Any], Ids]]:
+    """Each manifest, and the sorted ids of its catalog whose row there has ended."""
+    superseded = superseded_rows(manifests)
+    retired = np.array([scan for m in manifests for scan in m.get("retired", ())], np.int64)
+    for manifest in manifests:
+        yield manifest, np.union1d(superseded[int(manifest["generation"])], retired)
+
+
+def _put_back(
+    folder: ResultsFolder,
+    scans: Scans,
+    ended: Mask,
+    manifests: Manifests,
+    redaction: UriRedaction | None,
+) -> Mask:
+    """Of scans whose rows have ended, those whose file was another one since and is back.
+
+    Not those that have a current row as a scan of another root.
+    """
+    if not ended.any():
+        return ended
+    files = Work(scans, ended, CATALOG_SCHEMA.empty_table())
+    sought = {name: np.unique(_keys(files, name, redaction, frame=False)) for name in _PLACES}
+    current: set[tuple[Any, ...]] = set()
+    for manifest, gone in _with_ended(manifests):
+        for part in earlier_scans(folder, manifest).parts(_VERSION_COLUMNS):
+            near = _among(part, sought)
+            near = near.filter(pa.array(~are_in(near["scan_id"].to_numpy(), gone)))
+            current.update(key for row in near.to_pylist() for key in _scan_keys(row))
+    shown = redact_catalog(files.read(), redaction)
+    back = np.zeros(scans.num_rows, dtype=bool)
+    back[ended] = [current.isdisjoint(_scan_keys(row)) for row in shown.to_pylist()]
+    return back
+
+
+def _scan_keys(row: dict[str, Any]) -> list[tuple[Any, ...]]:
+    return [(name, row[name], row["frame"], *_version_of(row)) for name in _PLACES]
 
 
 def _whole_objects(scans: Scans, wanted: Mask, chosen: Mask) -> Mask:
@@ -310,6 +374,7 @@ def _version_of(row: dict[str, Any]) -> tuple[Any, Any]:
     return row.get("size"), row.get("mtime")
 
 
+_PLACES = ("path", "uri")
 _VERSION_COLUMNS = ["scan_id", "uri", "path", "frame", "size", "mtime"]
 
 

@@ -122,15 +122,29 @@ def current(root):
 
 def by_the_readme(root):
     """The counts that the README's query gives, and the digest of the rows that it counts."""
-    (query,) = re.findall(r"```sql\n(.*?)```", README, re.DOTALL)
-    text = re.sub(r"--.*", "", query).replace("'results/", f"'{root}/")
-    *prepared, counted = text.strip().rstrip(";").split(";")
-    inner = re.search(r"FROM \((SELECT \* .*?= 1)\)", counted, re.DOTALL)[1]
-    connection = duckdb.connect()
-    for statement in prepared:
-        connection.execute(statement)
+    connection, counted, inner = prepared_by_the_readme(root)
     found = connection.execute(counted).fetchall()
     counts = sorted(((name, n, round(mean or 0, 6)) for name, n, mean in found), key=str)
     columns = "scan_id, uri, status, predicted_class, entropy, gradcam, epoch_us(scored_at)"
     rows = connection.execute(f"SELECT {columns} FROM ({inner}) ORDER BY uri").fetchall()
     return counts, hashlib.sha256(repr(rows).encode()).hexdigest()
+
+
+def ids_by_the_readme(root):
+    """Of the scans that the README's query counts, sorted."""
+    connection, _, inner = prepared_by_the_readme(root)
+    return [
+        scan
+        for (scan,) in connection.execute(f"SELECT scan_id FROM ({inner}) ORDER BY 1").fetchall()
+    ]
+
+
+def prepared_by_the_readme(root):
+    """A connection with what the README's query needs, the query, and its selection of rows."""
+    (query,) = re.findall(r"```sql\n(.*?)```", README, re.DOTALL)
+    text = re.sub(r"--.*", "", query).replace("'results/", f"'{root}/")
+    *prepared, counted = text.strip().rstrip(";").split(";")
+    connection = duckdb.connect()
+    for statement in prepared:
+        connection.execute(statement)
+    return connection, counted, re.search(r"FROM \((SELECT \* .*?= 1)\)", counted, re.DOTALL)[1]

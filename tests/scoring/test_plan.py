@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from braintumor_ray import lease as lease_module
+from braintumor_ray.archive.compact import CompactOptions, compact
 from braintumor_ray.catalog.build import load_catalog
 from braintumor_ray.catalog.schema import CATALOG_SCHEMA
 from braintumor_ray.errors import CatalogError, ResultsError
@@ -22,8 +23,9 @@ from braintumor_ray.models.bundle import load_bundle
 from braintumor_ray.predict.results import read_results, results_folder
 from braintumor_ray.scoring.job import ScoreOptions, score
 from braintumor_ray.scoring.options import PredictSettings
-from braintumor_ray.scoring.plan import make_plan, write_work
+from braintumor_ray.scoring.plan import make_plan, write_manifest, write_work
 from braintumor_ray.scoring.result_settings import open_results
+from tests.archive.nights import ids_by_the_readme
 from tests.builders import write_archive
 
 
@@ -44,7 +46,7 @@ def scans(*names, version=0, start=0, root="/archive", frames=1):
 
 def commit(plan, checkpoint="a_000000"):
     """What Ray Data leaves when the work is done, and the manifest."""
-    folder, generation = plan.generation.folder, plan.generation
+    generation = plan.generation
     catalogs = write_work(plan, "attempt")
     write_rows(plan, plan.work.read(), checkpoint)
     files = [{"path": f"{generation.rows}/{checkpoint}-0.parquet", "rows": plan.work.num_rows}]
@@ -55,7 +57,7 @@ def commit(plan, checkpoint="a_000000"):
         "supersedes": {str(k): v for k, v in plan.supersedes.items()},
         "retired": plan.retired,
     }
-    folder.write_json(manifest, "manifests", f"{generation.name}.json")
+    write_manifest(plan, manifest)
 
 
 def write_rows(plan, rows, checkpoint, pending=False, with_data=True):
@@ -66,8 +68,14 @@ def write_rows(plan, rows, checkpoint, pending=False, with_data=True):
     suffix = ".pending.parquet" if pending else ".parquet"
     pq.write_table(ids, generation.folder.at(generation.checkpoints, checkpoint + suffix))
     if with_data:
-        data = rows.select(["scan_id", "uri", "frame"])
+        data = rows.select(["scan_id", "uri", "frame", "patient_key", "study_key", "series_key"])
+        times = pa.array([generation.number] * data.num_rows, pa.timestamp("us", tz="UTC"))
+        data = data.append_column("scored_at", times)
         pq.write_table(data, generation.folder.at(generation.rows, checkpoint + "-0.parquet"))
+
+
+def current_ids(root):
+    return sorted(read_results(root, ["scan_id"])["scan_id"].to_pylist())
 
 
 def plan_for(folder, catalog, **options):
@@ -111,6 +119,32 @@ class TestPlan:
         assert plan.supersedes == {1: [0, 100, 200, 300, 400]}
         commit(plan, "b_000000")
         assert read_results(tmp_path, ["scan_id"]).num_rows == 5 + 3
+
+    @pytest.mark.parametrize("compacted", [False, True])
+    def test_a_file_that_is_again_what_it_was_is_scored_again(self, tmp_path, compacted):
+        """Bad sectors or a failed copy, and then the backup with its times."""
+        folder = results_folder(tmp_path)
+        b = scans("b", start=1, frames=2)
+        files = [
+            pa.concat_tables([scans("a", version=v, frames=n), b]) for v, n in ((0, 3), (1, 1))
+        ]
+        commit(plan_for(folder, files[0]))
+        commit(plan_for(folder, files[1]))
+        if compacted:
+            compact(folder.location, CompactOptions(drop_superseded=True))
+        plan = plan_for(folder, files[0])
+        assert sorted(plan.work.ids.tolist()) == [0, 100, 200]
+        commit(plan)
+        assert current_ids(tmp_path) == ids_by_the_readme(tmp_path) == [0, 1, 100, 101, 200]
+        assert plan_for(folder, files[0]).remaining == 0
+        commit(plan_for(folder, files[1]))
+        assert current_ids(tmp_path) == ids_by_the_readme(tmp_path) == [1, 101, 1000]
+
+    def test_a_scan_with_a_row_below_another_root_is_not_scored_again(self, tmp_path):
+        folder = results_folder(tmp_path)
+        commit(plan_for(folder, scans("a", root="/mnt/part")))
+        commit(plan_for(folder, scans("part/a", root="/mnt", start=5)))
+        assert plan_for(folder, scans("a", root="/mnt/part")).remaining == 0
 
     def test_frames_that_a_limit_left_supersede_no_other(self, tmp_path):
         folder = results_folder(tmp_path)
