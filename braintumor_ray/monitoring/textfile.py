@@ -14,7 +14,7 @@ from braintumor_ray.errors import GateError, UsageError
 from braintumor_ray.monitoring.finish import FinishedRun
 
 PREFIX = "braintumor_ray"
-HELP = {
+_OF_RUN = {
     "last_run_timestamp_seconds": "when the last run ended",
     "last_run_duration_seconds": "of the last run, with cataloging and its gates",
     "last_run_exit_code": "of the last run: 0 done, 1 failed, 2 usage, 3 a gate is not met",
@@ -23,6 +23,8 @@ HELP = {
     "gates_not_met": "of the last run that did its work",
     "known_scans": "scans of the source that have a row",
     "backlog_scans": "scans of the source that --limit left for later runs",
+}
+_OF_GENERATION = {
     "generation_scans": "rows of the newest generation",
     "generation_class_scans": "readable rows of the newest generation",
     "quarantine_ratio": "unreadable rows of the newest generation, a share",
@@ -37,6 +39,7 @@ HELP = {
     "drifts": "1: the figure differs from those of the last runs by more than chance",
     "bundle_info": "what made the newest generation; always 1",
 }
+HELP = _OF_RUN | _OF_GENERATION
 
 
 class Sample(NamedTuple):
@@ -73,6 +76,8 @@ def write_metrics_file(path: str, run: FinishedRun) -> None:
 
     known = list(samples(run))
     told = {sample.name for sample in known}
+    if run.summary and run.summary["generation"] is not None:
+        told.update(_OF_GENERATION)  # of those before, also what a small night has no figure for
     kept = [sample for sample in _earlier(path, run.results) if sample.name not in told]
     registry, made = CollectorRegistry(), dict[str, Any]()
     for name, value, labels in [*kept, *known]:

@@ -57,6 +57,15 @@ def test_what_is_no_more_is_not_kept(path):
     assert names == [("generation_class_scans", "no_tumor")]
 
 
+def test_a_night_that_is_too_small_for_a_figure_keeps_none_of_an_earlier_one(path):
+    write_metrics_file(str(path), finished(3, found=summary()))
+    small = summary(scans=2, status={"quarantined": 2}, classes={}, shift=None)
+    small["night"] = {"gates": [], "comparison": None}
+    write_metrics_file(str(path), finished(day=2, found=small))
+    names = {name for name, *_ in values(path)}
+    assert not names & {"shift_distance", "shift_limit", "drifts", "drift_limit", "mean_entropy"}
+
+
 def test_a_night_with_nothing_new_keeps_the_newest_generations_figures(path):
     write_metrics_file(str(path), finished(found=summary()))
     nothing = summary(generation=None, scans=0, known=1_200, status={}, classes={}, backlog=0)
