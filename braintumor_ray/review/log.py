@@ -127,6 +127,8 @@ class LabelLog:
     def _catch_up(self) -> None:
         """Read lines that are new; cut off a last one whose writer died within it."""
         size = os.fstat(self._file).st_size
+        if not self._is_at_its_place():  # what is added would be lost with the file that was there
+            raise UsageError(f"'{self.path}' is another file now: it was replaced; start again")
         if size < self._size:
             raise UsageError(f"'{self.path}' has become shorter: it was changed; start again")
         if size == self._size:
@@ -137,6 +139,13 @@ class LabelLog:
         for event in read_events(str(self.path))[self._count :]:
             self._take(event)
         self._size = end
+
+    def _is_at_its_place(self) -> bool:
+        """Whether the path leads to the open file: an editor or a copy puts a new one there."""
+        try:
+            return os.path.samestat(os.stat(self.path), os.fstat(self._file))
+        except FileNotFoundError:
+            return False
 
     def _whole_lines(self, size: int) -> int:
         """Where the last whole line ends."""

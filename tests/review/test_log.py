@@ -74,6 +74,16 @@ def write_many(path, start):
         log.add(event(number, path=f"{number}.png", label="a", verdict="wrong"))
 
 
+@pytest.mark.parametrize("replaced", [True, False])
+def test_nothing_is_confirmed_where_another_file_took_its_place(log, replaced):
+    log.add(event(1, note="kept"))
+    copy = log.path.with_name("copy")
+    copy.write_bytes(log.path.read_bytes())
+    copy.replace(log.path) if replaced else log.path.unlink()
+    with pytest.raises(UsageError, match="was replaced; start again"):
+        log.add(event(2, note="lost"))
+
+
 def test_lines_of_two_processes_never_mix(tmp_path):
     path = str(tmp_path / "labels.jsonl")
     spawned = multiprocessing.get_context("fork")
