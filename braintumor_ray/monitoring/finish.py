@@ -95,12 +95,20 @@ def _run(target: str, body: bytes, run: FinishedRun, log: Log) -> None:
     done.check_returncode()
 
 
+class _NotRedirected(urllib.request.HTTPRedirectHandler):
+    """A redirect is an answer: urllib would follow it by a GET, and nobody were told."""
+
+    def redirect_request(self, *_: Any) -> None:  # noqa: ANN401 - as urllib has it
+        """Nowhere else."""
+
+
 def _post(url: str, body: bytes) -> None:
     headers = {"Content-Type": "application/json"}
+    opener = urllib.request.build_opener(_NotRedirected)
     for attempt in range(TRIES):
         try:
             request = urllib.request.Request(url, body, headers)
-            with urllib.request.urlopen(request, timeout=WEBHOOK_TIMEOUT_S):
+            with opener.open(request, timeout=WEBHOOK_TIMEOUT_S):
                 return
         except (OSError, ValueError) as error:
             if attempt == TRIES - 1 or not _may_pass(error):

@@ -36,6 +36,12 @@ def hook(monkeypatch):
                 time.sleep(0.6)
                 return
             self.send_response(code)
+            if 300 <= code < 400:
+                self.send_header("Location", "/elsewhere")
+            self.end_headers()
+
+        def do_GET(self):
+            self.send_response(200)
             self.end_headers()
 
         def log_message(self, *_):
@@ -109,6 +115,8 @@ def test_a_webhook_gets_the_summary(hook, said):
         ([None, None, None], 3, True),
         ([404], 1, True),
         ([429, 200], 2, False),
+        ([301], 1, True),
+        ([302], 1, True),
     ],
 )
 def test_a_webhook_is_tried_three_times_where_that_may_help(hook, said, answers, posts, warned):
