@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,7 @@ from braintumor_ray.predict.results import (
     ROWS,
     ResultsFolder,
     is_compacted,
+    row_files,
 )
 from braintumor_ray.scoring.scans import Ids, are_distinct, are_in, joined
 from braintumor_ray.storage import is_local, local_path, open_filesystem
@@ -134,12 +136,13 @@ class Generation:
                     local_path(self.folder.at(parent)).rmdir()
 
 
-def drop_other_attempts(generation: Generation, kept: Sequence[str]) -> None:
-    """Remove the catalogs of interrupted attempts."""
-    parent = f"{CATALOGS}/{generation.name}"
-    for name in generation.folder.names(parent):
-        if f"{parent}/{name}" not in kept:
-            generation.folder.delete_file(parent, name)
+def drop_unlisted(generation: Generation, manifest: dict[str, Any]) -> None:
+    """Remove catalogs of interrupted attempts, and rows of a writer that outlived the commit."""
+    listed = {*manifest["catalogs"], *row_files(manifest)}
+    for parent in (f"{CATALOGS}/{generation.name}", generation.rows):
+        for name in generation.folder.names(parent):
+            if f"{parent}/{name}" not in listed:
+                generation.folder.delete_file(parent, name)
 
 
 def tidy_newest(folder: ResultsFolder, fingerprint: str) -> None:
@@ -153,7 +156,7 @@ def tidy_newest(folder: ResultsFolder, fingerprint: str) -> None:
     manifest = folder.manifest(int(committed[-1].removesuffix(".json")))
     if not is_compacted(manifest):
         generation = Generation(folder, int(manifest["generation"]), fingerprint)
-        drop_other_attempts(generation, manifest["catalogs"])
+        drop_unlisted(generation, manifest)
         generation.drop_checkpoints()
 
 

@@ -30,7 +30,7 @@ from braintumor_ray.predict.results import (
     results_folder,
 )
 from braintumor_ray.scoring.failures import innermost, release_frames, root_cause
-from braintumor_ray.scoring.generation import drop_other_attempts, tidy_newest
+from braintumor_ray.scoring.generation import drop_unlisted, tidy_newest
 from braintumor_ray.scoring.layout import Cluster, allocate
 from braintumor_ray.scoring.options import ScoreOptions
 from braintumor_ray.scoring.pipeline import Counter, Stages, execute, watched
@@ -250,7 +250,7 @@ def _commit(
     summary = summarize(plan, statistics, time.time() - started, model_scans_per_s)
     lease.check()
     write_manifest(plan, manifest | {"summary": asdict(summary)})
-    drop_other_attempts(generation, catalogs)
+    drop_unlisted(generation, manifest)
     generation.drop_checkpoints()
     return summary
 

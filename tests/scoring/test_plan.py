@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -415,11 +416,14 @@ def test_a_run_killed_after_its_manifest_leaves_nothing_that_verify_minds(tmp_pa
     plan = make_plan(results, catalog, [], fingerprint, None)
     stray = write_work(plan, "interrupted")
     commit(plan)
+    rows = tmp_path / "results" / plan.generation.rows
+    shutil.copy(rows / "a_000000-0.parquet", rows / "b_000000-0.parquet")  # by a late writer
     checkpoint = tmp_path / "results" / plan.generation.checkpoints / "a_000000.parquet"
     assert checkpoint.exists()
     assert score(catalog, results.location, options).generation is None
     assert not (tmp_path / "results" / stray[0]).exists()
     assert not checkpoint.exists()
+    assert [path.name for path in rows.iterdir()] == ["a_000000-0.parquet"]
 
 
 def test_catalogs_of_an_archive_feed_the_plan(tmp_path):

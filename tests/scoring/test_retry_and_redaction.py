@@ -15,7 +15,7 @@ from braintumor_ray.decode.preprocess import Preprocessing
 from braintumor_ray.errors import UsageError
 from braintumor_ray.predict.results import read_results, results_folder
 from braintumor_ray.scoring.decode_stage import DecodeStage
-from braintumor_ray.scoring.generation import drop_other_attempts
+from braintumor_ray.scoring.generation import drop_unlisted
 from braintumor_ray.scoring.options import DecodeSettings
 from braintumor_ray.scoring.plan import make_plan, write_work
 from tests.builders import write_archive
@@ -45,7 +45,7 @@ def night(folder, catalog, redaction=None, **options):
         "supersedes": {str(k): v for k, v in plan.supersedes.items()},
     }
     folder.write_json(manifest, "manifests", f"{generation.name}.json")
-    drop_other_attempts(generation, catalogs)
+    drop_unlisted(generation, manifest)
     return plan
 
 
