@@ -90,7 +90,7 @@ def register(
     folder = results_folder(results)
     committed_runs(folder)
     _check_address(f"results '{results}'", folder_path(folder, ""))
-    _check_address(f"--warehouse '{warehouse}'", warehouse or "")
+    _check_address(f"--warehouse '{warehouse}'", _as_uri(warehouse) if warehouse else "")
     with _as_results_errors(catalog_uri, table), lease_on(folder.location):
         delete_unfinished(folder, REGISTERED)
         found = _open_table(folder, catalog_uri, table, warehouse)
@@ -174,8 +174,13 @@ def _is_within(path: str, first: int, last: int) -> bool:
 
 def folder_path(folder: ResultsFolder, path: str) -> str:
     """A file of the folder as Iceberg names it: an absolute URI."""
-    location = absolute(folder.at(path))
-    return location if is_uri(location) else f"file://{location}"
+    return _as_uri(folder.at(path))
+
+
+def _as_uri(location: str) -> str:
+    """A location that means the same wherever the table is opened: it is kept in its metadata."""
+    whole = absolute(location)
+    return whole if is_uri(whole) else f"file://{whole}"
 
 
 def _data_file(folder: ResultsFolder, table: Any, file: dict[str, Any]) -> Any:  # noqa: ANN401
@@ -285,7 +290,7 @@ def _catalog(folder: ResultsFolder, uri: str, warehouse: str | None) -> Any:  # 
     rest = uri.startswith(("http://", "https://"))
     warehouse = warehouse or (None if rest else folder_path(folder, "iceberg"))
     if warehouse:
-        properties["warehouse"] = warehouse if is_uri(warehouse) else f"file://{warehouse}"
+        properties["warehouse"] = _as_uri(warehouse)
     if rest:
         return _rest_catalog(properties)
     return load_catalog(CATALOG_NAME, type="sql", **properties)

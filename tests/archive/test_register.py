@@ -55,6 +55,16 @@ def runs(uri):
     return [s.summary.additional_properties.get(RUN) for s in load(uri).metadata.snapshots]
 
 
+def test_a_warehouse_that_is_named_from_here_is_found_from_elsewhere(
+    nights, uri, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    register(str(nights), uri, warehouse="lake")
+    monkeypatch.chdir("/")
+    check_same(nights, uri)
+    assert (tmp_path / "lake").is_dir()
+
+
 @pytest.mark.parametrize("again", ["register", "compact"])
 def test_what_a_killed_registration_was_writing_is_deleted(nights, uri, again):
     register(str(nights), uri)
