@@ -220,6 +220,8 @@ def report(scored: Scored, source: SourceFrame) -> "ComprehensiveSR":
 
     evidence = Dataset()
     evidence.update(source.header)
+    read = source.header.original_character_set  # of the elements that are still bytes
+    evidence.set_original_encoding(None, None, read)
     return ComprehensiveSR(
         evidence=[evidence],
         content=_content(scored, source),

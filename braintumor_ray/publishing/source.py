@@ -140,6 +140,9 @@ def _header(data: bytes) -> Dataset:
     for name in _MAY_BE_EMPTY:
         if name not in header:
             setattr(header, name, None)
+    # In UTF-8: our own text may have any letters, and highdicom takes no set that is extended by
+    # escapes, as those of Japanese and Korean names are.
+    header.SpecificCharacterSet = "ISO_IR 192"
     return header
 
 

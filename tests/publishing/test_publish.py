@@ -1,5 +1,6 @@
 """Results of DICOM scans become DICOM objects that lie where their scans lie."""
 
+import io
 import json
 import warnings
 from datetime import datetime, timezone
@@ -17,12 +18,16 @@ from braintumor_ray.catalog.build import load_catalog
 from braintumor_ray.catalog.identity import IdentityHash
 from braintumor_ray.catalog.options import CatalogOptions
 from braintumor_ray.catalog.redaction import UriRedaction, redact_catalog
+from braintumor_ray.decode.decode import decode
+from braintumor_ray.decode.hashes import pixel_sha256
 from braintumor_ray.decode.types import DecodeOptions
 from braintumor_ray.errors import CatalogError, PublishError, UsageError
 from braintumor_ray.explain.overlay import upsampled
 from braintumor_ray.predict.results import read_results
+from braintumor_ray.publishing.objects import Scored, derived_objects
 from braintumor_ray.publishing.options import PublishOptions
 from braintumor_ray.publishing.publish import publish
+from braintumor_ray.publishing.source import source_of
 from tests.builders import write_archive
 from tests.publishing.scans import (
     ORIENTATIONS,
@@ -240,6 +245,39 @@ def test_burned_in_annotation_is_refused_unless_it_is_allowed(tmp_path):
         published(results, tmp_path / "archive", tmp_path / "out")
     assert not objects(tmp_path / "out")
     assert published(results, tmp_path / "archive", tmp_path / "out", allow_burned_in=True)
+
+
+@pytest.mark.parametrize(
+    ("characters", "patient"),
+    [
+        ("ISO_IR 100", "Müller^Jörg"),
+        (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎"),
+        (["", "ISO 2022 IR 149"], "Hong^Gildong=洪^吉洞=홍^길동"),
+        (None, "Planted^Name"),
+    ],
+)
+def test_letters_of_any_language_are_carried_over(characters, patient):
+    tags = {"SpecificCharacterSet": characters} if characters else {}
+    scan = as_bytes(scan_dataset(0, ORIENTATIONS["axial"], PatientName=patient, **tags))
+    name = "膠腫 (bösartig)"
+    row = {
+        "frame": 0,
+        "pixel_sha256": pixel_sha256(decode(scan).gray),
+        "predicted_class": name,
+        "cam_class": name,
+        "probabilities": [0.75, 0.25],
+    }
+    scored_row = Scored(row, [name, "no_tumor"], {"gradcam": np.eye(7, dtype=np.float16)}, "f" * 32)
+    for kind, made in derived_objects(scored_row, source_of(scan, row)).items():
+        read = pydicom.dcmread(io.BytesIO(as_bytes(made)))
+        assert (str(read.PatientName), read.SpecificCharacterSet) == (patient, "ISO_IR 192"), kind
+        assert name in str(read) or kind == "capture"
+
+
+def as_bytes(dataset):
+    stream = io.BytesIO()
+    dataset.save_as(stream, enforce_file_format=True)
+    return stream.getvalue()
 
 
 def test_a_scan_without_a_place_in_the_patient_is_refused(tmp_path):
