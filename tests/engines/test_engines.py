@@ -201,6 +201,7 @@ engines = [Predictor.from_bundle(sys.argv[1], "cpu", engine="openvino") for _ in
 while engines:
     del engines[0]
     gc.collect()
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
 try:
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(10)
