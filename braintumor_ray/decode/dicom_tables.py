@@ -22,7 +22,7 @@ class Descriptor(NamedTuple):
     bits: int
 
 
-class Table(NamedTuple):
+class LookupTable(NamedTuple):
     """A table with its entries, uint16 (n,)."""
 
     about: Descriptor
@@ -54,13 +54,13 @@ def entries_of(tags: Tags, keyword: str, count: int) -> npt.NDArray[np.uint16]:
     return found[:count].astype(np.uint16)
 
 
-def table_of(sequence: list[Tags]) -> Table | None:
+def table_of(sequence: list[Tags]) -> LookupTable | None:
     """The table of the first item of a Modality or VOI LUT Sequence; None: it cannot be used."""
     about = descriptor_of(sequence[0], "LUTDescriptor")
     if about is None:
         return None
     entries = entries_of(sequence[0], "LUTData", about.size)
-    return Table(about, entries) if entries.size else None
+    return LookupTable(about, entries) if entries.size else None
 
 
 def looked_up(
