@@ -84,6 +84,8 @@ class TruthIndex:
         Raises:
             TruthError: two scans share an entry, or one scan has several.
         """
+        if self.scans is not None:
+            return {path: self.scans[path] for path in paths if path in self.scans}
         keys = {path: self._key(path) for path in paths}
         taken = self.entries.keys() & {*keys.values()}
         free = replace(self, entries={k: v for k, v in self.entries.items() if k not in taken})

@@ -259,6 +259,17 @@ def test_other_truth_counts_for_the_scan_that_it_names_and_for_no_other(tmp_path
     assert covered == {"1.jpg": 1.0, "a/1.jpg": 1.0, "s/2.jpg": 0.5}
 
 
+def test_what_goes_before_a_mask_goes_before_it_in_a_split_too(tmp_path):
+    (tmp_path / "masks").mkdir()
+    cv2.imwrite(str(tmp_path / "masks" / "1.png"), np.full((4, 4), 255, np.uint8))
+    paths = ["1.jpg", "2.jpg"]
+    masks = load_truth(tmp_path / "masks").of(paths)
+    both = masks.under(boxes(tmp_path, "2.jpg", "1.jpg").of(paths))
+    assert both.mask("1.jpg", (4, 4)).mean() == 0.5
+    assert both.of(["1.jpg"]).mask("1.jpg", (4, 4)).mean() == 0.5
+    assert both.match(["1.jpg"]) == {"1.jpg": "1.jpg"}
+
+
 def test_folder_of_scans_and_labels_or_of_nothing_is_refused(tmp_path):
     with pytest.raises(TruthError, match="neither mask images"):
         load_truth(tmp_path)
