@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from braintumor_ray.decode.files import VOLUME_FIELDS, locations, with_volumes
+from braintumor_ray.decode.files import VOLUME_FIELDS, with_volumes, without_volume
 from braintumor_ray.errors import CatalogError
 from braintumor_ray.storage import open_filesystem, write_table
 
@@ -41,7 +42,7 @@ HEADER_COLUMNS = ("modality", "plane", "sequence")
 ADDED_LATER = (*HEADER_COLUMNS, *(field.name for field in VOLUME_FIELDS))  # not in older catalogs
 
 _PATIENT_KEYS = ("patient_key", "study_key", "series_key")
-PATIENT_COLUMNS = ("uri", "frame", *_PATIENT_KEYS)
+PATIENT_COLUMNS = ("uri", *_PATIENT_KEYS)
 
 
 def with_further(names: Iterable[str]) -> pa.Schema:
@@ -67,11 +68,14 @@ def patients_of(scans: pa.Table) -> list[str]:
     Args:
         scans: of a catalog or of results, with `PATIENT_COLUMNS`.
     """
-    columns = [scans[name].to_pylist() for name in _PATIENT_KEYS]
-    return [
-        next((f"{n}={key}" for n, key in zip(_PATIENT_KEYS, keys, strict=True) if key), file)
-        for file, *keys in zip(locations(scans), *columns, strict=True)
+    unknown = pa.scalar(None, pa.string())
+    keys = (pc.if_else(pc.equal(scans[name], ""), unknown, scans[name]) for name in _PATIENT_KEYS)
+    named = [
+        pc.binary_join_element_wise(name, key, "=")
+        for name, key in zip(_PATIENT_KEYS, keys, strict=True)
     ]
+    found: list[str] = pc.coalesce(*named, without_volume(scans["uri"])).to_pylist()
+    return found
 
 
 def check_ids(table: pa.Table) -> None:

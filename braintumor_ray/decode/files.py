@@ -11,6 +11,7 @@ from itertools import groupby
 from operator import itemgetter
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from braintumor_ray.decode.types import DEFAULT_VOLUMES, DecodeLimits, VolumeOptions
 from braintumor_ray.storage import is_local, local_path, open_filesystem
@@ -75,6 +76,11 @@ def files_of(rows: pa.Table) -> list[FileFrames]:
         frames = tuple(scan[1] for scan in scans)
         files.append(FileFrames(uri.removesuffix(volumes.mark), frames, volumes))
     return files
+
+
+def without_volume(uris: pa.ChunkedArray) -> pa.ChunkedArray:
+    """URIs of scans without the mark of how their volume is cut: slices of one file have one."""
+    return pc.replace_substring_regex(uris, _MARK.pattern, "")
 
 
 def locations(rows: pa.Table) -> list[str]:
