@@ -4,7 +4,7 @@ Of each scan the driver keeps its id and three hashes, 32 bytes; rows are read i
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,6 +40,7 @@ from braintumor_ray.storage import open_filesystem, write_table
 from braintumor_ray.types import Mask
 
 Manifests = Sequence[dict[str, Any]]
+_PLACES = ("path", "uri")  # columns that show which file a scan is of
 logger = logging.getLogger(__name__)
 
 
@@ -183,7 +184,7 @@ def _not_committed(
     folder: ResultsFolder, scans: Scans, manifests: Manifests, redaction: UriRedaction | None
 ) -> tuple[Mask, int]:
     """Which catalog rows have no current row, and how many have one with other URIs only."""
-    names = ("path", "uri") if manifests else ()
+    names = _PLACES if manifests else ()
     keys = {name: _keys(scans, name, redaction) for name in names}
     order = np.argsort(scans.ids, kind="stable")
     ids = scans.ids[order]
@@ -192,14 +193,15 @@ def _not_committed(
     here = np.zeros(len(ids), dtype=bool)
     ended = np.zeros(len(ids), dtype=bool)
     example = None
-    for manifest, gone in _with_ended(manifests) if len(ids) else ():
+    rows_ended = _EndedRows.of(manifests)
+    for manifest in manifests if len(ids) else ():
         for part in earlier_scans(folder, manifest).parts(["scan_id", "path", "uri", "frame"]):
             part_ids = part["scan_id"].to_numpy()
             place = places_in(ids, part_ids)
             seen = ids[place] == part_ids
             rows = order[place[seen]]
             both = part.filter(pa.array(seen))
-            ended[rows] = are_in(part_ids[seen], gone)
+            ended[rows] = rows_ended.among(part_ids[seen], manifest)
             other = np.flatnonzero(keys_of(both, "path") != keys["path"][rows])
             if len(other):
                 _clash(scans, int(rows[other[0]]), both["path"][int(other[0])].as_py(), redaction)
@@ -215,15 +217,30 @@ def _not_committed(
             "taken to have moved; score another archive into another folder",
             elsewhere, known, example,
         )  # fmt: skip
-    return fresh | _put_back(folder, scans, ended, manifests, redaction), elsewhere
+    return fresh | _put_back(folder, scans, ended, manifests, rows_ended, redaction), elsewhere
 
 
-def _with_ended(manifests: Manifests) -> Iterator[tuple[dict[str, Any], Ids]]:
-    """Each manifest, and the sorted ids of its catalog whose row there has ended."""
-    superseded = superseded_rows(manifests)
-    retired = np.array([scan for m in manifests for scan in m.get("retired", ())], np.int64)
-    for manifest in manifests:
-        yield manifest, np.union1d(superseded[int(manifest["generation"])], retired)
+@dataclass(frozen=True)
+class _EndedRows:
+    """Rows that are no longer current, by what all manifests tell.
+
+    Attributes:
+        superseded: sorted scan ids, by the generation that holds the row.
+        retired: sorted scan ids that have no current row in any generation.
+    """
+
+    superseded: Mapping[int, Ids]
+    retired: Ids
+
+    @classmethod
+    def of(cls, manifests: Manifests) -> "_EndedRows":
+        retired = [scan for manifest in manifests for scan in manifest.get("retired", ())]
+        return cls(superseded_rows(manifests), np.unique(np.array(retired, np.int64)))
+
+    def among(self, ids: Ids, manifest: dict[str, Any]) -> Mask:
+        """Whether the rows of scans in the generation of a manifest have ended."""
+        superseded = self.superseded[int(manifest["generation"])]
+        return are_in(ids, superseded) | are_in(ids, self.retired)
 
 
 def _put_back(
@@ -231,6 +248,7 @@ def _put_back(
     scans: Scans,
     ended: Mask,
     manifests: Manifests,
+    rows_ended: _EndedRows,
     redaction: UriRedaction | None,
 ) -> Mask:
     """Of scans whose rows have ended, those whose file was another one since and is back.
@@ -242,10 +260,10 @@ def _put_back(
     files = Work(scans, ended, CATALOG_SCHEMA.empty_table())
     sought = {name: np.unique(_keys(files, name, redaction, frame=False)) for name in _PLACES}
     current: set[tuple[Any, ...]] = set()
-    for manifest, gone in _with_ended(manifests):
+    for manifest in manifests:
         for part in earlier_scans(folder, manifest).parts(_VERSION_COLUMNS):
             near = _among(part, sought)
-            near = near.filter(pa.array(~are_in(near["scan_id"].to_numpy(), gone)))
+            near = near.filter(pa.array(~rows_ended.among(near["scan_id"].to_numpy(), manifest)))
             current.update(key for row in near.to_pylist() for key in _scan_keys(row))
     shown = redact_catalog(files.read(), redaction)
     back = np.zeros(scans.num_rows, dtype=bool)
@@ -374,7 +392,6 @@ def _version_of(row: dict[str, Any]) -> tuple[Any, Any]:
     return row.get("size"), row.get("mtime")
 
 
-_PLACES = ("path", "uri")
 _VERSION_COLUMNS = ["scan_id", "uri", "path", "frame", "size", "mtime"]
 
 
@@ -392,7 +409,7 @@ def _superseded(
     """
     if not work.num_rows:
         return {}
-    names = ("path", "uri") if manifests else ()
+    names = _PLACES if manifests else ()
     sought = {name: np.unique(_keys(work, name, redaction, frame=False)) for name in names}
     suspects = {
         int(manifest["generation"]): pa.concat_tables(
