@@ -90,10 +90,11 @@ def register(
     folder = results_folder(results)
     committed_runs(folder)
     _check_address(f"results '{results}'", folder_path(folder, ""))
-    _check_address(f"--warehouse '{warehouse}'", _as_uri(warehouse) if warehouse else "")
+    address = _as_uri(warehouse) if warehouse else None
+    _check_address(f"--warehouse '{warehouse}'", address or "")
     with _as_results_errors(catalog_uri, table), lease_on(folder.location):
         delete_unfinished(folder, REGISTERED)
-        found = _open_table(folder, catalog_uri, table, warehouse)
+        found = _open_table(folder, catalog_uri, table, address)
         manifests = committed_runs(folder)
         record = f"{hashlib.sha256(f'{catalog_uri} {table}'.encode()).hexdigest()[:16]}.json"
         _hold(folder, record, table, manifests, also=True)
@@ -290,7 +291,7 @@ def _catalog(folder: ResultsFolder, uri: str, warehouse: str | None) -> Any:  # 
     rest = uri.startswith(("http://", "https://"))
     warehouse = warehouse or (None if rest else folder_path(folder, "iceberg"))
     if warehouse:
-        properties["warehouse"] = _as_uri(warehouse)
+        properties["warehouse"] = warehouse
     if rest:
         return _rest_catalog(properties)
     return load_catalog(CATALOG_NAME, type="sql", **properties)

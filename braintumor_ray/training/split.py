@@ -17,12 +17,7 @@ from braintumor_ray.decode.hashes import HASHES
 from braintumor_ray.decode.reading import hash_scans
 from braintumor_ray.errors import GateError, UsageError
 from braintumor_ray.splits.duplicates import image_groups
-from braintumor_ray.splits.splits import (
-    LeakReport,
-    check_leaks,
-    grouped_split,
-    merge_groups,
-)
+from braintumor_ray.splits.splits import LeakReport, check_leaks, grouped_split, merge_groups
 from braintumor_ray.training.options import SplitOptions
 from braintumor_ray.types import Progress
 
