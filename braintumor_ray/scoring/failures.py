@@ -1,7 +1,30 @@
-"""The cause of a failed job in one line, and the release of what a failure holds."""
+"""The cause of a failed job in one line, and the end of what it ran."""
 
-import gc
-from types import FrameType, TracebackType
+from typing import TYPE_CHECKING
+
+# Private, as of Ray 2.60; where it is registered (`DataContext`) is not.
+from ray.data._internal.execution.execution_callback import ExecutionCallback
+
+if TYPE_CHECKING:
+    from ray.data._internal.execution.streaming_executor import StreamingExecutor
+
+
+class EndedByForce(ExecutionCallback):
+    """An execution that fails gives its CPUs back at once, and for certain.
+
+    Left to itself, Ray Data 2.60 drops its handles of the actors, which live on for as long as
+    anything holds the error or a frame of it (a log record, a notebook, a thread that is just
+    ending), and the next execution waits for their CPUs for ever.
+    """
+
+    def before_execution_starts(self, executor: "StreamingExecutor") -> None:
+        """Have the shutdown that follows an error end actors and tasks, and wait for that."""
+        shutdown = executor.shutdown
+
+        def shut_down(force: bool, exception: Exception | None = None) -> None:
+            shutdown(force or exception is not None, exception)
+
+        executor.shutdown = shut_down
 
 
 def root_cause(error: BaseException) -> str:
@@ -13,38 +36,6 @@ def root_cause(error: BaseException) -> str:
     text = (lines[-1] if remote else lines[0]) if lines else ""
     name = type(error).__name__
     return text if text.startswith(name) or remote else f"{name}: {text}".rstrip(": ")
-
-
-def release_frames(error: BaseException) -> None:
-    """Empty the frames of an error and of its causes.
-
-    They hold the failed execution, and with it actors and tasks whose CPUs the next one needs:
-    a test or a notebook that keeps the error and tries again would wait forever.
-    """
-    chain: list[object] = [error]
-    seen: set[int] = set()
-    while chain:
-        one = chain.pop()
-        if not isinstance(one, BaseException) or id(one) in seen:
-            continue
-        seen.add(id(one))
-        _empty_frames(one.__traceback__)
-        chain += [one.__cause__, one.__context__, getattr(one, "cause", None)]
-    gc.collect()
-
-
-def _empty_frames(trace: TracebackType | None) -> None:
-    """Also of the callers of what a traceback names: each frame holds the one that called it."""
-    while trace is not None:
-        frame: FrameType | None = trace.tb_frame
-        while frame is not None:
-            caller = frame.f_back
-            try:
-                frame.clear()
-            except RuntimeError:
-                break  # this frame is still running, and so are its callers
-            frame = caller
-        trace = trace.tb_next
 
 
 def innermost(error: BaseException) -> BaseException:

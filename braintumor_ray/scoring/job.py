@@ -1,6 +1,5 @@
 """The archive job on Ray Data: exactly once, resumable, incremental."""
 
-import gc
 import logging
 import os
 import time
@@ -18,7 +17,7 @@ import torch
 from ray.data.exceptions import ExecutionTimeoutError
 
 from braintumor_ray.engines.choice import Choice, possible_engine, resolve_engine
-from braintumor_ray.errors import BrainTumorError, ResultsError
+from braintumor_ray.errors import ResultsError
 from braintumor_ray.lease import Lease, lease_on
 from braintumor_ray.models.bundle import Bundle, load_bundle
 from braintumor_ray.models.device import use_bf16
@@ -29,7 +28,7 @@ from braintumor_ray.predict.results import (
     ResultsFolder,
     results_folder,
 )
-from braintumor_ray.scoring.failures import innermost, release_frames, root_cause
+from braintumor_ray.scoring.failures import innermost, root_cause
 from braintumor_ray.scoring.generation import drop_unlisted, tidy_newest
 from braintumor_ray.scoring.layout import Cluster, allocate
 from braintumor_ray.scoring.options import ScoreOptions
@@ -197,7 +196,6 @@ def _run(
             lease.check()  # before our files in flight meet another job's
             with watched(counter, plan.resumed, plan.work.num_rows, progress), _retried(number):
                 execute(plan.generation, catalogs, bundle, options, layout, counter, stages)
-            gc.collect()  # until then an ended execution keeps its actors, and their CPUs
             plan.generation.reconcile()
         lost = _missing(plan)
         if lost:
@@ -311,10 +309,7 @@ def _as_results_errors(results: str) -> Iterator[None]:
     """Failures that are no scan's fault, as one line that says what to do."""
     try:
         yield
-    except BrainTumorError:
-        raise
     except (OSError, ray.exceptions.RayError, ExecutionTimeoutError) as error:
-        release_frames(error)
         raise ResultsError(
             f"scoring into '{results}' stopped: {root_cause(error)}; every committed scan is kept: "
             "mend the cause and run the same command again"

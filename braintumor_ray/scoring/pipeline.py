@@ -26,6 +26,7 @@ from braintumor_ray.monitoring.meters import StageMeters
 from braintumor_ray.parquet_dataset import read_rows
 from braintumor_ray.progress import repeated
 from braintumor_ray.scoring.decode_stage import ArchiveDecodeStage
+from braintumor_ray.scoring.failures import EndedByForce
 from braintumor_ray.scoring.generation import Generation
 from braintumor_ray.scoring.layout import JobResources
 from braintumor_ray.scoring.options import PredictSettings, ScoreOptions
@@ -168,6 +169,8 @@ def _configure(context: DataContext, generation: Generation, options: ScoreOptio
         delete_checkpoint_on_success=False,  # the default would score everything again next time
     )
     context.execution_no_progress_timeout_s = options.no_progress_timeout_s
+    context.raise_original_map_exception = True  # Ray's wrapper loses what a stage says
+    context.custom_execution_callback_classes = [EndedByForce]
     context.override_object_store_memory_limit_fraction = options.object_store_fraction
     # With Ray's 2, a task that cuts a part into blocks of rows waits, with its CPU and its process,
     # until nearly its last block is wanted. Parts are smaller than this, and their rows are small.

@@ -1,57 +1,28 @@
-"""Errors lose what they hold, and say in a line what went wrong."""
+"""Errors say in a line what went wrong; what failed gives its CPUs back."""
 
 import errno
-import weakref
 
-import pytest
-
-from braintumor_ray.errors import ResultsError
-from braintumor_ray.scoring.failures import release_frames, root_cause
+from braintumor_ray.scoring.failures import EndedByForce, root_cause
 
 
-class Execution:
-    """Stands for what holds CPUs."""
+class Executor:
+    """Stands for Ray Data's: how its executions were shut down."""
+
+    def __init__(self):
+        self.calls = []
+
+    def shutdown(self, force, exception=None):
+        self.calls.append((force, exception))
 
 
-def fail():
-    raise OSError(28, "No space left on device")
-
-
-def execute(watch):
-    """As Ray Data's thread does: what it hands over has no trace of the execution itself."""
-    execution = Execution()
-    watch.append(weakref.ref(execution))
-    try:
-        step()
-    except OSError as error:
-        return error.with_traceback(None)
-
-
-def step():
-    try:
-        end_of_stream()
-    except StopIteration:
-        fail()
-
-
-def end_of_stream():
-    raise StopIteration
-
-
-def kept(watch):
-    try:
-        raise execute(watch)
-    except OSError as error:
-        release_frames(error)
-        raise ResultsError("stopped") from error
-
-
-def test_a_kept_error_holds_nothing_of_its_execution():
-    watch = []
-    with pytest.raises(ResultsError) as refused:
-        kept(watch)
-    assert isinstance(refused.value.__cause__, OSError)
-    assert [held() for held in watch] == [None]
+class TestEndedByForce:
+    def test_an_error_ends_actors_and_success_lets_them_go(self):
+        executor, error = Executor(), OSError("full")
+        EndedByForce().before_execution_starts(executor)
+        executor.shutdown(force=False, exception=error)
+        executor.shutdown(force=False)
+        executor.shutdown(True)
+        assert executor.calls == [(True, error), (False, None), (True, None)]
 
 
 class TestRootCause:

@@ -98,6 +98,21 @@ def refuse_manifests(monkeypatch):
     return lambda: monkeypatch.setattr(results_module, "write_atomically", real)
 
 
+class TestAStageThatCannotWork:
+    def test_its_own_words_end_the_run_at_once_and_no_kept_error_holds_cpus(
+        self, tmp_path, bundle_path, cluster, caplog
+    ):
+        write_archive(tmp_path / "archive", 8)
+        catalog, results = load_catalog(tmp_path / "archive"), str(tmp_path / "results")
+        broken = options(bundle_path, "tests.scoring.workers:of_no_such_name")
+        for _ in range(2):  # with what the first leaves the second would wait for ever
+            with pytest.raises(ResultsError, match="of_no_such_name"):
+                score(catalog, results, broken)
+        assert not [r for r in caplog.records if "execution 1 of" in r.getMessage()]  # no retry
+        score(catalog, results, options(bundle_path))
+        whole(results, 8)
+
+
 class TestAnUnwritableOutput:
     def test_a_file_in_the_way_is_named(self, tmp_path, bundle_path, cluster):
         write_archive(tmp_path / "archive", 4)
