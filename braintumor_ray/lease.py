@@ -199,12 +199,16 @@ class Lease(ABC):
         """Let others in, if the lease is still ours."""
 
     def _beat(self) -> None:
+        warned = False  # a disk that stays full is one line, not one for each beat
         while not self._stop.wait(HEARTBEAT_S):
             try:
                 if not self.renew():
                     return  # `check` will say so before anything is committed
+                warned = False
             except OSError as error:  # a full disk, a busy store: the next beat may succeed
-                logger.warning("no heartbeat on '%s': %s", self.results, error)
+                if not warned:
+                    logger.warning("no heartbeat on '%s': %s", self.results, error)
+                warned = True
 
 
 class NoLease(Lease):

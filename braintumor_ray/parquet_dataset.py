@@ -19,7 +19,7 @@ _READING = {
 def read_rows(
     paths: list[str], filesystem: FileSystem, columns: list[str] | None = None
 ) -> Dataset:
-    """Parquet files as a data set; without bars and log lines of Ray Data: commands report.
+    """Parquet files as a data set.
 
     Args:
         paths: of files, on `filesystem`.
@@ -28,9 +28,15 @@ def read_rows(
     """
     for name, value in _READING.items():
         os.environ.setdefault(name, value)
+    configure_ray_data()
+    # A folder named `label=x` on the way would take the place of the column `label`.
+    return ray.data.read_parquet(paths, filesystem=filesystem, columns=columns, partitioning=None)
+
+
+def configure_ray_data() -> None:
+    """In this process Ray Data writes nothing, and raises the errors of stages as they are."""
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    # A folder named `label=x` on the way would take the place of the column `label`.
-    return ray.data.read_parquet(paths, filesystem=filesystem, columns=columns, partitioning=None)
+    context.raise_original_map_exception = True  # its wrapper loses what a stage says
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)

@@ -2,9 +2,10 @@
 
 import pyarrow as pa
 import ray
-from ray.data import ActorPoolStrategy, DataContext
+from ray.data import ActorPoolStrategy
 
 from braintumor_ray.audit.fingerprints import FingerprintStage
+from braintumor_ray.parquet_dataset import configure_ray_data
 
 SCANS_PER_BLOCK = 512
 
@@ -20,7 +21,7 @@ def fingerprint_on_cluster(catalog: pa.Table, text: bool = True) -> pa.Table:
         The catalog with the columns of `fingerprints.FINGERPRINT_SCHEMA`, in the catalog's order;
         `audit.run_audit` takes it without reading the files again.
     """
-    DataContext.get_current().enable_progress_bars = False
+    configure_ray_data()
     most = max(1, int(ray.cluster_resources().get("CPU", 2)) - 1)
     blocks = [
         catalog.slice(start, SCANS_PER_BLOCK)

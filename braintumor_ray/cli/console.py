@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from braintumor_ray.errors import BrainTumorError
+from braintumor_ray.errors import BrainTumorError, first_line, innermost
 from braintumor_ray.monitoring.logs import are_json, json_logs, log_line
 from braintumor_ray.progress import TenthLines
 
@@ -73,15 +73,16 @@ def short_errors(command: Callable[..., T]) -> Callable[..., T]:
         with json_logs(log_json, _known_places(kwargs)):
             try:
                 return command(*args, **kwargs)
-            except BrainTumorError as error:
-                log(f"error: {error}")
-                raise typer.Exit(error.exit_code) from error
             except KeyboardInterrupt:
                 log("interrupted; what is finished is kept: the same command goes on from there")
                 raise typer.Exit(INTERRUPTED) from None
             except Exception as error:
-                if isinstance(error, OSError) and error.errno in NO_SPACE:
-                    log(_no_space(error))
+                cause = innermost(error)  # also of what a worker on another node raised
+                if isinstance(cause, BrainTumorError):
+                    log(f"error: {cause}")
+                    raise typer.Exit(cause.exit_code) from error
+                if isinstance(cause, OSError) and cause.errno in NO_SPACE:
+                    log(_no_space(cause))
                     raise typer.Exit(1) from error
                 if not log_json or isinstance(error, typer.Exit | typer.Abort | typer.BadParameter):
                     raise
@@ -101,7 +102,7 @@ def short_errors(command: Callable[..., T]) -> Callable[..., T]:
 
 def _no_space(error: OSError) -> str:
     return (
-        f"error: {error}; what is finished is kept: free space there or in "
+        f"error: {first_line(error)}; what is finished is kept: free space there or in "
         f"'{tempfile.gettempdir()}' (TMPDIR), and run the same command again"
     )
 

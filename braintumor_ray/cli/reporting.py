@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from braintumor_ray.cli.console import INTERRUPTED, log
-from braintumor_ray.errors import BrainTumorError
+from braintumor_ray.errors import BrainTumorError, innermost
 from braintumor_ray.monitoring.finish import FinishedRun, notify
 from braintumor_ray.monitoring.logs import are_json, describe, run_id, without_paths
 from braintumor_ray.monitoring.options import RunReport
@@ -54,8 +54,9 @@ def reported(command: str, output: str, report: RunReport) -> Iterator[Ending]:
 
 def _exit_of(error: BaseException, output: str) -> tuple[int, str | None]:
     """The exit code that an exception leads to, and its text; paths of scans are hidden."""
-    if isinstance(error, BrainTumorError):
-        return error.exit_code, without_paths(str(error), [output])
+    cause = innermost(error)
+    if isinstance(cause, BrainTumorError):
+        return cause.exit_code, without_paths(str(cause), [output])
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED, "interrupted"
     if isinstance(error, typer.Exit):

@@ -17,7 +17,7 @@ import torch
 from ray.data.exceptions import ExecutionTimeoutError
 
 from braintumor_ray.engines.choice import Choice, possible_engine, resolve_engine
-from braintumor_ray.errors import ResultsError
+from braintumor_ray.errors import ResultsError, innermost, root_cause
 from braintumor_ray.lease import Lease, lease_on
 from braintumor_ray.models.bundle import Bundle, load_bundle
 from braintumor_ray.models.device import use_bf16
@@ -28,7 +28,6 @@ from braintumor_ray.predict.results import (
     ResultsFolder,
     results_folder,
 )
-from braintumor_ray.scoring.failures import innermost, root_cause
 from braintumor_ray.scoring.generation import drop_unlisted, tidy_newest
 from braintumor_ray.scoring.layout import Cluster, allocate
 from braintumor_ray.scoring.options import ScoreOptions

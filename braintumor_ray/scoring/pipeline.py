@@ -6,11 +6,14 @@ import time
 import uuid
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext, SaveMode
+
+# Private, as of Ray 2.60; where it is registered (`DataContext`) is not.
+from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data.checkpoint import CheckpointConfig
 
 # Private, as of Ray 2.60: Ray has no public store of keys and values.
@@ -26,7 +29,6 @@ from braintumor_ray.monitoring.meters import StageMeters
 from braintumor_ray.parquet_dataset import read_rows
 from braintumor_ray.progress import repeated
 from braintumor_ray.scoring.decode_stage import ArchiveDecodeStage
-from braintumor_ray.scoring.failures import EndedByForce
 from braintumor_ray.scoring.generation import Generation
 from braintumor_ray.scoring.layout import JobResources
 from braintumor_ray.scoring.options import PredictSettings, ScoreOptions
@@ -34,6 +36,9 @@ from braintumor_ray.scoring.predict_stage import PredictStage
 from braintumor_ray.scoring.scans import ROWS_PER_PART
 from braintumor_ray.storage import absolute, location_label, open_filesystem
 from braintumor_ray.types import Progress
+
+if TYPE_CHECKING:
+    from ray.data._internal.execution.streaming_executor import StreamingExecutor
 
 
 @dataclass(frozen=True)
@@ -169,7 +174,6 @@ def _configure(context: DataContext, generation: Generation, options: ScoreOptio
         delete_checkpoint_on_success=False,  # the default would score everything again next time
     )
     context.execution_no_progress_timeout_s = options.no_progress_timeout_s
-    context.raise_original_map_exception = True  # Ray's wrapper loses what a stage says
     context.custom_execution_callback_classes = [EndedByForce]
     context.override_object_store_memory_limit_fraction = options.object_store_fraction
     # With Ray's 2, a task that cuts a part into blocks of rows waits, with its CPU and its process,
@@ -177,6 +181,24 @@ def _configure(context: DataContext, generation: Generation, options: ScoreOptio
     blocks = math.ceil(2 * ROWS_PER_PART / options.block_size)
     # Private, as of Ray 2.60: there is no public name for it.
     context._max_num_blocks_in_streaming_gen_buffer = blocks
+
+
+class EndedByForce(ExecutionCallback):
+    """An execution that fails gives its CPUs back at once, and for certain.
+
+    Left to itself, Ray Data 2.60 drops its handles of the actors, which live on for as long as
+    anything holds the error or a frame of it (a log record, a notebook, a thread that is just
+    ending), and the next execution waits for their CPUs for ever.
+    """
+
+    def before_execution_starts(self, executor: "StreamingExecutor") -> None:
+        """Have the shutdown that follows an error end actors and tasks, and wait for that."""
+        shutdown = executor.shutdown
+
+        def shut_down(force: bool, exception: Exception | None = None) -> None:
+            shutdown(force or exception is not None, exception)
+
+        executor.shutdown = shut_down
 
 
 def _pool(size: tuple[int, int]) -> ActorPoolStrategy:

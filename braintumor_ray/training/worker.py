@@ -157,12 +157,21 @@ def train_worker(config: dict[str, Any]) -> None:
     Args:
         config: `task`, a reference to a `TrainingTask`; `epoch_log`, an actor that gets each
             epoch's entry; `threads` of torch.
+
+    Raises:
+        TrainingError: a batch does not fit into a GPU, or the checkpoint is of another version.
     """
     torch.set_num_threads(config["threads"])
     worker = _Worker(ray.get(config["task"]), config["epoch_log"])
-    while worker.progress.stage < len(worker.recipe.stages):
-        worker.run_stage()
-        worker.progress.next_stage()
+    try:
+        while worker.progress.stage < len(worker.recipe.stages):
+            worker.run_stage()
+            worker.progress.next_stage()
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            f"a batch of {worker.batch} scans does not fit into the memory of {worker.device}: "
+            "--set batch_size=N with a smaller N (a run of its own), or more workers"
+        ) from error
 
 
 class _Worker:
