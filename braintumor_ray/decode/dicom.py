@@ -394,7 +394,10 @@ def _decoded(dataset: Dataset, frame: int) -> Samples:
         raise Unreadable(_NO_PLUGIN)
     with _damage():
         stream = _codestream(dataset, frame) if syntax in _JPEG_FAMILY else b""
-    _check_stated(jpeg.stated(stream), dataset)
+    picture = jpeg.stated(stream)
+    _check_stated(picture, dataset)
+    if picture and picture.transformed:  # a header of YCbCr is of the object before compression
+        dataset.PhotometricInterpretation = "RGB"
     with _damage():
         samples = decoder.as_array(dataset, index=frame)[0]
     if syntax in _LOSSY_JPEG:

@@ -22,6 +22,7 @@ _PADDING = bytes((0x55, 0xA3, 0x1C, 0x72)) * 16
 _SOF = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive
 _ALL_SOF = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # also lossless, and JPEG-LS
 _SOC_SIZ = b"\xff\x4f\xff\x51"  # how a JPEG 2000 codestream begins
+_COD, _SOT = b"\xff\x52", b"\xff\x90"  # its coding style; its first tile
 _SIZ_BYTES = 43  # to the depth of its first component
 _DQT = 0xDB
 _JFIF, _ADOBE = 0xE0, 0xEE
@@ -132,23 +133,30 @@ def check_frame_end(data: bytes, samples: npt.NDArray[Any]) -> None:
 
 
 class Stated(NamedTuple):
-    """What the header of a codestream says of its picture; `bits` of a sample."""
+    """What the header of a codestream says of its picture.
+
+    Attributes:
+        bits: of a sample.
+        transformed: of JPEG 2000: whoever decodes it gets red, green and blue.
+    """
 
     width: int
     height: int
     samples: int
     bits: int
+    transformed: bool = False
 
 
 def stated(data: bytes) -> Stated | None:
     """The header of a JPEG, JPEG-LS or JPEG 2000 codestream, None without one.
 
-    Reads SOF (T.81, B.2.2; T.87, C.2.2) or SIZ (T.800, A.5.1).
+    Reads SOF (T.81, B.2.2; T.87, C.2.2) or SIZ and COD (T.800, A.5.1 and A.6.1).
     """
     if data.startswith(_SOC_SIZ):
         right, bottom, left, top = struct.unpack_from(">4I", data.ljust(_SIZ_BYTES, b"\0"), 8)
         samples, depth = struct.unpack_from(">HB", data.ljust(_SIZ_BYTES, b"\0"), 40)
-        return Stated(right - left, bottom - top, samples, (depth & 0x7F) + 1)
+        colors = _has_component_transform(data)
+        return Stated(right - left, bottom - top, samples, (depth & 0x7F) + 1, colors)
     at = 2
     while at + 10 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]
@@ -161,6 +169,15 @@ def stated(data: bytes) -> Stated | None:
         else:
             at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     return None
+
+
+def _has_component_transform(data: bytes) -> bool:
+    at = 2
+    while at + 9 <= len(data) and data[at : at + 2] != _SOT:
+        if data[at : at + 2] == _COD:
+            return data[at + 8] == 1
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return False
 
 
 def _end(data: bytes) -> int:
