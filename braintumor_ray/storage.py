@@ -5,6 +5,8 @@ import json
 import os
 import re
 import secrets
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from functools import lru_cache
@@ -254,6 +256,30 @@ def write_atomically(location: str | Path, data: bytes) -> None:
     except BaseException:
         Path(work).unlink(missing_ok=True)
         raise
+
+
+def keep_on_disk(locations: Iterable[str]) -> None:
+    """Return when files are on the local disk, where a loss of power leaves them.
+
+    Others may have written them. On object stores a file that is there is kept.
+
+    Raises:
+        OSError: one is missing, or the disk failed.
+    """
+    files = [local_path(location) for location in locations if is_local(location)]
+    for path in files:
+        _fsync(path)
+    for folder in {path.parent for path in files}:
+        with suppress(OSError):  # file systems that know no such thing for folders refuse
+            _fsync(folder)
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_table(location: str | Path, table: "pa.Table") -> None:

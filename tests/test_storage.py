@@ -6,6 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pyarrow as pa
 import pytest
 
+from braintumor_ray import storage
+from braintumor_ray.predict.results import ResultsFolder
 from braintumor_ray.storage import Folder, absolute, write_atomically, write_table
 
 
@@ -63,3 +65,38 @@ def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         write_atomically(tmp_path / "note.json", b"x")
     assert not list(tmp_path.iterdir())
+
+
+class TestALossOfPower:
+    """Not to be had in a test: what counts is in which order files reach the disk."""
+
+    @pytest.fixture
+    def order(self, monkeypatch):
+        reached, real = [], storage.write_atomically
+        monkeypatch.setattr(storage, "_fsync", lambda path: reached.append(path.name))
+
+        def write(location, data):
+            reached.append(os.path.basename(location))
+            real(location, data)
+
+        monkeypatch.setattr(storage, "write_atomically", write)
+        return reached
+
+    def test_rows_and_catalogs_are_on_the_disk_before_the_manifest_that_lists_them(
+        self, tmp_path, order
+    ):
+        manifest = {
+            "generation": 3,
+            "files": [{"path": "rows/000003/a.parquet"}, {"path": "rows/000003/b.parquet"}],
+            "catalogs": ["catalogs/000003/c.parquet"],
+        }
+        ResultsFolder(str(tmp_path)).commit(manifest)
+        assert order[:3] == ["a.parquet", "b.parquet", "c.parquet"]
+        assert set(order[3:-1]) == {"000003"}, "their names in the folders, too"
+        assert order[-1] == "000003.json"
+
+    def test_a_file_that_is_not_there_stops_the_commit(self, tmp_path):
+        manifest = {"generation": 1, "files": [{"path": "rows/000001/a.parquet"}], "catalogs": []}
+        with pytest.raises(FileNotFoundError):
+            ResultsFolder(str(tmp_path)).commit(manifest)
+        assert not (tmp_path / "manifests").exists()

@@ -148,7 +148,7 @@ def _compact(
     _compare(folder, segment, old, kept.content)
     manifest = _manifest(folder, segment, files, old, catalogs)
     lease.check()
-    folder.write_json(manifest, MANIFESTS, f"{segment.last:06d}.json")
+    folder.commit(manifest)
     lease.check()
     finish(folder, record, manifest)
     rows = current.content.rows + kept.content.rows

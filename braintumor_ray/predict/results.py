@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from braintumor_ray.choices import EngineName, Precision
 from braintumor_ray.errors import ResultsError
-from braintumor_ray.storage import Folder
+from braintumor_ray.storage import Folder, keep_on_disk
 
 META = "results.json"
 MANIFESTS, CATALOGS, ROWS, CHECKPOINTS = "manifests", "catalogs", "rows", "checkpoints"
@@ -66,6 +66,20 @@ class ResultsFolder(Folder):
             if found is not None:
                 return _not_replaced(found)
         raise ResultsError(f"'{self.at(MANIFESTS)}' changes while it is read; try again")
+
+    def commit(self, manifest: dict[str, Any]) -> None:
+        """Write a manifest: from here on the files that it lists count.
+
+        They are on the disk before it is. A loss of power could else leave it with empty files, and
+        no later night would score their scans.
+        """
+        listed = [*row_files(manifest), *manifest["catalogs"]]
+        keep_on_disk(self.at(path) for path in listed)
+        self.replace_manifest(manifest)
+
+    def replace_manifest(self, manifest: dict[str, Any]) -> None:
+        """Write a manifest of files that are on the disk already."""
+        self.write_json(manifest, MANIFESTS, f"{int(manifest['generation']):06d}.json")
 
     def run(self, generation: int) -> dict[str, Any]:
         """What is kept of one run: its manifest or, after compaction, its record in `history/`.

@@ -18,7 +18,6 @@ from braintumor_ray.dicomweb.query import is_dicomweb
 from braintumor_ray.errors import CatalogError
 from braintumor_ray.predict.results import (
     CATALOGS,
-    MANIFESTS,
     ResultsFolder,
     current_row_files,
     superseded_rows,
@@ -146,8 +145,10 @@ def write_manifest(plan: ScorePlan, manifest: dict[str, Any]) -> None:
     Plain readers leave out the retired ids of all manifests. So those of scans that get a row again
     go first: until the commit such readers still find the newer row of the file.
     """
-    for each in (*plan.unretired, manifest):
-        plan.generation.folder.write_json(each, MANIFESTS, f"{int(each['generation']):06d}.json")
+    folder = plan.generation.folder
+    for earlier in plan.unretired:
+        folder.replace_manifest(earlier)
+    folder.commit(manifest)
 
 
 def _unretired(work: Work, manifests: Manifests) -> Iterator[dict[str, Any]]:

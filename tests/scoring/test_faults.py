@@ -10,10 +10,10 @@ from contextlib import contextmanager
 import pytest
 import ray
 
+from braintumor_ray import storage
 from braintumor_ray.catalog.build import load_catalog
 from braintumor_ray.errors import ResultsError
 from braintumor_ray.models.bundle import load_bundle
-from braintumor_ray.predict import results as results_module
 from braintumor_ray.predict.results import read_results
 from braintumor_ray.scoring.decode_stage import CHANGED, ArchiveDecodeStage
 from braintumor_ray.scoring.job import ScoreOptions, score
@@ -87,15 +87,15 @@ def fill(folder, left):
 
 def refuse_manifests(monkeypatch):
     """Without a small disk: the last write of a run finds no room."""
-    real = results_module.write_atomically
+    real = storage.write_atomically
 
     def full(location, data):
         if "manifests" in str(location):
             raise OSError(errno.ENOSPC, "No space left on device")
         real(location, data)
 
-    monkeypatch.setattr(results_module, "write_atomically", full)
-    return lambda: monkeypatch.setattr(results_module, "write_atomically", real)
+    monkeypatch.setattr(storage, "write_atomically", full)
+    return lambda: monkeypatch.setattr(storage, "write_atomically", real)
 
 
 class TestAStageThatCannotWork:
