@@ -65,7 +65,7 @@ class Batcher(Generic[Item, Result]):
         """
         result: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, result))
-        self._start_a_lane()
+        self._start_lane()
         return await result
 
     def warm_up(self, items: Sequence[Item]) -> None:
@@ -74,7 +74,7 @@ class Batcher(Generic[Item, Result]):
             for alone in (True, False) if lane == 0 else (False,):
                 thread.submit(self._run, items, alone).result()
 
-    def _start_a_lane(self) -> None:
+    def _start_lane(self) -> None:
         if self._free and self._waiting:
             task = asyncio.create_task(self._work(self._free.pop()))
             self._working.add(task)  # the loop itself holds tasks only weakly
@@ -91,7 +91,7 @@ class Batcher(Generic[Item, Result]):
                     self._pausing = False
                 most = self._share if self._others_work else self._max_size
                 batch, self._waiting = self._waiting[:most], self._waiting[most:]
-                self._start_a_lane()  # for what is left
+                self._start_lane()  # for what is left
                 batch = [(item, result) for item, result in batch if not result.cancelled()]
                 if batch:
                     await self._one_batch(lane, batch)
@@ -147,7 +147,7 @@ class Gatherer(Generic[Item, Result]):
         self._working: set[asyncio.Task[None]] = set()
         self.n_coming = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._overdue = self._looking = False
+        self._overdue = self._scheduled = False
 
     async def __call__(self, item: Item) -> Result:
         """The result for one item.
@@ -157,7 +157,7 @@ class Gatherer(Generic[Item, Result]):
         """
         result: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, result))
-        self._look_soon()
+        self._schedule_dispatch()
         return await result
 
     @contextmanager
@@ -168,29 +168,29 @@ class Gatherer(Generic[Item, Result]):
             yield
         finally:
             self.n_coming -= count
-            self._look_soon()
+            self._schedule_dispatch()
 
-    def _look_soon(self) -> None:
-        if not self._looking:
-            self._looking = True
+    def _schedule_dispatch(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
             loop = asyncio.get_running_loop()
             # After whatever this turn of the loop starts: items of one moment go together.
-            loop.call_soon(loop.call_soon, self._look)
+            loop.call_soon(loop.call_soon, self._dispatch)
 
-    def _look(self) -> None:
-        self._looking = False
+    def _dispatch(self) -> None:
+        self._scheduled = False
         while self._waiting and len(self._working) < self._calls:
             if self.n_coming and len(self._waiting) < self._enough and not self._overdue:
                 if self._timer is None:
-                    self._timer = asyncio.get_running_loop().call_later(PAUSE_S, self._wait_no_more)
+                    self._timer = asyncio.get_running_loop().call_later(PAUSE_S, self._stop_waiting)
                 return
-            self._start_a_call()
+            self._start_call()
 
-    def _wait_no_more(self) -> None:
+    def _stop_waiting(self) -> None:
         self._timer, self._overdue = None, True
-        self._look()
+        self._dispatch()
 
-    def _start_a_call(self) -> None:
+    def _start_call(self) -> None:
         batch, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
         self._overdue = False
         if self._timer is not None:
@@ -204,7 +204,7 @@ class Gatherer(Generic[Item, Result]):
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._working.discard(task)
-        self._look()
+        self._dispatch()
 
     async def _one_call(self, batch: "list[tuple[Item, asyncio.Future[Result]]]") -> None:
         try:
