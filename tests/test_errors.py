@@ -4,13 +4,14 @@ import errno
 
 import pytest
 import typer
-from ray.exceptions import RayTaskError
+from ray.exceptions import NodeDiedError, RayTaskError
 from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from typer.testing import CliRunner
 
 from braintumor_ray.cli.console import short_errors
 from braintumor_ray.errors import GateError, TrainingError, innermost, root_cause
+from braintumor_ray.scoring.job import ATTEMPTS, _retried
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
@@ -63,6 +64,26 @@ def command_that_raises(error):
 
     found = CliRunner().invoke(app, [])
     return found.exit_code, found.stderr
+
+
+class TestAnotherExecution:
+    @pytest.mark.parametrize(
+        "error",
+        [
+            NodeDiedError("its node is gone"),
+            of_a_task(RuntimeError("CUDA error: an illegal memory access was encountered")),
+        ],
+    )
+    def test_is_tried_after_a_death_some_times(self, error):
+        with _retried(ATTEMPTS - 1):
+            raise error
+        with pytest.raises(type(error)), _retried(ATTEMPTS):
+            raise error
+
+    def test_is_not_tried_where_it_would_end_alike(self):
+        for cause in (FULL, KeyError("column"), GateError("no")):
+            with pytest.raises(RayTaskError), _retried(1):
+                raise of_a_task(cause)
 
 
 def test_one_of_ours_says_everything():

@@ -290,17 +290,21 @@ def _manifest(
 
 @contextmanager
 def _retried(number: int) -> Iterator[None]:
-    """The death of a node, worker or actor ends an execution, not the run: it is tried again."""
+    """The death of a node, worker, actor or GPU ends an execution, not the run."""
     try:
         yield
     except ray.exceptions.RayError as error:
-        cause = innermost(error)
-        permanent = not isinstance(cause, ray.exceptions.RayError) or isinstance(
-            cause, ray.exceptions.RayTaskError
-        )  # our code or the file system, and would again
-        if permanent or number == ATTEMPTS:
-            raise
+        if number == ATTEMPTS or not _is_of_a_process(innermost(error)):
+            raise  # our code or the file system, and would again
         logger.warning("execution %d of %d ended: %s", number, ATTEMPTS, root_cause(error))
+
+
+def _is_of_a_process(cause: BaseException) -> bool:
+    """Whether new processes may do better; after an error of CUDA no call works in the old one."""
+    if str(cause).startswith("CUDA error"):
+        return True
+    raised = isinstance(cause, ray.exceptions.RayTaskError)
+    return isinstance(cause, ray.exceptions.RayError) and not raised
 
 
 @contextmanager
