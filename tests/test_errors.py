@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from braintumor_ray.cli.console import short_errors
 from braintumor_ray.errors import GateError, TrainingError, innermost, root_cause
+from braintumor_ray.parquet_dataset import EndedByForce
 from braintumor_ray.scoring.job import ATTEMPTS, _retried
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
@@ -110,3 +111,23 @@ class TestRootCause:
     def test_rays_remark_in_place_of_a_file_is_left_out(self):
         error = OSError(errno.ENOSPC, "Disk full", "Failed to apply UDF transform after 1/1\nTo")
         assert root_cause(error) == "OSError: [Errno 28] Disk full"
+
+
+class Executor:
+    """Stands for Ray Data's: how its executions were shut down."""
+
+    def __init__(self):
+        self.calls = []
+
+    def shutdown(self, force, exception=None):
+        self.calls.append((force, exception))
+
+
+class TestEndedByForce:
+    def test_an_error_ends_actors_and_success_lets_them_go(self):
+        executor, error = Executor(), OSError("full")
+        EndedByForce().before_execution_starts(executor)
+        executor.shutdown(force=False, exception=error)
+        executor.shutdown(force=False)
+        executor.shutdown(True)
+        assert executor.calls == [(True, error), (False, None), (True, None)]

@@ -6,14 +6,13 @@ import time
 import uuid
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext, SaveMode
 
 # Private, as of Ray 2.60; where it is registered (`DataContext`) is not.
-from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data.checkpoint import CheckpointConfig
 
 # Private, as of Ray 2.60: Ray has no public store of keys and values.
@@ -36,9 +35,6 @@ from braintumor_ray.scoring.predict_stage import PredictStage
 from braintumor_ray.scoring.scans import ROWS_PER_PART
 from braintumor_ray.storage import absolute, location_label, open_filesystem
 from braintumor_ray.types import Progress
-
-if TYPE_CHECKING:
-    from ray.data._internal.execution.streaming_executor import StreamingExecutor
 
 
 @dataclass(frozen=True)
@@ -174,31 +170,12 @@ def _configure(context: DataContext, generation: Generation, options: ScoreOptio
         delete_checkpoint_on_success=False,  # the default would score everything again next time
     )
     context.execution_no_progress_timeout_s = options.no_progress_timeout_s
-    context.custom_execution_callback_classes = [EndedByForce]
     context.override_object_store_memory_limit_fraction = options.object_store_fraction
     # With Ray's 2, a task that cuts a part into blocks of rows waits, with its CPU and its process,
     # until nearly its last block is wanted. Parts are smaller than this, and their rows are small.
     blocks = math.ceil(2 * ROWS_PER_PART / options.block_size)
     # Private, as of Ray 2.60: there is no public name for it.
     context._max_num_blocks_in_streaming_gen_buffer = blocks
-
-
-class EndedByForce(ExecutionCallback):
-    """An execution that fails gives its CPUs back at once, and for certain.
-
-    Left to itself, Ray Data 2.60 drops its handles of the actors, which live on for as long as
-    anything holds the error or a frame of it (a log record, a notebook, a thread that is just
-    ending), and the next execution waits for their CPUs for ever.
-    """
-
-    def before_execution_starts(self, executor: "StreamingExecutor") -> None:
-        """Have the shutdown that follows an error end actors and tasks, and wait for that."""
-        shutdown = executor.shutdown
-
-        def shut_down(force: bool, exception: Exception | None = None) -> None:
-            shutdown(force or exception is not None, exception)
-
-        executor.shutdown = shut_down
 
 
 def _pool(size: tuple[int, int]) -> ActorPoolStrategy:

@@ -9,7 +9,6 @@ from braintumor_ray.models.bundle import load_bundle
 from braintumor_ray.scoring.estimate import Costs, ask, estimate, sample_of
 from braintumor_ray.scoring.layout import Cluster, allocate
 from braintumor_ray.scoring.options import PredictSettings, Request, ScoreOptions
-from braintumor_ray.scoring.pipeline import EndedByForce
 from braintumor_ray.scoring.scans import scans_in_table
 from tests.builders import write_archive
 
@@ -114,23 +113,3 @@ class TestPlan:
         assert (told["remaining"], told["device"]) == (12, "given")
         assert told["cpus_per_gpu"] == pytest.approx(told["decoders_per_gpu"] + 1)
         assert not (tmp_path / "results").exists()
-
-
-class Executor:
-    """Stands for Ray Data's: how its executions were shut down."""
-
-    def __init__(self):
-        self.calls = []
-
-    def shutdown(self, force, exception=None):
-        self.calls.append((force, exception))
-
-
-class TestEndedByForce:
-    def test_an_error_ends_actors_and_success_lets_them_go(self):
-        executor, error = Executor(), OSError("full")
-        EndedByForce().before_execution_starts(executor)
-        executor.shutdown(force=False, exception=error)
-        executor.shutdown(force=False)
-        executor.shutdown(True)
-        assert executor.calls == [(True, error), (False, None), (True, None)]
