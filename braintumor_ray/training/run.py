@@ -61,6 +61,7 @@ from braintumor_ray.training.shards import Shards, training_dataset
 from braintumor_ray.training.split import check_split_choice, imbalance
 from braintumor_ray.training.trainer import Fitted, OnEpoch, fit
 from braintumor_ray.training.worker import TrainingTask
+from braintumor_ray.types import Ints
 
 UNBALANCED = 5.0
 
@@ -119,9 +120,9 @@ def train(
         folder.claim(recipe, plan.fingerprint)  # before anything of another run is replaced
         write_catalog(plan.data.catalog, folder.at("catalog.parquet"))
         begin_gate(plan.ready.model, plan.guided)
-        for line in _remarks(options, plan.data):
+        for line in _remarks(plan):
             log(line)
-        task = _task(plan, _deadline(started, options, plan.data))
+        task = training_task(plan, _deadline(started, options, plan.data))
         report = _both(_epoch_reporter(log, rates=recipe.schedule.kind == "plateau"), on_epoch)
         fitted = fit(
             task, _datasets(plan), options.workers, folder.at("ray"), plan.fingerprint, report
@@ -147,6 +148,11 @@ class RunPlan:
     data: RunData
     guided: Guided | None
     fingerprint: str
+
+    @property
+    def repeats(self) -> Ints | int:
+        """How often each training scan is shown per epoch, (n,) or one for all."""
+        return 1 if self.guided is None else self.guided.rows.repeats
 
 
 def plan_run(
@@ -238,15 +244,16 @@ def check_run(output: str | Path) -> None:
     folder.refuse_foreign_bundle()
 
 
-def _task(plan: RunPlan, deadline: Deadline | None) -> TrainingTask:
+def training_task(plan: RunPlan, deadline: Deadline | None) -> TrainingTask:
+    """What the workers of a run train."""
     recipe, model, guided = plan.options.recipe, plan.ready.model, plan.guided
     return TrainingTask(
         without_somewhere(recipe, guided),
         model.architecture,
         plan.ready.preprocessing,
         {k: v.detach().clone() for k, v in model.state_dict().items()},
-        plan.data.class_weights(recipe),
-        len(plan.data.of("train")[0]) if guided is None else int(guided.rows.repeats.sum()),
+        plan.data.class_weights(recipe, plan.repeats),
+        len(np.repeat(plan.data.of("train")[0], plan.repeats)),
         guided.positive if guided else None,
         guided.lesions if guided else None,
         deadline,
@@ -372,10 +379,10 @@ def _load_weights(model: Classifier, options: TrainOptions, log: Log) -> str:
     return line
 
 
-def _remarks(options: TrainOptions, data: RunData) -> list[str]:
+def _remarks(plan: RunPlan) -> list[str]:
     """What people should know before it starts."""
-    recipe = options.recipe
-    lines = [_batch_line(recipe, options.workers), data.class_weight_line(recipe)]
+    options, data, recipe = plan.options, plan.data, plan.options.recipe
+    lines = [_batch_line(recipe, options.workers), data.class_weight_line(recipe, plan.repeats)]
     if not data.has_patients:
         lines.append(
             "the source has no patient ids: the split is duplicate-free, and slices of one patient "

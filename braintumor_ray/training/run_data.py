@@ -81,16 +81,21 @@ class RunData:
         """Whether the source has patient ids."""
         return any(key is not None for key in self.catalog["patient_key"].to_pylist())
 
-    def class_weights(self, recipe: Recipe) -> npt.NDArray[np.float32]:
-        """The factor of each class in the loss, from training labels, float32 (k,)."""
+    def class_weights(self, recipe: Recipe, repeats: Ints | int = 1) -> npt.NDArray[np.float32]:
+        """The factor of each class in the loss, from training labels, float32 (k,).
+
+        Args:
+            recipe: says whether there are any.
+            repeats: how often each training scan is shown per epoch, (n,) or one for all.
+        """
         k = len(self.classes.classes)
         if recipe.class_weights == "none":
             return np.ones(k, np.float32)
-        return balanced_class_weights(self.of("train")[1], k)
+        return balanced_class_weights(np.repeat(self.of("train")[1], repeats), k)
 
-    def class_weight_line(self, recipe: Recipe) -> str:
-        """The weights in words."""
-        pairs = zip(self.classes.classes, self.class_weights(recipe), strict=True)
+    def class_weight_line(self, recipe: Recipe, repeats: Ints | int = 1) -> str:
+        """The weights in words; arguments as for `class_weights`."""
+        pairs = zip(self.classes.classes, self.class_weights(recipe, repeats), strict=True)
         shown = ", ".join(f"{name} {weight:.2f}" for name, weight in pairs)
         return f"class weights ({recipe.class_weights}): {shown}"
 

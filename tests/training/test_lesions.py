@@ -2,15 +2,19 @@
 
 import cv2
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from braintumor_ray.catalog.build import load_catalog
+from braintumor_ray.catalog.labels import ClassMap
 from braintumor_ray.decode.preprocess import Preprocessing
 from braintumor_ray.decode.reading import decode_scans
 from braintumor_ray.explain.overlay import contact_sheet
 from braintumor_ray.recipes.loader import load_recipe
 from braintumor_ray.recipes.schema import LesionSection
+from braintumor_ray.splits.splits import LeakReport
 from braintumor_ray.training.augment import preview_augmentation
+from braintumor_ray.training.guided_data import guided_by
 from braintumor_ray.training.lesions import (
     SOME_TUMOR,
     Donor,
@@ -19,8 +23,12 @@ from braintumor_ray.training.lesions import (
     heal,
     transplant,
 )
-from braintumor_ray.training.run_data import class_map
-from tests.builders import CLASSES, write_archive
+from braintumor_ray.training.options import TrainOptions
+from braintumor_ray.training.recipe_network import unit_preprocessing
+from braintumor_ray.training.run import RunInputs, RunPlan, training_task
+from braintumor_ray.training.run_data import RunData, class_map
+from braintumor_ray.training.shards import Shards
+from tests.builders import CLASSES, make_model, write_archive
 
 NEGATIVE = 2
 
@@ -146,3 +154,26 @@ def test_the_preview_shows_what_is_trained_on(tmp_path, monkeypatch):
     heads = {scan.image.tobytes() for scan in decode_scans(catalog, cut)}
     assert shown[CLASSES[0]].tobytes() in heads
     assert (tmp_path / "sheet.png").stat().st_size > 5000
+
+
+def planned(labels, recipe):
+    """A run whose scans all train, before it begins."""
+    scan_ids = pa.array(range(len(labels)), pa.int64())
+    columns = {"scan_id": scan_ids, "class_name": labels, "split": ["train"] * len(labels)}
+    classes = ClassMap.parse(None, labels, recipe.data.negative_classes)
+    shards, pixels = Shards("", (), False), unit_preprocessing(recipe)
+    data = RunData(pa.table(columns), shards, classes, LeakReport(0, 0), {})
+    model = make_model("small-cnn", classes=len(classes.classes))
+    ready = RunInputs(classes, model, pixels, shards, None, "weights: random")
+    guided = guided_by(recipe, None, pixels, data, print)
+    return RunPlan(TrainOptions(recipe, "run"), ready, data, guided, "none")
+
+
+def test_balanced_weights_count_a_scan_as_often_as_it_is_shown():
+    """Twice as many tumors, and each scan without one twice: as many of either are shown."""
+    labels = ["glioma_tumor"] * 8 + ["no_tumor"] * 4
+    for repeat, weights in ((1, [0.75, 1.5]), (2, [1.0, 1.0])):
+        settings = ["class_weights=balanced", f"lesions.repeat={repeat}"]
+        task = training_task(planned(labels, load_recipe("best", settings)), None)
+        assert task.class_weights.tolist() == weights
+        assert task.train_rows == 8 + 4 * repeat
