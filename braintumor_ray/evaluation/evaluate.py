@@ -129,7 +129,9 @@ def _predictor(location: str, catalog: pa.Table, options: EvaluateOptions) -> Pr
     if bundle.fields.views is None and _has_validation(catalog, options):
         rows = select_split(catalog, VALIDATION, options.split_column)
         predictor = Predictor(bundle.averaging(own), chosen)
-        own = views_of(evaluate_rows(predictor, rows, classes=options.classes))
+        own = views_of(
+            evaluate_rows(predictor, rows, classes=options.classes, limits=options.limits)
+        )
     return Predictor(bundle.averaging(bundle.fields.views or own), chosen)
 
 
@@ -224,7 +226,7 @@ class _Run:
         options, sections = self.options, dict[str, Any]()
         if options.truth is not None:
             sections["localisation"] = localization(
-                self.predictor, evaluated, options.truth, options.limits, **options.resampling
+                self.predictor, evaluated, options.truth, **options.resampling
             )
         if options.heatmaps:
             sections["heat_by_region"] = heat_by_region(self.predictor, evaluated)
@@ -260,9 +262,8 @@ class _Run:
         options, galleries = self.options, list[Gallery]()
         if options.per_gallery:
             galleries = draw_galleries(
-                self.predictor, evaluated, most=options.per_gallery, truth=options.truth,
-                limits=options.limits,
-            )  # fmt: skip
+                self.predictor, evaluated, most=options.per_gallery, truth=options.truth
+            )
             write_galleries(galleries, folder)
         parts = ReportParts(
             metrics=metrics,
@@ -275,6 +276,7 @@ class _Run:
             audit=_audit(options.audit),
             notes=options.notes,
             seed=options.seed,
+            limits=options.limits,
         )
         write_report(folder / REPORT, parts)
 

@@ -30,6 +30,7 @@ class Evaluated:
         outputs: what the bundle computed for them.
         groups: int64 (n,), scans that are not independent of each other share a number.
         grouped_by: how the groups are known, in words.
+        limits: what a file might cost, for what reads the scans again; None: as by default.
     """
 
     fields: BundleFields
@@ -38,6 +39,7 @@ class Evaluated:
     outputs: ScanOutputs
     groups: Ints
     grouped_by: str
+    limits: DecodeLimits | None = None
 
     @cached_property
     def measured(self) -> Ints:
@@ -172,4 +174,4 @@ def evaluate_rows(
     truth = true_classes(rows, fields, classes)
     outputs = predict_catalog(predictor, rows, explain=explain, limits=limits, progress=progress)
     groups, grouped_by = clusters(rows, outputs.image_groups)
-    return Evaluated(fields, rows, truth, outputs, groups, grouped_by)
+    return Evaluated(fields, rows, truth, outputs, groups, grouped_by, limits)

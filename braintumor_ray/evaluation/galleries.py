@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from braintumor_ray.decode.head import WHOLE
 from braintumor_ray.decode.preprocess import shrunk
 from braintumor_ray.decode.reading import decode_scans
-from braintumor_ray.decode.types import DecodeLimits
 from braintumor_ray.evaluation.evaluated import Evaluated
 from braintumor_ray.explain.overlay import Verdict, contact_sheet, panel, tiles_of, write_png
 from braintumor_ray.explain.regions import head_weights
@@ -101,7 +100,6 @@ def draw_galleries(
     *,
     most: int = 6,
     truth: TruthIndex | None = None,
-    limits: DecodeLimits | None = None,
 ) -> list[Gallery]:
     """Read the chosen scans again, explain them and draw a panel for each.
 
@@ -110,7 +108,7 @@ def draw_galleries(
     """
     chosen = {name: rows.tolist() for name, rows in choose_galleries(evaluated, most).items()}
     wanted = sorted({row for rows in chosen.values() for row in rows[:most]})
-    drawing = _Drawing(predictor, evaluated, truth, limits or DecodeLimits())
+    drawing = _Drawing(predictor, evaluated, truth)
     drawn = drawing.panels(wanted)
     galleries = []
     for name, rows in chosen.items():
@@ -146,13 +144,13 @@ class _Drawing:
     predictor: Predictor
     evaluated: Evaluated
     truth: TruthIndex | None
-    limits: DecodeLimits
 
     def panels(self, rows: list[int]) -> dict[int, _Drawn]:
         """A drawing per row; rows whose scan cannot be read any more are left out."""
         table = self.evaluated.rows.take(pa.array(rows, pa.int64()))
-        pictures = load_pictures(table, LONGEST, self.limits)
-        scans = decode_scans(table, self.predictor.bundle.preprocessing, limits=self.limits)
+        limits = self.evaluated.limits
+        pictures = load_pictures(table, LONGEST, limits)
+        scans = decode_scans(table, self.predictor.bundle.preprocessing, limits=limits)
         read = [
             (row, picture, scan.image, scan.box or WHOLE)
             for row, picture, scan in zip(rows, pictures, scans, strict=True)

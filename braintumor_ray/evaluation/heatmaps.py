@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from braintumor_ray.decode.files import SCAN_COLUMNS
 from braintumor_ray.decode.reading import decode_scans
-from braintumor_ray.decode.types import DecodeLimits
 from braintumor_ray.evaluation.evaluated import Evaluated
 from braintumor_ray.explain.placement import square_maps
 from braintumor_ray.explain.regions import Shares, looks_at_border
@@ -69,7 +68,6 @@ def localization(
     predictor: Predictor,
     evaluated: Evaluated,
     truth: TruthIndex,
-    limits: DecodeLimits | None = None,
     *,
     seed: int,
     n_boot: int,
@@ -94,7 +92,7 @@ def localization(
         truth,
         image_size=predictor.bundle.preprocessing.image_size,
         # Of a file that was deleted since it was measured: black, so that no head is found.
-        images=load_squares(scans, whole, limits),
+        images=load_squares(scans, whole, evaluated.limits),
         seed=seed,
     )
     names = [evaluated.truth.names[row] for row in rows]
@@ -170,5 +168,5 @@ def _sample(predictor: Predictor, evaluated: Evaluated, size: int, seed: int) ->
     """Network inputs uint8 (n, S, S) of a seeded sample of the measured scans."""
     chosen = evaluated.measured[sample_rows(len(evaluated.measured), size, seed)]
     rows = evaluated.rows.take(chosen)
-    scans = decode_scans(rows, predictor.bundle.preprocessing)
+    scans = decode_scans(rows, predictor.bundle.preprocessing, limits=evaluated.limits)
     return np.stack([scan.image for scan in scans if scan.image is not None])

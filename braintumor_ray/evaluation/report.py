@@ -16,6 +16,7 @@ import pyarrow as pa
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
+from braintumor_ray.decode.types import DecodeLimits
 from braintumor_ray.evaluation import plots
 from braintumor_ray.evaluation.conclusions import conclusions
 from braintumor_ray.evaluation.galleries import Gallery
@@ -53,6 +54,7 @@ class ReportParts:
         audit: the content of audit.json, or None.
         notes: sentences for the top of the page.
         seed: of the choice of samples.
+        limits: what a file may cost.
     """
 
     metrics: Mapping[str, Any]
@@ -65,6 +67,7 @@ class ReportParts:
     audit: Mapping[str, Any] | None = None
     notes: Sequence[str] = field(default_factory=tuple)
     seed: int = 0
+    limits: DecodeLimits | None = None
 
 
 def write_report(path: Path, parts: ReportParts) -> None:
@@ -219,7 +222,7 @@ def _samples(parts: ReportParts) -> dict[str, list[str]]:
     for name in sorted({name for name in parts.classes if name is not None}):
         # Twice as many as are shown: some may be unreadable.
         rows = rng.permutation(np.flatnonzero(classes == name))[: 2 * SAMPLES]
-        loaded = load_pictures(parts.catalog.take(pa.array(rows)), _SAMPLE_SIZE)
+        loaded = load_pictures(parts.catalog.take(pa.array(rows)), _SAMPLE_SIZE, parts.limits)
         pictures = [picture for picture in loaded if picture is not None]
         samples[name] = [jpeg_uri(picture) for picture in pictures[:SAMPLES]]
     return samples

@@ -230,7 +230,9 @@ def _measure_set(
     copies = _copies(outputs, trained)
     truth = data.labels.without(copies.pixels | copies.near)
     groups, grouped_by = clusters(data.rows, outputs.image_groups)
-    evaluated = Evaluated(predictor.bundle.fields, data.rows, truth, outputs, groups, grouped_by)
+    evaluated = Evaluated(
+        predictor.bundle.fields, data.rows, truth, outputs, groups, grouped_by, options.limits
+    )
     counts = _counts(data, outputs, copies, trained)
     _require_some(data.name, counts)
     measured = measure(evaluated, seed=options.seed, n_boot=options.n_boot)
@@ -374,7 +376,6 @@ def _localization(
             data.tumors,
             seed=options.seed,
             n_boot=options.n_boot,
-            limits=options.limits,
         )
     except UsageError as error:  # every mask is empty; the other figures are worth having
         return {"note": str(error)}

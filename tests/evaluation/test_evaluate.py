@@ -16,17 +16,21 @@ from sklearn.metrics import balanced_accuracy_score, confusion_matrix, roc_auc_s
 
 from braintumor_ray.catalog.build import load_catalog
 from braintumor_ray.catalog.schema import write_catalog
+from braintumor_ray.decode import reading
 from braintumor_ray.decode.decode import decode
 from braintumor_ray.decode.reading import hash_scans
+from braintumor_ray.decode.types import DecodeLimits
 from braintumor_ray.errors import BundleError, GateError, UsageError
 from braintumor_ray.evaluation import subgroups
 from braintumor_ray.evaluation.evaluate import EvaluateOptions, evaluate
+from braintumor_ray.evaluation.heatmaps import faithfulness_section
 from braintumor_ray.evaluation.inference import predict_catalog
 from braintumor_ray.evaluation.leakage import describe_check
 from braintumor_ray.evaluation.report import warnings
 from braintumor_ray.localization.outlines import TruthError
 from braintumor_ray.localization.truth import load_truth
 from braintumor_ray.models.bundle import load_bundle, read_bundle_fields
+from braintumor_ray.pages import pictures
 from braintumor_ray.predict.predictor import Predictor
 from braintumor_ray.predict.views import test_time_views as views_of
 from braintumor_ray.storage import read_bytes
@@ -413,6 +417,23 @@ def test_averaged_views_get_a_threshold_of_their_own_from_validation(run, tmp_pa
     again = evaluate(run.catalog, tmp_path / "new", tmp_path / "again", replace(QUICK, tta=True))
     assert again["bundle"]["threshold"] == new.views.threshold
     assert again["accuracy"] == found["accuracy"]
+
+
+def test_whatever_reads_scans_again_keeps_to_the_limits(run, tmp_path, monkeypatch):
+    limits, seen = DecodeLimits(max_bytes=10**6), []
+    for module in (reading, pictures):
+        own = module.run_on_scans
+
+        def recorded(rows, sandbox, options, *rest, own=own):
+            seen.append(options.limits)
+            return own(rows, sandbox, options, *rest)
+
+        monkeypatch.setattr(module, "run_on_scans", recorded)
+    sections = {"faithfulness": faithfulness_section(1)}
+    options = replace(QUICK, tta=True, report=True, per_gallery=1, limits=limits, sections=sections)
+    evaluate(run.catalog, run.bundle, tmp_path, options)
+    assert len(seen) >= 6  # views, test, validation, faithfulness, galleries, samples of the report
+    assert set(seen) == {limits}
 
 
 def test_batches_do_not_change_the_logits(run):
