@@ -34,7 +34,7 @@ class RunState:
         bad_epochs: epochs of this stage without improvement, for early stopping.
         plateau_epochs: the same for the plateau schedule.
         best_score: the monitored value of `best_state`, higher is better.
-        best_loss: lowest validation loss of this stage.
+        best_loss: lowest validation loss of this stage, for the plateau schedule.
         best_state: weights with the best score of all stages.
         history: one entry per epoch.
         stage_states: the best weights so far at the end of each stage, by its name.
@@ -106,15 +106,18 @@ class RunState:
         self.lr_factor, self.best_loss = 1.0, math.inf
 
     def _plateau(self, loss: float, recipe: Recipe) -> None:
+        """Lower the rate as Keras' ReduceLROnPlateau does: never after an improvement."""
         schedule = recipe.schedule
         if schedule.kind != "plateau":
             return
-        improved = loss < self.best_loss - 1e-4
-        self.best_loss = min(self.best_loss, loss)
-        self.plateau_epochs = 0 if improved else self.plateau_epochs + 1
+        if loss < self.best_loss - 1e-4:
+            self.best_loss, self.plateau_epochs = loss, 0
+            return
+        self.plateau_epochs += 1
         if self.plateau_epochs >= schedule.patience:
             base = recipe.optimizer.lr * recipe.stages[self.stage].lr_scale
-            self.lr_factor = max(self.lr_factor * schedule.factor, schedule.min_lr / base)
+            lowered = max(self.lr_factor * schedule.factor, schedule.min_lr / base)
+            self.lr_factor = min(self.lr_factor, lowered)  # not up to a least rate above it
             self.plateau_epochs = 0
 
 

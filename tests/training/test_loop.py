@@ -280,6 +280,32 @@ class TestRunState:
         assert self.run([1.0, 1.1]).lr_factor == 1.0
         assert self.run([1.0, 1.1, 1.1]).lr_factor == 0.5
 
+    @pytest.mark.parametrize(
+        ("settings", "losses"),
+        [
+            (["patience=0"], [1.0, 0.9, 0.9, 0.8, 0.7, 0.7, 0.7]),
+            (["patience=2"], [0.1 - 0.00006 * epoch for epoch in range(9)]),
+            (["patience=1", "min_lr=3e-5"], [1.0, 1.1, 1.1, 1.1]),
+            (["patience=1", "min_lr=1e-2"], [1.0, 1.1, 1.1]),
+        ],
+        ids=["patience 0", "slow improvement", "least rate", "least rate above the rate"],
+    )
+    def test_the_rate_falls_as_keras_lets_it(self, settings, losses):
+        """ReduceLROnPlateau, which the recipes' sources train with."""
+        recipe = load_recipe("mobilenetv2-finetune", [f"schedule.{text}" for text in settings])
+        schedule, rate = recipe.schedule, recipe.optimizer.lr * recipe.stages[0].lr_scale
+        state, model, best, waited = RunState(), make_model(), math.inf, 0
+        first = rate
+        for loss in losses:
+            state.note({"val_loss": loss}, model, recipe)
+            if loss < best - 1e-4:
+                best, waited = loss, 0
+            else:
+                waited += 1
+                if waited >= schedule.patience and rate > schedule.min_lr:
+                    rate, waited = max(rate * schedule.factor, schedule.min_lr), 0
+            assert first * state.lr_factor == pytest.approx(rate)
+
     def test_a_stage_ends_when_patience_runs_out(self):
         assert not self.run([1.0, 1.1, 1.2]).stage_is_over(self.recipe)
         assert self.run([1.0, 1.1, 1.2, 1.3]).stage_is_over(self.recipe)
