@@ -1,6 +1,7 @@
 """One training run from source to bundle."""
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -109,7 +110,7 @@ def train(
         GateError: the split leaks.
         WeightsError: pretrained weights cannot be had.
         TrainingError: the folder holds a finished run, one of another recipe or data, or a bundle
-            of no run.
+            of no run; or training diverged.
         ResultsError: another process trains in the folder.
     """
     folder, recipe = run_folder(options.output), options.recipe
@@ -127,6 +128,8 @@ def train(
         fitted = fit(
             task, _datasets(plan), options.workers, folder.at("ray"), plan.fingerprint, report
         )
+        if lost := sum(not math.isfinite(entry["val_loss"]) for entry in fitted.history):
+            log(f"warning: in {lost} epochs the loss was no number; the weights are of another one")
         if task.deadline is not None:
             trained, own = len(fitted.history), sum(stage.epochs for stage in recipe.stages)
             minutes = options.minutes

@@ -61,7 +61,8 @@ class RunState:
         self.epoch += 1
         self.stage_epoch += 1
         score = score_of(entry, recipe)
-        improved = score > self.best_score
+        # Weights that are no numbers give a constant answer, whose accuracy may be the best.
+        improved = score > self.best_score and math.isfinite(entry["val_loss"])
         if improved:
             self.best_score = score
             self.best_state = cpu_state(model)

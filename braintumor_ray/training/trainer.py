@@ -19,6 +19,7 @@ from ray.train import (
 )
 from ray.train.torch import TorchTrainer
 
+from braintumor_ray.errors import TrainingError
 from braintumor_ray.models.allocator import allocator_environment
 from braintumor_ray.progress import repeated
 from braintumor_ray.recipes.schema import Recipe
@@ -134,6 +135,9 @@ def fit(
         storage: folder or URI that all nodes see.
         name: of the run inside `storage`.
         on_epoch: called with each epoch's entry of the history.
+
+    Raises:
+        TrainingError: no epoch gave weights that are numbers.
     """
     filesystem, path = open_filesystem(storage)
     epoch_log = _EpochLog.remote()  # type: ignore[attr-defined]
@@ -164,4 +168,10 @@ def fit(
     if result.checkpoint is None:  # every stage reports one: a fault of ours or of Ray's
         raise RuntimeError("the run reported no checkpoint")
     saved = read_checkpoint(result.checkpoint)
+    if saved["best"] is None:
+        raise TrainingError(
+            f"no epoch of {len(saved['course']['history'])} ended in a validation loss that is a "
+            "number: training diverged; set a lower optimizer.lr or optimizer.clip_norm=1.0, and "
+            "choose another --output"
+        )
     return Fitted(saved["best"], saved["stages"], saved["course"]["history"])

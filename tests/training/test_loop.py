@@ -326,6 +326,18 @@ class TestRunState:
             state.note({"epoch": epoch, "val_loss": loss}, model, recipe)
         assert torch.equal(state.best_state["head.weight"], model.head.weight)
 
+    @pytest.mark.parametrize("monitor", ["val_loss", "val_balanced_accuracy", "epoch"])
+    @pytest.mark.parametrize("loss", [math.nan, math.inf])
+    def test_weights_that_are_no_numbers_are_never_kept(self, monitor, loss):
+        recipe, state, model = load_recipe("demo", [f"monitor={monitor}"]), RunState(), make_model()
+        diverged = {"epoch": 1, "val_loss": loss, "val_balanced_accuracy": 0.5}
+        state.note(diverged, model, recipe)
+        assert state.best_state is None
+        state.note(diverged | {"epoch": 2, "val_loss": 1.0}, model, recipe)
+        kept = state.best_state
+        state.note(diverged | {"epoch": 3, "val_balanced_accuracy": 0.9}, model, recipe)
+        assert state.best_state is kept is not None
+
     def test_a_checkpoint_brings_the_course_back(self, tmp_path):
         state = self.run([1.0, 1.1, 1.1])
         model = make_model().requires_grad_(True)
