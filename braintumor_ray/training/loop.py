@@ -83,6 +83,22 @@ class TrainableNetwork(nn.Module):
         return logits, evidence, gate
 
 
+def has_idle_parameters(network: TrainableNetwork, side: int) -> bool:
+    """Whether some of the parameters that learn take no part in the logits.
+
+    Layers of a backbone behind its last map do not, where a head pools the map itself or a neck
+    refines it. DDP waits for the gradient of every parameter, unless it is told so.
+
+    Args:
+        network: left in eval mode.
+        side: of the pictures that it takes, pixels.
+    """
+    learning = [p for p in network.eval().parameters() if p.requires_grad]
+    logits, *_ = network(torch.zeros(1, 3, side, side, device=learning[0].device))
+    found = torch.autograd.grad(logits.sum(), learning, allow_unused=True)
+    return any(gradient is None for gradient in found)
+
+
 class Averaged:
     """Exponential moving average of a network's weights and statistics: what is validated and kept.
 

@@ -32,6 +32,7 @@ from braintumor_ray.training.loop import (
     Batch,
     StepSettings,
     TrainableNetwork,
+    has_idle_parameters,
     of_first_rank,
     share_buffers,
     steps_per_epoch,
@@ -304,13 +305,16 @@ class _Worker:
             name = self.recipe.stages[self.progress.stage].name
             self.progress.stage_states[name] = self.progress.best_state
 
-    def _distributed(self, network: nn.Module) -> nn.Module:
+    def _distributed(self, network: TrainableNetwork) -> nn.Module:
         if self.world == 1:
             return network
+        idle = has_idle_parameters(network, self.preprocessing.image_size)
         if self.recipe.sync_batchnorm and self.device.type == "cuda":
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         devices = [self.device.index] if self.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(network, device_ids=devices)
+        return nn.parallel.DistributedDataParallel(
+            network, device_ids=devices, find_unused_parameters=idle
+        )
 
     def _batches(self, name: str, augmenter: Augmenter | None) -> Iterator[Batch]:
         shuffle = {}

@@ -3,6 +3,7 @@
 import math
 import os
 import socket
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from braintumor_ray.training.loop import (
     Totals,
     TrainableNetwork,
     balanced_class_weights,
+    has_idle_parameters,
     steps_per_epoch,
     train_epoch,
     validate,
@@ -31,6 +33,7 @@ from braintumor_ray.training.stages import (
     step_factors,
     to_checkpoint,
 )
+from braintumor_ray.training.worker import _Worker
 from tests.builders import make_model
 
 PREPROCESSING = Preprocessing(64, "area", (0.5,) * 3, (0.25,) * 3)
@@ -199,10 +202,14 @@ def _free_port():
         return probe.getsockname()[1]
 
 
-def _half(rank, port, results):
+def _join(rank, port):
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", rank=rank, world_size=2)
+
+
+def _half(rank, port, results):
+    _join(rank, port)
     images, labels = batch()
     mine = slice(16 * rank, 16 * (rank + 1))
     model = learner()
@@ -235,6 +242,48 @@ def test_two_workers_of_16_equal_one_of_32():
         assert loss == pytest.approx(totals.loss, rel=1e-5)
         assert confusion == validated.confusion.tolist()
         assert val_loss == pytest.approx(validated.loss, rel=1e-5)
+
+
+# Their backbones end in layers behind the last map, which the second one uses.
+BEHIND_THE_MAP = {"backbone": "convnext_atto", "size": 64}
+
+
+@pytest.mark.parametrize(
+    ("network", "idle"),
+    [
+        (BEHIND_THE_MAP | {"pooling": "lse"}, True),
+        (BEHIND_THE_MAP, False),
+        ({"backbone": "mobilenetv2_100", "size": 64, **WITH_NECK}, False),
+    ],
+)
+@pytest.mark.parametrize("train", ["all", "head"])
+def test_layers_that_no_logit_depends_on_are_found(network, idle, train):
+    model = make_model(**network)
+    set_trainable(model, train)
+    network = TrainableNetwork(model, guided=True)
+    assert has_idle_parameters(network, 64) == (idle and train == "all")
+    assert not gradients(model)
+
+
+def _two_steps(rank, port):
+    _join(rank, port)
+    model = make_model(**BEHIND_THE_MAP, pooling="lse")
+    set_trainable(model, "all")
+    joined = SimpleNamespace(
+        world=2,
+        device=torch.device("cpu"),
+        preprocessing=PREPROCESSING,
+        recipe=load_recipe("best"),
+    )
+    network = _Worker._distributed(joined, TrainableNetwork(model))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    train_epoch(network, optimizer, [batch(4, rank), batch(4, 2 + rank)], settings())
+    distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_workers_train_a_network_whose_last_layers_are_not_used():
+    multiprocessing.spawn(_two_steps, args=(_free_port(),), nprocs=2)
 
 
 def test_metrics_of_a_hand_worked_table():
