@@ -22,11 +22,19 @@ class ClassMap:
         classes: class names in the network's order.
         of_label: class by label; a label that is not in it is left out.
         positive: the classes that mean 'tumor', some but not all of `classes`.
+        reference: no class means 'no tumor': the first one is what the others are decided against,
+            and has tumors as they have.
     """
 
     classes: tuple[str, ...]
     of_label: Mapping[str, str]
     positive: tuple[str, ...]
+    reference: bool = False
+
+    @property
+    def with_tumor(self) -> tuple[str, ...]:
+        """The classes whose scans show a tumor."""
+        return self.classes if self.reference else self.positive
 
     @classmethod
     def parse(
@@ -55,7 +63,10 @@ class ClassMap:
                 "needs at least two: put scans into one folder per class, or give a CSV with a "
                 "label column"
             )
-        return cls(classes, of_label, _positive(classes, negative))
+        healthy = _healthy(classes, negative)
+        against = healthy or classes[:1]
+        positive = tuple(name for name in classes if name not in against)
+        return cls(classes, of_label, positive, reference=not healthy)
 
     def apply(self, label: str | None) -> str | None:
         """The class of a label; None: unlabeled or left out."""
@@ -337,14 +348,13 @@ def _unquoted_groups(spec: str, class_names: Sequence[str]) -> Groups:
     return groups
 
 
-def _positive(classes: Sequence[str], negative: Sequence[str]) -> tuple[str, ...]:
+def _healthy(classes: tuple[str, ...], negative: Sequence[str]) -> tuple[str, ...]:
+    """The classes that mean 'no tumor'; there may be none."""
     keys = {label_key(name) for name in negative}
-    positive = tuple(name for name in classes if label_key(name) not in keys)
-    if len(positive) == len(classes):
-        return positive[1:]  # nothing says 'no tumor': the first class is the reference
-    if not positive:
+    healthy = tuple(name for name in classes if label_key(name) in keys)
+    if healthy == classes:
         raise UsageError(
             f"every class ({', '.join(classes)}) is listed in data.negative_classes; "
             "set it to those that mean 'no tumor'"
         )
-    return positive
+    return healthy

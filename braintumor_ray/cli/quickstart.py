@@ -195,14 +195,14 @@ class _QuickstartSteps:
         else:
             plan = plan_training(
                 counts,
-                classes.positive,
+                classes.with_tumor,
                 self._left(),
                 reading_s=60 * self.options.minutes - self._left(),  # by the audit, until now
                 pretrained=self.options.weights != "none",
             )
             path.write_text(json.dumps(asdict(plan), indent=1) + "\n", encoding="utf-8")
-        negative = [name for name in classes.classes if name not in classes.positive]
-        self.log(f"classes with a tumor: {_named(classes.positive)}; without: {_named(negative)}")
+        healthy = [name for name in classes.classes if name not in classes.with_tumor]
+        self.log(f"classes with a tumor: {_named(classes.with_tumor)}; without: {_named(healthy)}")
         self.log(plan.sentence())
         return plan
 

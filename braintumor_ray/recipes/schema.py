@@ -105,8 +105,9 @@ class AugmentSection(Section):
 class LesionSection(Section):
     """Tumors drawn into scans without one, and taken out of scans with one, in training only.
 
-    Both kinds of scans then come from the same sources, which else decide; needs one negative
-    class. Transplanting and healing need scans whose tumor is known (--truth).
+    Both kinds of scans then come from the same sources, which else decide. Where no class is one
+    without a tumor (data.negative_classes), nothing is changed. Transplanting and healing need
+    scans whose tumor is known (--truth).
     """
 
     draw: float = Field(

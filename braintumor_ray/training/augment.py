@@ -231,7 +231,7 @@ def preview_augmentation(catalog: pa.Table, recipe: Recipe, classes: ClassMap, p
     tiles, captions = [], []
     for image, row in readable:
         name = classes.apply(row["label"])
-        healthy = name is not None and name not in classes.positive
+        healthy = name is not None and name not in classes.with_tumor
         tiles.append(image)
         captions.append(str(row["label"]))
         for epoch in range(EPOCHS):

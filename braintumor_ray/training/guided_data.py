@@ -96,16 +96,16 @@ def guided_by(
     if truth is not None:
         cropped = preprocessing.crop != "none"
         boxes = data.shards.boxes(scans["scan_id"].to_numpy()) if cropped else None
-        masks = packed_masks(scans, truth, classes.positive, size, log, boxes)
-    positive = tuple(classes.classes.index(name) for name in classes.positive)
+        masks = packed_masks(scans, truth, classes.with_tumor, size, log, boxes)
+    positive = tuple(classes.classes.index(name) for name in classes.with_tumor)
     negative = [i for i in range(len(classes.classes)) if i not in positive]
     names = scans["class_name"].to_pylist()
-    repeats = np.array([1 if n in classes.positive else recipe.lesions.repeat for n in names])
+    repeats = np.array([1 if n in classes.with_tumor else recipe.lesions.repeat for n in names])
     lesions = None
-    if recipe.lesions.active:
+    if recipe.lesions.active and negative:
         donors = _donors(data, scans, masks, size) if recipe.lesions.transplant else []
         lesions = LesionMaker(recipe.lesions, negative[0], donors)
-    tumors = sum(name in classes.positive for name in names)
+    tumors = sum(name in classes.with_tumor for name in names)
     return Guided(GuidedRows(masks, repeats.astype(np.int64)), positive, lesions, tumors)
 
 

@@ -386,6 +386,11 @@ def _remarks(plan: RunPlan) -> list[str]:
     """What people should know before it starts."""
     options, data, recipe = plan.options, plan.data, plan.options.recipe
     lines = [_batch_line(recipe, options.workers), data.class_weight_line(recipe, plan.repeats)]
+    if data.classes.reference:
+        lines.append(
+            f"no class is one without a tumor (data.negative_classes): decisions are against "
+            f"'{data.classes.classes[0]}', and [lesions] changes no scan"
+        )
     if not data.has_patients:
         lines.append(
             "the source has no patient ids: the split is duplicate-free, and slices of one patient "

@@ -169,6 +169,19 @@ def planned(labels, recipe):
     return RunPlan(TrainOptions(recipe, "run"), ready, data, guided, "none")
 
 
+def test_where_all_classes_have_a_tumor_no_scan_counts_as_healthy():
+    """Cheng's set: the first class is what decisions are against, and has tumors as the others."""
+    labels = ["glioma", "meningioma", "pituitary"] * 4
+    task = training_task(planned(labels, load_recipe("best")), None)
+    assert task.guided_classes == (0, 1, 2)
+    assert task.lesions is None
+    assert task.train_rows == 12
+    healthy = training_task(planned([*labels, "no_tumor"], load_recipe("best")), None)
+    assert healthy.guided_classes == (0, 1, 3)
+    assert healthy.lesions.negative == 2
+    assert healthy.train_rows == 14
+
+
 def test_balanced_weights_count_a_scan_as_often_as_it_is_shown():
     """Twice as many tumors, and each scan without one twice: as many of either are shown."""
     labels = ["glioma_tumor"] * 8 + ["no_tumor"] * 4
