@@ -86,9 +86,9 @@ class Guided:
 def guided_by(
     recipe: Recipe, truth: TruthIndex | None, preprocessing: Preprocessing, data: RunData, log: Log
 ) -> Guided | None:
-    """Masks of the training scans and what is drawn into them; None: training is not guided."""
+    """Masks of the training scans and what is drawn into them; None: neither is of use."""
     classes = data.classes
-    if not recipe.guidance.weight or not (truth or recipe.lesions.active):
+    if not (recipe.lesions.active or (truth and recipe.guidance.weight)):
         return None
     scans = data.rows_of("train")
     size = recipe.data.image_size

@@ -341,7 +341,7 @@ def _provisional(plan: RunPlan, fitted: Fitted) -> Bundle:
         ready.classes,
         fitted.best,
         plan.data.fingerprint(),
-        guided=plan.guided is not None,
+        guided=plan.guided is not None and plan.options.recipe.guidance.weight > 0,
     )
 
 

@@ -136,7 +136,8 @@ class TrainingTask:
         state: its weights at the start.
         class_weights: float32 (k,).
         train_rows: rows of 'train', over all workers.
-        guided_classes: indices of the classes with a tumor; None: training is not guided.
+        guided_classes: indices of the classes with a tumor; None: training is not guided, and no
+            scan is changed by `lesions`.
         lesions: changes which scans have a tumor.
         deadline: fewer epochs are trained, so that the run is finished by then.
     """
@@ -210,7 +211,8 @@ class _Worker:
         )
         self.positive, self.lesions = task.guided_classes, task.lesions
         if self.positive is not None:
-            guidance = GuidanceLoss(self.recipe.guidance, self.positive)
+            losses = self.recipe.guidance
+            guidance = GuidanceLoss(losses, self.positive) if losses.weight else None
             self.settings = replace(self.settings, guidance=guidance, positive=self.positive)
         self.train_rows = task.train_rows
         # Rounded up: over all workers, a batch is never smaller than the recipe's.
@@ -221,7 +223,8 @@ class _Worker:
         """Train the current stage to its end; the best weights are in place afterwards."""
         stage = self.recipe.stages[self.progress.stage]
         set_trainable(self.model, stage.train)
-        network = self._distributed(TrainableNetwork(self.model, self.positive is not None))
+        guided = self.settings.guidance is not None
+        network = self._distributed(TrainableNetwork(self.model, guided))
         optimizer = build_optimizer(self.model, self.recipe, stage)
         decay = self.recipe.optimizer.average
         self.average = Averaged(self.model, decay) if decay is not None else None

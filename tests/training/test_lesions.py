@@ -182,6 +182,16 @@ def test_where_all_classes_have_a_tumor_no_scan_counts_as_healthy():
     assert healthy.train_rows == 14
 
 
+def test_lesions_are_drawn_without_guidance_too():
+    labels = ["glioma", "no_tumor"] * 4
+    for weight in (0, 1):
+        recipe = load_recipe("best", [f"guidance.weight={weight}"])
+        task = training_task(planned(labels, recipe), None)
+        assert task.lesions is not None
+        assert task.train_rows == 12
+    assert planned(labels, load_recipe("demo")).guided is None
+
+
 def test_balanced_weights_count_a_scan_as_often_as_it_is_shown():
     """Twice as many tumors, and each scan without one twice: as many of either are shown."""
     labels = ["glioma_tumor"] * 8 + ["no_tumor"] * 4

@@ -12,7 +12,8 @@ from braintumor_ray.training import worker
 from braintumor_ray.training.pace import CLOSING_S, Deadline
 from braintumor_ray.training.recipe_network import architecture_of, network_of, preprocessing_of
 
-RECIPE = load_recipe("demo", ["data.image_size=32", "data.batch_size=8"])
+SMALL = ["data.image_size=32", "data.batch_size=8"]
+RECIPE = load_recipe("demo", SMALL)
 SCANS = 16
 
 
@@ -40,17 +41,18 @@ def trained(monkeypatch):
     monkeypatch.setattr(worker, "Checkpoint", SimpleNamespace(from_directory=lambda folder: folder))
     threads = torch.get_num_threads()
 
-    def run(deadline):
-        model = network_of(architecture_of(RECIPE, 2), RECIPE)
-        weights, pixels = np.ones(2, np.float32), preprocessing_of(model, RECIPE)
+    def run(deadline, recipe=RECIPE, **changes):
+        model = network_of(architecture_of(recipe, 2), recipe)
+        weights, pixels = np.ones(2, np.float32), preprocessing_of(model, recipe)
         task = worker.TrainingTask(
-            RECIPE,
+            recipe,
             model.architecture,
             pixels,
             model.state_dict(),
             weights,
             SCANS,
             deadline=deadline,
+            **changes,
         )
         epoch_log = SimpleNamespace(append=SimpleNamespace(remote=lambda entry: None))
         worker.train_worker({"epoch_log": epoch_log, "task": task, "threads": 1})
@@ -62,6 +64,13 @@ def trained(monkeypatch):
 
 def test_without_a_deadline_a_worker_trains_all_epochs(trained):
     assert len(trained(None)) == RECIPE.stages[0].epochs
+
+
+@pytest.mark.parametrize("head", ["linear", "flatten"])
+def test_without_guidance_drawn_lesions_are_learnt_by_their_label_alone(trained, head):
+    """No loss on cells, so that any head will do."""
+    recipe = load_recipe("demo", [f"model.head={head}", "guidance.weight=0", *SMALL])
+    assert len(trained(None, recipe, guided_classes=(1,))) == recipe.stages[0].epochs
 
 
 def test_a_worker_without_time_ends_its_schedule_in_the_second_epoch(trained):
