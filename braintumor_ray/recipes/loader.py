@@ -28,14 +28,17 @@ def recipe_text(name_or_file: str) -> str:
     """The TOML text of a recipe, comments included.
 
     Raises:
-        UsageError: there is no recipe and no file of that name.
+        UsageError: there is no recipe and no file of that name, or it is not UTF-8.
     """
     if name_or_file in recipe_names():
         resource = files("braintumor_ray.recipes") / f"{name_or_file}.toml"
         return resource.read_text(encoding="utf-8")
     path = Path(name_or_file)
     if path.is_file():
-        return path.read_text(encoding="utf-8")
+        try:
+            return path.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise UsageError(f"recipe '{name_or_file}' is not UTF-8: {error}") from error
     raise UsageError(
         f"recipe '{name_or_file}' is neither one of {', '.join(recipe_names())} nor a TOML file; "
         "see 'braintumor-ray recipes'"
@@ -98,7 +101,7 @@ def _set(raw: dict[str, Any], setting: str) -> None:
     for section in sections:
         if isinstance(table, list):
             table = _entry(table, section, setting)
-        else:
+        elif isinstance(table, dict):
             table = table.setdefault(section, {})
     if not isinstance(table, dict):
         raise UsageError(f"--set {setting!r}: '{'.'.join(sections)}' has no fields")

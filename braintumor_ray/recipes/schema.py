@@ -11,7 +11,7 @@ Head = Literal["linear", "mlp", "attention", "flatten"]
 Neck = Literal["none", "topdown"]
 Pooling = Literal["mean", "lse"]
 Output = Literal["auto", "softmax", "sigmoid"]
-_THRESHOLD_RULE = re.compile(r"f1|youden|sensitivity\s*>=\s*(0?\.\d+|[01](\.0*)?)|0?\.\d+")
+_THRESHOLD_RULE = re.compile(r"f1|youden|sensitivity\s*>=\s*(0?\.\d+|[01](\.0+)?)|0?\.\d+")
 Layers = Literal["all", "head"] | Annotated[int, Field(ge=1)] | tuple[str, ...]
 
 
@@ -261,6 +261,7 @@ class Recipe(Section):
     )
     threshold_by: str = Field(
         "f1",
+        coerce_numbers_to_str=True,  # --set threshold_by=0.5
         description="of the tumor decision, on validation: 'f1', 'youden', or 'sensitivity >= "
         "0.95', the most specificity that leaves so much; or the threshold itself, as '0.5'",
     )

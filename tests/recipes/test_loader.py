@@ -34,6 +34,8 @@ def test_a_bare_word_is_taken_as_text():
         ("stages.nowhere.epochs=2", "nowhere"),
         ("monitor=epoch", "leave early_stopping out"),
         ("stages.1.name=frozen", "have the name 'frozen'"),
+        ("model.backbone.layers.1=2", "'model.backbone.layers' has no fields"),
+        ("threshold_by=sensitivity >= 1.", "threshold_by"),  # not at the end of training
     ],
 )
 def test_a_wrong_setting_is_refused_and_named(setting, words):
@@ -53,10 +55,30 @@ def test_a_users_own_file_works_the_same(tmp_path):
     assert load_recipe(str(path)).name == "mine"
 
 
-def test_a_damaged_file_is_one_line(tmp_path):
+@pytest.mark.parametrize("rule", ["0.5", "'0.5'", "sensitivity >= 1.0"])
+def test_a_threshold_is_stated_with_and_without_quotes(rule):
+    assert load_recipe("demo", [f"threshold_by={rule}"]).threshold_by == rule.strip("'")
+
+
+def test_a_byte_order_mark_is_no_part_of_a_recipe(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(recipe_text("demo"), encoding="utf-8-sig")
+    assert load_recipe(str(path)) == load_recipe("demo")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"name = ", "not TOML"),
+        (recipe_text("demo").encode("utf-16"), "not UTF-8"),  # PowerShell's redirection
+        ("# größer".encode("latin-1"), "not UTF-8"),
+    ],
+    ids=["cut off", "UTF-16", "Latin-1"],
+)
+def test_a_damaged_file_is_one_line(tmp_path, content, words):
     path = tmp_path / "bad.toml"
-    path.write_text("name = ")
-    with pytest.raises(UsageError, match="not TOML"):
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=words):
         load_recipe(str(path))
 
 
