@@ -36,7 +36,9 @@ class FeatureLayout:
             return features
         if self.kind == "tokens":
             side = isqrt(features.shape[1] - self.prefix)
-            features = features[:, self.prefix :].unflatten(1, (side, side))
+            features = features[:, self.prefix :]
+            # Not `unflatten`: in an exported graph it would fix the number of scans.
+            features = features.reshape(features.shape[0], side, side, features.shape[2])
         return features.permute(0, 3, 1, 2)
 
     def from_map(self, maps: Tensor) -> Tensor:

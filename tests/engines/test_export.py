@@ -29,6 +29,8 @@ NETWORKS = [
     pytest.param({"head": "flatten"}, id="flatten"),
     pytest.param({"classes": 2, "sigmoid": True}, id="sigmoid"),
     pytest.param({"classes": 2, "sigmoid": True, "head": "mlp"}, id="sigmoid-mlp"),
+    pytest.param({"backbone": "vit_tiny_patch16_224", "pooling": "lse"}, id="tokens-log-sum-exp"),
+    pytest.param({"backbone": "vit_tiny_patch16_224", "head": "flatten"}, id="tokens-flatten"),
 ]
 SCANS = np.stack([disc_scan(seed, (64, 64)) for seed in range(12)])
 WITHOUT_TORCH = """
