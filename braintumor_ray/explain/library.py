@@ -86,7 +86,7 @@ def library_cams(
     method_class = _method_class(library, method)
     reshape = None  # the target map is a map already
     if layer is not None:
-        reshape = partial(as_map, prefix=model.layout.prefix)
+        reshape = partial(as_map, layout=model.layout)
     # The weights are frozen, so only a gradient asked of the input reaches the target map.
     taps = {"target_layers": [target], "reshape_transform": reshape}
     made = method_class(model=tapped, **taps)

@@ -96,21 +96,23 @@ def pools_prefix(backbone: nn.Module, layout: FeatureLayout, shape: tuple[int, i
     return not torch.allclose(*pooled)
 
 
-def as_map(activations: Tensor, prefix: int) -> Tensor:
+def as_map(activations: Tensor, layout: FeatureLayout) -> Tensor:
     """What any layer of a transformer gives as (B, C, h, w), for the grad-cam library.
 
     Args:
         activations: tokens, or a map of a square picture with channels first or last.
-        prefix: as of `FeatureLayout`.
+        layout: of the backbone's features.
 
     Raises:
         UsageError: there is no square map in them.
     """
     shape = tuple(activations.shape)
     if len(shape) == 4:
-        return FeatureLayout("channels last" if shape[1] == shape[2] else "map").to_map(activations)
-    if len(shape) == 3 and _is_square(shape[1] - prefix):
-        return FeatureLayout("tokens", prefix).to_map(activations)
+        # Two equal sides are those of the picture; with as many channels, as the backbone has them.
+        last = shape[1] == shape[2] and (shape[2] != shape[3] or layout.kind == "channels last")
+        return FeatureLayout("channels last" if last else "map").to_map(activations)
+    if len(shape) == 3 and _is_square(shape[1] - layout.prefix):
+        return FeatureLayout("tokens", layout.prefix).to_map(activations)
     raise UsageError(
         f"--layer gives values of shape {shape}, in which there is no square grid; choose a block "
         "or a norm of the backbone"

@@ -153,7 +153,29 @@ class TestLayers:
 
     def test_a_layer_without_a_grid_is_refused(self):
         with pytest.raises(UsageError, match="no square grid"):
-            as_map(torch.zeros(2, 11, 8), 1)
+            as_map(torch.zeros(2, 11, 8), FeatureLayout("tokens", 1))
+
+    @pytest.mark.parametrize(
+        ("name", "layer", "size", "grid"),
+        [("resnet18", "layer1", 128, None), ("resnet18", "layer1", 256, None),
+         (SWIN, "layers.0", 128, swin_grid)],
+    )  # fmt: skip
+    def test_inner_maps_are_those_of_the_library_by_itself(self, name, layer, size, grid):
+        """ResNet's first stage has 64 channels, of 64 x 64 cells at 256 pixels."""
+        model, x = make_model(name, "linear", size).requires_grad_(True), images(size, 1)
+        library = import_grad_cam()
+        targets = [library.utils.model_targets.ClassifierOutputTarget(1)]
+        target = model.backbone.get_submodule(layer)
+        with library.GradCAM(model, [target], reshape_transform=grid) as cam:
+            expected = cam(x, targets)
+        found = library_cams(model, x, [1], "gradcam", layer)
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+    def test_as_many_channels_as_cells_on_a_side_are_in_the_backbones_own_place(self):
+        cube = torch.arange(2 * 3 * 3 * 3).reshape(2, 3, 3, 3)
+        assert torch.equal(as_map(cube, FeatureLayout()), cube)
+        turned = as_map(cube, FeatureLayout("channels last"))
+        assert torch.equal(turned, cube.permute(0, 3, 1, 2))
 
 
 class TestLayout:
