@@ -16,10 +16,11 @@ from ray.train import (
     FailureConfig,
     RunConfig,
     ScalingConfig,
+    WorkerGroupError,
 )
 from ray.train.torch import TorchTrainer
 
-from braintumor_ray.errors import TrainingError
+from braintumor_ray.errors import BrainTumorError, TrainingError
 from braintumor_ray.models.allocator import allocator_environment
 from braintumor_ray.progress import repeated
 from braintumor_ray.recipes.schema import Recipe
@@ -81,6 +82,18 @@ def _interruptible() -> Iterator[None]:
             signal.signal(signal.SIGINT, before)
 
 
+@contextmanager
+def _in_our_words() -> Iterator[None]:
+    """What a worker raises for users is the error: Ray's holds it, and a traceback as its text."""
+    try:
+        yield
+    except WorkerGroupError as error:
+        for failure in error.worker_failures.values():
+            if isinstance(failure, BrainTumorError):
+                raise failure from error
+        raise
+
+
 def scaling(workers: Workers) -> ScalingConfig:
     """What the run asks Ray for."""
     resources = {"CPU": 1.0, "GPU": 1.0} if workers.use_gpu else {"CPU": 1.0}
@@ -137,7 +150,8 @@ def fit(
         on_epoch: called with each epoch's entry of the history.
 
     Raises:
-        TrainingError: no epoch gave weights that are numbers.
+        TrainingError: no epoch gave weights that are numbers, or the interrupted run was begun by
+            a version in which other layers learned.
     """
     filesystem, path = open_filesystem(storage)
     epoch_log = _EpochLog.remote()  # type: ignore[attr-defined]
@@ -163,7 +177,7 @@ def fit(
             execution_options=ExecutionOptions(preserve_order=True),  # one seed, one order
         ),
     )
-    with _forward_epochs(epoch_log, on_epoch), _interruptible():
+    with _forward_epochs(epoch_log, on_epoch), _interruptible(), _in_our_words():
         result = trainer.fit()
     if result.checkpoint is None:  # every stage reports one: a fault of ours or of Ray's
         raise RuntimeError("the run reported no checkpoint")

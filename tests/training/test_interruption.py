@@ -1,9 +1,13 @@
-"""Ctrl-C during Ray Train, whose own handler would end the program with exit code 0."""
+"""Ctrl-C during Ray Train, whose own handler would end with exit code 0; errors of workers."""
 
 import subprocess
 import sys
 
 import pytest
+from ray.train import WorkerGroupError
+
+from braintumor_ray.errors import TrainingError
+from braintumor_ray.training.trainer import _in_our_words
 
 # In a process of its own: a signal that nobody takes would end all tests.
 PROGRAM = """
@@ -38,3 +42,15 @@ def test_ctrl_c_is_a_keyboard_interrupt_and_the_handler_of_before_is_put_back(du
         timeout=120,
     )
     assert (done.returncode, done.stdout.strip()) == (0, told), done.stderr[-2000:]
+
+
+@pytest.mark.parametrize(
+    ("failure", "told"),
+    [
+        (TrainingError("choose another --output"), pytest.raises(TrainingError, match=r"^choose")),
+        (ValueError("a fault"), pytest.raises(WorkerGroupError, match="Rank 0")),
+    ],
+)
+def test_what_a_worker_says_to_users_is_the_error(failure, told):
+    with told, _in_our_words():
+        raise WorkerGroupError("Traceback\n[Rank 0 Error Snippet]:", {0: failure})
