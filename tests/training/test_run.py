@@ -345,6 +345,18 @@ class TestBeforeTraining:
         with pytest.raises(UsageError, match=r"layers\.99"):
             train(catalog, options(tmp_path / "run", stages), str)
 
+    @pytest.mark.parametrize(
+        "network", [["model.head=flatten"], ["model.backbone=vit_tiny_patch16_224"]]
+    )
+    def test_a_size_that_the_network_does_not_take_is_found_at_once(
+        self, network, catalog, tmp_path
+    ):
+        """In a worker it would be a traceback of torch, after everything was decoded."""
+        chosen = options(tmp_path / "run", *network, "stages.scratch.image_size=32")
+        with pytest.raises(UsageError, match="stages 'scratch' image_size 32") as caught:
+            train(catalog, chosen, str)
+        assert "\n" not in str(caught.value)
+
     def test_an_official_split_that_leaks_is_refused(self, leaky, cache, tmp_path, cluster):
         chosen = options(tmp_path / "run", split_by="official", cache=cache)
         with pytest.raises(GateError, match="--allow-leakage"):
