@@ -16,11 +16,11 @@ from ray.train import (
     FailureConfig,
     RunConfig,
     ScalingConfig,
-    WorkerGroupError,
+    TrainingFailedError,
 )
 from ray.train.torch import TorchTrainer
 
-from braintumor_ray.errors import BrainTumorError, TrainingError
+from braintumor_ray.errors import BrainTumorError, TrainingError, innermost
 from braintumor_ray.models.allocator import allocator_environment
 from braintumor_ray.progress import repeated
 from braintumor_ray.recipes.schema import Recipe
@@ -87,10 +87,10 @@ def _in_our_words() -> Iterator[None]:
     """What a worker raises for users is the error: Ray's holds it, and a traceback as its text."""
     try:
         yield
-    except WorkerGroupError as error:
-        for failure in error.worker_failures.values():
-            if isinstance(failure, BrainTumorError):
-                raise failure from error
+    except TrainingFailedError as error:
+        cause = innermost(error)
+        if isinstance(cause, BrainTumorError):
+            raise cause from error
         raise
 
 
