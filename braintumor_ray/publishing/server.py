@@ -24,9 +24,10 @@ from braintumor_ray.publishing.retry import Busy, RetryPolicy
 from braintumor_ray.publishing.source import Refused
 
 if TYPE_CHECKING:
-    from requests import Session
+    from requests import Response, Session
 
 DUPLICATE = 0x0111  # PS3.7, C.5.9: the server has an object of that UID
+_REDIRECTS = range(300, 400)
 
 
 class Server:
@@ -47,6 +48,7 @@ class Server:
             )
         self.url, self._retry = url.rstrip("/"), patience
         self._session = session()
+        self._session.hooks["response"].append(_as_answered)
         self._client = _client(self.url, self._session)
 
     def store(self, objects: Sequence[Dataset]) -> None:
@@ -119,6 +121,11 @@ class Server:
             return Busy(f"HTTP {code}")
         if code in NO_ACCESS:
             return PublishError(f"'{self.url}' refuses access (HTTP {code}); set {CREDENTIALS}")
+        if code in _REDIRECTS:
+            return PublishError(
+                f"'{self.url}' redirects to another address (HTTP {code}), and nothing is sent "
+                "there; write that address"
+            )
         if code == HTTPStatus.NOT_FOUND:
             return PublishError(
                 f"'{self.url}' is no DICOMweb service (HTTP 404); write the address of its root, "
@@ -163,6 +170,22 @@ def failed_handshake(host: str, port: int, context: ssl.SSLContext) -> Exception
     except OSError:
         return None
     return None
+
+
+def _as_answered(answer: "Response", **_: Any) -> None:  # noqa: ANN401 - of requests
+    """Keep an answer to what was sent from becoming a success that it is not.
+
+    Of a redirect requests makes a GET, whose answer is a list of studies, and of a media type with
+    a parameter, such as a charset, dicomweb-client reads no failure.
+    """
+    import requests
+
+    if answer.request.method != "POST":
+        return
+    if answer.status_code in _REDIRECTS:
+        raise requests.HTTPError(response=answer)
+    media_type = answer.headers.get("Content-Type", "").partition(";")[0]
+    answer.headers["Content-Type"] = media_type.strip().lower()
 
 
 def _client(url: str, connection: "Session") -> Any:  # noqa: ANN401 - an optional library

@@ -1,6 +1,7 @@
 """A small DICOMweb server on loopback: it keeps what it is sent, and fails as a test wants."""
 
 import io
+import json
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,14 +17,27 @@ class Store:
         self.answers = []  # status codes for the next requests, before it works
         self.before = self.after = lambda: None  # called around each storing
         self.conflict = False  # 409 for what it has
+        self.full = False  # 202 and a reason for each object, and keeps none
+        self.media_type = "application/dicom+json"
 
     def take(self, body, boundary):
         parts = body.split(b"--" + boundary)[1:-1]
         contents = [part.split(b"\r\n\r\n", 1)[1].removesuffix(b"\r\n") for part in parts]
         uids = [pydicom.dcmread(io.BytesIO(content)).SOPInstanceUID for content in contents]
+        if self.full:
+            return 202, json.dumps({"00081198": sequence(*map(failed, uids))}).encode()
         known = self.conflict and all(uid in self.arrived for uid in uids)
         self.arrived += uids
-        return 409 if known else 200
+        return (409 if known else 200), b""
+
+
+def sequence(*items):
+    return {"vr": "SQ", "Value": items}
+
+
+def failed(uid):
+    """An item of FailedSOPSequence: out of resources."""
+    return {"00081155": {"vr": "UI", "Value": [uid]}, "00081197": {"vr": "US", "Value": [0xA700]}}
 
 
 class Pauses(threading.Event):
@@ -49,9 +63,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         store.before()
         boundary = self.headers["Content-Type"].split("boundary=")[1].split(";")[0].strip('"')
-        status = store.take(body, boundary.encode())
+        answer = store.take(body, boundary.encode())
         store.after()
-        self._answer(status)
+        self._answer(*answer)
 
     def do_GET(self):
         uid = self.path.split("/instances/")[1].split("/")[0]
@@ -71,7 +85,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, status, body=b""):
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
-        self.send_header("Content-Type", "application/dicom+json")
+        self.send_header("Content-Type", self.server.store.media_type)
+        if status in range(300, 400):
+            self.send_header("Location", "/elsewhere/instances/1")
         self.end_headers()
         self.wfile.write(body)
 

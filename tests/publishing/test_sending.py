@@ -121,6 +121,8 @@ def test_a_server_that_stays_down_ends_it_with_nothing_lost(results, archive):
     [
         (401, "refuses access.*BRAINTUMOR_DICOMWEB_TOKEN"),
         (404, "no DICOMweb service"),
+        (301, "redirects to another address"),
+        (308, "redirects to another address"),
         (400, "server: HTTP 400"),
     ],
 )
@@ -131,6 +133,15 @@ def test_a_refusal_of_the_server_is_one_line_with_its_code(results, archive, cod
         sent(results, archive, url)
     assert str(code) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("parameter", ["", "; charset=utf-8", ";charset=UTF-8"])
+def test_what_the_server_did_not_keep_is_refused_whatever_its_charset(results, archive, parameter):
+    store = Store()
+    store.full, store.media_type = True, f"application/dicom+json{parameter}"
+    with serving(store) as url, pytest.raises(PublishError, match=r"5 scans.*reason 0xa700"):
+        sent(results, archive, url)
+    assert not [*results.glob("published/*/*.jsonl")]
 
 
 def test_with_a_folder_objects_are_written_and_sent(results, archive, tmp_path):
