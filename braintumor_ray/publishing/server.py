@@ -103,6 +103,10 @@ class Server:
             if failed := self._failed_handshake():
                 raise tls_error(self.url, failed) from error
             raise Busy(type(error).__name__) from error
+        except requests.exceptions.ChunkedEncodingError as error:  # it ended within its answer
+            raise Busy(type(error).__name__) from error
+        except requests.RequestException as error:  # their texts have the path, and so UIDs
+            raise PublishError(f"'{self.url}' cannot be asked: {type(error).__name__}") from None
 
     def _failed_handshake(self) -> Exception | None:
         """Of https: a client certificate that is missing ends a connection without a reason."""
@@ -189,6 +193,11 @@ def _as_answered(answer: "Response", **_: Any) -> None:  # noqa: ANN401 - of req
 
 
 def _client(url: str, connection: "Session") -> Any:  # noqa: ANN401 - an optional library
-    client = require("dicomweb_client.api").DICOMwebClient(url, session=connection)
+    try:
+        client = require("dicomweb_client.api").DICOMwebClient(url, session=connection)
+    except ValueError as error:
+        raise UsageError(
+            f"--to '{url}' is no address of a server ({error}); write https://host/dicom-web"
+        ) from error
     client.set_http_retry_params(retry=False)  # `_with_retries` waits, and knows for how long
     return client

@@ -19,6 +19,7 @@ class Store:
         self.conflict = False  # 409 for what it has
         self.full = False  # 202 and a reason for each object, and keeps none
         self.media_type = "application/dicom+json"
+        self.cut = 0  # answers whose connection ends within them
 
     def take(self, body, boundary):
         parts = body.split(b"--" + boundary)[1:-1]
@@ -83,13 +84,15 @@ class _Handler(BaseHTTPRequestHandler):
         return b"".join(parts)
 
     def _answer(self, status, body=b""):
+        cut, self.server.store.cut = self.server.store.cut, max(0, self.server.store.cut - 1)
         self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Length", str(len(body) + bool(cut)))
         self.send_header("Content-Type", self.server.store.media_type)
         if status in range(300, 400):
             self.send_header("Location", "/elsewhere/instances/1")
         self.end_headers()
         self.wfile.write(body)
+        self.close_connection = self.close_connection or bool(cut)
 
     def log_message(self, *args):
         """Tests print nothing."""

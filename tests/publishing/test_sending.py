@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from braintumor_ray.errors import PublishError, UsageError
+from braintumor_ray.errors import BrainTumorError, PublishError, UsageError
 from braintumor_ray.publishing.options import PublishOptions
 from braintumor_ray.publishing.publish import publish
 from braintumor_ray.publishing.retry import RetryPolicy
@@ -176,6 +176,22 @@ def test_a_client_certificate_is_shown_where_the_server_wants_one(
     monkeypatch.setenv("BRAINTUMOR_DICOMWEB_KEY", str(tmp_path / "none"))
     with pytest.raises(UsageError, match=r"BRAINTUMOR_DICOMWEB_KEY names .* which is no file"):
         sent(results, archive, url)
+
+
+@pytest.mark.parametrize("url", ["https://", "http://[::1", "http://host:99999", "http://a b/x"])
+def test_an_address_that_is_none_is_one_line_without_uids(results, archive, url):
+    with pytest.raises(BrainTumorError, match=r"is no address|cannot be asked") as error:
+        sent(results, archive, url)
+    assert "1.2." not in str(error.value)
+
+
+def test_a_server_that_ends_within_its_answer_is_asked_again():
+    store, pauses = Store(), []
+    store.cut = 1
+    with serving(store) as url:
+        Server(url, RetryPolicy(60, Pauses(pauses))).store([scan_dataset(0, ORIENTATIONS["axial"])])
+    assert pauses == [1.0]
+    assert len(store.arrived) == 2
 
 
 def test_scans_that_arrived_are_noted_when_another_ends_the_command(results, archive):
