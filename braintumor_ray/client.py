@@ -260,7 +260,7 @@ class Client:
         """Status, seconds to wait before coming back, and the JSON."""
         try:
             response = self._send(verb, path, body, headers)
-            content = response.read()
+            content = _read_whole(response)
         except (OSError, http.client.HTTPException) as error:
             self._connection.close()
             raise ServiceError(
@@ -275,7 +275,7 @@ class Client:
     ) -> http.client.HTTPResponse:
         reused = self._connection.sock is not None
         try:
-            self._connection.request(verb, self._prefix + path, body, headers)
+            self._request(verb, self._prefix + path, body, headers)
             return self._connection.getresponse()
         except ConnectionError:
             if not reused:
@@ -283,6 +283,24 @@ class Client:
             # The service may close an idle connection at any time: try once more on a new one.
             self._connection.close()
             return self._send(verb, path, body, headers)
+
+    def _request(self, verb: str, path: str, body: bytes | None, headers: dict[str, str]) -> None:
+        try:
+            self._connection.request(verb, path, body, headers)
+        except (BrokenPipeError, ConnectionResetError):
+            # The service refuses a body before it has all of it: its answer is there to be read.
+            if self._connection.sock is None:
+                raise
+
+
+def _read_whole(response: http.client.HTTPResponse) -> bytes:
+    """The content; of a refusal as much as came before the service closed the connection."""
+    try:
+        return response.read()
+    except http.client.IncompleteRead as error:
+        if response.status < 400:
+            raise
+        return error.partial
 
 
 def _content(scan: Content) -> bytes:

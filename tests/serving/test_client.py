@@ -124,6 +124,18 @@ def test_a_request_that_is_too_large_is_the_error_of_its_scans(decoders):
     assert entries[0]["error"]["status"] == 413
 
 
+def test_a_body_that_is_refused_before_all_of_it_came_is_told_so(decoders):
+    large = bytes(16 * 2**20)  # more than the sockets hold: the service closes while it is sent
+    with listening(decoders, max_batch_bytes=2**20, max_bytes=2**20) as found:
+        for _ in range(5):
+            with Client(found) as client, pytest.raises(ServiceError) as refused:
+                client.predict(large)
+            assert refused.value.status == 413
+        with Client(found) as client:
+            entries = list(client.predict_many([large, encoded(), large], batch_size=1))
+    assert [entry.get("error", {}).get("status") for entry in entries] == [413, None, 413]
+
+
 def test_what_every_request_would_meet_is_raised(free, address):
     with Client(address, "wrong") as client, pytest.raises(ServiceError, match="token"):
         list(client.predict_many(some_scans(2)))
