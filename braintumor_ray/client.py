@@ -34,6 +34,7 @@ from braintumor_ray.errors import BrainTumorError, UsageError
 Content = bytes | str | Path
 _Read = bytes | dict[str, Any]  # a scan's content, or the entry with its error
 _BUSY = 503
+_ANSWERED = range(200, 300)
 _OF_ONE_REQUEST = {408, 413, 500, _BUSY}  # others would befall all of them
 _BATCH_BYTES = 32 * 2**20
 _TOLD = ("result", "error")
@@ -246,10 +247,12 @@ class Client:
         sent = {**self._headers, **(headers or {})}
         while True:
             status, wait_s, found = self._exchange(verb, path, body, sent)
-            if status < 400:
+            if status in _ANSWERED and found:
                 return found
             if status != _BUSY or left <= 0:
-                detail = found.get("detail", "no detail was given")
+                # Such as a redirect or a page of what is in front of the service.
+                other = "no detail was given" if status >= 400 else "no answer of this service"
+                detail = found.get("detail", other)
                 raise ServiceError(f"{found.get('title', status)}: {detail}", status, found)
             left -= 1
             time.sleep(wait_s)

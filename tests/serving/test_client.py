@@ -4,8 +4,10 @@ import doctest
 import hashlib
 import io
 import socket
+import threading
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -134,6 +136,35 @@ def test_a_body_that_is_refused_before_all_of_it_came_is_told_so(decoders):
         with Client(found) as client:
             entries = list(client.predict_many([large, encoded(), large], batch_size=1))
     assert [entry.get("error", {}).get("status") for entry in entries] == [413, None, 413]
+
+
+class _InFront(BaseHTTPRequestHandler):
+    """What is at the address in place of the service."""
+
+    def do_GET(self):
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.send_response(self.server.status)
+        self.send_header("Location", "https://elsewhere/")
+        self.end_headers()
+        self.wfile.write(b"<p>This is another page.")
+
+    do_POST = do_GET
+
+    def log_message(self, *args):
+        """Tests print nothing."""
+
+
+@pytest.mark.parametrize("status", [200, 204, 301, 307])
+def test_what_is_no_answer_of_the_service_is_no_success(status):
+    with ThreadingHTTPServer(("127.0.0.1", 0), _InFront) as server:
+        server.status = status
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        with Client(f"http://127.0.0.1:{server.server_port}") as client:
+            assert not client.ready()
+            for ask in (client.predict, client.predict_zip, lambda s: client.predict_batch([s])):
+                with pytest.raises(ServiceError, match=f"{status}: no answer of this service"):
+                    ask(b"scan")
+        server.shutdown()
 
 
 def test_what_every_request_would_meet_is_raised(free, address):
