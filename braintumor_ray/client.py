@@ -64,21 +64,17 @@ class Client:
         token: where the service asks for one; take it from a file or the environment.
         timeout_s: longest wait for an answer, seconds.
         retries: how often to ask a busy service again, after the wait it names (Retry-After).
+
+    Raises:
+        UsageError: the URL is none, or the token is not one word of ASCII.
     """
 
     def __init__(
         self, url: str, token: str | None = None, timeout_s: float = 60.0, retries: int = 3
     ) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise UsageError(f"'{url}' is not a service's URL; use one as http://127.0.0.1:8000")
-        kind = (
-            http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        )
         self._url = url
-        self._connection = kind(parts.hostname, parts.port, timeout=timeout_s)
-        self._prefix = parts.path.rstrip("/")
-        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._connection, self._prefix = _connection(url, timeout_s)
+        self._headers = {"Authorization": f"Bearer {_one_word(token)}"} if token else {}
         self._retries = retries
         self._given = (token, timeout_s, retries)
 
@@ -294,6 +290,27 @@ class Client:
             # The service refuses a body before it has all of it: its answer is there to be read.
             if self._connection.sock is None:
                 raise
+
+
+def _connection(url: str, timeout_s: float) -> tuple[http.client.HTTPConnection, str]:
+    """The connection to be opened, and what paths begin with."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:  # a port or an IPv6 address that is none
+        host = None
+    if host is None or parts.scheme not in ("http", "https"):
+        raise UsageError(f"'{url}' is not a service's URL; use one as http://127.0.0.1:8000")
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    return kind(host, port, timeout=timeout_s), parts.path.rstrip("/")
+
+
+def _one_word(token: str) -> str:
+    """The token as the service reads it of its file, without the end of the line."""
+    word = token.strip()
+    if not word.isascii() or not word.isprintable() or " " in word:
+        raise UsageError("the token is not one word of ASCII; give that of the service")
+    return word
 
 
 def _read_whole(response: http.client.HTTPResponse) -> bytes:

@@ -3,6 +3,7 @@
 import doctest
 import hashlib
 import io
+import re
 import socket
 import threading
 import zipfile
@@ -202,6 +203,21 @@ def test_where_nothing_listens_the_error_says_so():
             client.model()
 
 
-def test_an_address_that_is_no_url_is_refused():
-    with pytest.raises(UsageError, match="localhost:8000"):
-        Client("localhost:8000")
+@pytest.mark.parametrize(
+    "url", ["localhost:8000", "http://", "http://host:99999", "http://host:80a", "http://[::1"]
+)
+def test_an_address_that_is_no_url_is_refused(url):
+    with pytest.raises(UsageError, match=re.escape(f"'{url}' is not a service's URL")):
+        Client(url)
+
+
+def test_a_token_is_taken_as_its_file_has_it(address):
+    with Client(address, f"{TOKEN}\n") as client:
+        assert client.model()["class_names"] == list(CARD.class_names)
+
+
+@pytest.mark.parametrize("token", ["two words", "a\nb", "geheimnisträger", "a\0b"])
+def test_a_token_that_is_none_is_refused_and_not_shown(token):
+    with pytest.raises(UsageError, match="one word of ASCII") as refused:
+        Client("http://127.0.0.1:1", token)
+    assert token not in str(refused.value)
