@@ -110,8 +110,17 @@ class RankedScans:
 
     def _done(self, states: Mapping[Key, Reviewed]) -> np.ndarray[Any, Any]:
         """Which scans have a label or a verdict, bool (n,)."""
-        done = {key for key, seen in states.items() if seen.label or seen.verdict}
+        done = self.reviewed(states)
         return np.fromiter((key in done for key in self.keys), bool, len(self.keys))
+
+    def reviewed(self, states: Mapping[Key, Reviewed]) -> set[Key]:
+        """Scans of these results with a label or a verdict; a file of labels may be of more."""
+        done = {key for key, seen in states.items() if seen.label or seen.verdict}
+        return done & self._known
+
+    @cached_property
+    def _known(self) -> frozenset[Key]:
+        return frozenset(self.keys)
 
     @cached_property
     def _fixed(self) -> dict[str, Any]:

@@ -101,8 +101,7 @@ class Review:
     def progress(self) -> dict[str, int]:
         """How far the review is; `events` changes with every label, of other tabs, too."""
         self.log.refresh()
-        states = self.log.states()
-        done = sum(bool(seen.label or seen.verdict) for seen in states.values())
+        done = len(self.scans.reviewed(self.log.states()))
         return {"events": self.log.count, "done": done, "total": self.scans.rows.num_rows}
 
     def listed(self, order: Order, wanted: Filter, start: int, count: int, as_of: int) -> Any:  # noqa: ANN401 - JSON

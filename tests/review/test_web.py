@@ -224,6 +224,16 @@ def test_where_labels_go_and_what_is_refused(results, tmp_path):
         review_command(str(results), None, ReviewOptions(), "0.0.0.0", 8100, print)
 
 
+def test_labels_of_scans_that_are_not_in_these_results_are_no_progress(results, tmp_path):
+    labels = tmp_path / "of several results.jsonl"
+    labels.write_text('{"path": "gone.png", "label": "no_tumor", "time": ""}\n' * 20)
+    with opened(str(results), None, ReviewOptions(labels=str(labels))) as review:
+        client = TestClient(create_app(review), base_url=LOCAL)
+        assert client.get("/v1/progress").json() == {"events": 20, "done": 0, "total": 12}
+        answer = say(client, rows(client)[0]["scan"], verdict="right").json()
+        assert (answer["done"], answer["events"]) == (1, 21)
+
+
 def test_the_table_of_labels_is_written_when_a_review_ends(results):
     with opened(str(results), None, ReviewOptions()) as review:
         client = TestClient(create_app(review), base_url=LOCAL)
