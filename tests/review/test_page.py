@@ -150,6 +150,37 @@ def test_keys_that_come_before_the_next_scan_is_shown_label_nothing(tmp_path, ta
         assert not (results / "review" / "labels.jsonl").read_text()
 
 
+def test_a_note_belongs_to_the_scan_that_is_shown(tmp_path, tab):
+    results = results_of(tmp_path, 8)
+    with review_server(results) as own, tab(own + "/") as browser:
+        browser.wait_until(LOOKED)
+        note = "document.getElementById('note')"
+        change = f"{note}.dispatchEvent(new Event('change'))"
+        browser.evaluate(f"{note}.value = 'of the first'; {change}; 0")
+        browser.wait_until(SAVED)
+        press = (
+            "document.body.dispatchEvent(new KeyboardEvent('keydown', {key: '%s', bubbles: true}))"
+        )
+        # In one turn of the page: the next scan cannot be there when the note is entered.
+        browser.evaluate("; ".join(press % key for key in "jn") + "; 0")
+        browser.wait_until(f"{LOOKED} && {CURRENT} === 'row-1'")
+        browser.evaluate(f"{note}.value += ' and more'; {change}; 0")
+        browser.wait_until(SAVED)
+    assert [event["note"] for event in log_of(results)] == ["of the first", "and more"]
+
+
+def test_where_no_scan_passes_a_filter_none_is_shown_and_none_labeled(tmp_path, tab):
+    results = results_of(tmp_path, 8)
+    with review_server(results) as own, tab(own + "/") as browser:
+        browser.wait_until(LOOKED)
+        choose = "const f = document.getElementById('filter'); f.value = 'foreign'"
+        browser.evaluate(f"{choose}; f.dispatchEvent(new Event('change')); 0")
+        browser.wait_until(f"{TITLE} === 'No scan is like that'")
+        browser.press("r")
+        assert "not shown" in browser.evaluate("document.getElementById('saved').textContent")
+    assert log_of(results) == []
+
+
 def test_of_two_tabs_the_later_label_counts_and_both_are_kept(tmp_path, tab):
     results = results_of(tmp_path, 8)
     with review_server(results) as own, tab(own + "/") as first, tab(own + "/") as second:

@@ -93,8 +93,9 @@ async function reload() {
     await list.load($("order").value, $("filter").value);
   } catch (error) { fail(error); return; }
   $("list-count").textContent = list.total === 1 ? "1 scan" : `${list.total.toLocaleString("en")} scans`;
-  if (list.total) await list.select(0);
-  else $("scan-title").textContent = "No scan is like that";
+  if (list.total) { await list.select(0); return; }
+  leave();
+  $("scan-title").textContent = "No scan is like that";
 }
 
 function lastPart(path) { return path.split("/").pop(); }
@@ -116,6 +117,9 @@ function describe(row, index) {
 // Another scan was chosen: until it is shown, no key may label the one before or one not yet seen.
 function leave() {
   turn += 1;
+  $("note").blur(); // what is written there is of the scan before
+  $("note").value = "";
+  $("note").disabled = true;
   scan = null;
   looked = false;
   $("view-panel").setAttribute("aria-busy", "true");
@@ -154,6 +158,7 @@ function again(name, error) {
 
 function ready() {
   looked = true;
+  $("note").disabled = false;
   $("view-panel").dataset.scan = scan.scan;
   $("view-panel").setAttribute("aria-busy", "false");
 }
