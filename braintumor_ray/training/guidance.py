@@ -169,6 +169,8 @@ def packed_masks(
     size: int,
     log: Log,
     boxes: Sequence[Box] | None = None,
+    *,
+    required: bool = True,
 ) -> list[bytes | None]:
     """The tumor of each training scan at the network's size, packed; None where it is not known.
 
@@ -181,9 +183,10 @@ def packed_masks(
         size: side of the network's input.
         log: takes what was found and what was not.
         boxes: the part of its picture that each scan's square shows; None: all of it.
+        required: refuse truth of other scans. Boxes of a review may all be of a test split.
 
     Raises:
-        UsageError: the truth belongs to no scan of a positive class.
+        UsageError: the truth belongs to no scan of a positive class, and is required.
         TruthError: a mask cannot be read, or two scans share one.
     """
     columns = [scans[n].to_pylist() for n in ("path", "frame", "height", "width", "class_name")]
@@ -198,7 +201,10 @@ def packed_masks(
         if mask is not None and box != WHOLE:
             mask = cut(mask.astype(np.uint8) * np.uint8(FULL), box, size) > FULL // 2
         found.append(pack_mask(mask) if mask is not None and mask.any() else None)
-    _report(columns[4], found, positive, truth, log)
+    if required or any(found):
+        _report(columns[4], found, positive, truth, log)
+    else:
+        log(f"guidance: no box of '{truth.location}' is of a training scan with a tumor")
     return found
 
 

@@ -84,10 +84,18 @@ class Guided:
 
 
 def guided_by(
-    recipe: Recipe, truth: TruthIndex | None, preprocessing: Preprocessing, data: RunData, log: Log
+    options: TrainOptions,
+    truth: TruthIndex | None,
+    preprocessing: Preprocessing,
+    data: RunData,
+    log: Log,
 ) -> Guided | None:
-    """Masks of the training scans and what is drawn into them; None: neither is of use."""
-    classes = data.classes
+    """Masks of the training scans and what is drawn into them; None: neither is of use.
+
+    Raises:
+        UsageError: `--truth` is of no training scan with a tumor.
+    """
+    recipe, classes = options.recipe, data.classes
     if not (recipe.lesions.active or (truth and recipe.guidance.weight)):
         return None
     scans = data.rows_of("train")
@@ -96,7 +104,10 @@ def guided_by(
     if truth is not None:
         cropped = preprocessing.crop != "none"
         boxes = data.shards.boxes(scans["scan_id"].to_numpy()) if cropped else None
-        masks = packed_masks(scans, truth, classes.with_tumor, size, log, boxes)
+        required = options.truth is not None
+        masks = packed_masks(scans, truth, classes.with_tumor, size, log, boxes, required=required)
+    if not (any(masks) or recipe.lesions.active):
+        return None
     positive = tuple(classes.classes.index(name) for name in classes.with_tumor)
     negative = [i for i in range(len(classes.classes)) if i not in positive]
     names = scans["class_name"].to_pylist()

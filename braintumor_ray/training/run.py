@@ -191,7 +191,7 @@ def plan_run(
         log,
         ready.before,
     )
-    guided = guided_by(recipe, ready.truth, ready.preprocessing, data, log)
+    guided = guided_by(options, ready.truth, ready.preprocessing, data, log)
     truth = [guided.fingerprint] if guided else []
     parts = [recipe.model_dump(mode="json"), data.fingerprint(), ready.weights, *truth]
     return RunPlan(options, ready, data, guided, fingerprint_of(parts))

@@ -21,9 +21,17 @@ from braintumor_ray.training.guidance import (
     packed_masks,
     unpack_mask,
 )
-from braintumor_ray.training.guided_data import Guided, begin_gate, without_somewhere
+from braintumor_ray.training.guided_data import (
+    Guided,
+    begin_gate,
+    guided_by,
+    known_tumors,
+    without_somewhere,
+)
 from braintumor_ray.training.lesions import SOME_TUMOR
 from braintumor_ray.training.loop import StepSettings, TrainableNetwork, train_epoch
+from braintumor_ray.training.options import TrainOptions
+from braintumor_ray.training.run_data import RunData
 from braintumor_ray.training.shards import GuidedRows
 from tests.builders import CLASSES, make_model
 from tests.training.test_loop import PREPROCESSING
@@ -282,6 +290,34 @@ class TestMasksOfScans:
         scans = self.scans(["a/1.png", "b/2.png"], ["glioma", "meningioma"])
         packed_masks(scans, truth, ["glioma", "meningioma"], 64, lines.append)
         assert any("no tumor of class 'meningioma'" in line for line in lines)
+
+    @pytest.mark.parametrize("settings", [[], ["lesions.draw=0.5"]])
+    def test_boxes_of_a_review_that_are_of_no_training_scan_guide_nothing(self, tmp_path, settings):
+        labels = tmp_path / "labels.jsonl"
+        box = '"boxes": [[0.2, 0.2, 0.4, 0.4]]'
+        labels.write_text(
+            "".join(f'{{"path": "{path}", "frame": 0, {box}}}\n' for path in ("v/2.png", "n/3.png"))
+        )
+        scans = self.scans(["a/1.png", "v/2.png", "n/3.png"], ["glioma", "glioma", "none"])
+        scans = scans.append_column("split", [["train", "val", "train"]])
+        classes = ClassMap(("glioma", "none"), {}, ("glioma",))
+        data = RunData(scans, None, classes, None, {})
+        recipe = load_recipe("demo", ["guidance.weight=1", *settings])
+        lines = []
+
+        def guided(**options):
+            options = TrainOptions(recipe, tmp_path, "none", labels=str(labels), **options)
+            model = make_model("resnet18")
+            truth = known_tumors(options, model, scans["path"].to_pylist(), lines.append)
+            return guided_by(options, truth, PREPROCESSING, data, lines.append)
+
+        found = guided()
+        assert (found is None) == (not settings)
+        assert lines == [
+            f"guidance: no box of '{labels}' is of a training scan with a tumor"
+        ]  # once, and the run goes on
+        with pytest.raises(UsageError, match="none of its"):
+            guided(truth=str(labels))
 
     def test_truth_of_other_scans_is_refused_before_training(self, tmp_path):
         truth = self.truth(tmp_path, "z/9.png,0.25,0.5,0.5,0.75")
