@@ -7,6 +7,7 @@ from hashlib import sha256
 import numpy as np
 import pyarrow as pa
 
+from braintumor_ray.catalog.reviewed import read_reviewed
 from braintumor_ray.decode.preprocess import Preprocessing
 from braintumor_ray.errors import UsageError
 from braintumor_ray.localization.truth import TruthIndex, has_boxes, load_truth, reviewed_truth
@@ -46,7 +47,15 @@ def known_tumors(
             "--truth and [lesions]"
         )
     truth = None if options.truth is None else load_truth(options.truth).of(paths)
-    if options.labels is None or not has_boxes(options.labels):
+    if options.labels is None:
+        return truth
+    states = read_reviewed(options.labels).values()
+    if further := sum(bool(seen.frame and seen.boxes) for seen in states):
+        log(
+            f"the boxes of {further} scans of '{options.labels}' are not used: they are on further "
+            "frames of a file, and truth is of first ones"
+        )
+    if not has_boxes(options.labels):
         return truth
     if recipe.guidance.weight and model.linear is None:
         log(f"the boxes of '{options.labels}' are not used: this head cannot be guided by them")

@@ -319,6 +319,18 @@ class TestMasksOfScans:
         with pytest.raises(UsageError, match="none of its"):
             guided(truth=str(labels))
 
+    def test_boxes_on_further_frames_are_told_not_to_be_used(self, tmp_path):
+        labels = tmp_path / "labels.jsonl"
+        box = '"boxes": [[0.2, 0.2, 0.4, 0.4]]'
+        labels.write_text("".join(f'{{"path": "v.nii", "frame": {n}, {box}}}\n' for n in (7, 8)))
+        options = TrainOptions(load_recipe("demo"), tmp_path, "none", labels=str(labels))
+        lines = []
+        assert known_tumors(options, make_model("resnet18"), ["v.nii"] * 9, lines.append) is None
+        assert lines == [
+            f"the boxes of 2 scans of '{labels}' are not used: they are on further frames of a "
+            "file, and truth is of first ones"
+        ]
+
     def test_truth_of_other_scans_is_refused_before_training(self, tmp_path):
         truth = self.truth(tmp_path, "z/9.png,0.25,0.5,0.5,0.75")
         with pytest.raises(UsageError, match="none of its 1 entries"):
