@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from braintumor_ray.catalog.labels import label_key
 from braintumor_ray.catalog.reviewed import Key, Reviewed
+from braintumor_ray.decode.files import without_volume
 from braintumor_ray.errors import UsageError
 from braintumor_ray.predict.results import ResultsFolder
 from braintumor_ray.review.options import ORDERS, Order
@@ -219,17 +220,22 @@ def _disagreement(rows: pa.Table, folder: ResultsFolder) -> np.ndarray[Any, Any]
 
 
 def _moved(rows: pa.Table, source: pa.Table) -> pa.Table:
-    """Rows with the URIs of a source: of the same scan by its id, else of the same path and frame.
+    """Rows with the URIs of a source: of the same scan by its id, else of the file of its path.
 
     Results that were made without paths get those of the source: labels are kept by path.
     """
-    columns = [source[name].to_pylist() for name in ("scan_id", "path", "frame", "uri")]
-    by_id = {scan: (path, uri) for scan, path, _, uri in zip(*columns, strict=True)}
-    by_path = {(path, frame): (path, uri) for _, path, frame, uri in zip(*columns, strict=True)}
+    columns = [source[name].to_pylist() for name in ("scan_id", "path", "uri")]
+    by_id = {scan: (path, uri) for scan, path, uri in zip(*columns, strict=True)}
+    # Files, not their frames: a source whose headers are not read has a row for each file.
+    files = dict(
+        zip(*(without_volume(source[n]).to_pylist() for n in ("path", "uri")), strict=True)
+    )
     found, hits = [], 0
-    facts = [rows[name].to_pylist() for name in ("scan_id", "path", "frame", "uri")]
-    for scan, path, frame, uri in zip(*facts, strict=True):
-        where = by_id.get(scan) or by_path.get((path, frame))
+    facts = [rows["scan_id"], rows["path"], rows["uri"], without_volume(rows["path"])]
+    for scan, path, uri, file in zip(*(column.to_pylist() for column in facts), strict=True):
+        where = by_id.get(scan)
+        if where is None and file in files:
+            where = (path, files[file] + path.removeprefix(file))
         hits += where is not None
         found.append(where or (path, uri))
     if not hits:

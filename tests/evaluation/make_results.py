@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 
 from braintumor_ray.decode.decode import decode
 from braintumor_ray.decode.hashes import pixel_sha256
+from braintumor_ray.decode.types import VolumeOptions
 from braintumor_ray.predict.schema import result_schema
 from braintumor_ray.storage import read_bytes
 
@@ -88,7 +89,9 @@ def _row(scan, p, maps, unreadable):
     row = {name: scan[name] for name in ("scan_id", "uri", "frame", "patient_key", "series_key")}
     if unreadable:
         return row | {"status": "quarantined", "reason": "JPEG is damaged"}
-    decoded = decode(read_bytes(scan["uri"]), frame=scan["frame"]).gray
+    volumes = VolumeOptions(scan["volume_plane"] or "axial", scan["volume_index"] or 0)
+    content = read_bytes(scan["uri"].removesuffix(volumes.mark))
+    decoded = decode(content, frame=scan["frame"], volumes=volumes).gray
     name = CLASSES[int(np.argmax(p))]
     return row | {
         "status": "ok",

@@ -6,10 +6,14 @@ import io
 import uuid
 
 import cv2
+import nibabel
 import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
+from braintumor_ray.catalog.build import load_catalog
+from braintumor_ray.catalog.options import CatalogOptions
+from braintumor_ray.decode.types import VolumeOptions
 from braintumor_ray.errors import UsageError
 from braintumor_ray.review.command import labels_file, opened, review_command
 from braintumor_ray.review.options import ReviewOptions
@@ -214,6 +218,23 @@ def test_moved_scans_are_found_by_source(archive, tmp_path):
         opened(str(results), archive[1].slice(0, 0), ReviewOptions()),
     ):
         pass
+
+
+@pytest.mark.parametrize("plane", ["axial", "coronal"])
+def test_all_slices_of_a_moved_volume_are_found_by_source(tmp_path, plane):
+    (tmp_path / "before").mkdir()
+    slices = [disc_scan(seed, (64, 72)) for seed in range(8)]
+    volume = nibabel.Nifti1Image(np.stack(slices, axis=-1).astype(np.int16), np.eye(4))
+    nibabel.save(volume, tmp_path / "before" / "v.nii.gz")
+    options = CatalogOptions(volumes=VolumeOptions(plane, 0))
+    results = make_results(tmp_path / "r", load_catalog(tmp_path / "before", options))
+    (tmp_path / "before").rename(tmp_path / "after")
+    # As the command reads it: headers are not, so a file has one row.
+    source = load_catalog(tmp_path / "after", CatalogOptions(probe_headers=False))
+    with opened(str(results), source, ReviewOptions()) as review:
+        assert len(review.scans.names) > source.num_rows == 1
+        for name in review.scans.names:
+            review.picture(name, 64)
 
 
 def test_where_labels_go_and_what_is_refused(results, tmp_path):
