@@ -1,5 +1,6 @@
 """The scans of a results folder as the page lists them: orders, filters, one scan's facts."""
 
+import re
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -22,6 +23,7 @@ from braintumor_ray.worklist.worklist import load_rows, rank_scans
 Filter = Literal["all", "open", "done", "positive", "unsure", "foreign", "differ"]
 FILTERS: tuple[Filter, ...] = ("all", "open", "done", "positive", "unsure", "foreign", "differ")
 _SLICES = 200  # of one series that the page shows
+_DIGITS = re.compile(r"([0-9]+)")
 
 
 @dataclass(frozen=True)
@@ -180,10 +182,16 @@ class RankedScans:
     def series(self, row: int) -> list[int]:
         """Rows of the scan's series or volume in their order; itself alone where it has none."""
         group = self._series_of[row]
-        rows = [row] if group is None else self._members[group]
+        rows = [row] if group is None else sorted(self._members[group], key=self._place)
         at = rows.index(row)
         first = max(0, min(at - _SLICES // 2, len(rows) - _SLICES))
         return rows[first : first + _SLICES]
+
+    def _place(self, row: int) -> tuple[list[tuple[int, str]], int]:
+        """By which slices are sorted: numbers in names by their values, then the frame."""
+        path, frame = self.keys[row]
+        parts = _DIGITS.split(path)  # text and digits in turn
+        return [(int(part), part) if at % 2 else (0, part) for at, part in enumerate(parts)], frame
 
     @cached_property
     def _series_of(self) -> list[Any]:
@@ -198,8 +206,8 @@ class RankedScans:
     @cached_property
     def _members(self) -> dict[Any, list[int]]:
         members: dict[Any, list[int]] = defaultdict(list)
-        for row in sorted(range(len(self.keys)), key=lambda row: self.keys[row]):
-            if (group := self._series_of[row]) is not None:
+        for row, group in enumerate(self._series_of):
+            if group is not None:
                 members[group].append(row)
         return members
 

@@ -21,6 +21,7 @@ from braintumor_ray.review.web import PAGE, STATIC, create_app
 from braintumor_ray.worklist.worklist import make_worklist
 from tests.builders import disc_scan
 from tests.evaluation.make_results import CLASSES, make_results
+from tests.review.conftest import write_scans
 
 LOCAL = "http://127.0.0.1"
 
@@ -83,6 +84,14 @@ def test_a_series_is_all_its_slices_in_order(client):
     paths = [client.get(f"/v1/scans/{scan}").json()["path"] for scan in fact["series"]]
     folder = fact["path"].split("/")[0]
     assert paths == [f"{folder}/slice {n}.png" for n in range(4)]
+
+
+def test_slices_are_in_the_order_of_their_numbers(tmp_path):
+    results = make_results(tmp_path / "results", write_scans(tmp_path / "a", 12, in_series=12))
+    with opened(str(results), None, ReviewOptions()) as review:
+        series = review.facts(review.scans.names[0])["series"]
+        paths = [review.facts(name)["path"] for name in series]
+    assert paths == [f"s0000/slice {number}.png" for number in range(12)]
 
 
 def test_no_answer_holds_a_patient_key(client):
