@@ -52,7 +52,7 @@ class Reviewed:
         names = ("verdict", "label", "note", "reviewer", "time")
         values: dict[str, Any] = {name: event[name] for name in names if name in event}
         if "boxes" in event:
-            values["boxes"] = tuple(tuple(box) for box in event["boxes"])
+            values["boxes"] = _boxes(event["boxes"])
         return replace(self, **values)
 
 
@@ -204,7 +204,14 @@ def _event(line: bytes, number: int, location: str) -> Event:
 def _checked(found: Any) -> Event:  # noqa: ANN401 - parsed JSON
     if not isinstance(found["path"], str):
         raise TypeError("path is no text")
+    if not isinstance(found.get("label"), str | None):
+        raise TypeError("label is no text")
+    _boxes(found.get("boxes", ()))
     return {**found, "frame": int(found.get("frame") or 0)}
+
+
+def _boxes(found: Iterable[Iterable[float]]) -> tuple[FractionBox, ...]:
+    return tuple((float(a), float(b), float(c), float(d)) for a, b, c, d in found)
 
 
 def _table_rows(location: str) -> list[dict[str, Any]]:
@@ -236,11 +243,11 @@ def _of_rows(location: str, rows: Sequence[Mapping[str, Any]]) -> dict[Key, Revi
 
 def _of_row(row: Mapping[str, Any], number: int, location: str) -> Reviewed:
     try:
-        boxes = tuple(tuple(box) for box in json.loads(row.get("boxes") or "[]"))
-        return Reviewed(
-            str(row["path"]), int(row.get("frame") or 0), label=row["label"] or None, boxes=boxes
-        )
-    except ValueError as error:
+        told = row.get("boxes") or ()  # JSON, or in Parquet perhaps a list
+        boxes = _boxes(json.loads(told) if isinstance(told, str) else told)
+        label = None if row["label"] in (None, "") else str(row["label"])
+        return Reviewed(str(row["path"]), int(row.get("frame") or 0), label=label, boxes=boxes)
+    except (TypeError, ValueError) as error:
         raise CatalogError(
             f"row {number} of '{location}' is no label: {error}; frame is a whole number, boxes "
             "are JSON"

@@ -3,6 +3,7 @@
 import json
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from braintumor_ray.catalog.build import load_catalog
@@ -89,8 +90,39 @@ def test_a_table_of_labels_is_taken_too(catalog, tmp_path):
     (tmp_path / "t.csv").write_text(f"path,label\n{path},no_tumor\nx.png,\n")
     reviewed = read_reviewed(str(tmp_path / "t.csv"))
     assert [seen.label for seen in reviewed.values()] == ["no_tumor"]
-    pa.parquet.write_table(pa.table({"path": [path], "label": ["a"]}), tmp_path / "t.parquet")
+    pq.write_table(pa.table({"path": [path], "label": ["a"]}), tmp_path / "t.parquet")
     assert read_reviewed(str(tmp_path / "t.parquet"))[path, 0].label == "a"
+
+
+def test_a_table_of_parquet_has_its_own_types(catalog, tmp_path):
+    paths = catalog["path"].to_pylist()
+    boxes = [[[0.1, 0.2, 0.3, 0.4]], None, []]
+    file = str(tmp_path / "t.parquet")
+    pq.write_table(pa.table({"path": paths[:3], "label": [0, 1, 2], "boxes": boxes}), file)
+    reviewed = read_reviewed(file)
+    assert [seen.label for seen in reviewed.values()] == ["0", "1", "2"]
+    assert reviewed[paths[0], 0].boxes == ((0.1, 0.2, 0.3, 0.4),)
+    found, _ = with_reviewed_labels(catalog, reviewed, file)
+    assert found["label"].to_pylist()[:3] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"label": 3},
+        {"boxes": None},
+        {"boxes": [5]},
+        {"boxes": [[0, 0, 1]]},
+        {"boxes": "[[0, 0, 1, 1]]"},
+    ],
+)
+def test_what_is_no_label_is_one_line(tmp_path, said):
+    with pytest.raises(CatalogError, match=r"line 1 of .* is no label"):
+        read_reviewed(lines(tmp_path / "l.jsonl", {"path": "a.png", **said}))
+    if isinstance(said.get("boxes"), list):
+        (tmp_path / "t.csv").write_text(f'path,label,boxes\na.png,x,"{said["boxes"]}"\n')
+        with pytest.raises(CatalogError, match=r"row 1 of .* is no label"):
+            read_reviewed(str(tmp_path / "t.csv"))
 
 
 def test_boxes_are_truth_and_take_the_place_of_other_truth(tmp_path):
