@@ -73,20 +73,34 @@ def read_reviewed(location: str) -> dict[Key, Reviewed]:
 def read_events(location: str) -> list[Event]:
     """All lines of a file of labels, oldest first.
 
-    A line without its end is one whose writing was interrupted: it was never confirmed to the
-    reviewer and is left out.
+    A last line that is not whole is one whose writing was interrupted: it was never confirmed to
+    the reviewer and is left out.
 
     Raises:
         CatalogError: it cannot be read, or a whole line is damaged.
     """
     try:
-        lines = read_bytes(location).split(b"\n")[:-1]
+        *lines, last = read_bytes(location).split(b"\n")
     except OSError as error:
         raise CatalogError(
             f"labels '{location}' cannot be read ({error.strerror or error}); give the file that "
             "'braintumor-ray review' wrote"
         ) from error
+    if is_event(last):
+        lines.append(last)
     return [_event(line, number, location) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def is_event(line: bytes) -> bool:
+    """Whether a line is whole, also where other tools wrote no newline after it.
+
+    Of a line that was cut off at least the last brace is missing.
+    """
+    try:
+        _checked(json.loads(line))
+    except (ValueError, KeyError, TypeError):
+        return False
+    return True
 
 
 def newest(events: Iterable[Event]) -> dict[Key, Reviewed]:

@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from braintumor_ray.catalog.reviewed import Event, Key, Reviewed, read_events
+from braintumor_ray.catalog.reviewed import Event, Key, Reviewed, is_event, read_events
 from braintumor_ray.errors import UsageError
 from braintumor_ray.storage import is_local, local_path, write_atomically
 
@@ -125,7 +125,7 @@ class LabelLog:
         self._take(event)
 
     def _catch_up(self) -> None:
-        """Read lines that are new; cut off a last one whose writer died within it."""
+        """Read lines that are new; end the last one, or cut it off if its writer died within it."""
         size = os.fstat(self._file).st_size
         if not self._is_at_its_place():  # what is added would be lost with the file that was there
             raise UsageError(f"'{self.path}' is another file now: it was replaced; start again")
@@ -134,7 +134,9 @@ class LabelLog:
         if size == self._size:
             return
         end = self._whole_lines(size)
-        if end < size:
+        if is_event(os.pread(self._file, size - end, end)):
+            end = size + os.write(self._file, b"\n")
+        elif end < size:
             os.ftruncate(self._file, end)
         for event in read_events(str(self.path))[self._count :]:
             self._take(event)

@@ -59,6 +59,17 @@ def test_a_line_that_a_crash_cut_off_is_removed_and_what_was_confirmed_stays(log
     log._file = os.open(log.path, os.O_RDONLY)
 
 
+def test_a_last_line_without_a_newline_is_a_label_and_stays(tmp_path):
+    file = tmp_path / "of another tool.jsonl"
+    told = [event(1, label="a"), event(2, "b.png", label="b")]
+    file.write_text("\n".join(map(json.dumps, told)))
+    assert [seen.label for seen in read_reviewed(str(file)).values()] == ["a", "b"]
+    made = LabelLog(str(file))
+    made.add(event(3, "c.png", label="c"))
+    made.close()
+    assert [e["id"] for e in read_events(str(file))] == ["event-0001", "event-0002", "event-0003"]
+
+
 def test_two_writers_see_each_other(log):
     other = LabelLog(str(log.path))
     log.add(event(1, label="a", verdict="wrong"))
