@@ -31,7 +31,8 @@ class LabelLog:
         location: of the .jsonl file; its folder is made.
 
     Raises:
-        UsageError: not a local .jsonl file, or it cannot be written.
+        UsageError: not a local .jsonl file, or it cannot be written, or its table would replace
+            another one.
         CatalogError: the file is there and damaged.
     """
 
@@ -42,6 +43,8 @@ class LabelLog:
                 "line by line; give a local FILE.jsonl, and copy it where it is wanted"
             )
         self.path = Path(os.path.abspath(local_path(location)))
+        self._table = self.path.with_suffix(".csv")
+        self._refuse_foreign_table()
         self._lock = threading.Lock()
         self._states: dict[Key, Reviewed] = {}
         self._ids: dict[str, Event] = {}  # the browser sends again what it heard no answer for
@@ -97,9 +100,21 @@ class LabelLog:
 
     def write_table(self) -> Path:
         """The newest state of each scan as a table next to the file, for people."""
-        target = self.path.with_suffix(".csv")
-        write_atomically(target, table_of(self._states).encode())
-        return target
+        write_atomically(self._table, table_of(self._states).encode())
+        return self._table
+
+    def _refuse_foreign_table(self) -> None:
+        """Of a file of that name that is not ours, such as the source's own labels.csv."""
+        try:
+            with self._table.open("rb") as stream:
+                first = stream.readline(_TAIL)
+        except OSError:
+            return
+        if first.strip().removeprefix(b"\xef\xbb\xbf") not in (b"", ",".join(COLUMNS).encode()):
+            raise UsageError(
+                f"'{self._table}' is another table, and the labels are written there at the end; "
+                f"give a --labels of another name than '{self.path.name}'"
+            )
 
     def close(self) -> None:
         """Close the file."""

@@ -70,6 +70,18 @@ def test_a_last_line_without_a_newline_is_a_label_and_stays(tmp_path):
     assert [e["id"] for e in read_events(str(file))] == ["event-0001", "event-0002", "event-0003"]
 
 
+def test_the_table_replaces_no_other_table(tmp_path):
+    own, other = LabelLog(str(tmp_path / "a.jsonl")), tmp_path / "labels.csv"
+    other.write_text("path,label\na.png,x\n")
+    with pytest.raises(UsageError, match=r"labels\.csv' is another table"):
+        LabelLog(str(tmp_path / "labels.jsonl"))
+    assert other.read_text() == "path,label\na.png,x\n"
+    own.add(event(1, note="x"))
+    own.write_table()
+    LabelLog(str(own.path)).close()  # its own one, of an earlier review
+    own.close()
+
+
 def test_two_writers_see_each_other(log):
     other = LabelLog(str(log.path))
     log.add(event(1, label="a", verdict="wrong"))
