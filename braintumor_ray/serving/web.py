@@ -181,7 +181,11 @@ def static_route(content: bytes, media_type: str) -> Any:  # noqa: ANN401 - an e
 
 
 def add_problems(app: Starlette) -> None:
-    """Errors of an application's routes become problem documents."""
+    """Errors of an application's routes become problem documents, so does a slash too many.
+
+    A redirect would name the host that the client sent, and http where TLS ends before the service.
+    """
+    app.router.redirect_slashes = False
 
     async def answer(_: Request, error: Exception) -> Response:
         return _problem(error).response()

@@ -194,6 +194,10 @@ def test_with_a_token_only_the_page_itself_is_open(review):
     assert client.get("/v1/scans", headers={"Authorization": "Bearer word"}).status_code == 200
 
 
+def test_a_slash_too_many_is_no_redirect(client):
+    assert client.get("/v1/review/", follow_redirects=False).status_code == 404
+
+
 def test_unknown_scans_paths_and_queries_are_problems(client):
     assert client.get("/v1/scans/0000000000000000").status_code == 404
     assert client.get("/v1/nothing").status_code == 404

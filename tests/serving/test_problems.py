@@ -59,6 +59,8 @@ def test_a_parameter_that_cannot_be_used_is_named(client, query, says):
 def test_unknown_paths_and_methods_are_problems_too(client):
     problem(client.get("/nowhere"), 404)
     problem(client.get("/v1/predict"), 405)
+    for path in ("/v1/predict/", "/v1/model/", "/healthz/", "/static/"):
+        problem(client.request("GET", path, follow_redirects=False), 404)
 
 
 def test_a_declared_length_over_the_limit_is_refused_before_the_body_is_read(decoders):
