@@ -1,5 +1,6 @@
 """The routes of the service. Each front makes its own; no import of Ray."""
 
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from functools import lru_cache
@@ -130,8 +131,12 @@ def _with_query(respond: Callable[[Request, PredictQuery], Awaitable[Response]])
 @lru_cache(256)
 def _parsed(query: bytes) -> PredictQuery:
     """The options of a query string; clients repeat theirs."""
+    given = QueryParams(query).multi_items()
+    if len(dict(given)) < len(given):
+        ((name, _),) = Counter(name for name, _ in given).most_common(1)
+        raise ProblemError("parameter", f"parameter '{name[:40]}' comes twice; give it once")
     try:
-        return PredictQuery.model_validate(dict(QueryParams(query)))
+        return PredictQuery.model_validate(dict(given))
     except ValidationError as error:
         raise _parameter_problem(error) from error
 

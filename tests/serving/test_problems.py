@@ -49,6 +49,7 @@ def test_a_body_that_is_no_scan_says_why(client, body, status, says):
         ("frame=-1", "frame='-1'"),
         ("frame=7", "out of range"),
         ("explain=none&heatmap=png", "needs a map"),
+        ("frame=7&frame=0", "'frame' comes twice"),
     ],
 )
 def test_a_parameter_that_cannot_be_used_is_named(client, query, says):
