@@ -13,13 +13,14 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 class Change(BaseModel):
     """One thing that a reviewer did: a verdict, boxes or a note; what is left out stays as it was.
 
-    `id` is made by the browser: sent twice, it is one event.
+    `id` is made by the browser: sent twice, it is one event. `results` are those it was shown.
     """
 
     model_config = ConfigDict(extra="forbid")
 
     id: str = Field(pattern="^[0-9A-Za-z-]{8,64}$")
     scan: str = Field(pattern="^[0-9a-f]{16}$")
+    results: str | None = Field(None, max_length=64)
     reviewer: str = Field("", max_length=80)
     verdict: Literal["right", "wrong"] | None = None
     label: str | None = Field(None, max_length=200)

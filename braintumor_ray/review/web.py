@@ -1,10 +1,11 @@
 """The routes of a review: a page, scans in order, pictures, and their labels."""
 
+import hashlib
 import ipaddress
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from braintumor_ray.review.scans import FILTERS, Filter, RankedScans
 from braintumor_ray.serving.access import AccessMiddleware
 from braintumor_ray.serving.problems import ProblemError
 from braintumor_ray.serving.web import NOTICE, add_problems, static_route
+from braintumor_ray.storage import absolute
 from braintumor_ray.types import Ints
 from braintumor_ray.worklist.worklist import run_shifts
 
@@ -75,11 +77,19 @@ class Review:
     reviewer: str = ""
     views: Cache = field(default_factory=lambda: Cache(32))
 
+    @cached_property
+    def name(self) -> str:
+        """Names results and labels; a browser keeps by it what it could not send yet."""
+        folder = self.scans.folder
+        place = f"{absolute(folder.location)}\n{self.log.path}\n{folder.meta['bundle_fingerprint']}"
+        return hashlib.sha256(place.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
     def about(self) -> dict[str, Any]:
         """What the page gets once."""
         meta = self.scans.folder.meta
         labels = {m: METHOD_LABELS.get(m, m) for m in self.scans.methods}
         return {
+            "results": self.name,
             "class_names": self.scans.class_names,
             "positive_classes": list(meta["positive_classes"]),
             "threshold": meta["threshold"],
@@ -187,6 +197,10 @@ class Review:
 
     def add(self, change: Change) -> dict[str, Any]:
         """Store a change to a scan; it is on the disk when this returns."""
+        if change.results not in (None, self.name):  # 'right' would be of another prediction
+            raise ProblemError(
+                "not-ready", "the label is of other results; it waits until their review is back"
+            )
         row = self.row(change.scan)
         path, frame = self.scans.keys[row]
         facts = self.scans.rows.slice(row, 1).to_pylist()[0]

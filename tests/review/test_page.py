@@ -4,6 +4,7 @@ One that is to be killed is the command, as a process of its own.
 """
 
 import functools
+import json
 import signal
 import socket
 import subprocess
@@ -148,6 +149,28 @@ def test_keys_that_come_before_the_next_scan_is_shown_label_nothing(tmp_path, ta
         browser.wait_until(f"{LOOKED} && {CURRENT} === 'row-1'")
         assert browser.evaluate("document.getElementById('view-panel').dataset.scan") != before
         assert not (results / "review" / "labels.jsonl").read_text()
+
+
+def test_labels_that_were_not_sent_are_of_the_results_they_were_given_for(tmp_path, tab):
+    results = results_of(tmp_path, 8)
+    key = "braintumor-review-queue-%s-0"
+    with review_server(results) as own, tab(own + "/") as browser:
+        browser.wait_until(LOOKED)
+        with urllib.request.urlopen(f"{own}/v1/review") as answer:
+            name = json.load(answer)["results"]
+        scan = browser.evaluate("document.getElementById('view-panel').dataset.scan")
+        for at, of in enumerate(("0" * 16, name)):  # left by tabs that are gone
+            item = {"id": f"{at:08d}", "scan": scan, "verdict": "right", "results": of}
+            text = json.dumps(json.dumps([item]))
+            browser.evaluate(f"localStorage.setItem('{key % of}', {text}); 0")
+        browser.open(own + "/")
+        browser.wait_until(LOOKED, 60)
+        browser.wait_until(SAVED)
+        kept = browser.evaluate("Object.keys(localStorage).join()")
+        browser.evaluate("localStorage.clear(); 0")
+    assert [event["id"] for event in log_of(results)] == ["00000001"]
+    assert key % ("0" * 16) in kept
+    assert name not in kept
 
 
 def test_a_note_belongs_to_the_scan_that_is_shown(tmp_path, tab):

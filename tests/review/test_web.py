@@ -167,6 +167,21 @@ def test_what_is_not_a_label_is_refused_and_nothing_written(client, review, said
     assert review.log.count == 0
 
 
+def test_a_label_of_other_results_waits_for_their_review(archive, results, tmp_path):
+    """Another bundle's results of the same scans, reviewed at the same address: 'right' differs."""
+    other = make_results(tmp_path / "other", archive[1])
+    with opened(str(other), None, ReviewOptions()) as review:
+        name = TestClient(create_app(review), base_url=LOCAL).get("/v1/review").json()["results"]
+    for location, status in ((results, 503), (other, 200)):
+        with opened(str(location), None, ReviewOptions()) as review:
+            client = TestClient(create_app(review), base_url=LOCAL)
+            scan = rows(client)[0]["scan"]
+            answer = say(client, scan, verdict="right", results=name)
+            assert answer.status_code == status  # 503: the browser keeps it
+            assert review.log.count == (status == 200)
+            assert say(client, scan, verdict="right").status_code == 200
+
+
 def test_requests_that_another_page_sends_are_refused(client):
     body = {"id": "a" * 32, "scan": rows(client)[0]["scan"], "verdict": "right"}
     for headers in (

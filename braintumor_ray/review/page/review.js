@@ -56,6 +56,7 @@ async function start() {
   $("shifts").replaceChildren(...about.shifts.map((text) => element("p", text, { className: "warning" })));
   events = about.events;
   progress(about);
+  queue.open(about.results);
   queue.send();
   await reload();
 }

@@ -43,16 +43,23 @@ export class Queue {
   constructor(taken, changed) {
     this.taken = taken; // called with the server's answer; gives a message or ""
     this.changed = changed; // called with how many wait, and a message
-    this.key = QUEUE + crypto.randomUUID();
+    this.results = "";
     this.waiting = [];
     this.sending = false;
     this.pause = 500;
+  }
+
+  // Names the results that labels are of: another review may be at this address before they are sent.
+  open(results) {
+    if (this.results) return;
+    this.results = results;
+    this.key = `${QUEUE}${results}-${crypto.randomUUID()}`;
     this.adopt();
   }
 
   // What a closed or crashed tab has left. If that tab is alive, ids keep a label from counting twice.
   adopt() {
-    for (const key of storedKeys()) {
+    for (const key of storedKeys(`${QUEUE}${this.results}-`)) {
       for (const item of parsed(read(localStorage, key))) {
         if (!this.waiting.some((other) => other.id === item.id)) this.waiting.push(item);
       }
@@ -62,7 +69,7 @@ export class Queue {
   }
 
   add(change) {
-    this.waiting.push({ id: crypto.randomUUID(), ...change });
+    this.waiting.push({ id: crypto.randomUUID(), results: this.results, ...change });
     const kept = this.store();
     this.changed(this.waiting.length, kept ? "" : "this browser keeps nothing: do not close the tab");
     this.send();
@@ -86,7 +93,8 @@ export class Queue {
           this.done(null, `not kept: ${error.message}`); // sending it again would not help
           continue;
         }
-        this.changed(this.waiting.length, error.status === 401 ? "a token is needed" : "no answer from the server: trying again");
+        const told = error instanceof Refused ? error.message : "no answer from the server: trying again";
+        this.changed(this.waiting.length, error.status === 401 ? "a token is needed" : told);
         await new Promise((resolve) => setTimeout(resolve, this.pause));
         this.pause = Math.min(this.pause * 2, 4000);
       }
@@ -108,8 +116,8 @@ export class Queue {
   }
 }
 
-function storedKeys() {
-  try { return Object.keys(localStorage).filter((key) => key.startsWith(QUEUE)); } catch { return []; }
+function storedKeys(prefix) {
+  try { return Object.keys(localStorage).filter((key) => key.startsWith(prefix)); } catch { return []; }
 }
 
 function parsed(text) {
