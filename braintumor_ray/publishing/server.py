@@ -188,8 +188,10 @@ def _as_answered(answer: "Response", **_: Any) -> None:  # noqa: ANN401 - of req
         return
     if answer.status_code in _REDIRECTS:
         raise requests.HTTPError(response=answer)
-    media_type = answer.headers.get("Content-Type", "").partition(";")[0]
-    answer.headers["Content-Type"] = media_type.strip().lower()
+    media_type = answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    if answer.ok and media_type == "text/html":  # as of a page to log in
+        raise PublishError("the server answers with a page; --to is the root of a DICOMweb service")
+    answer.headers["Content-Type"] = media_type
 
 
 def _client(url: str, connection: "Session") -> Any:  # noqa: ANN401 - an optional library

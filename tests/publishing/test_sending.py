@@ -144,6 +144,14 @@ def test_what_the_server_did_not_keep_is_refused_whatever_its_charset(results, a
     assert not [*results.glob("published/*/*.jsonl")]
 
 
+def test_a_page_is_no_answer_of_a_dicomweb_service(results, archive):
+    store = Store()
+    store.media_type = "text/html; charset=utf-8"
+    with serving(store) as url, pytest.raises(PublishError, match="answers with a page"):
+        sent(results, archive, url)
+    assert not [*results.glob("published/*/*.jsonl")]
+
+
 def test_with_a_folder_objects_are_written_and_sent(results, archive, tmp_path):
     store = Store()
     with serving(store) as url:
