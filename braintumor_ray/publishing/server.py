@@ -76,9 +76,12 @@ class Server:
 
     def _has(self, each: Dataset) -> bool:
         uids = (each.StudyInstanceUID, each.SeriesInstanceUID, each.SOPInstanceUID)
-        found = self._with_retries(
-            lambda: self._client.retrieve_instance_metadata(*uids), (404, 410)
-        )
+        try:
+            found = self._with_retries(
+                lambda: self._client.retrieve_instance_metadata(*uids), (404, 410)
+            )
+        except IndexError:  # of an empty list: the server answers so of what it does not have
+            return False
         return bool(found)
 
     def _with_retries(

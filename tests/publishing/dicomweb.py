@@ -19,6 +19,7 @@ class Store:
         self.conflict = False  # 409 for what it has
         self.full = False  # 202 and a reason for each object, and keeps none
         self.media_type = "application/dicom+json"
+        self.unknown = (404, b"")  # what it answers of objects that it does not have
         self.cut = 0  # answers whose connection ends within them
 
     def take(self, body, boundary):
@@ -71,7 +72,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         uid = self.path.split("/instances/")[1].split("/")[0]
         known = uid in self.server.store.arrived
-        self._answer(200 if known else 404, b'[{"00080018": {"vr": "UI"}}]' if known else b"")
+        found = (200, b'[{"00080018": {"vr": "UI"}}]')
+        self._answer(*(found if known else self.server.store.unknown))
 
     def _body(self):
         if self.headers.get("Transfer-Encoding") != "chunked":

@@ -135,6 +135,14 @@ def test_a_refusal_of_the_server_is_one_line_with_its_code(results, archive, cod
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("unknown", [(404, b""), (204, b""), (200, b"[]")])
+def test_what_the_server_does_not_have_is_refused_however_it_says_so(results, archive, unknown):
+    store = Store()
+    store.full, store.unknown = True, unknown
+    with serving(store) as url, pytest.raises(PublishError, match=r"5 scans.*reason 0xa700"):
+        sent(results, archive, url)
+
+
 @pytest.mark.parametrize("parameter", ["", "; charset=utf-8", ";charset=UTF-8"])
 def test_what_the_server_did_not_keep_is_refused_whatever_its_charset(results, archive, parameter):
     store = Store()
