@@ -165,8 +165,9 @@ def planned(labels, recipe):
     data = RunData(pa.table(columns), shards, classes, LeakReport(0, 0), {})
     model = make_model("small-cnn", classes=len(classes.classes))
     ready = RunInputs(classes, model, pixels, shards, None, "weights: random")
-    guided = guided_by(recipe, None, pixels, data, print)
-    return RunPlan(TrainOptions(recipe, "run"), ready, data, guided, "none")
+    options = TrainOptions(recipe, "run")
+    guided = guided_by(options, None, pixels, data, print)
+    return RunPlan(options, ready, data, guided, "none")
 
 
 def test_where_all_classes_have_a_tumor_no_scan_counts_as_healthy():
