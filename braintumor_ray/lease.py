@@ -19,7 +19,7 @@ import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from importlib.util import find_spec
@@ -37,6 +37,7 @@ HEARTBEAT_S = 10.0
 LEASE = "lease.json"
 SCHEMES = ("s3://", "gs://", "az://", "abfs://")
 RELEASED = 0.0
+_UNCONDITIONAL = "its store has no conditional put"
 logger = logging.getLogger(__name__)
 
 
@@ -214,11 +215,15 @@ class Lease(ABC):
 class NoLease(Lease):
     """Where there is no way to hold one: the submission id of the job is the guard."""
 
+    def __init__(self, results: str, cause: str) -> None:
+        super().__init__(results)
+        self._cause = cause
+
     def __enter__(self) -> "Lease":
         logger.warning(
-            "no lease on '%s': install braintumor-ray[stores], or make sure that only one job "
-            "writes there (a submission id does)",
+            "no lease on '%s': %s; make sure that only one job writes there (a submission id does)",
             self.results,
+            self._cause,
         )
         return self
 
@@ -297,9 +302,8 @@ class FileLease(Lease):
         write_atomically(str(self._path), Holder.this_process(self.token).dump())
 
 
-def has_conditional_put(results: str) -> bool:
-    """Whether a lease can be held there: the library is installed and knows the store."""
-    return results.startswith(SCHEMES) and find_spec("obstore") is not None
+class NoConditionalPutError(OSError):
+    """A store that does not take conditions of a put."""
 
 
 def open_object_store(results: str) -> Any:  # noqa: ANN401 - obstore's stores share no type
@@ -387,11 +391,35 @@ def _version(found: Any) -> dict[str, Any]:  # noqa: ANN401 - two kinds of answe
 
 def _as_os_error(error: Exception) -> OSError:
     """The first line of the library's text, which goes on for pages."""
-    return OSError(str(error).split("\n", 1)[0][:300])
+    from obstore.exceptions import NotSupportedError
+
+    line = str(error).split("\n", 1)[0]
+    # S3's answer to a condition that a server does not know; obstore has no class for it.
+    if isinstance(error, NotSupportedError) or "501 Not Implemented" in line:
+        return NoConditionalPutError(line[:300])
+    return OSError(line[:300])
 
 
-def lease_on(results: str) -> Lease:
-    """The lease that fits where the results are."""
+@contextmanager
+def lease_on(results: str) -> Iterator[Lease]:
+    """Hold the lease that fits where the results are.
+
+    Raises:
+        ResultsError: a live job holds the folder.
+    """
+    with ExitStack() as held:
+        try:
+            lease = held.enter_context(_lease_for(results))
+        except NoConditionalPutError:
+            lease = held.enter_context(NoLease(results, _UNCONDITIONAL))
+        yield lease
+
+
+def _lease_for(results: str) -> Lease:
     if is_local(results):
         return FileLease(results)
-    return StoreLease(results) if has_conditional_put(results) else NoLease(results)
+    if not results.startswith(SCHEMES):
+        return NoLease(results, _UNCONDITIONAL)
+    if find_spec("obstore") is None:
+        return NoLease(results, "install braintumor-ray[stores] to have one")
+    return StoreLease(results)

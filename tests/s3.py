@@ -24,6 +24,12 @@ BUSY = (
     b"<Message>Please reduce your request rate.</Message></Error>"
 )
 
+UNKNOWN = (
+    b"<?xml version='1.0'?><Error><Code>NotImplemented</Code>"
+    b"<Message>A header you provided implies functionality that is not implemented</Message>"
+    b"</Error>"
+)
+
 
 class Faults:
     """What the proxy does to requests whose path contains `where`.
@@ -32,6 +38,7 @@ class Faults:
         busy_until: time.monotonic() before which the answer is 503.
         delay_s: between the two halves of a body that is read.
         refused: requests answered with 503 so far.
+        unconditional: puts with a condition are answered with 501.
     """
 
     def __init__(self):
@@ -41,6 +48,7 @@ class Faults:
         self.refused = 0
         self.slowed = 0
         self.refusals_left = 0
+        self.unconditional = False
 
     @contextmanager
     def busy_at_first(self, requests, where=""):
@@ -77,6 +85,8 @@ def _handler(target, faults):
             if faults.refuses(self.path):
                 return self._answer(503, [("Content-Type", "application/xml")], BUSY)
             if "If-Match" in self.headers or "If-None-Match" in self.headers:
+                if faults.unconditional:
+                    return self._answer(501, [("Content-Type", "application/xml")], UNKNOWN)
                 with conditional:  # moto checks and puts in two steps; real stores in one
                     return self._pass_on(body, hit)
             return self._pass_on(body, hit)

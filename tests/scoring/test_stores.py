@@ -104,6 +104,14 @@ class TestLeaseOnAStore:
             lease.check()
         assert "submission id" in caplog.text
 
+    def test_a_store_without_conditional_put_is_written_all_the_same(self, s3, caplog):
+        bucket, faults = s3
+        faults.unconditional = True
+        with lease_on(f"s3://{bucket}/r") as lease:
+            assert isinstance(lease, NoLease)
+            lease.check()
+        assert "no conditional put; make sure that only one job" in caplog.text
+
 
 class TestFiles:
     def test_a_busy_store_is_asked_again(self, s3):
