@@ -5,6 +5,7 @@ that the same row published again gives the same objects. Dates are those of the
 """
 
 import hashlib
+import re
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -168,7 +169,7 @@ def _map_of(
     name = first.row["cam_class"] if len(names) == 1 else "each slice"
     mapping = hd.pm.RealWorldValueMapping(
         lut_label="ACTIVATION",
-        lut_explanation=f"{label}, class {name}"[:64],
+        lut_explanation=_long_string(f"{label}, class {name}"),
         unit=codes.UCUM.NoUnits,
         value_range=(low, high),
         slope=1.0,
@@ -189,7 +190,7 @@ def _map_of(
         real_world_value_mappings=[mapping],
         voi_lut_transformations=[window],
         content_label=method.upper()[:16],
-        content_description=f"{label} of {name}"[:64],
+        content_description=_long_string(f"{label} of {name}"),
         content_creator_name=f"{MANUFACTURER}^",  # a name of one part
         image_flavor=hd.pm.ImageFlavorValues.VOLUME,
         pixel_measures=hd.PixelMeasuresSequence(source.spacing, source.thickness),
@@ -392,7 +393,16 @@ def _yes_or_no(value: bool) -> Any:  # noqa: ANN401 - pydicom's code
 def _class_code(name: str, prefix: str = "") -> "CodedConcept":
     """The code of a class or of its probability; a bundle names classes as it likes."""
     digest = hashlib.sha256(name.encode()).hexdigest()[:12].upper()
-    return _code(f"{'P' if prefix else 'C'}{digest}", f"{prefix}{name}"[:64])
+    return _code(f"{'P' if prefix else 'C'}{digest}", _long_string(f"{prefix}{name}"))
+
+
+def _long_string(text: str) -> str:
+    """Text as a value of VR LO: 64 characters, none of control (PS3.5, 6.2).
+
+    A backslash separates values and has no escape; a slash takes its place. Codes of classes are
+    by the true name, so that no two become one.
+    """
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", text.replace("\\", "/"))[:64]
 
 
 def _code(value: str, meaning: str) -> "CodedConcept":

@@ -260,6 +260,20 @@ def test_letters_of_any_language_are_carried_over(characters, patient):
     tags = {"SpecificCharacterSet": characters} if characters else {}
     scan = as_bytes(scan_dataset(0, ORIENTATIONS["axial"], PatientName=patient, **tags))
     name = "膠腫 (bösartig)"
+    for kind, read in objects_of_class(name, scan).items():
+        assert (str(read.PatientName), read.SpecificCharacterSet) == (patient, "ISO_IR 192"), kind
+        assert name in str(read) or kind == "capture"
+
+
+def test_a_class_may_have_any_name():
+    scan = as_bytes(scan_dataset(0, ORIENTATIONS["axial"]))
+    for kind, read in objects_of_class("WHO\\III/IV\n?", scan).items():
+        assert "WHO/III/IV ?" in str(read) or kind == "capture"
+    assert objects_of_class("n" * 100, scan)
+
+
+def objects_of_class(name, scan):
+    """The objects of a row with a class of this name, as they are read again."""
     row = {
         "frame": 0,
         "pixel_sha256": pixel_sha256(decode(scan).gray),
@@ -268,10 +282,8 @@ def test_letters_of_any_language_are_carried_over(characters, patient):
         "probabilities": [0.75, 0.25],
     }
     scored_row = Scored(row, [name, "no_tumor"], {"gradcam": np.eye(7, dtype=np.float16)}, "f" * 32)
-    for kind, made in derived_objects(scored_row, source_of(scan, row)).items():
-        read = pydicom.dcmread(io.BytesIO(as_bytes(made)))
-        assert (str(read.PatientName), read.SpecificCharacterSet) == (patient, "ISO_IR 192"), kind
-        assert name in str(read) or kind == "capture"
+    made = derived_objects(scored_row, source_of(scan, row))
+    return {kind: pydicom.dcmread(io.BytesIO(as_bytes(each))) for kind, each in made.items()}
 
 
 def as_bytes(dataset):
