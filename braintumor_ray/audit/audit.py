@@ -133,12 +133,12 @@ def audit_scans(scans: pa.Table, keys: Keys, *, shortcuts: bool = True) -> dict[
         test, then others) of which an earlier one has a copy; `surplus` those that would be removed
         if one of each were kept; `groups` are of near copies, by two perceptual hashes, and their
         labels conflict where two scans of one data set differ (data sets may name classes
-        differently).
+        differently). `patients` counts those with a key, and of all (`patients_of`) those `across`
+        splits.
     """
     split_names, splits = split_codes(scans["split"].to_pylist())
     label_names, labels = codes(scans["label"].to_pylist())
     dataset_names, datasets = codes(scans["dataset"].to_pylist())
-    patients = codes(scans["patient_key"].to_pylist())[1]
     audit: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "rows": scans.num_rows,
@@ -160,7 +160,7 @@ def audit_scans(scans: pa.Table, keys: Keys, *, shortcuts: bool = True) -> dict[
         },
         "between_datasets": across(keys, datasets, dataset_names),
         "groups": _groups(keys, splits, labels, datasets),
-        "patients": _patients(patients, splits),
+        "patients": _patients(scans, splits),
     }
     if shortcuts:
         audit["shortcuts"] = shortcut_scores(scans, _independent(scans, keys))
@@ -207,11 +207,13 @@ def _conflicts(keys: Ints, labels: Ints, datasets: Ints) -> int:
     return len(np.unique(keys[conflicting_rows(keys, labels, datasets)]))
 
 
-def _patients(patients: Ints, splits: Ints) -> dict[str, int]:
+def _patients(scans: pa.Table, splits: Ints) -> dict[str, int]:
+    named = scans["patient_key"].to_pylist()
+    patients = codes(patients_of(scans))[1]
     mixed = mixed_keys(patients, splits)
     return {
-        "known": len(np.unique(patients[patients >= 0])),
-        "scans_without": int((patients < 0).sum()),
+        "known": len({*named} - {None}),
+        "scans_without": named.count(None),
         "across_splits": len(mixed),
         "scans_across_splits": int(np.isin(patients, mixed).sum()),
     }

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from braintumor_ray.catalog.schema import read_catalog
+from braintumor_ray.catalog.schema import patients_of, read_catalog
 from braintumor_ray.decode.hashes import HASHES, PACKED_BYTES
 from braintumor_ray.errors import GateError
 from braintumor_ray.splits.duplicates import image_groups
@@ -28,7 +28,7 @@ class TrainingScans:
         pixels: pixel hashes of the training split.
         hashes: its perceptual hashes (`decode.hashes.pack_hashes`), each once.
         hashed: every source keeps perceptual hashes; runs of earlier versions keep none.
-        patients: keys of its patients.
+        patients: its patients (`catalog.schema.patients_of`).
         groups: its duplicate groups, which mean something in the catalog itself only.
     """
 
@@ -74,7 +74,7 @@ def known_scans(trained: Mapping[str, pa.Table | None]) -> TrainingScans:
         _union(_known(table, "pixel_sha256") for table in tables.values()),
         _union({h for h in known_hashes(table) if h} for table in tables.values()),
         bool(tables) and all(keeps_hashes(table) for table in tables.values()),
-        _union(_known(table, "patient_key") for table in tables.values()),
+        _union(set(patients_of(table)) for table in tables.values()),
     )
 
 
@@ -113,7 +113,7 @@ def leakage(
     if not trained.hashed:
         groups = [value in trained.groups for value in _values(rows, "duplicate_group")]
         near = copies | (np.array(groups, bool) & ~seen)
-    patient = [value in trained.patients for value in _values(rows, "patient_key")]
+    patient = [value in trained.patients for value in patients_of(rows)]
     shown = [*np.flatnonzero(seen), *np.flatnonzero(copies)][:_EXAMPLES]
     return {
         "checked": bool(trained.sources),

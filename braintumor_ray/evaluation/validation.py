@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from braintumor_ray.catalog.schema import patients_of
+from braintumor_ray.catalog.schema import PATIENT_COLUMNS, patients_of
 from braintumor_ray.decode.reading import hash_scans
 from braintumor_ray.errors import UsageError
 from braintumor_ray.evaluation.by_patient import DECISION_INTERVALS, rolled_up
@@ -168,7 +168,9 @@ def _trained(
 
 def _hashed(catalog: pa.Table, progress: Progress | None) -> pa.Table:
     hashes = hash_scans(catalog, progress)
-    return hashes.append_column("patient_key", catalog["patient_key"])
+    for name in PATIENT_COLUMNS:
+        hashes = hashes.append_column(name, catalog[name])
+    return hashes
 
 
 def _header(
@@ -385,7 +387,7 @@ def _notes(
     evaluated: Evaluated, trained: TrainingScans, counts: Mapping[str, Any], n_groups: int
 ) -> list[str]:
     """What a reader must know before believing the figures, in sentences."""
-    patients = evaluated.rows["patient_key"].take(pa.array(evaluated.measured)).to_pylist()
+    patients = patients_of(evaluated.rows.take(pa.array(evaluated.measured)))
     same = sum(patient in trained.patients for patient in patients)
     tumors = np.isin(evaluated.labels, evaluated.positive)
     one_kind = tumors.all() or not tumors.any()

@@ -71,6 +71,17 @@ def test_a_patient_on_both_sides_is_reported(fingerprinted):
     assert audit["patients"]["across_splits"] == 20
 
 
+def test_a_study_on_both_sides_is_a_patient_on_both_sides(fingerprinted):
+    split = ["train" if i % 2 else "test" for i in range(fingerprinted.num_rows)]
+    scans = combine([("a", fingerprinted.append_column("split", pa.array(split)))])
+    index = scans.schema.get_field_index
+    patients, none = scans["patient_key"], pa.nulls(scans.num_rows, pa.string())
+    scans = scans.set_column(index("study_key"), "study_key", patients)
+    scans = scans.set_column(index("patient_key"), "patient_key", none)
+    audit = audit_scans(scans, copy_keys(scans), shortcuts=False)
+    assert (audit["patients"]["known"], audit["patients"]["across_splits"]) == (0, 20)
+
+
 def test_one_image_under_two_labels_is_a_conflict(fingerprinted):
     labels = fingerprinted["label"].to_pylist()
     copy = next(i for i, p in enumerate(fingerprinted["path"].to_pylist()) if "copy_" in p)

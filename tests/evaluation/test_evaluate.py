@@ -246,12 +246,14 @@ def test_a_csvs_own_column_of_that_name_is_no_hash(run, encoded_again, tmp_path)
     assert evaluate(named, run.bundle, tmp_path, replace(QUICK, split="all"))["n"] == 4
 
 
-def test_patients_who_were_trained_on_are_counted(run, tmp_path):
-    index = run.catalog.schema.get_field_index("patient_key")
-    one = pa.array(["p0000"] * run.catalog.num_rows)
-    metrics = evaluate(
-        run.catalog.set_column(index, "patient_key", one), run.bundle, tmp_path, QUICK
-    )
+@pytest.mark.parametrize("known_by", ["patient_key", "study_key", "series_key"])
+def test_patients_who_were_trained_on_are_counted(run, tmp_path, known_by):
+    catalog, rows = run.catalog, run.catalog.num_rows
+    for name in ("patient_key", "study_key", "series_key"):
+        index = catalog.schema.get_field_index(name)
+        value = pa.array(["p0000" if name == known_by else None] * rows, pa.string())
+        catalog = catalog.set_column(index, name, value)
+    metrics = evaluate(catalog, run.bundle, tmp_path, QUICK)
     assert metrics["leakage"]["same_patient"] == metrics["counts"]["rows"]
 
 
