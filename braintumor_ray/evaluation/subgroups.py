@@ -1,7 +1,8 @@
 """Figures per value of a catalog column: does the bundle fail some scans more than others?"""
 
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -85,19 +86,28 @@ def _measure(
 
 def _values(column: pa.ChunkedArray) -> NDArray[np.object_]:
     """Each row's value as text, few enough of them."""
-    kind = column.type
-    if pa.types.is_floating(kind):
+    if pa.types.is_floating(column.type):
         column = pc.if_else(pc.is_nan(column), None, column)
     raw = column.to_pylist()
     distinct = {value for value in raw if value is not None}
-    numeric = pa.types.is_integer(kind) or pa.types.is_floating(kind)
-    if numeric and len(distinct) > MOST_NUMBERS:
+    if len(distinct) > MOST_NUMBERS and _are_numbers(column.type, distinct):
         return _quartiles(np.array(raw, dtype=np.float64))
     texts = [UNKNOWN if value is None else str(value) for value in raw]
     known = Counter(text for text, value in zip(texts, raw, strict=True) if value is not None)
     common = {UNKNOWN, *(name for name, _ in known.most_common(MOST_VALUES))}
     kept = [text if len(distinct) <= MOST_VALUES or text in common else OTHER for text in texts]
     return np.array(kept, dtype=object)
+
+
+# Not of a code such as 007, nor what only Python takes for a number (1_000, inf).
+_NUMBER = re.compile(r"[+-]?(?!0[0-9])([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+
+
+def _are_numbers(kind: pa.DataType, values: Iterable[Any]) -> bool:
+    """Also as text: a CSV has no other way to keep them."""
+    if pa.types.is_string(kind):
+        return all(_NUMBER.fullmatch(value) for value in values)
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
 
 
 def _quartiles(values: NDArray[np.float64]) -> NDArray[np.object_]:

@@ -466,6 +466,15 @@ def test_ranges_of_large_numbers_keep_names_of_their_own():
     assert list(dict.fromkeys(subgroups._values(days)))[:3] == ranges
 
 
+def test_numbers_of_a_csv_are_cut_at_quartiles_and_codes_are_not():
+    ages = pa.chunked_array([pa.array([*map(str, range(1, 10)), "9.5", None])])
+    assert set(subgroups._values(ages)) == {
+        *("1 to 3", "3 to 5", "5 to 8", "8 to 9.5", subgroups.UNKNOWN)
+    }
+    sites = [f"{number:03}" for number in range(9)]
+    assert subgroups._values(pa.chunked_array([pa.array(sites)])).tolist() == sites
+
+
 def test_what_is_unknown_is_no_other_value():
     sites = [f"site {n:02d}" for n in range(14) for _ in range(2)]
     found = subgroups._values(pa.chunked_array([pa.array([*sites, None])]))
