@@ -75,8 +75,8 @@ def register(
         catalog_uri: of a SQL catalog (`sqlite:///FILE`, `postgresql+psycopg2://...`) or of a REST
             catalog (`http://...`, `https://...`).
         table: `NAMESPACE.NAME`, made if it is not there.
-        warehouse: where the table's metadata go; None: `RESULTS/iceberg`, or as a REST catalog
-            decides.
+        warehouse: where the table's metadata go, a name where a REST catalog knows it by one;
+            None: `RESULTS/iceberg`, or as a REST catalog decides.
 
     Raises:
         ResultsError: nothing is committed, another job holds the folder, the catalog does not
@@ -90,11 +90,12 @@ def register(
     folder = results_folder(results)
     committed_runs(folder)
     _check_address(f"results '{results}'", folder_path(folder, ""))
-    address = _as_uri(warehouse) if warehouse else None
-    _check_address(f"--warehouse '{warehouse}'", address or "")
+    if warehouse and not _is_rest(catalog_uri):
+        _check_address(f"--warehouse '{warehouse}'", _as_uri(warehouse))
+        warehouse = _as_uri(warehouse)
     with _as_results_errors(catalog_uri, table), lease_on(folder.location):
         delete_unfinished(folder, REGISTERED)
-        found = _open_table(folder, catalog_uri, table, address)
+        found = _open_table(folder, catalog_uri, table, warehouse)
         manifests = committed_runs(folder)
         record = f"{hashlib.sha256(f'{catalog_uri} {table}'.encode()).hexdigest()[:16]}.json"
         _hold(folder, record, table, manifests, also=True)
@@ -288,13 +289,17 @@ def _catalog(folder: ResultsFolder, uri: str, warehouse: str | None) -> Any:  # 
     endpoint = s3_endpoint()
     if endpoint:  # pyiceberg does not look for it in the environment
         properties["s3.endpoint"] = endpoint
-    rest = uri.startswith(("http://", "https://"))
+    rest = _is_rest(uri)
     warehouse = warehouse or (None if rest else folder_path(folder, "iceberg"))
     if warehouse:
         properties["warehouse"] = warehouse
     if rest:
         return _rest_catalog(properties)
     return load_catalog(CATALOG_NAME, type="sql", **properties)
+
+
+def _is_rest(catalog_uri: str) -> bool:
+    return catalog_uri.startswith(("http://", "https://"))
 
 
 def _rest_catalog(properties: dict[str, str]) -> Any:  # noqa: ANN401 - as above

@@ -97,7 +97,10 @@ def register(
     ] = "braintumor.scans",
     warehouse: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(metavar="URI", help="Of the table's metadata; else RESULTS/iceberg."),
+        typer.Option(
+            metavar="URI|NAME",
+            help="Of the table's metadata; else RESULTS/iceberg. Of REST catalogs: a name.",
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -2,7 +2,10 @@
 
 import socket
 import sqlite3
+import threading
 from contextlib import closing
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from typer.testing import CliRunner
@@ -78,6 +81,26 @@ def test_a_rest_catalog_that_does_not_answer_is_given_up(nights, state, monkeypa
     assert f"catalog '{uri}'" in line
     assert ("timed out" if state == "is silent" else "refused") in line
     assert "run 'register' again" in line
+
+
+@pytest.mark.parametrize("warehouse", ["lake", "s3://bucket/lake", "name #1"])
+def test_a_rest_catalog_is_asked_for_the_warehouse_as_it_is_named(nights, warehouse):
+    asked = []
+
+    class Catalog(BaseHTTPRequestHandler):
+        def log_message(self, *_):
+            return
+
+        def do_GET(self):
+            asked.append(parse_qs(urlsplit(self.path).query))
+            self.send_error(404)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Catalog) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        uri = f"http://127.0.0.1:{server.server_address[1]}"
+        assert "404" in line_of("register", nights, "--catalog", uri, "--warehouse", warehouse)
+        server.shutdown()
+    assert asked[0] == {"warehouse": [warehouse]}
 
 
 def test_a_locked_database_is_named(nights, tmp_path):
