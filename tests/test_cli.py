@@ -14,6 +14,7 @@ import typer.main
 from typer.testing import CliRunner
 
 from braintumor_ray import Predictor, __version__
+from braintumor_ray.catalog.schema import read_catalog
 from braintumor_ray.cli import app, scoring
 from braintumor_ray.cli.console import short_errors
 from braintumor_ray.cli.options import takes
@@ -410,6 +411,31 @@ def test_a_preview_on_a_store_is_refused(tmp_path, monkeypatch):
     assert found.exit_code == 2
     assert "give a local --output" in found.output
     assert not (tmp_path / "s3:").exists()
+
+
+def test_catalogs_are_written_where_a_uri_says(s3, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_archive(tmp_path / "archive", 12)
+    for place in (f"s3://{s3[0]}/c", f"file://{tmp_path}/new/c"):
+        made = call("catalog", "archive", "--output", f"{place}.parquet", "--json")
+        assert made.exit_code == 0, made.output
+        assert json.loads(made.stdout)["catalog"] == f"{place}.parquet"
+        shared = call("split", f"{place}.parquet", "--output", f"{place}-split.parquet")
+        assert shared.exit_code == 0, shared.output
+        assert "split" in read_catalog(f"{place}-split.parquet").column_names
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["archive", "new"]
+
+
+def test_what_is_written_on_this_machine_only_takes_no_other_uri(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_archive(tmp_path / "archive", 2)
+    audit = ("audit", "archive", "--no-shortcuts", "--output")
+    for command in (audit, ("phantom",), ("worklist", "archive", "--output")):
+        found = call(*command, "s3://bucket/out")
+        assert (found.exit_code, found.stdout) == (2, "")
+        assert "'s3://bucket/out' is not on this machine" in found.stderr
+    assert call(*audit, f"file://{tmp_path}/out").exit_code == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["archive", "out"]
 
 
 def test_labels_are_mapped_to_the_bundles_classes_by_evaluate(tmp_path, bundle_path):

@@ -4,6 +4,7 @@ import errno
 import functools
 import inspect
 import logging
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,9 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from braintumor_ray.errors import BrainTumorError, first_line, innermost
+from braintumor_ray.errors import BrainTumorError, UsageError, first_line, innermost
 from braintumor_ray.monitoring.logs import are_json, json_logs, log_line
 from braintumor_ray.progress import TenthLines
+from braintumor_ray.storage import local_path
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -72,7 +74,7 @@ def short_errors(command: Callable[..., T]) -> Callable[..., T]:
     def wrapped(*args: Any, log_json: bool = False, **kwargs: Any) -> T:  # noqa: ANN401 - typer's
         with json_logs(log_json, _known_places(kwargs)):
             try:
-                return command(*args, **kwargs)
+                return command(*args, **{k: _on_this_machine(v) for k, v in kwargs.items()})
             except KeyboardInterrupt:
                 log("interrupted; what is finished is kept: the same command goes on from there")
                 raise typer.Exit(INTERRUPTED) from None
@@ -98,6 +100,26 @@ def short_errors(command: Callable[..., T]) -> Callable[..., T]:
     )
     wrapped.__annotations__ = {**command.__annotations__, "log_json": LogJson}
     return wrapped
+
+
+_URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/([^/].*)", re.DOTALL)
+
+
+def _on_this_machine(value: T) -> T | Path:
+    """A path of an option, taken from a `file://`; other values as they are.
+
+    Raises:
+        UsageError: it is another URI, of whose two slashes pathlib has left one.
+    """
+    found = _URI.fullmatch(str(value)) if isinstance(value, Path) else None
+    if found is None:
+        return value
+    if found[1] != "file":
+        raise UsageError(
+            f"'{found[1]}://{found[2]}' is not on this machine, and this command writes there "
+            "only; give a local path"
+        )
+    return local_path(f"file:///{found[2]}")
 
 
 def _no_space(error: OSError) -> str:

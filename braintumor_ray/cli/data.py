@@ -48,7 +48,7 @@ def phantom(
 def catalog(
     source: Source,
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="CATALOG", help="The catalog, .parquet.")
+        str, typer.Option("--output", "-o", metavar="CATALOG", help="The catalog, .parquet.")
     ],
     catalog_options: CatalogOptions,
     made: StreamOptions,
@@ -74,7 +74,7 @@ def catalog(
         log(f"warning: {unread}")
     counts = dict(sorted(wrote.labels.items(), key=lambda item: str(item[0])))
     labels = ", ".join(f"{name or 'unlabeled'} {n}" for name, n in counts.items())
-    found = {"catalog": str(output), "scans": wrote.scans, "labels": counts}
+    found = {"catalog": output, "scans": wrote.scans, "labels": counts}
     opened = f"{wrote.opened} files opened, {wrote.known} known" if made.since else ""
     lines = [f"{wrote.scans} scans in {output}: {labels}", opened, wrote.left_out.describe()]
     if made.since:
@@ -87,7 +87,7 @@ def catalog(
 
 
 def _catalog_in_memory(
-    source: str, output: Path, options: CatalogOptions, labels: str | None
+    source: str, output: str, options: CatalogOptions, labels: str | None
 ) -> "Streamed":
     """The catalog of a table of scans, of another catalog, or with labels of reviewers."""
     from braintumor_ray.catalog.build import unread_of
@@ -101,8 +101,8 @@ def _catalog_in_memory(
 
     if is_dicomweb(source):
         with progress_bar("cataloging") as advance:
-            write_pacs_catalog(source, str(output), options, advance)
-        source = str(output)
+            write_pacs_catalog(source, output, options, advance)
+        source = output
     table = load_source(source, options)
     if labels is not None:
         table, told = with_reviewed_labels(table, read_reviewed(labels), labels)
@@ -120,9 +120,9 @@ def _catalog_in_memory(
 @app.command()
 @short_errors
 def split(
-    catalog_file: Annotated[Path, typer.Argument(metavar="CATALOG", help="From 'catalog'.")],
+    catalog_file: Annotated[str, typer.Argument(metavar="CATALOG", help="From 'catalog'.")],
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="CATALOG", help="With splits, .parquet.")
+        str, typer.Option("--output", "-o", metavar="CATALOG", help="With splits, .parquet.")
     ],
     fractions: Annotated[
         str, typer.Option(metavar="TRAIN,VAL,TEST", help="Shares of the splits.")
@@ -139,7 +139,7 @@ def split(
     write_catalog(table, output)
     counts = value_counts(table, "split")
     print_result(
-        {"catalog": str(output), "splits": counts},
+        {"catalog": output, "splits": counts},
         as_json,
         f"{output}: " + ", ".join(f"{name or 'none'} {n}" for name, n in counts.items()),
     )
