@@ -438,6 +438,35 @@ def test_what_is_written_on_this_machine_only_takes_no_other_uri(tmp_path, monke
     assert sorted(path.name for path in tmp_path.iterdir()) == ["archive", "out"]
 
 
+def test_an_output_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, bundle_path):
+    monkeypatch.chdir(tmp_path)
+    write_archive(tmp_path / "archive", 2)
+    (tmp_path / "file").write_text("in the way")
+    with_bundle = ("archive", "--bundle", bundle_path, "--output", "file")
+    for command in (
+        ("audit", "archive", "--no-shortcuts", "--output", "file"),
+        ("audit", "archive", "--no-shortcuts", "--output", "file/below"),
+        ("phantom", "file/below"),
+        ("explain", *with_bundle),
+        ("network", bundle_path, "--output", "file/network.png"),
+        ("train", "archive", "--output", "file"),
+        ("score", *with_bundle, "--dry-run"),
+        ("demo", "--output", "file"),
+    ):
+        found = call(*command)
+        assert found.exit_code == 1
+        (line,) = [line for line in found.stderr.splitlines() if line.startswith("error: ")]
+        assert re.search("'file.*(cannot be written|stopped)", line)
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_values_that_no_library_takes_are_named(tmp_path, bundle_path):
+    found = call("network", bundle_path, "--output", tmp_path / "network.qqq")
+    assert found.exit_code == 2
+    assert "Format 'qqq' is not supported" in found.stderr
+    assert call("split", tmp_path / "c.parquet", "--output", "x", "--seed", -1).exit_code == 2
+
+
 def test_labels_are_mapped_to_the_bundles_classes_by_evaluate(tmp_path, bundle_path):
     write_archive(tmp_path / "archive", 12, classes=("tumor_a", "healthy"))
     where = ("--bundle", bundle_path, "--output", tmp_path / "out", "--split", "all")

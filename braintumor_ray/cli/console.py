@@ -4,6 +4,7 @@ import errno
 import functools
 import inspect
 import logging
+import os
 import re
 import sys
 import tempfile
@@ -86,6 +87,9 @@ def short_errors(command: Callable[..., T]) -> Callable[..., T]:
                 if isinstance(cause, OSError) and cause.errno in NO_SPACE:
                     log(_no_space(cause))
                     raise typer.Exit(1) from error
+                if isinstance(error, OSError) and (place := _written_at(error, kwargs)):
+                    log(f"error: '{place}' cannot be written: {error}; give another place")
+                    raise typer.Exit(1) from error
                 if not log_json or isinstance(error, typer.Exit | typer.Abort | typer.BadParameter):
                     raise
                 logger.exception("unexpected failure")
@@ -127,6 +131,19 @@ def _no_space(error: OSError) -> str:
         f"error: {first_line(error)}; what is finished is kept: free space there or in "
         f"'{tempfile.gettempdir()}' (TMPDIR), and run the same command again"
     )
+
+
+def _written_at(error: OSError, options: Mapping[str, Any]) -> str | None:
+    """The output of a command in whose way something is: a file, missing rights."""
+    if error.filename is None:
+        return None
+    named = local_path(os.fsdecode(error.filename)).absolute()
+    outputs = (v for k, v in options.items() if v and (k == "output" or isinstance(v, Path)))
+    for output in map(str, outputs):
+        place = local_path(output).absolute()
+        if named.is_relative_to(place) or place.is_relative_to(named):
+            return output
+    return None
 
 
 def _known_places(options: Mapping[str, Any]) -> list[str]:

@@ -127,7 +127,7 @@ def split(
     fractions: Annotated[
         str, typer.Option(metavar="TRAIN,VAL,TEST", help="Shares of the splits.")
     ] = "0.7,0.2,0.1",
-    seed: Annotated[int, typer.Option(metavar="N", help="Of the shuffle.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of the shuffle.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Share scans out, stratified by class; patients and duplicates never straddle a split."""

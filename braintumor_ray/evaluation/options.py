@@ -237,7 +237,7 @@ class ValidateOptions:
     batch_size: int | None = None
     cam_class: CamClassOption = "predicted"
     n_boot: Annotated[int, Option("Resamples for the intervals.", least=1)] = 1000
-    seed: Annotated[int, Option("Of the resamples.", "N")] = 0
+    seed: Annotated[int, Option("Of the resamples.", "N", least=0)] = 0
     limits: "DecodeLimits | None" = None
 
     def mapping_of(self, data_set: str, names: Collection[str]) -> str | None:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from braintumor_ray.errors import UsageError
 from braintumor_ray.models.classifier import Classifier
 from braintumor_ray.models.freezing import set_trainable
 
@@ -77,7 +78,11 @@ def table_lines(blocks: Sequence[Block]) -> list[str]:
 
 
 def draw_blocks(blocks: Sequence[Block], path: Path, title: str) -> None:
-    """Write a picture: a bar of parameters for each block, blue where it learns in a stage."""
+    """Write a picture: a bar of parameters for each block, blue where it learns in a stage.
+
+    Raises:
+        UsageError: matplotlib knows no such kind of file.
+    """
     from matplotlib.figure import Figure
 
     count = len(blocks)
@@ -97,7 +102,10 @@ def draw_blocks(blocks: Sequence[Block], path: Path, title: str) -> None:
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    try:
+        figure.savefig(path, dpi=130)
+    except ValueError as error:
+        raise UsageError(f"picture '{path}': {error}; end it in .png") from error
 
 
 def _parts(model: Classifier) -> Iterator[tuple[str, nn.Module]]:

@@ -251,7 +251,7 @@ class Recipe(Section):
 
     name: str
     description: str
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     class_weights: Literal["balanced", "none"] = "none"
     precision: Precision = Field(
         "auto", description="auto: bf16 autocast where the hardware gains, else fp32"

@@ -89,10 +89,11 @@ def plan_only(
 ) -> ScorePlan:
     """What `score` would do with a bundle (`scoring_bundle`); writes nothing and needs no Ray."""
     folder = results_folder(results)
-    if META not in folder.names():
-        return _plan(folder, catalog, "none", options)
-    fingerprint = open_results(folder, bundle, with_stored_engine(options, folder.meta))
-    return _plan(folder, catalog, fingerprint, options)
+    with _as_results_errors(results):
+        if META not in folder.names():
+            return _plan(folder, catalog, "none", options)
+        fingerprint = open_results(folder, bundle, with_stored_engine(options, folder.meta))
+        return _plan(folder, catalog, fingerprint, options)
 
 
 def scoring_bundle(options: ScoreOptions) -> Bundle:
