@@ -191,7 +191,7 @@ def _track(
 
 
 def _able_to_group(options: CatalogOptions) -> CatalogOptions:
-    """Ids only group scans here: without a key of the user's, one of the moment will do."""
+    """Ids only group scans here: a key need not be given."""
     given = options.identity.secret is not None or options.identity.clear
     return options if given else replace(options, identity=anonymous_options().identity)
 

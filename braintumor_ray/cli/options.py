@@ -155,13 +155,22 @@ BundleOption = Annotated[str, _typer_option(get_args(Bundle)[1], str, MISSING)]
 
 
 def anonymous_options() -> "CatalogOptions":
-    """For commands that only group by patient: a key of the moment, kept nowhere."""
-    import secrets
+    """For commands that only group by patient: no key is asked for, checked or kept.
 
+    Where the user has one, ids agree with those of catalogs; else a key of the moment will do.
+    """
     from braintumor_ray.catalog.identity import IdentityHash
     from braintumor_ray.catalog.options import CatalogOptions
 
-    return CatalogOptions(identity=IdentityHash(secrets.token_bytes(32)))
+    return CatalogOptions(identity=IdentityHash(make=functools.cache(_grouping_key)))
+
+
+def _grouping_key() -> bytes:
+    import secrets
+
+    from braintumor_ray.hash_key import usual_secrets
+
+    return next(usual_secrets(), None) or secrets.token_bytes(32)
 
 
 def load_source(source: str, options: "CatalogOptions") -> "pa.Table":

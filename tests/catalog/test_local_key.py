@@ -1,15 +1,18 @@
 """A key for ids is made on first use, is the user's alone, and is told apart from others."""
 
+import json
 import stat
 from dataclasses import replace
 
 import pytest
+from typer.testing import CliRunner
 
 from braintumor_ray.catalog.build import load_catalog
 from braintumor_ray.catalog.identity import IdentityHash
 from braintumor_ray.catalog.local_key import check_results, key_path, own_key
 from braintumor_ray.catalog.options import CatalogOptions
 from braintumor_ray.catalog.schema import write_catalog
+from braintumor_ray.cli import app
 from braintumor_ray.errors import CatalogError, UsageError
 from braintumor_ray.scoring.scans import open_scans
 from tests.builders import write_archive
@@ -94,3 +97,25 @@ def test_a_catalog_and_results_refuse_another_key(table, tmp_path):
 
 def test_clear_ids_leave_no_check_value(table):
     assert open_scans(table, CatalogOptions(identity=IdentityHash(clear=True))).key_check is None
+
+
+@pytest.mark.parametrize("given", [None, "of the environment"])
+def test_commands_that_only_group_take_catalogs_with_ids_of_any_key(
+    table, tmp_path, monkeypatch, given
+):
+    if given:
+        monkeypatch.setenv("BRAINTUMOR_HASH_KEY", given)
+    path = str(tmp_path / "catalog.parquet")
+    words = ["catalog", table, "--output", path]
+    assert CliRunner().invoke(app, words).exit_code == 0
+    audit = ["audit", path, table, "--no-shortcuts", "--output", str(tmp_path / "audit"), "--json"]
+    found = CliRunner().invoke(app, audit)
+    assert found.exit_code == 0, found.output
+    assert json.loads(found.stdout)["patients"]["known"] == 4  # of both: they have one key
+    (tmp_path / "key").write_text("of others")
+    assert (
+        CliRunner().invoke(app, [*words, "--hash-key-file", str(tmp_path / "key")]).exit_code == 0
+    )
+    found = CliRunner().invoke(app, audit)
+    assert found.exit_code == 0, found.output
+    assert json.loads(found.stdout)["patients"]["known"] == 8

@@ -1,6 +1,7 @@
 """External validation: labels mapped, copies left out, nothing chosen on the data."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from sklearn.metrics import roc_auc_score
 from typer.testing import CliRunner
 
 from braintumor_ray.catalog.build import load_catalog
+from braintumor_ray.catalog.options import CatalogOptions
 from braintumor_ray.catalog.schema import write_catalog
 from braintumor_ray.cli import app
 from braintumor_ray.decode.decode import decode
@@ -428,3 +430,21 @@ class TestCommand:
         one = json.loads(found.stdout)["sets"]["own"]
         assert one["grouped_by"].startswith("patient")
         assert one["patients"]["rows"] > 1
+
+    def test_patients_of_training_are_known_by_the_key_of_the_user(
+        self, run, phantoms, tmp_path, monkeypatch
+    ):
+        monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+        root = phantoms["uri"][0].as_py().removeprefix("file://").split("/scans/")[0]
+        pattern = re.compile(r"/(?P<patient>p\d{4})_s")
+        own = CatalogOptions(patient_pattern=pattern).with_own_key("local")
+        catalog = load_catalog(f"{root}/scans", own)
+        trained = catalog.filter(catalog["patient_key"].is_valid()).slice(0, 1)
+        trained = trained.append_column("split", pa.array(["train"]))
+        write_catalog(trained, tmp_path / "trained.parquet")
+        given = ("--on", f"own={root}/scans", "--patient-pattern", pattern.pattern)
+        known = ("--trained-on", str(tmp_path / "trained.parquet"), "--json")
+        found = self.call(run.bundle, tmp_path, *given, *known)
+        assert found.exit_code == 0, found.output
+        notes = json.loads(found.stdout)["sets"]["own"]["notes"]
+        assert any("of patients who were trained on" in note for note in notes)
