@@ -18,6 +18,7 @@ from braintumor_ray.catalog.identity import patient_from_path
 from braintumor_ray.catalog.listing import (
     FoundFile,
     list_files,
+    root_of,
     stat_files,
     with_left_out,
 )
@@ -39,7 +40,7 @@ from braintumor_ray.decode.types import DEFAULT_LIMITS, DecodeLimits, Probe, Vol
 from braintumor_ray.dicomweb.query import is_dicomweb
 from braintumor_ray.dicomweb.session import ANSWERS, ATTEMPTS
 from braintumor_ray.errors import ServerError
-from braintumor_ray.storage import open_filesystem, spelled
+from braintumor_ray.storage import open_filesystem
 from braintumor_ray.types import Progress
 
 HEAD_BYTES = 64 * 1024
@@ -61,7 +62,7 @@ def load_catalog(
     Raises:
         CatalogError: nothing there, a missing column, or two scans with the same id.
     """
-    text = spelled(str(source)).rstrip("/") or "/"
+    text = root_of(source)
     options = options or CatalogOptions()
     if text.endswith(".parquet"):
         table = read_catalog(text)

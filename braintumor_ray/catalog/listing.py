@@ -11,11 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from braintumor_ray.errors import CatalogError
+from braintumor_ray.errors import CatalogError, UsageError
 from braintumor_ray.storage import (
     is_local,
     local_path,
@@ -130,6 +131,18 @@ def left_out_of(schema: pa.Schema) -> Listing:
     """What was left out when a catalog was made; its list of files is empty."""
     note = json.loads((schema.metadata or {}).get(_LEFT_OUT, b'{"counts": {}, "archives": []}'))
     return Listing([], Counter(note["counts"]), note["archives"])
+
+
+def root_of(source: str | Path) -> str:
+    """A source as text, without a slash at its end.
+
+    Raises:
+        UsageError: it is empty (a variable that is not set), which is not the root of this machine.
+    """
+    text = spelled(str(source))
+    if not text.strip():
+        raise UsageError("the source is empty; give a folder, a CSV, a catalog or a URI")
+    return text.rstrip("/") or "/"
 
 
 def list_files(root: str) -> Listing:
@@ -271,13 +284,12 @@ def _local_entries(root: str) -> Iterator[Entry]:
     folders, links = deque([base]), deque[str]()
     while folders or links:
         folder = folders.popleft() if folders else links.popleft()
-        if folder != base:
+        try:
             key = _identity(folder)
-            if key in seen:
+            if folder != base and key in seen:
                 yield _below(base, folder), LINKED_TWICE
                 continue
             seen.add(key)
-        try:
             with os.scandir(folder) as found:
                 entries = sorted(found, key=lambda entry: entry.name)
         except OSError:

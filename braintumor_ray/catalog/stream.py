@@ -37,6 +37,7 @@ from braintumor_ray.catalog.listing import (
     Listing,
     base_of,
     files_below,
+    root_of,
     stat_files,
     uri_of,
     with_left_out,
@@ -48,7 +49,7 @@ from braintumor_ray.catalog.tables import Sidecar, read_sidecar
 from braintumor_ray.decode.types import Probe
 from braintumor_ray.dicomweb.query import is_dicomweb
 from braintumor_ray.errors import CatalogError, UsageError
-from braintumor_ray.storage import is_local, local_path, open_filesystem, spelled
+from braintumor_ray.storage import is_local, local_path, open_filesystem
 from braintumor_ray.types import Progress
 
 RUN = 50_000  # files sorted in memory at a time: 30 MB
@@ -132,7 +133,7 @@ def stream_catalog(
         UsageError: a source that is no folder, with one of the options of `made`.
     """
     made = made or StreamOptions()
-    root = spelled(source).rstrip("/") or "/"
+    root = root_of(source)
     named = _is_table(root)
     if not can_stream(source, options) or (named and made != StreamOptions()):
         raise UsageError(

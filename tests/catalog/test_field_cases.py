@@ -3,6 +3,7 @@
 import codecs
 import json
 import os
+import shutil
 import socket
 import unicodedata
 
@@ -23,7 +24,13 @@ from braintumor_ray.catalog.labels import (
     with_named_folders,
     write_groups,
 )
-from braintumor_ray.catalog.listing import left_out_of, list_files, stat_files
+from braintumor_ray.catalog.listing import (
+    Listing,
+    files_below,
+    left_out_of,
+    list_files,
+    stat_files,
+)
 from braintumor_ray.catalog.options import CatalogOptions
 from braintumor_ray.catalog.redaction import UriRedaction, redact_catalog
 from braintumor_ray.catalog.schema import read_catalog, write_catalog
@@ -182,6 +189,24 @@ class TestTrees:
         assert [*labels(tmp_path)] == ["a/1.png"]
         with pytest.raises(CatalogError, match="cannot be listed: Permission denied"):
             load_catalog(tmp_path / "closed")
+
+    def test_a_folder_that_is_deleted_meanwhile_is_counted(self, tmp_path):
+        put(tmp_path, "1.png", "a/2.png", "gone/3.png")
+        listing = Listing([])
+        found = files_below(str(tmp_path), listing)
+        first = next(found).path
+        shutil.rmtree(tmp_path / "gone")
+        assert [first, *(file.path for file in found)] == ["1.png", "a/2.png"]
+        assert listing.left_out == {"folders that cannot be read": 1}
+
+    @pytest.mark.parametrize("source", ["", " "])
+    def test_an_empty_source_is_not_the_root_of_the_machine(self, tmp_path, source):
+        output = str(tmp_path / "c.parquet")
+        with pytest.raises(UsageError, match="the source is empty"):
+            load_catalog(source)
+        found = CliRunner().invoke(app, ["catalog", source, "--output", output])
+        assert found.exit_code == 2
+        assert "the source is empty" in found.stderr
 
     def test_pipes_and_sockets_are_not_opened(self, tmp_path, monkeypatch):
         put(tmp_path, "a/1.png")
