@@ -48,6 +48,7 @@ MISSING = {"", "na", "n/a", "nan", "null", "#n/a", "#na", "-nan", "#n/a n/a"}
 DELIMITERS = (",", ";", "\t", "|")
 _SAMPLE = 50  # records by which the delimiter is chosen
 _BLOCK = 2**20  # bytes
+_LAST_FRAME = 2**31 - 1  # that a catalog can hold
 
 
 Row = dict[str, Any]
@@ -285,7 +286,7 @@ def _value(cell: str) -> str | None:
 
 def _frame(text: str) -> int:
     found = re.fullmatch(r"(\d+)(\.0*)?", text.strip())  # pandas writes 2.0 where others are empty
-    if found is None:
+    if found is None or int(found[1]) > _LAST_FRAME:
         raise CatalogError(f"frame '{text}' is not a number from 0; leave it empty for all frames")
     return int(found[1])
 

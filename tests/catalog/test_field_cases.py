@@ -402,6 +402,7 @@ class TestTables:
             ("path,label\nimg/1.png,a,b\n", "has 3 cells, the header 2"),
             ('path,label\nimg/1.png,"a\nimg/2.png,b\n', "never closed"),
             ("path,label\n,a\n", "without a path"),
+            ("path,frame\nimg/1.png,2147483648\n", "is not a number from 0"),
             ("", "no rows"),
             ("\0\0", "no rows"),
         ],
