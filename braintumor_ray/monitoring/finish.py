@@ -9,6 +9,7 @@ import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from http.client import HTTPException
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -110,7 +111,7 @@ def _post(url: str, body: bytes) -> None:
             request = urllib.request.Request(url, body, headers)
             with opener.open(request, timeout=WEBHOOK_TIMEOUT_S):
                 return
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, HTTPException) as error:
             if attempt == TRIES - 1 or not _may_pass(error):
                 raise OSError(_cause(error)) from error
         time.sleep(PAUSE_S * 2**attempt)
@@ -127,6 +128,8 @@ def _cause(error: Exception) -> str:
     """Without the address, which is often a secret itself."""
     if isinstance(error, urllib.error.HTTPError):
         return f"answered {error.code}"
+    if isinstance(error, HTTPException):
+        return f"no answer in HTTP ({type(error).__name__})"
     if isinstance(error, subprocess.CalledProcessError):
         return f"ended with {error.returncode}"
     if isinstance(error, subprocess.TimeoutExpired):

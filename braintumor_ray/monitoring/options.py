@@ -1,8 +1,10 @@
 """What a command reports to its operators; see docs/monitoring.md."""
 
+import re
 import shlex
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
+from urllib.parse import urlsplit
 
 from braintumor_ray.errors import UsageError
 from braintumor_ray.options import Option
@@ -15,10 +17,25 @@ def is_webhook(target: str) -> bool:
     return target.startswith(("http://", "https://"))
 
 
-def _target(text: str) -> str:
+def check_target(text: str) -> str:
+    """A target of `--on-finish`, checked before there is anything to report.
+
+    Raises:
+        UsageError: it is neither a command nor an address that a request can be sent to.
+    """
     if not is_webhook(text):
         command_words(text)
+    elif not _is_address(text):  # which may be a secret
+        raise UsageError("--on-finish: the address of the webhook is not valid; encode its blanks")
     return text
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return bool(parts.hostname) and parts.port != 0 and not re.search(r"[\x00-\x20\x7f]", url)
+    except ValueError:
+        return False
 
 
 def command_words(text: str) -> list[str]:
@@ -72,5 +89,7 @@ class RunReport:
     ] = None
     on_finish: Annotated[
         str | None,
-        Option("Gets the summary as JSON at the end, failed or not.", "COMMAND|URL", parse=_target),
+        Option(
+            "Gets the summary as JSON at the end, failed or not.", "COMMAND|URL", parse=check_target
+        ),
     ] = None

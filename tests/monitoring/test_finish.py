@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import socket
 import sys
 import threading
 import time
@@ -12,7 +13,7 @@ import pytest
 from braintumor_ray.errors import UsageError
 from braintumor_ray.monitoring import finish
 from braintumor_ray.monitoring.finish import notify
-from braintumor_ray.monitoring.options import RunReport, command_words
+from braintumor_ray.monitoring.options import RunReport, check_target, command_words
 from tests.monitoring.runs import finished, summary
 
 
@@ -133,6 +134,31 @@ def test_nobody_listens(said, monkeypatch):
     notify("http://127.0.0.1:1/", finished(), said.append)
     assert "127.0.0.1" in said[0]
     assert "refused" in said[0]
+
+
+def test_what_answers_is_no_web_server(said, monkeypatch):
+    monkeypatch.setattr(finish, "PAUSE_S", 0.01)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer():
+            for _ in range(finish.TRIES):
+                connection, _ = server.accept()
+                with connection:
+                    connection.recv(65536)
+                    connection.sendall(b"SSH-2.0-OpenSSH\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        notify(f"http://127.0.0.1:{server.getsockname()[1]}/secret", finished(), said.append)
+    (line,) = said
+    assert "no answer in HTTP" in line
+    assert "secret" not in line
+
+
+@pytest.mark.parametrize("url", ["http://h/a b", "http://h:port/", "http://[::1/", "https://"])
+def test_an_address_that_is_none_is_refused_before_the_run(url):
+    with pytest.raises(UsageError, match="not valid") as refusal:
+        check_target(url)
+    assert url not in str(refusal.value)
 
 
 @pytest.mark.parametrize("text", ["", "  ", "notify 'half"])
