@@ -13,7 +13,7 @@ import pytest
 import typer.main
 from typer.testing import CliRunner
 
-from braintumor_ray import Predictor, __version__
+from braintumor_ray import Predictor, __version__, storage
 from braintumor_ray.catalog.schema import read_catalog
 from braintumor_ray.cli import app, scoring
 from braintumor_ray.cli.console import short_errors
@@ -29,6 +29,7 @@ from braintumor_ray.serving.command import serving_settings
 from braintumor_ray.serving.settings import ServingSettings
 from tests.builders import write_archive
 from tests.command import PROJECT
+from tests.s3 import environment_of
 
 
 def call(*arguments, env=None):
@@ -458,6 +459,28 @@ def test_an_output_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, bun
         (line,) = [line for line in found.stderr.splitlines() if line.startswith("error: ")]
         assert re.search("'file.*(cannot be written|stopped)", line)
     assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_a_store_that_does_not_answer_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "MAX_ATTEMPTS", 1)
+    for name, value in environment_of("http://127.0.0.1:9").items():
+        monkeypatch.setenv(name, value)
+    write_archive(tmp_path / "archive", 12)
+    catalog = tmp_path / "c.parquet"
+    assert call("catalog", tmp_path / "archive", "--output", catalog).exit_code == 0
+    place = "s3://of-this-test-alone/r"
+    for command in (
+        ("verify", place),
+        ("query", place, "SELECT 1"),
+        ("compact", place),
+        ("split", catalog, "--output", f"{place}.parquet"),
+        ("train", catalog, "--output", place),
+    ):
+        found = call(*command)
+        assert found.exit_code == 1
+        (line,) = [line for line in found.stderr.splitlines() if line.startswith("error: ")]
+        assert f"'{place}" in line
+        assert "Could not connect" in line
 
 
 def test_values_that_no_library_takes_are_named(tmp_path, bundle_path):

@@ -18,7 +18,7 @@ import typer
 from braintumor_ray.errors import BrainTumorError, UsageError, first_line, innermost
 from braintumor_ray.monitoring.logs import are_json, json_logs, log_line
 from braintumor_ray.progress import TenthLines
-from braintumor_ray.storage import local_path
+from braintumor_ray.storage import is_local, local_path
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -134,12 +134,14 @@ def _no_space(error: OSError) -> str:
 
 
 def _written_at(error: OSError, options: Mapping[str, Any]) -> str | None:
-    """The output of a command in whose way something is: a file, missing rights."""
-    if error.filename is None:
-        return None
-    named = local_path(os.fsdecode(error.filename)).absolute()
-    outputs = (v for k, v in options.items() if v and (k == "output" or isinstance(v, Path)))
-    for output in map(str, outputs):
+    """The output of a command in whose way something is: a file, missing rights, a store."""
+    given = (v for k, v in options.items() if v and (k == "output" or isinstance(v, Path)))
+    for output in map(str, given):
+        if error.filename is None:  # stores name none
+            if not is_local(output):
+                return output
+            continue
+        named = local_path(os.fsdecode(error.filename)).absolute()
         place = local_path(output).absolute()
         if named.is_relative_to(place) or place.is_relative_to(named):
             return output

@@ -139,7 +139,10 @@ class ResultsFolder(Folder):
 
     def _listed_manifests(self) -> list[dict[str, Any]] | None:
         """All that are there; None where one was removed between the listing and its reading."""
-        names = [name for name in self.names(MANIFESTS) if name.endswith(".json")]
+        try:
+            names = [name for name in self.names(MANIFESTS) if name.endswith(".json")]
+        except OSError as error:
+            raise ResultsError(f"'{self.at(MANIFESTS)}' cannot be listed: {error}") from error
         try:
             return [self._manifest(name) for name in names]
         except ResultsError as error:
