@@ -2,6 +2,8 @@
 
 import os
 import secrets
+from collections.abc import Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +67,8 @@ def connect(results: str) -> Any:  # noqa: ANN401 - DuckDB's connection
 def query(results: str, sql: str) -> pa.Table:
     """The answer to one SQL statement over the view `scans`.
 
+    Of columns that have one name, as joins give them, the second is called `name_1`.
+
     Raises:
         UsageError: DuckDB is not installed, or refuses the statement.
         ResultsError: nothing is committed, or a file cannot be read.
@@ -85,7 +89,16 @@ def query(results: str, sql: str) -> pa.Table:
         ) from error
     finally:
         connection.close()
-    return found
+    return found.rename_columns(_distinct(found.column_names))
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """As in DuckDB's own data frames."""
+    made: list[str] = []
+    for name in names:
+        same = chain([name], (f"{name}_{number}" for number in count(1)))
+        made.append(next(each for each in same if each not in made))
+    return made
 
 
 def write_answer(table: pa.Table, output: str) -> None:

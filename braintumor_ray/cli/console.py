@@ -143,7 +143,9 @@ def _written_at(error: OSError, options: Mapping[str, Any]) -> str | None:
             continue
         named = local_path(os.fsdecode(error.filename)).absolute()
         place = local_path(output).absolute()
-        if named.is_relative_to(place) or place.is_relative_to(named):
+        # A file that is written next to it, and renamed at the end, begins with its name.
+        beside = named.parent == place.parent and named.name.lstrip(".").startswith(place.name)
+        if beside or named.is_relative_to(place) or place.is_relative_to(named):
             return output
     return None
 

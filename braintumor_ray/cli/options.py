@@ -3,6 +3,7 @@
 import functools
 import inspect
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, Field, fields, is_dataclass, replace
 from pathlib import Path
@@ -211,6 +212,15 @@ def listed(found: dict[str, Any]) -> str:
 def print_result(found: dict[str, Any], as_json: bool, text: str) -> None:
     """Results on stdout: as JSON, or for people."""
     if as_json:
-        text = json.dumps(found, ensure_ascii=False, default=str)
+        text = json.dumps(_finite(found), ensure_ascii=False, default=str)
     # Names that are no UTF-8 hold lone surrogates, which stdout refuses and JSON has escapes for.
     typer.echo(text.encode("utf-8", "backslashreplace").decode())
+
+
+def _finite(value: Any) -> Any:  # noqa: ANN401 - JSON values
+    """The same with null for what JSON has no number for."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

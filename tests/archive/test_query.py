@@ -77,6 +77,27 @@ def test_a_wrong_statement_is_one_line(nights, sql):
     assert sql in found.stderr
 
 
+def test_columns_of_one_name_are_all_shown(nights):
+    sql = "SELECT a.uri, b.frame, b.uri, 1 AS uri_1 FROM scans a JOIN scans b USING (scan_id)"
+    table = query(str(nights), sql)
+    assert table.column_names == ["uri", "frame", "uri_1", "uri_1_1"]
+    assert table["uri"].equals(table["uri_1"])
+
+
+def test_what_is_no_number_is_null_in_json(nights):
+    sql = "SELECT 'nan'::FLOAT AS a, ['inf'::FLOAT, 1.0] AS b"
+    found = CliRunner().invoke(app, ["query", str(nights), sql, "--json"])
+    assert json.loads(found.stdout, parse_constant=pytest.fail) == [{"a": None, "b": [None, 1.0]}]
+
+
+def test_an_answer_that_cannot_be_written_is_one_line(nights, tmp_path):
+    (tmp_path / "file").touch()
+    words = ["query", str(nights), "SELECT uri FROM scans", "--output", f"{tmp_path}/file/a.csv"]
+    found = CliRunner().invoke(app, words)
+    assert found.exit_code == 1
+    assert "file/a.csv' cannot be written" in found.stderr
+
+
 def test_without_duckdb_the_extra_is_named(nights, monkeypatch):
     monkeypatch.setitem(sys.modules, "duckdb", None)
     found = CliRunner().invoke(app, ["query", str(nights), "SELECT 1"])
