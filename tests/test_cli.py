@@ -483,6 +483,21 @@ def test_a_store_that_does_not_answer_is_one_line(tmp_path, monkeypatch):
         assert "Could not connect" in line
 
 
+def test_options_that_a_source_does_not_follow_are_named(tmp_path):
+    write_archive(tmp_path / "archive", 2)
+    catalog, output = tmp_path / "c.parquet", tmp_path / "d.parquet"
+    pattern = ("--patient-pattern", "(x)")
+    found = call(
+        "catalog", tmp_path / "archive", "--root", "x", *pattern, "--output", catalog, "--json"
+    )
+    assert found.exit_code == 0
+    assert "archive' is no table; without effect: --root" in found.stderr
+    found = call("catalog", catalog, *pattern, "--plane", "coronal", "--output", output)
+    assert found.exit_code == 0
+    assert "is a catalog already; without effect: --patient-pattern, --plane" in found.stderr
+    assert "warning" not in call("catalog", catalog, "--output", output).stderr
+
+
 def test_values_that_no_library_takes_are_named(tmp_path, bundle_path):
     found = call("network", bundle_path, "--output", tmp_path / "network.qqq")
     assert found.exit_code == 2

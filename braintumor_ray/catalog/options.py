@@ -1,7 +1,7 @@
 """How a source is read: the options of every command that takes one."""
 
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from typing import Annotated, ClassVar
 
@@ -89,6 +89,18 @@ class CatalogOptions:
     probe_headers: bool = True
     volumes: VolumeOptions = DEFAULT_VOLUMES
     threads: int = 8
+
+    def without_effect(self, source: str) -> list[str]:
+        """Flags that were given and change nothing of a source: a catalog, or no table."""
+        made, table = source.endswith(".parquet"), source.lower().endswith((".csv", ".tsv"))
+        of_tables = ("path_column", "label_column", "patient_column", "root")
+        given = [] if table else [name for name in of_tables if getattr(self, name) is not None]
+        if made and self.patient_pattern is not None:
+            given.append("patient_pattern")
+        if made:
+            own = asdict(self.volumes)
+            given += [name for name, usual in asdict(DEFAULT_VOLUMES).items() if own[name] != usual]
+        return [f"--{name.replace('_', '-')}" for name in given]
 
     def with_own_key(self, output: object) -> "CatalogOptions":
         """The same, and a key of this user where none was given and the output is not shared."""

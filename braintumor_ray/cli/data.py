@@ -8,7 +8,15 @@ import typer
 
 from braintumor_ray.catalog.options import CatalogOptions, LabelChoice, StreamOptions
 from braintumor_ray.cli.console import log, progress_bar, short_errors
-from braintumor_ray.cli.options import Json, Source, load_source, print_result, takes, value_counts
+from braintumor_ray.cli.options import (
+    Json,
+    Source,
+    load_source,
+    print_result,
+    takes,
+    value_counts,
+    warn_of_options,
+)
 from braintumor_ray.errors import UsageError
 
 if TYPE_CHECKING:
@@ -66,6 +74,7 @@ def catalog(
     if chosen.labels is not None and made != StreamOptions():
         raise UsageError("--labels goes without --since and --listing; make the catalog whole")
     if chosen.labels is None and (can_stream(source, options) or made != StreamOptions()):
+        warn_of_options(source, options)
         with progress_bar("cataloging") as advance:
             wrote = stream_catalog(source, output, options, made, advance)
     else:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
 import typer
 
-from braintumor_ray.cli.console import progress_bar
+from braintumor_ray.cli.console import log, progress_bar
 from braintumor_ray.options import FIRST, Bundle, MadeOf, Option, annotated, choices_of, type_of
 
 if TYPE_CHECKING:
@@ -178,8 +178,16 @@ def load_source(source: str, options: "CatalogOptions") -> "pa.Table":
     """The catalog of a source, with progress."""
     from braintumor_ray.catalog.build import load_catalog
 
+    warn_of_options(source, options)
     with progress_bar("cataloging") as advance:
         return load_catalog(source, options, advance)
+
+
+def warn_of_options(source: str, options: "CatalogOptions") -> None:
+    """Tell of options that do nothing: a catalog is not made again, a folder has no columns."""
+    if unused := options.without_effect(source.rstrip("/")):
+        why = "is a catalog already" if source.rstrip("/").endswith(".parquet") else "is no table"
+        log(f"warning: '{source}' {why}; without effect: {', '.join(unused)}")
 
 
 def value_counts(table: "pa.Table", column: str) -> dict[str, int]:

@@ -8,7 +8,7 @@ import typer
 from braintumor_ray.catalog.options import CatalogOptions
 from braintumor_ray.cli.console import log, progress_bar, short_errors
 from braintumor_ray.cli.lake import compact_line
-from braintumor_ray.cli.options import Json, Source, flag, print_result, takes
+from braintumor_ray.cli.options import Json, Source, flag, print_result, takes, warn_of_options
 from braintumor_ray.cli.reporting import reported
 from braintumor_ray.monitoring.options import RunReport
 from braintumor_ray.options import Option
@@ -216,6 +216,7 @@ def _open(
     from braintumor_ray.scoring.scans import open_scans
 
     options, catalog = run.options, run.catalog.with_own_key(output)
+    warn_of_options(source, catalog)
     if run.redact_uri:
         hidden = uri_redaction(catalog.identity)
         options = replace(options, decode=replace(options.decode, redaction=hidden))
