@@ -25,11 +25,13 @@ import numpy as np
 
 from braintumor_ray.catalog.folders import clean_label
 from braintumor_ray.catalog.listing import Listing, files_below, list_files
+from braintumor_ray.decode.files import MARK
 from braintumor_ray.errors import CatalogError, UsageError
 from braintumor_ray.storage import is_local, is_uri, local_path, open_filesystem, spelled
 
 if TYPE_CHECKING:
     from braintumor_ray.catalog.options import CatalogOptions
+    from braintumor_ray.decode.types import VolumeOptions
 
 PATH_NAMES = ("path", "file", "filename", "file_name", "filepath", "image_path", "image")
 LABEL_NAMES = ("label", "class", "diagnosis", "category", "target", "class_name")
@@ -111,13 +113,16 @@ def read_sidecar(location: str, options: "CatalogOptions") -> Sidecar:
     root = options.root or posixpath.dirname(location) or "."
     extra = [i for i in range(len(columns)) if i not in (path_column, label, patient, frame)]
     names = _safe_names([columns[i] for i in extra])
-    known = _Known(root, table.encoding, lambda: (cells[path_column] for cells in table.rows()))
+    known = _Known(root, table.encoding, lambda: (path_of(cells) for cells in table.rows()))
+
+    def path_of(cells: list[str]) -> str:
+        return _without_mark(cells[path_column], options.volumes)
 
     def rows() -> Iterator[tuple[str, Row]]:
         for cells in table.rows():
             row = _row(cells, label, patient, frame)
             further = {name: _value(cells[i]) for name, i in zip(names, extra, strict=True)}
-            yield known.where(cells[path_column]), row | further
+            yield known.where(path_of(cells)), row | further
 
     return Sidecar(root, names, rows)
 
@@ -277,6 +282,24 @@ def _row(
     if frame is not None and _value(cells[frame]) is not None:
         row["only_frame"] = _frame(cells[frame])
     return row
+
+
+def _without_mark(cell: str, volumes: "VolumeOptions") -> str:
+    """A path without what worklists have of how its volume is cut; the catalog puts it there again.
+
+    Raises:
+        CatalogError: it is cut in another way than is asked for: the frames are other slices.
+    """
+    text = cell.rstrip()
+    found = MARK.search(text)
+    if found is None:
+        return cell
+    if found[0] != volumes.mark:
+        raise CatalogError(
+            f"'{text}' is of a volume that is cut in another way; give --plane {found[1]} "
+            f"--volume {found[2]}"
+        )
+    return text[: found.start()]
 
 
 def _value(cell: str) -> str | None:

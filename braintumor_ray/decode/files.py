@@ -21,7 +21,7 @@ VOLUME_FIELDS = (pa.field("volume_plane", pa.string()), pa.field("volume_index",
 _THREADS = 8  # files being read while others are decoded; hides an object store's latency
 _AT_A_TIME = 2  # files for a thread: handing over costs as much CPU as reading a small file
 _AHEAD = 2 * _THREADS // _AT_A_TIME  # such pairs read or being read that nobody has taken yet
-_MARK = re.compile(r"#plane=(axial|coronal|sagittal)&volume=(\d+)$")
+MARK = re.compile(r"#plane=(axial|coronal|sagittal)&volume=(\d+)$")
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def with_volumes(rows: pa.Table) -> pa.Table:
     """
     if all(field.name in rows.column_names for field in VOLUME_FIELDS):
         return rows
-    marks = [_MARK.search(uri) for uri in rows["uri"].to_pylist()]
+    marks = [MARK.search(uri) for uri in rows["uri"].to_pylist()]
     planes = pa.array([mark and mark[1] for mark in marks], pa.string())
     indices = pa.array([mark and int(mark[2]) for mark in marks], pa.int32())
     for field, values in zip(VOLUME_FIELDS, (planes, indices), strict=True):
@@ -80,7 +80,7 @@ def files_of(rows: pa.Table) -> list[FileFrames]:
 
 def without_volume(uris: pa.ChunkedArray) -> pa.ChunkedArray:
     """URIs of scans without the mark of how their volume is cut: slices of one file have one."""
-    return pc.replace_substring_regex(uris, _MARK.pattern, "")
+    return pc.replace_substring_regex(uris, MARK.pattern, "")
 
 
 def locations(rows: pa.Table) -> list[str]:

@@ -2,6 +2,7 @@ import csv
 
 import cv2
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -9,9 +10,11 @@ from braintumor_ray.catalog.build import load_catalog
 from braintumor_ray.catalog.identity import IdentityHash, compile_patient_pattern
 from braintumor_ray.catalog.options import CatalogOptions
 from braintumor_ray.catalog.schema import read_catalog, scan_id, write_catalog
+from braintumor_ray.decode.types import VolumeOptions
 from braintumor_ray.errors import CatalogError, UsageError
 from braintumor_ray.storage import open_filesystem
 from tests.builders import disc_scan
+from tests.decode.volume_files import nifti_bytes
 
 
 def put(path, image=None):
@@ -140,6 +143,19 @@ class TestTables:
         table = load_catalog(tmp_path / "t.csv")
         assert table["frame"].to_pylist() == [0, 2]
         assert set(table["scan_id"].to_pylist()) < set(whole["scan_id"].to_pylist())
+
+    def test_a_worklist_names_slices_of_a_volume_that_is_cut_otherwise(self, tmp_path):
+        (tmp_path / "v.nii.gz").write_bytes(nifti_bytes(np.zeros((8, 9, 5), np.int16)))
+        coronal = CatalogOptions(volumes=VolumeOptions("coronal"))
+        whole = load_catalog(tmp_path, coronal).slice(3, 2)
+        rows = whole.select(["path", "frame"]).append_column("label", pa.array(["a", "b"]))
+        write_csv(tmp_path / "worklist.csv", rows.to_pylist())
+        found = load_catalog(tmp_path / "worklist.csv", coronal)
+        assert found["label"].to_pylist() == ["a", "b"]
+        for name in ("scan_id", "uri", "frame", "size", "volume_plane"):
+            assert found[name].equals(whole[name])
+        with pytest.raises(CatalogError, match="give --plane coronal --volume 0"):
+            load_catalog(tmp_path / "worklist.csv")
 
     def test_an_ambiguous_name_is_refused(self, tmp_path):
         put(tmp_path / "x" / "a.png")
