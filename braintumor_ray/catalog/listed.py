@@ -57,6 +57,8 @@ def _below(rows: Iterator[Row], listing: str, root: str, base: str) -> Iterator[
         if _is_true(row, DELETED) or _is_true(row, LATEST) is False:
             continue
         text = str(_value(row, PATHS, listing))
+        if is_local(root):
+            text = text.removeprefix("./")  # as `find .` names files; a key means itself
         path = _path_below(text, prefixes, listing)
         if path is None or path.endswith("/"):
             continue  # another part of the bucket, or the mark of a folder

@@ -191,6 +191,14 @@ def test_a_listing_takes_the_place_of_looking(archive, tmp_path, monkeypatch, na
     assert same(made(archive, tmp_path / "c.parquet", listing=str(target)), expected)
 
 
+def test_a_listing_by_find_begins_with_a_dot(archive, tmp_path):
+    files = list_files(str(archive)).files
+    rows = (f"./{file.path},1,1700000000" for file in files)
+    (tmp_path / "list.csv").write_text("\n".join(["path,size,mtime", *rows]))
+    found = made(archive, tmp_path / "c.parquet", listing=str(tmp_path / "list.csv"))
+    assert found["uri"].equals(load_catalog(archive, OPTIONS)["uri"])
+
+
 def iso(time_ns, decimals):
     whole = datetime.fromtimestamp(time_ns // 10**9, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S")
     return f"{whole}.{time_ns % 10**9:09d}"[: len(whole) + bool(decimals) + decimals]
