@@ -17,7 +17,7 @@ from braintumor_ray.review.options import LABELS, ReviewOptions
 from braintumor_ray.review.pictures import LARGEST, NoPicture, Pictures
 from braintumor_ray.review.scans import RankedScans
 from braintumor_ray.serving.web import NOTICE
-from braintumor_ray.storage import is_local, local_path, write_atomically
+from braintumor_ray.storage import is_local, local_path, spelled, write_atomically
 from braintumor_ray.types import FractionBox
 
 COCO_FILE = ".json"
@@ -248,7 +248,8 @@ def _picture_files(scans: RankedScans, folder: Path) -> tuple[dict[str, str], in
 def _is_picture(uri: str, frame: int) -> bool:
     if frame or not is_local(uri) or not uri.lower().endswith(SHOWN):
         return False
-    return local_path(uri).is_file()
+    path = local_path(uri)
+    return path.is_file() and spelled(str(path)) == str(path)  # else its name is no UTF-8
 
 
 def _written(pictures: Pictures, row: pa.Table, target: Path) -> str | None:

@@ -1,6 +1,7 @@
 """Labels and predictions in the files of other tools, read back as those read them."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -93,15 +94,16 @@ def test_what_fiftyone_cannot_draw_is_written_as_a_picture_and_what_is_gone_is_t
     folder = tmp_path / "archive"
     folder.mkdir()
     gray = np.arange(48 * 56, dtype=np.uint8).reshape(48, 56)
-    for name in ("kept.tif", "gone.tif"):
+    for name in ("kept.tif", "gone.tif", os.fsdecode(b"no UTF-8 \xff.png")):
         Image.fromarray(gray).save(folder / name)
     results = make_results(tmp_path / "results", load_catalog(folder))
     (folder / "gone.tif").unlink()
     found = export(results, "--export", "fiftyone", "-o", tmp_path / "f")
     assert "1 scans cannot be read" in found.stderr
     data, _, _ = read_fiftyone(tmp_path / "f" / "predictions")
-    (path,) = data.values()
-    assert np.array_equal(np.asarray(Image.open(path)), gray)
+    assert len(data) == 2
+    for path in data.values():
+        assert np.array_equal(np.asarray(Image.open(path)), gray)
 
 
 @pytest.mark.parametrize(
