@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from braintumor_ray.decode.burned_in import text_lines
+from braintumor_ray.decode.hashes import pixel_sha256
 from braintumor_ray.decode.reading import run_on_scans
 from braintumor_ray.decode.sandbox import DecodeSandbox
 from braintumor_ray.decode.types import Decoded, DecodeOptions
@@ -37,6 +38,7 @@ from braintumor_ray.predict.results import (
 )
 from braintumor_ray.storage import is_local, local_path
 from braintumor_ray.worklist.options import ExplainOptions
+from braintumor_ray.worklist.page import CHANGED
 
 SHEET_COLUMNS, SHEET_WIDTH = 3, 3300  # of panels; pixels
 CONTACT_SHEET = "contact_sheet"
@@ -105,7 +107,8 @@ def explain_results(
 
     A few pictures show every predicted class, of each the most and the least certain scans. They
     are chosen among the newest `ENOUGH` rows or a little more, so that an archive of any size
-    costs the same; maps are read of the files that are drawn only.
+    costs the same; maps are read of the files that are drawn only. A file whose pixels are not
+    those that were scored counts as unreadable: the stored maps are of another picture.
 
     Raises:
         ResultsError: nothing is committed, or a method was not stored.
@@ -121,6 +124,9 @@ def explain_results(
     for index, (row, decoded) in enumerate(zip(table.to_pylist(), _decoded(table), strict=True)):
         if decoded.gray is None:
             unreadable[row["uri"]] = decoded.reason
+            continue
+        if pixel_sha256(decoded.gray) != row["pixel_sha256"]:
+            unreadable[row["uri"]] = CHANGED
             continue
         shape = tuple(meta["cam_shape"])
         maps = {m: np.array(row[m], np.float32).reshape(shape) for m in options.methods}
@@ -337,7 +343,8 @@ def _read_chosen(folder: ResultsFolder, chosen: pa.Table, methods: list[str]) ->
     """The rows to draw, in their order, from no more files than hold them."""
     import pyarrow.compute as pc
 
-    columns = ["scan_id", "uri", "frame", "predicted_class", "probabilities", "decision", *methods]
+    columns = ["scan_id", "uri", "frame", "pixel_sha256", "predicted_class", "probabilities"]
+    columns += ["decision", *methods]
     tables = []
     for path in dict.fromkeys(chosen["file"].to_pylist()):
         of_file = chosen.filter(pc.equal(chosen["file"], path))

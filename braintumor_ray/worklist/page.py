@@ -19,6 +19,7 @@ from braintumor_ray.predict.results import ResultsFolder
 
 TEMPLATE = "worklist.html.j2"
 ROWS_ON_PAGE = 1000
+CHANGED = "the file has changed since it was scored"
 TILE = 224  # pixels of the longer side
 _GAP = 4
 _MOST_NARROW = 8  # a scan of a few pixels in width is still drawn
@@ -82,7 +83,7 @@ def draw_pictures(folder: ResultsFolder, scans: pa.Table) -> list[dict[str, Any]
 def _why_missing(scan: PreparedScan, scored: str) -> str | None:
     if scan.image is None:
         return scan.reason
-    return None if scan.pixel_sha256 == scored else "the file has changed since it was scored"
+    return None if scan.pixel_sha256 == scored else CHANGED
 
 
 def _maps(column: pa.ChunkedArray, shape: list[int]) -> NDArray[np.float16]:

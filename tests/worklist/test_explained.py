@@ -1,5 +1,7 @@
 """Pictures of scored rows: few of them are drawn, and little is read for that."""
 
+import shutil
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -86,6 +88,15 @@ def test_rows_that_were_superseded_are_not_drawn(tmp_path, catalog):
     path.write_text(json.dumps(manifest | {"supersedes": {"1": gone}}))
     found = draw(results, tmp_path / "out", 24)
     assert len(drawn(found)) == 12
+
+
+def test_stored_maps_are_not_drawn_over_a_picture_that_was_not_scored(tmp_path, catalog):
+    results = make_results(tmp_path / "results", catalog)
+    changed, other = catalog["uri"].to_pylist()[:2]
+    shutil.copy(other, changed)
+    found = draw(results, tmp_path / "out", 24)
+    assert found["unreadable"] == {changed: "the file has changed since it was scored"}
+    assert len(drawn(found)) == 23
 
 
 def test_nothing_scored_is_one_line(tmp_path, catalog):
