@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from braintumor_ray.catalog.labels import label_key
 from braintumor_ray.decode.burned_in import text_lines
 from braintumor_ray.decode.hashes import pixel_sha256
 from braintumor_ray.decode.reading import run_on_scans
@@ -120,6 +121,7 @@ def explain_results(
     chosen = _interesting(_newest(folder, manifests), options.limit)
     table = _read_chosen(folder, chosen, list(options.methods))
     labels = _labels(folder, manifests, chosen)
+    classes = {label_key(name): name for name in meta["class_names"]}
     drawings, unreadable = _Drawings(output, options), {}
     for index, (row, decoded) in enumerate(zip(table.to_pylist(), _decoded(table), strict=True)):
         if decoded.gray is None:
@@ -131,6 +133,7 @@ def explain_results(
         shape = tuple(meta["cam_shape"])
         maps = {m: np.array(row[m], np.float32).reshape(shape) for m in options.methods}
         probability = row["probabilities"][meta["class_names"].index(row["predicted_class"])]
+        label = labels.get(row["scan_id"])
         drawings.draw(
             f"{index:03d}_{_stem(row['uri'])}",
             row["uri"],
@@ -139,7 +142,8 @@ def explain_results(
             row["predicted_class"],
             probability,
             _verdict(row["decision"], row["probabilities"], meta),
-            labels.get(row["scan_id"]),
+            label,
+            classes.get(label_key(label)) if label else None,
         )
         if progress:
             progress(index + 1, table.num_rows)
@@ -190,15 +194,20 @@ class _Drawings:
         probability: float,
         verdict: Verdict,
         label: str | None = None,
+        true_class: str | None = None,
     ) -> None:
-        """Draw one scan, in STEM.png."""
+        """Draw one scan, in STEM.png.
+
+        A label that is none of the bundle's classes, which may be several labels in one, has no
+        true class: the prediction is then neither right nor wrong.
+        """
         self.panels.append(
             panel(
                 gray,
                 maps,
                 predicted=predicted,
                 probability=probability,
-                true_class=label,
+                true_class=true_class,
                 layout="full" if self.options.layout == "full" else "compact",
                 alpha=self.options.alpha,
                 colormap=self.options.colormap,

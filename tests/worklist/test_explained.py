@@ -99,6 +99,26 @@ def test_stored_maps_are_not_drawn_over_a_picture_that_was_not_scored(tmp_path, 
     assert len(drawn(found)) == 23
 
 
+@pytest.mark.parametrize(
+    ("folder", "true_class"),
+    [("glioma_tumor", "glioma_tumor"), ("Glioma Tumor", "glioma_tumor"), ("astrocytoma", None)],
+)
+def test_right_or_wrong_is_told_of_labels_that_are_classes(
+    tmp_path, monkeypatch, folder, true_class
+):
+    write_archive(tmp_path / "archive", 2, classes=(folder,))
+    told, plain = [], explained.panel
+
+    def spy(*arguments, **options):
+        told.append(options["true_class"])
+        return plain(*arguments, **options)
+
+    monkeypatch.setattr(explained, "panel", spy)
+    results = make_results(tmp_path / "results", load_catalog(tmp_path / "archive"))
+    draw(results, tmp_path / "out", 4)
+    assert told == [true_class, true_class]
+
+
 def test_nothing_scored_is_one_line(tmp_path, catalog):
     results = make_results(tmp_path / "results", catalog, unreadable=range(24))
     with pytest.raises(ResultsError, match="no scan was scored 'ok'"):
