@@ -342,6 +342,7 @@ def test_explain_draws_files_and_names_what_it_cannot_read(tmp_path, bundle_path
     assert found.exit_code == 0, found.output
     result = json.loads(found.stdout)
     assert list(result["unreadable"]) == [str(bad)]
+    assert f"warning: not drawn: {bad}: " in found.stderr
     assert len(list((tmp_path / "out").glob("*.png"))) == 1
 
 

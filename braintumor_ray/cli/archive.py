@@ -77,10 +77,12 @@ def explain(
             found = explain_files(files, bundle, output, options, advance)
     else:
         raise UsageError("give image files and --bundle, or --results")
+    for name, reason in found["unreadable"].items():
+        log(f"warning: not drawn: {name}: {reason}")
     if found["burned_in"]:
         log(
-            f"warning: {len(found['burned_in'])} of {len(found['pictures'])} scans seem to carry "
-            "burned-in text, which can name a patient; look before you share their pictures"
+            f"warning: {len(found['burned_in'])} of the scans drawn seem to carry burned-in text, "
+            "which can name a patient; look before you share their pictures"
         )
     print_result(found, as_json, "\n".join(found["pictures"]))
 

@@ -111,8 +111,11 @@ def explain_results(
     costs the same; maps are read of the files that are drawn only. A file whose pixels are not
     those that were scored counts as unreadable: the stored maps are of another picture.
 
+    Returns:
+        `pictures`, `unreadable` (uri -> reason) and `burned_in`, as `explain_files`.
+
     Raises:
-        ResultsError: nothing is committed, or a method was not stored.
+        ResultsError: nothing is committed, a method was not stored, or no chosen scan can be read.
     """
     folder = results_folder(results)
     meta = folder.meta
@@ -147,6 +150,8 @@ def explain_results(
         )
         if progress:
             progress(index + 1, table.num_rows)
+    if not drawings.rows:
+        raise ResultsError(f"no scan of '{results}' can be drawn: {_reasons(unreadable)}")
     return drawings.finish() | {"unreadable": unreadable}
 
 
@@ -291,9 +296,12 @@ def _read_files(
         else:
             scans.append((name, decoded.gray))
     if not scans:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in unreadable.items())
-        raise UsageError(f"no file can be read: {reasons}")
+        raise UsageError(f"no file can be read: {_reasons(unreadable)}")
     return scans, unreadable
+
+
+def _reasons(unreadable: Mapping[str, str | None]) -> str:
+    return "; ".join(f"{name}: {reason}" for name, reason in unreadable.items())
 
 
 def _decoded(rows: pa.Table) -> Iterator[Decoded]:

@@ -119,6 +119,13 @@ def test_right_or_wrong_is_told_of_labels_that_are_classes(
     assert told == [true_class, true_class]
 
 
+def test_nothing_that_can_be_drawn_is_one_line(tmp_path, catalog):
+    results = make_results(tmp_path / "results", catalog)
+    shutil.rmtree(tmp_path / "archive")
+    with pytest.raises(ResultsError, match=r"can be drawn: .*scan0_.*: file not found"):
+        draw(results, tmp_path / "out", 4)
+
+
 def test_nothing_scored_is_one_line(tmp_path, catalog):
     results = make_results(tmp_path / "results", catalog, unreadable=range(24))
     with pytest.raises(ResultsError, match="no scan was scored 'ok'"):
