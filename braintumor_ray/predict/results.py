@@ -92,11 +92,19 @@ class ResultsFolder(Folder):
         manifest = self.manifest(holder)
         if not is_compacted(manifest):
             return manifest if holder == generation else self.manifest(generation)
-        records = self.read_json(manifest["history"])
-        found = [record for record in records if record["generation"] == generation]
+        found = [run for run in self._history(manifest) if run["generation"] == generation]
         if not found:
             raise ResultsError(f"'{self.at(manifest['history'])}' has no run {generation}")
         return found[0]
+
+    def runs(self) -> list[dict[str, Any]]:
+        """What is kept of each run, oldest first, see `run`.
+
+        Raises:
+            ResultsError: something is missing or damaged.
+        """
+        kept = ([m] if not is_compacted(m) else self._history(m) for m in self.manifests())
+        return [run for runs in kept for run in runs]
 
     def manifest(self, generation: int) -> dict[str, Any]:
         """One committed manifest.
@@ -151,10 +159,19 @@ class ResultsFolder(Folder):
             return None
 
     def _manifest(self, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = self._record(f"{MANIFESTS}/{name}")
+        return found
+
+    def _history(self, compacted: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The runs that a compacted manifest has taken the place of."""
+        found: list[dict[str, Any]] = self._record(compacted["history"])
+        return found
+
+    def _record(self, path: str) -> Any:  # noqa: ANN401 - JSON
         try:
-            return self.read_json(MANIFESTS, name)
+            return self.read_json(path)
         except (OSError, ValueError) as error:
-            raise ResultsError(f"'{self.at(MANIFESTS, name)}' cannot be read: {error}") from error
+            raise ResultsError(f"'{self.at(path)}' cannot be read: {error}") from error
 
 
 def results_folder(path: str | Path) -> ResultsFolder:

@@ -120,7 +120,7 @@ def make_worklist(
 
 def run_shifts(folder: ResultsFolder) -> list[str]:
     """A sentence for each run whose scans differ from those of training."""
-    runs = [manifest.get("summary", {}) for manifest in folder.manifests()]
+    runs = [run.get("summary", {}) for run in folder.runs()]
     shifts = [(run.get("generation"), Shift.of_run(run)) for run in runs]
     return [f"Run {n}: {s.sentence()}." for n, s in shifts if s is not None and s.differs]
 

@@ -21,6 +21,7 @@ from braintumor_ray.scoring.nightly import last_summaries
 from braintumor_ray.scoring.plan import make_plan
 from braintumor_ray.scoring.scans import scans_in_table
 from braintumor_ray.scoring.verify import verify
+from braintumor_ray.worklist.worklist import run_shifts
 from tests.archive.nights import add_night, by_the_readme, current, digest, make_nights
 
 NOW = CompactOptions(expire=True, grace_hours=0)
@@ -106,6 +107,20 @@ def test_nights_go_on_after_compaction(nights):
     catalog = results_folder(twin).catalog_of(results_folder(twin).manifest(16))
     plan = make_plan(folder, scans_in_table(catalog), folder.manifests(), "fp")
     assert (plan.remaining, plan.generation.number) == (0, 17)
+
+
+def test_runs_that_differ_from_training_are_told_after_compaction_as_before(nights):
+    path = nights / "manifests" / "000002.json"
+    manifest = json.loads(path.read_text())
+    shift = {"scans": 20, "independent": 20, "distance": 0.9, "limit": 0.3, "differs": True}
+    manifest["summary"]["shift"] = shift
+    path.write_text(json.dumps(manifest))
+    before = run_shifts(results_folder(nights))
+    assert [sentence[:6] for sentence in before] == ["Run 2:"]
+    for _ in range(2):  # the second time, the record of a compaction is compacted
+        compact(str(nights), NOW)
+        assert run_shifts(results_folder(nights)) == before
+        add_night(nights, results_folder(nights).runs()[-1]["generation"] + 1)
 
 
 def test_a_large_compacted_manifest_is_not_written_again_for_a_small_night(nights):
