@@ -138,10 +138,10 @@ class TestSteps:
                 (tmp_path / "out" / "audit" / "audit.json").touch()
             return codes.get(command[0], 0)
 
-        def start(**options):
+        def start(source=archive, **options):
             commands.clear()
             chosen = QuickstartOptions(output=tmp_path / "out", weights="none", **options)
-            found = run_quickstart(str(archive), chosen, run, lines.append, clock=lambda: now[0])
+            found = run_quickstart(str(source), chosen, run, lines.append, clock=lambda: now[0])
             return found, [list(command) for command in commands]
 
         start.codes, start.lines, start.out = codes, lines, tmp_path / "out"
@@ -176,6 +176,15 @@ class TestSteps:
         assert commands[0][0] == "train"
         assert json.loads(plan)["recipe"] in commands[0]
         assert (steps.out / "plan.json").read_text() == plan
+
+    def test_a_second_time_with_other_scans_is_refused(self, steps, archive, tmp_path, monkeypatch):
+        """Audit, network and report of the first would be shown as those of the second."""
+        steps(minutes=1)
+        write_archive(tmp_path / "other", 40)
+        with pytest.raises(UsageError, match=r"holds a quickstart of '.*archive'"):
+            steps(tmp_path / "other", minutes=1)
+        monkeypatch.chdir(tmp_path)
+        assert steps("archive/", minutes=1)[1][0][0] == "train"  # the same, spelled otherwise
 
     def test_a_plan_of_another_version_is_refused(self, steps):
         steps(minutes=1)

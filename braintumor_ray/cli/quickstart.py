@@ -18,6 +18,7 @@ from braintumor_ray.cli.options import anonymous_options, load_source
 from braintumor_ray.errors import GateError, UsageError
 from braintumor_ray.options import Option
 from braintumor_ray.progress import Log, duration
+from braintumor_ray.storage import is_local, local_path, spelled, write_atomically
 
 if TYPE_CHECKING:
     from braintumor_ray.catalog.labels import ClassMap
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 
 Clock = Callable[[], float]
 RunCommand = Callable[[list[str]], int]  # a command line to its exit code
-PLAN = "plan.json"
-OWN = {"audit", "run", "results", "report", "worklist", PLAN}  # what a quickstart writes
+PLAN, SOURCE = "plan.json", "source.txt"
+OWN = {"audit", "run", "results", "report", "worklist", PLAN, SOURCE}  # what a quickstart writes
 LEAST_SCANS = 10  # of a class: to train, to choose a threshold and to test on
 
 
@@ -79,13 +80,15 @@ def run_quickstart(
         Where to look, by what it is, and `minutes` that it took.
 
     Raises:
-        UsageError: scans that no network can be trained on, or a folder with something else.
+        UsageError: scans that no network can be trained on, or a folder with something else, such
+            as a quickstart of another source.
         typer.Exit: a step failed; it has reported why.
     """
     started = clock()
-    _check_output(options.output)
+    _check_output(options.output, source)
     counts, classes = check_scans(source)
     _check_weights(options.weights)
+    write_atomically(options.output / SOURCE, f"{_place(source)}\n".encode())
     with redirect_stdout(sys.stderr):
         _QuickstartSteps(source, options, run, log, clock, started).all(counts, classes)
     out, spent = options.output, clock() - started
@@ -126,13 +129,22 @@ def check_scans(source: str) -> tuple[dict[str, int], "ClassMap"]:
     return counts, classes
 
 
-def _check_output(output: Path) -> None:
+def _check_output(output: Path, source: str) -> None:
     foreign = sorted({path.name for path in output.iterdir()} - OWN) if output.exists() else []
     if foreign:
         raise UsageError(
             f"'{output}' holds '{foreign[0]}', which is not of a quickstart; choose another "
             "--output"
         )
+    noted = output / SOURCE  # what is finished here, such as the network, is of this source
+    had = noted.read_text(encoding="utf-8").strip() if noted.exists() else _place(source)
+    if had != _place(source):
+        raise UsageError(f"'{output}' holds a quickstart of '{had}'; choose another --output")
+
+
+def _place(source: str) -> str:
+    """The same for a source however it is spelled."""
+    return spelled(str(local_path(source).resolve())) if is_local(source) else source.rstrip("/")
 
 
 def _check_weights(weights: str) -> None:
