@@ -40,10 +40,12 @@ def write_worklist_page(
     Returns:
         How many of the overlays show the scan itself, not its heatmaps alone.
     """
-    pictures = draw_pictures(folder, scans.slice(0, summary["overlays"]))
+    first = scans.slice(0, summary["overlays"])
+    pictures = draw_pictures(folder, first)
     maps = folder.meta["cam_methods"]
-    shown = scans.slice(0, ROWS_ON_PAGE).drop_columns(["probabilities", *maps]).to_pylist()
-    drawn = [row | picture for row, picture in zip(shown, pictures, strict=False)]
+    listed, pictured = (t.drop_columns(["probabilities", *maps]) for t in (scans, first))
+    shown = listed.slice(0, ROWS_ON_PAGE).to_pylist()
+    drawn = [row | picture for row, picture in zip(pictured.to_pylist(), pictures, strict=True)]
     context = {
         "title": f"Worklist by {summary['by']}",
         "summary": summary,

@@ -161,6 +161,15 @@ def test_page_is_self_contained_sorted_and_says_what_it_is_not(results, tmp_path
         assert trait in page
 
 
+def test_as_many_scans_are_drawn_as_are_asked_for(results, tmp_path, monkeypatch):
+    monkeypatch.setattr("braintumor_ray.worklist.page.ROWS_ON_PAGE", 2)
+    summary = make_worklist(results, tmp_path / "w", overlays=5)
+    page = (tmp_path / "w" / "worklist.html").read_text()
+    assert page.count("data:image/jpeg;base64,") == summary["scans_drawn"] == 5
+    assert "First 5 scans" in page
+    assert "The first 2; worklist.csv has all 6" in page
+
+
 def test_names_are_escaped_on_the_page(tmp_path, archive):
     (archive / "images" / "a 97.png").rename(archive / "images" / "<b>&.png")
     results = make_results(tmp_path / "r", load_catalog(archive), PROBABILITIES)
