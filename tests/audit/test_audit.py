@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pyarrow as pa
 import pytest
+from PIL import Image
 
 from braintumor_ray.audit.audit import audit_scans, combine, copy_keys, run_audit
 from braintumor_ray.audit.fingerprints import (
@@ -18,6 +19,7 @@ from braintumor_ray.audit.fingerprints import (
 from braintumor_ray.audit.shortcuts import MAX_ROWS, shortcut_scores, usable_rows
 from braintumor_ray.catalog.build import load_catalog
 from braintumor_ray.errors import CatalogError, UsageError
+from tests.builders import write_archive
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +64,18 @@ def test_the_page_needs_no_network_and_shows_the_planted_pairs(audited):
     assert len(re.findall(r"data:image/jpeg;base64,", page)) >= 2
     assert "copy_" in page
     assert (folder / "pairs.png").stat().st_size > 0
+
+
+def test_the_page_counts_groups_that_have_copies_and_names_frames_and_missing_labels(tmp_path):
+    pictures = [Image.open(path) for path in write_archive(tmp_path / "archive", 8)]
+    stack = tmp_path / "archive" / "stack.tif"
+    pictures[0].save(stack, save_all=True, append_images=[pictures[1]])
+    audit = run_audit([("a", load_catalog(tmp_path / "archive"))], tmp_path, shortcuts=False)
+    page = (tmp_path / "audit.html").read_text()
+    assert (audit["groups"]["count"], audit["groups"]["with_copies"]) == (8, 2)
+    assert "of 2 groups of copies" in page
+    assert "stack.tif, frame 1" in page
+    assert "None" not in page
 
 
 def test_a_patient_on_both_sides_is_reported(fingerprinted):
