@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from braintumor_ray.audit.copies import Keys, codes, conflicting_rows, partner_before, split_codes
 from braintumor_ray.explain.overlay import contact_sheet
+from braintumor_ray.pages.pages import scan_name
 from braintumor_ray.pages.pictures import Picture, jpeg_uri, load_pictures, side_by_side, spread
 from braintumor_ray.types import Ints
 
@@ -76,7 +77,7 @@ def draw_pairs(scans: pa.Table, pairs: list[Pair]) -> tuple[list[dict[str, Any]]
         tiles.append(
             {"image": jpeg_uri(drawn[-1]), "fault": pair.fault, "first": first, "second": second}
         )
-    captions = [f"{tile['fault']}: {tile['first']['path']}" for tile in tiles]
+    captions = [f"{tile['fault']}: {scan_name(tile['first'])}" for tile in tiles]
     return tiles, contact_sheet(drawn, 3, captions) if drawn else None
 
 

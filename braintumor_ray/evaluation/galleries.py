@@ -17,6 +17,7 @@ from braintumor_ray.explain.overlay import Verdict, contact_sheet, panel, tiles_
 from braintumor_ray.explain.regions import head_weights
 from braintumor_ray.localization.truth import TruthIndex
 from braintumor_ray.metrics.verdicts import disagreement
+from braintumor_ray.pages.pages import scan_name
 from braintumor_ray.pages.pictures import Picture, jpeg_uri, load_pictures, side_by_side, spread
 from braintumor_ray.predict.predictor import Predictor, normalized_entropy
 from braintumor_ray.types import Ints
@@ -124,7 +125,7 @@ def write_galleries(galleries: Sequence[Gallery], folder: Path) -> list[str]:
     """Write each gallery as a contact sheet, `gallery_NAME.png`; returns the names."""
     names = []
     for gallery in galleries:
-        captions = [tile["path"] for tile in gallery.tiles]
+        captions = [scan_name(tile) for tile in gallery.tiles]
         names.append(f"gallery_{gallery.name}.png")
         write_png(folder / names[-1], contact_sheet(gallery.panels, 2, captions))
     return names
@@ -197,7 +198,7 @@ class _Drawing:
         evaluated, index = self.evaluated, int(self.evaluated.predicted[row])
         positive, decision = evaluated.positive, bool(evaluated.decisions[row])
         return {
-            "path": evaluated.rows["path"][row].as_py(),
+            **{name: evaluated.rows[name][row].as_py() for name in ("path", "frame")},
             "predicted": evaluated.fields.class_names[index],
             "probability": float(evaluated.all_probs[row, index]),
             "tumour_probability": float(evaluated.scores[row]),

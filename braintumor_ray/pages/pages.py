@@ -106,12 +106,18 @@ def breakable(text: object) -> Markup:
     return Markup(str(escape(text)).replace("/", "/<wbr>").replace("_", "_<wbr>"))
 
 
+def scan_name(scan: Mapping[str, Any]) -> str:
+    """What people call a scan: its path and, after the first of a file, its frame."""
+    return f"{scan['path']}, frame {scan['frame']}" if scan["frame"] else str(scan["path"])
+
+
 def heading(name: str) -> str:
     """A key of metrics.json as people call it; others lose their underscores."""
     return _HEADINGS.get(name, plain(name))
 
 
 _FILTERS: dict[str, Callable[..., str]] = {
+    "scan_name": scan_name,
     "number": number,
     "interval": interval,
     "percent": percent,

@@ -29,6 +29,7 @@ from braintumor_ray.explain.overlay import (
 )
 from braintumor_ray.explain.sheets import ROWS, SheetRow, compare_sheet
 from braintumor_ray.models.bundle import load_bundle
+from braintumor_ray.pages.pages import scan_name
 from braintumor_ray.predict.options import PredictorOptions
 from braintumor_ray.predict.predictor import Columns, Predictor
 from braintumor_ray.predict.results import (
@@ -139,7 +140,7 @@ def explain_results(
         label = labels.get(row["scan_id"])
         drawings.draw(
             f"{index:03d}_{_stem(row['uri'])}",
-            row["uri"],
+            scan_name({"path": row["uri"], "frame": row["frame"]}),
             decoded.gray,
             maps,
             row["predicted_class"],

@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from braintumor_ray.catalog.build import load_catalog
 from braintumor_ray.errors import ResultsError
@@ -117,6 +118,22 @@ def test_right_or_wrong_is_told_of_labels_that_are_classes(
     results = make_results(tmp_path / "results", load_catalog(tmp_path / "archive"))
     draw(results, tmp_path / "out", 4)
     assert told == [true_class, true_class]
+
+
+def test_frames_of_one_file_are_told_apart_on_the_sheet(tmp_path, monkeypatch):
+    pages = [Image.open(path) for path in write_archive(tmp_path / "made", 3)]
+    (tmp_path / "archive").mkdir()
+    pages[0].save(tmp_path / "archive" / "stack.tif", save_all=True, append_images=pages[1:])
+    told, plain = [], explained.contact_sheet
+
+    def spy(panels, columns, names, size):
+        told.extend(names)
+        return plain(panels, columns, names, size)
+
+    monkeypatch.setattr(explained, "contact_sheet", spy)
+    results = make_results(tmp_path / "results", load_catalog(tmp_path / "archive"))
+    draw(results, tmp_path / "out", 4)
+    assert sorted(told) == ["stack.tif", "stack.tif, frame 1", "stack.tif, frame 2"]
 
 
 def test_nothing_that_can_be_drawn_is_one_line(tmp_path, catalog):
