@@ -1,6 +1,7 @@
 """Phantom data sets: synthetic scans with masks, patients, a split and planted bad files."""
 
 import csv
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -102,7 +103,8 @@ def write_phantoms(
     """Write a synthetic data set: scans, masks, `scans.csv`, `planted.csv` and `README.txt`.
 
     Every fifth patient of each class is in Testing (the second, the seventh, ...). Memory does not
-    grow with the number of patients.
+    grow with the number of patients. `scans.csv` is there when all else is: scans that were left
+    by an interrupted attempt are drawn again.
 
     Args:
         directory: Folder to write to; must not hold scans yet.
@@ -119,10 +121,9 @@ def write_phantoms(
     _check(patients, seed, slices)
     root = Path(directory)
     scans = root / "scans"
-    if scans.exists():
-        raise UsageError(f"{root} already holds scans: give another folder or remove it first")
-    scans.mkdir(parents=True)
+    _make_room(root)
     (root / "README.txt").write_text(_README, encoding="utf-8")
+    scans.mkdir()
     counts, originals = Counter[str](), list[str]()
     with _csv_rows(root / "scans.csv", ScanRow) as write_row:
         for number in range(patients):
@@ -134,11 +135,11 @@ def write_phantoms(
                     originals.append(row.path)
             if progress is not None:
                 progress(number + 1, patients)
-    planted = plant_bad_files(scans, seed) if bad_files else []
-    planted += plant_duplicates(scans, originals) if duplicates else []
-    with _csv_rows(root / "planted.csv", Planted) as write_row:
-        for copy in planted:
-            write_row(copy)
+        planted = plant_bad_files(scans, seed) if bad_files else []
+        planted += plant_duplicates(scans, originals) if duplicates else []
+        with _csv_rows(root / "planted.csv", Planted) as write_planted:
+            for copy in planted:
+                write_planted(copy)
     return PhantomSummary(
         directory=root,
         patients=patients,
@@ -158,6 +159,18 @@ def _check(patients: int, seed: int, slices: tuple[int, int]) -> None:
     low, high = slices
     if not 1 <= low <= high:
         raise UsageError(f"slices {low} to {high}: give fewest and most, from 1 up")
+
+
+def _make_room(root: Path) -> None:
+    """Make the folder; refuse one with scans, unless an interrupted attempt has left them."""
+    readme = root / "README.txt"
+    if (root / "scans").exists():
+        ours = readme.is_file() and readme.read_bytes() == _README.encode()
+        if not ours or (root / "scans.csv").exists():
+            raise UsageError(f"{root} already holds scans: give another folder or remove it first")
+        for name in ("scans", "masks"):
+            shutil.rmtree(root / name, ignore_errors=True)
+    root.mkdir(parents=True, exist_ok=True)
 
 
 def _split_of(number: int) -> str:
@@ -187,8 +200,13 @@ def _write_patient(
 
 @contextmanager
 def _csv_rows(path: Path, kind: type[ScanRow] | type[Planted]) -> Iterator[Callable[[Any], None]]:
-    """A function that writes one row of a dataclass to a CSV with its fields as columns."""
-    with path.open("w", newline="", encoding="utf-8") as file:
+    """A function that writes one row of a dataclass to a CSV with its fields as columns.
+
+    The file gets its name when it is whole.
+    """
+    work = path.with_suffix(".tmp")
+    with work.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow([field.name for field in fields(kind)])
         yield lambda row: table.writerow(astuple(row))
+    work.replace(path)

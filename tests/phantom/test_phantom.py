@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from braintumor_ray.cli.data import phantom_catalog
 from braintumor_ray.errors import UsageError
 from braintumor_ray.phantom.dataset import CLASS_NAMES, patient_slices, write_phantoms
 from braintumor_ray.phantom.planted import oversized_png
@@ -336,6 +337,25 @@ def test_arguments_that_cannot_be_meant_are_refused_before_writing(tmp_path, wro
     with pytest.raises(UsageError, match="give"):
         write_phantoms(tmp_path / "set", **wrong)
     assert not (tmp_path / "set").exists()
+
+
+def test_an_interrupted_attempt_is_not_taken_for_a_data_set_and_is_begun_again(tmp_path):
+    def interrupt(done, total):
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_phantoms(tmp_path / "one", patients=8, slices=(1, 2), progress=interrupt)
+    assert len(phantom_catalog(tmp_path / "one", 4)) == len(phantom_catalog(tmp_path / "two", 4))
+    assert all_bytes(tmp_path / "one") == all_bytes(tmp_path / "two")
+
+
+def test_scans_of_somebody_else_are_no_interrupted_attempt(tmp_path):
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "scans" / "mine.png").touch()
+    with pytest.raises(UsageError, match="already holds scans"):
+        write_phantoms(tmp_path)
+    assert (tmp_path / "scans" / "mine.png").exists()
 
 
 def test_a_folder_that_holds_scans_is_left_alone(tmp_path):
