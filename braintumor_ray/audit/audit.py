@@ -32,6 +32,7 @@ from braintumor_ray.catalog.schema import PATIENT_COLUMNS, patients_of
 from braintumor_ray.decode.files import SCAN_COLUMNS, with_volumes
 from braintumor_ray.errors import UsageError
 from braintumor_ray.explain.overlay import write_png
+from braintumor_ray.pages.names import word_for_none
 from braintumor_ray.pages.pictures import Picture
 from braintumor_ray.splits.duplicates import DCT_DISTANCE, DHASH_DISTANCE, duplicate_groups
 from braintumor_ray.splits.splits import merge_groups
@@ -252,10 +253,10 @@ def _class_table(
 ) -> dict[str, dict[str, int]]:
     """Scans per split and class; 'none' holds those without a split or a class."""
     counts = Counter(zip(splits.tolist(), labels.tolist(), strict=True))
-    classes = [*enumerate(label_names), (-1, "none")]
+    classes = [*enumerate(label_names), (-1, word_for_none(label_names))]
     table = {
         split: {name: counts[row, code] for code, name in classes if counts[row, code]}
-        for row, split in [*enumerate(split_names), (-1, "none")]
+        for row, split in [*enumerate(split_names), (-1, word_for_none(split_names))]
     }
     return {split: found for split, found in table.items() if found}
 

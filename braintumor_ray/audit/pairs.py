@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from braintumor_ray.audit.copies import Keys, codes, conflicting_rows, partner_before, split_codes
 from braintumor_ray.explain.overlay import contact_sheet
-from braintumor_ray.pages.pages import scan_name
+from braintumor_ray.pages.names import scan_name
 from braintumor_ray.pages.pictures import Picture, jpeg_uri, load_pictures, side_by_side, spread
 from braintumor_ray.types import Ints
 

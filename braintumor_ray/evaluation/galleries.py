@@ -17,7 +17,7 @@ from braintumor_ray.explain.overlay import Verdict, contact_sheet, panel, tiles_
 from braintumor_ray.explain.regions import head_weights
 from braintumor_ray.localization.truth import TruthIndex
 from braintumor_ray.metrics.verdicts import disagreement
-from braintumor_ray.pages.pages import scan_name
+from braintumor_ray.pages.names import scan_name
 from braintumor_ray.pages.pictures import Picture, jpeg_uri, load_pictures, side_by_side, spread
 from braintumor_ray.predict.predictor import Predictor, normalized_entropy
 from braintumor_ray.types import Ints

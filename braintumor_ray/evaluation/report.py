@@ -22,6 +22,7 @@ from braintumor_ray.evaluation.conclusions import conclusions
 from braintumor_ray.evaluation.galleries import Gallery
 from braintumor_ray.evaluation.leakage import describe_check
 from braintumor_ray.metrics.verdicts import LIKELIEST, decision_rule
+from braintumor_ray.pages.names import word_for_none
 from braintumor_ray.pages.pages import heading, interval, number, write_page
 from braintumor_ray.pages.pictures import jpeg_uri, load_pictures, svg_uri
 
@@ -133,12 +134,13 @@ def class_counts(catalog: pa.Table, classes: Sequence[str | None]) -> dict[str, 
     """Scans per split (rows) and class; scans in no split or class count as 'none'."""
     known = "split" in catalog.column_names
     given = catalog["split"].to_pylist() if known else [None] * catalog.num_rows
-    splits: list[str] = [split or "none" for split in given]
+    no_split, no_class = word_for_none(given), word_for_none(classes)
+    splits: list[str] = [split or no_split for split in given]
     order = {name: index for index, name in enumerate(("train", "val", "test"))}
     names = [*sorted({c for c in classes if c is not None}), *([None] if None in classes else [])]
     counts = Counter(zip(splits, classes, strict=True))
     return {
-        split: {name or "none": counts[split, name] for name in names}
+        split: {name or no_class: counts[split, name] for name in names}
         for split in sorted(set(splits), key=lambda split: (order.get(split, 9), split))
     }
 

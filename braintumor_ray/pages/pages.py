@@ -7,6 +7,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from braintumor_ray.pages.names import scan_name
 from braintumor_ray.storage import write_atomically
 
 
@@ -104,11 +105,6 @@ _HEADINGS = {
 def breakable(text: object) -> Markup:
     """A path or a name that may be broken after its slashes and underscores."""
     return Markup(str(escape(text)).replace("/", "/<wbr>").replace("_", "_<wbr>"))
-
-
-def scan_name(scan: Mapping[str, Any]) -> str:
-    """What people call a scan: its path and, after the first of a file, its frame."""
-    return f"{scan['path']}, frame {scan['frame']}" if scan["frame"] else str(scan["path"])
 
 
 def heading(name: str) -> str:

@@ -29,7 +29,7 @@ from braintumor_ray.explain.overlay import (
 )
 from braintumor_ray.explain.sheets import ROWS, SheetRow, compare_sheet
 from braintumor_ray.models.bundle import load_bundle
-from braintumor_ray.pages.pages import scan_name
+from braintumor_ray.pages.names import scan_name
 from braintumor_ray.predict.options import PredictorOptions
 from braintumor_ray.predict.predictor import Columns, Predictor
 from braintumor_ray.predict.results import (
