@@ -8,7 +8,8 @@ import typer.main
 from typer.testing import CliRunner
 
 from braintumor_ray.cli import app
-from braintumor_ray.cli.quickstart import OWN, QuickstartOptions, run_quickstart
+from braintumor_ray.cli.demo import _check_folder
+from braintumor_ray.cli.quickstart import OWN, QuickstartOptions, _check_output, run_quickstart
 from braintumor_ray.errors import UsageError
 from braintumor_ray.recipes.loader import load_recipe
 from braintumor_ray.training.speed import (
@@ -112,6 +113,15 @@ class TestRefusals:
         found = call("quickstart", archive, "-o", tmp_path / "out")
         assert (found.exit_code, found.stderr.count("\n")) == (2, 1)
         assert "'thesis'" in found.stderr
+
+    def test_what_a_file_manager_leaves_is_not_in_the_way(self, tmp_path):
+        (tmp_path / "run").mkdir()
+        (tmp_path / ".DS_Store").touch()
+        _check_output(tmp_path, "archive")
+        _check_folder(tmp_path, print)
+        (tmp_path / "thesis").touch()
+        with pytest.raises(UsageError, match="'thesis'"):
+            _check_folder(tmp_path, print)
 
     def test_weights_that_cannot_be_had_are_noticed_before_any_step(self, tmp_path, archive):
         found = call("quickstart", archive, "-o", tmp_path / "out", "--weights", "no.safetensors")

@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -63,6 +63,15 @@ def open_pages(pages: Sequence[str]) -> None:
     for page in pages:
         if not webbrowser.open(Path(page).resolve().as_uri()):
             log(f"no browser was found to open '{page}'")
+
+
+def foreign_names(folder: Path, own: Collection[str]) -> list[str]:
+    """What is in a folder and not of a command that writes all of it, sorted.
+
+    Hidden files are nobody's: a file manager leaves some (.DS_Store) where pages were looked at.
+    """
+    found = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    return sorted(name for name in found.difference(own) if not name.startswith("."))
 
 
 def short_errors(command: Callable[..., T]) -> Callable[..., T]:

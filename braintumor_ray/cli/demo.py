@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from braintumor_ray.cli.console import open_pages, progress_bar
+from braintumor_ray.cli.console import foreign_names, open_pages, progress_bar
 from braintumor_ray.cli.data import phantom_catalog
 from braintumor_ray.cli.scoring import ScoreRun, score_source
 from braintumor_ray.errors import UsageError
@@ -59,13 +59,11 @@ def run_demo(output: Path, log: Log, *, show: bool = False) -> dict[str, Any]:
 
 
 def _check_folder(output: Path, log: Log) -> None:
-    found_before = {path.name for path in output.iterdir()} if output.exists() else set()
-    foreign = sorted(found_before - OWN)
-    if foreign:
+    if foreign := foreign_names(output, OWN):
         raise UsageError(
             f"'{output}' holds '{foreign[0]}', which is not of a demo; choose another --output"
         )
-    if found_before:
+    if output.exists() and any(output.iterdir()):
         log(f"going on in '{output}': what an earlier demo has finished is used again")
 
 

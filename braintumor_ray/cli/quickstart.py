@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from braintumor_ray.cli.console import open_pages
+from braintumor_ray.cli.console import foreign_names, open_pages
 from braintumor_ray.cli.options import anonymous_options, load_source
 from braintumor_ray.errors import GateError, UsageError
 from braintumor_ray.options import Option
@@ -130,8 +130,7 @@ def check_scans(source: str) -> tuple[dict[str, int], "ClassMap"]:
 
 
 def _check_output(output: Path, source: str) -> None:
-    foreign = sorted({path.name for path in output.iterdir()} - OWN) if output.exists() else []
-    if foreign:
+    if foreign := foreign_names(output, OWN):
         raise UsageError(
             f"'{output}' holds '{foreign[0]}', which is not of a quickstart; choose another "
             "--output"
