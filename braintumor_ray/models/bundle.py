@@ -487,7 +487,17 @@ def _pack(
         }
     if archive is not None:
         tensors |= {f"archive.{k}": _contiguous(v) for k, v in vars(archive).items()}
+    _refuse_nan(tensors)
     return save(tensors)
+
+
+def _refuse_nan(tensors: Mapping[str, Tensor]) -> None:
+    broken = [k for k, v in tensors.items() if v.is_floating_point() and v.isnan().any()]
+    if broken:
+        raise BundleError(
+            f"the weights hold NaN in '{broken[0]}', and every prediction would be NaN; their "
+            "training diverged, or a conversion damaged them: use others"
+        )
 
 
 def _contiguous(values: npt.NDArray[Any]) -> Tensor:
@@ -502,6 +512,7 @@ def _unpack(fields: BundleFields, blob: bytes) -> Bundle:
         tensors = load(blob)
     except SafetensorError as error:
         raise BundleError(f"{WEIGHTS} is not a safetensors file: {error}") from error
+    _refuse_nan(tensors)
     state = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
     detector = None
     if "domain.mean" in tensors:

@@ -182,6 +182,20 @@ class TestBundle:
         with pytest.raises(BundleError, match="sha256"):
             load_bundle(tmp_path / "b")
 
+    @pytest.mark.parametrize("part", ["backbone", "head"])
+    def test_weights_that_hold_nan_are_refused(self, tmp_path, monkeypatch, part):
+        """With those of a head, each scan would have the first class, and status ok."""
+        model = make_model()
+        next(iter(getattr(model, part).parameters())).data.view(-1)[0] = float("nan")
+        with pytest.raises(BundleError, match=f"NaN in 'model.{part}"):
+            save_bundle(tmp_path / "b", make_fields(model.architecture), model, None, "# card\n")
+        assert not list(tmp_path.iterdir())
+        with monkeypatch.context() as patch:  # as others may write it
+            patch.setattr("braintumor_ray.models.bundle._refuse_nan", lambda _: None)
+            save_bundle(tmp_path / "b", make_fields(model.architecture), model, None, "# card\n")
+        with pytest.raises(BundleError, match=f"NaN in 'model.{part}"):
+            load_bundle(tmp_path / "b")
+
     @pytest.mark.parametrize(
         ("change", "words"),
         [
