@@ -233,6 +233,15 @@ def test_names_do_not_clash():
     assert len(set(names)) == len(names) == 3
 
 
+def test_kuberay_finds_the_port_of_the_service_on_the_head():
+    """KubeRay 1.7 makes no NAME-serve-svc where the head has no port named `serve`."""
+    spec = MANIFESTS["rayservice"]["spec"]
+    serve = yaml.safe_load(spec["serveConfigV2"])
+    (head,) = spec["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["containers"]
+    ports = {port["name"]: port["containerPort"] for port in head["ports"]}
+    assert ports["serve"] == serve["http_options"]["port"]
+
+
 def test_kustomizations_list_files_that_exist():
     for folder in (CLUSTER / "kuberay", CLUSTER / "kind"):
         for resource in read_yaml(folder / "kustomization.yaml")["resources"]:
