@@ -129,6 +129,17 @@ def test_the_services_token_is_mounted_where_it_is_read():
         assert mounts[str(token.parent)] == "serve-token"
 
 
+def test_all_nodes_of_the_service_have_the_environment_that_the_documents_ask_for():
+    text = (PROJECT / "docs" / "serving.md").read_text(encoding="utf-8").replace("\n", " ")
+    asked = re.search(r"## On a cluster(.*?) where the cluster starts", text)[1]
+    wanted = dict(re.findall(r'`(RAY_SERVE_\w+)="?([^`"]+)', asked))
+    assert len(wanted) == 4
+    cluster = read_yaml(CLUSTER / "kuberay" / "rayservice.yaml")["spec"]["rayClusterConfig"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        (container,) = group["template"]["spec"]["containers"]
+        assert wanted.items() <= {e["name"]: e["value"] for e in container["env"]}.items()
+
+
 def test_ray_takes_the_runtime_environment_and_it_leaves_data_behind():
     found = read_yaml(CLUSTER / "runtime_env.yaml")
     RuntimeEnv(**{**found, "working_dir": None})
