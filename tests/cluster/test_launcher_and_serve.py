@@ -86,6 +86,12 @@ def test_launcher_nodes_ask_for_the_token_that_is_copied_to_them():
     assert "--dashboard-host=127.0.0.1" in head
 
 
+def test_launcher_nodes_get_no_other_secret_of_that_folder():
+    readme = (CLUSTER / "README.md").read_text(encoding="utf-8")
+    made = set(re.findall(r"> ~/\.braintumor/(\w+)", readme))
+    assert made - set(LAUNCHER["rsync_exclude"]) == {"auth_token", "hash_key"}
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_ray_serve_and_our_settings_take_the_serve_config(name, tmp_path):
     from braintumor_ray.serving.app import build
