@@ -105,6 +105,13 @@ def test_ray_serve_and_our_settings_take_the_serve_config(name, tmp_path):
     assert built._bound_deployment.name == "Front"
 
 
+def test_services_load_the_bundle_that_the_readme_publishes():
+    readme = (CLUSTER / "README.md").read_text(encoding="utf-8")
+    (published,) = re.findall(r"cp -rT \S+ (\S+)", readme)
+    bundles = {config["applications"][0]["args"]["bundle"] for config in CONFIGS.values()}
+    assert bundles == {published}
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_typo_in_a_serve_config_is_refused(name):
     from braintumor_ray.serving.settings import parse_settings
