@@ -63,6 +63,11 @@ def test_jobs_lie_where_the_manifests_call_them():
     assert called == {f"{WORKDIR}jobs/{name}.py" for name in ("train", "score_archive")}
 
 
+def test_documents_call_jobs_where_the_image_has_them():
+    text = "".join(path.read_text(encoding="utf-8") for path in (PROJECT / "docs").glob("*.md"))
+    assert set(re.findall(r"python (/\S+/)jobs/", text)) == {WORKDIR}
+
+
 def test_built_tags_are_the_pinned_version():
     documents = [CLUSTER / "Dockerfile", CLUSTER / "README.md"]
     for path in documents:
