@@ -6,6 +6,7 @@ import subprocess
 import pytest
 import yaml
 
+from braintumor_ray.scoring.options import ScoreOptions
 from tests.command import PROJECT
 
 pytestmark = pytest.mark.skipif(
@@ -122,7 +123,10 @@ def test_alerts_fire_when_they_should_and_only_then(tmp_path):
         hour, bad, good = STORIES[alert]
         alone = {"groups": [{"name": alert, "rules": [rule]}]}  # else all are worked out each time
         (tmp_path / f"{alert}.rules.yaml").write_text(yaml.safe_dump(alone))
-        tests = [story(alert, hour, bad, "firing"), story(alert, hour, good, "inactive")]
+        tests = [
+            story(alert, f"{hour}h", bad, "firing"),
+            story(alert, f"{hour}h", good, "inactive"),
+        ]
         told = {"rule_files": [f"{alert}.rules.yaml"], "tests": tests}
         (tmp_path / f"{alert}.yaml").write_text(yaml.safe_dump(told))
     stories = [str(tmp_path / f"{alert}.yaml") for alert in STORIES]
@@ -131,7 +135,30 @@ def test_alerts_fire_when_they_should_and_only_then(tmp_path):
     assert output.count("SUCCESS") == len(STORIES)
 
 
-def story(alert, hour, series, state):
+def test_a_stalled_job_is_told_before_it_gives_up(tmp_path):
+    """Ray Data ends it, and with it its series, after ten minutes in which nothing moves."""
+    minutes = ScoreOptions.no_progress_timeout_s / 60
+    last_row = 60
+    end = last_row + int(minutes)
+    told = story("BraintumorJobStalled", f"{end}m", {}, "firing") | {
+        "input_series": [
+            {"series": live("backlog_scans"), "values": f"50x{end - 1} stale"},
+            {
+                "series": live("scans_total", ',status="ok"'),
+                "values": f"0+10x{last_row} {10 * last_row}x{end - last_row - 2} stale",
+            },
+        ]
+    }
+    told["promql_expr_test"][0]["expr"] = (
+        'count(max_over_time(ALERTS{alertname="BraintumorJobStalled",alertstate="firing"}[70m]))'
+    )
+    path = tmp_path / "stalled.yaml"
+    path.write_text(yaml.safe_dump({"rule_files": [str(RULES)], "tests": [told]}))
+    code, output = promtool("test", "rules", str(path))
+    assert code == 0, output
+
+
+def story(alert, time, series, state):
     """ALERTS holds what fires; how its labels and texts read is no matter here."""
     count = f'count(ALERTS{{alertname="{alert}",alertstate="firing"}}) or vector(0)'
     wanted = 1 if state == "firing" else 0
@@ -141,7 +168,7 @@ def story(alert, hour, series, state):
         "promql_expr_test": [
             {
                 "expr": count,
-                "eval_time": f"{hour}h",
+                "eval_time": time,
                 "exp_samples": [{"labels": "{}", "value": wanted}],
             }
         ],
