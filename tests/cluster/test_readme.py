@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import subprocess
 
 import click
 import pytest
@@ -90,6 +91,28 @@ def test_submissions_are_named():
     assert len(submits) >= 5
     for words in submits:
         assert "--submission-id" in words
+
+
+def test_cron_runs_the_whole_night(tmp_path):
+    """cron gives a shell the line up to its first `%`, and no variable of a login."""
+    (line,) = re.findall(r"`\d+ \d+ \* \* \* ([^`]+)`", README)
+    assert shlex.split(line.partition("%")[0]) == ["sh", "$HOME/nightly.sh"]
+    (script,) = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "nightly.sh").write_text(script, encoding="utf-8")
+    ray = tmp_path / "ray"
+    ray.write_text('#!/bin/sh\necho "$RAY_AUTH_MODE $RAY_API_SERVER_ADDRESS $*"\n')
+    ray.chmod(0o700)
+    done = subprocess.run(
+        ["sh", "-c", line.partition("%")[0]],
+        env={"HOME": str(tmp_path), "PATH": f"{tmp_path}:/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    start = (
+        r"token http://\S+ job submit --no-wait --submission-id nightly-\d{4}-\d\d-\d\d -- python "
+    )
+    assert re.match(start, done.stdout)
 
 
 def test_what_was_not_run_is_said():
