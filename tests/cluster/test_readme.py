@@ -23,7 +23,7 @@ PROGRAMS = {
     *("kind", "docker", "sed", "helm", "kubectl", "umask", "mkdir", "python", "export"),
     *("ray", "serve", "aws", "curl", "echo"),
 }
-COPIES = {"cp"}
+COPIES = {"cp", "mkdir"}
 
 
 def of(program):
@@ -91,6 +91,15 @@ def test_submissions_are_named():
     assert len(submits) >= 5
     for words in submits:
         assert "--submission-id" in words
+
+
+def test_a_bundle_is_published_on_a_new_volume(tmp_path):
+    bundle = tmp_path / "runs" / "first" / "bundle"
+    bundle.mkdir(parents=True)
+    (words,) = [w for w in of("ray") if "publish-first" in w]
+    job = subprocess.list2cmdline(words[words.index("--") + 1 :])  # as `ray job submit` joins them
+    subprocess.run(job.replace("/shared", str(tmp_path)), shell=True, check=True)
+    assert (tmp_path / "bundles" / "current").is_dir()
 
 
 def test_cron_runs_the_whole_night(tmp_path):
