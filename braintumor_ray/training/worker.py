@@ -169,7 +169,7 @@ def train_worker(config: dict[str, Any]) -> None:
         while worker.progress.stage < len(worker.recipe.stages):
             worker.run_stage()
             worker.progress.next_stage()
-    except torch.OutOfMemoryError as error:
+    except torch.cuda.OutOfMemoryError as error:
         raise TrainingError(
             f"a batch of {worker.batch} scans does not fit into the memory of {worker.device}: "
             "--set batch_size=N with a smaller N (a run of its own), or more workers"
