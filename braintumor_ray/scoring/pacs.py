@@ -15,7 +15,15 @@ from braintumor_ray.catalog.schema import CATALOG_SCHEMA
 from braintumor_ray.dicomweb.query import parse_query
 from braintumor_ray.predict.results import ResultsFolder, results_folder
 from braintumor_ray.scoring.plan import earlier_scans, quarantined_ids
-from braintumor_ray.scoring.scans import Ids, Scans, joined, scans_in_files, scans_in_table
+from braintumor_ray.scoring.scans import (
+    Ids,
+    Scans,
+    are_in,
+    joined,
+    keys_of,
+    scans_in_files,
+    scans_in_table,
+)
 from braintumor_ray.storage import Folder, open_filesystem
 from braintumor_ray.types import Progress
 
@@ -57,12 +65,21 @@ def drop_listing(results: str) -> None:
 
 
 def _committed(folder: ResultsFolder, retry_quarantined: bool) -> Ids:
-    """Sorted ids of the scans that need not be looked at again."""
+    """Sorted ids of the scans that need not be looked at again.
+
+    An object is known by its first frame. So none of its frames is among them where one will be
+    tried again, or where its header was not read: nobody knows then how many frames it has.
+    """
     manifests = folder.manifests()
-    parts = (part for each in manifests for part in earlier_scans(folder, each).parts(["scan_id"]))
-    ids = joined(part["scan_id"].to_numpy() for part in parts)
-    again = quarantined_ids(folder, manifests) if retry_quarantined else joined([])
-    return np.setdiff1d(ids, again)
+    again = np.sort(quarantined_ids(folder, manifests)) if retry_quarantined else joined([])
+    ids, objects, unsure = [], [], []
+    for manifest in manifests:
+        for part in earlier_scans(folder, manifest).parts(["scan_id", "path", "format"]):
+            ids.append(part["scan_id"].to_numpy())
+            objects.append(keys_of(part, "path", frame=False))
+            unread = part["format"].is_null().to_numpy()
+            unsure.append(objects[-1][unread | are_in(ids[-1], again)])
+    return np.unique(joined(ids)[~are_in(joined(objects), np.unique(joined(unsure)))])
 
 
 def _scans(parts: Parts) -> Scans:

@@ -24,6 +24,7 @@ from braintumor_ray.dicomweb import filesystem, query
 from braintumor_ray.dicomweb.query import parse_query
 from braintumor_ray.dicomweb.uid_tokens import hide_uid, show_uid, uid_key
 from braintumor_ray.errors import CatalogError, ServerError, UsageError
+from braintumor_ray.predict.results import results_folder
 from braintumor_ray.publishing.options import PublishOptions
 from braintumor_ray.publishing.publish import publish
 from braintumor_ray.scoring import pacs as nights
@@ -310,9 +311,29 @@ def test_the_next_night_reads_only_what_is_new(tmp_path, source, pacs):
     assert nights.open_pacs(source, results, OPTIONS).num_rows == 0  # a quiet day
 
 
-def test_a_limit_does_not_cut_an_object(tmp_path, source):
-    from braintumor_ray.predict.results import results_folder
+def test_a_retry_looks_again_at_an_object_of_which_a_later_frame_was_not_read(tmp_path, source):
+    first = load_catalog(source, OPTIONS)
+    second = int(np.flatnonzero(first["frame"].to_numpy() == 1)[0])
+    results = str(make_results(tmp_path / "results", first, unreadable=[second]))
+    assert nights.open_pacs(source, results, OPTIONS).num_rows == 0
+    again = nights.open_pacs(source, results, OPTIONS, retry_quarantined=True)
+    assert first["scan_id"][second].as_py() in again.ids.tolist()
 
+
+def test_frames_of_an_object_whose_header_was_not_sent_are_found_another_night(
+    tmp_path, source, pacs
+):
+    pacs.gone = {sop for _, _, sop in pacs.objects}
+    first = load_catalog(source, OPTIONS)
+    assert first.num_rows == 8  # one row each: nobody knows of frames
+    pacs.gone = set()
+    folder = results_folder(make_results(tmp_path / "results", first))
+    again = nights.open_pacs(source, folder.location, OPTIONS)
+    plan = make_plan(folder, again, folder.manifests(), "f")
+    assert (plan.known, plan.work.read()["frame"].to_pylist()) == (8, [1])
+
+
+def test_a_limit_does_not_cut_an_object(tmp_path, source):
     catalog = load_catalog(source, OPTIONS)
     frames = np.array(catalog["frame"].to_pylist())
     first = int(np.flatnonzero(frames == 1)[0])  # rows up to its frame 0
