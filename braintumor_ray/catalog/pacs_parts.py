@@ -67,7 +67,7 @@ def kept_parts(
     for part in catalog_parts(found, options):
         names.append(f"{secrets.token_hex(8)}.parquet")  # another process may list the same
         write_table(own.at(names[-1]), part)
-    skipped = found.skipped - len(np.setdiff1d(made, known))
+    skipped = found.skipped - len(np.unique(made))  # whose rows are in parts, scored or not
     return Parts(own, names, max(skipped, 0), found.left_out())
 
 

@@ -31,7 +31,7 @@ from braintumor_ray.scoring import pacs as nights
 from braintumor_ray.scoring.plan import make_plan
 from braintumor_ray.storage import is_local, read_bytes
 from tests.dicomweb.pacs import Pacs, serving
-from tests.evaluation.make_results import make_results
+from tests.evaluation.make_results import add_generation, make_results
 from tests.publishing.orthanc import Orthanc, needs_orthanc
 from tests.publishing.scans import (
     ORIENTATIONS,
@@ -305,6 +305,10 @@ def test_the_next_night_reads_only_what_is_new(tmp_path, source, pacs):
     resumed = nights.open_pacs(source, results, OPTIONS)  # as after a kill
     assert (resumed.num_rows, resumed.known, pacs.sent) == (4, 8, 4)
     assert not {*later.ids.tolist()} & {*first["scan_id"].to_pylist()}
+    add_generation(tmp_path / "results", 2, resumed.read())
+    committed = nights.open_pacs(source, results, OPTIONS)  # killed before it removed its listing
+    plan = make_plan(results_folder(results), committed, results_folder(results).manifests(), "f")
+    assert (plan.work.num_rows, plan.known) == (0, 8 + 4)
     nights.drop_listing(results)
     assert not (tmp_path / "results" / nights.LISTING).exists()
     pacs.objects = {}
