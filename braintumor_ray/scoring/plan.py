@@ -277,25 +277,18 @@ def _scan_keys(row: dict[str, Any]) -> list[tuple[Any, ...]]:
 
 
 def _whole_objects(scans: Scans, wanted: Mask, chosen: Mask) -> Mask:
-    """What a limit chose, and the other frames of the last one if it is an object of a PACS.
+    """What a limit chose, and of objects of a PACS all other frames.
 
-    Objects of a PACS are known by their first frame and never looked at again.
+    They are known by their first frame and never looked at again. A limit may cut the last of them,
+    and an attempt that was interrupted may have committed some frames of any.
     """
-    if not chosen.any():
+    parts = Work(scans, chosen, CATALOG_SCHEMA.empty_table()).parts(["uri"])
+    begun = {uri for part in parts for uri in part["uri"].to_pylist() if is_dicomweb(uri)}
+    if not begun:
         return chosen
-    last, start, uri = int(np.flatnonzero(chosen)[-1]), 0, None
-    for part in scans.parts(["uri"]):
-        stop = start + part.num_rows
-        if last < stop:
-            uri = part["uri"][last - start].as_py() if uri is None else uri
-            same = pc.equal(part["uri"], uri).to_numpy()
-            if not is_dicomweb(uri):
-                break
-            chosen[start:stop] |= wanted[start:stop] & same
-            if not same[-1]:
-                break
-        start = stop
-    return chosen
+    uris = pa.array(begun, pa.string())
+    same = [pc.is_in(part["uri"], value_set=uris).to_numpy() for part in scans.parts(["uri"])]
+    return chosen | (wanted & np.concatenate(same))
 
 
 def _keys(

@@ -242,6 +242,16 @@ class TestPlan:
         plan = plan_for(folder, scans("a", "b", "c"), limit=2)
         assert plan.work.read()["path"].to_pylist() == ["c"]
 
+    def test_a_limit_cuts_no_object_of_a_pacs_that_an_attempt_has_begun(self, tmp_path):
+        folder = results_folder(tmp_path)
+        catalog = scans("a", "b", "c", root="dicomweb+https://pacs", frames=3)
+        plan = plan_for(folder, catalog)
+        write_work(plan, "interrupted")
+        write_rows(plan, catalog.slice(3, 2), "a_000000")
+        limited = plan_for(folder, catalog, limit=1)
+        assert {*limited.work.read()["path"].to_pylist()} == {"a", "b"}
+        assert (limited.work.num_rows, limited.backlog) == (3 + 3, 3)
+
     def test_an_id_that_collides_with_an_earlier_scan_is_refused(self, tmp_path):
         folder = results_folder(tmp_path)
         commit(plan_for(folder, scans("a")))
