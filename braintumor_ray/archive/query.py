@@ -1,6 +1,7 @@
 """SQL over the current rows of a results folder, by DuckDB."""
 
 import os
+import re
 import secrets
 from collections.abc import Sequence
 from itertools import chain, count
@@ -166,7 +167,9 @@ def _view(whole: list[str], mixed: list[str]) -> str:
 
 
 def _listed(paths: list[str]) -> str:
-    return "[" + ", ".join("'" + path.replace("'", "''") + "'" for path in paths) + "]"
+    """Paths that mean themselves: DuckDB would read `results*` as a pattern for other folders."""
+    exact = (re.sub(r"[*?[]", r"[\g<0>]", path).replace("'", "''") for path in paths)
+    return "[" + ", ".join(f"'{path}'" for path in exact) + "]"
 
 
 def _line(error: Exception) -> str:

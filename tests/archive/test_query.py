@@ -35,6 +35,13 @@ def test_the_view_has_the_rows_that_our_reader_has(nights):
     assert query(str(nights), SQL).to_pylist() == expected(nights)
 
 
+@pytest.mark.parametrize("name", ["results*", "results[12]", "results?"])
+def test_a_name_with_signs_of_a_pattern_is_that_folder_only(tmp_path, name):
+    make_nights(tmp_path / "results1", nights=2)
+    root = make_nights(tmp_path / name, nights=4)
+    assert query(str(root), SQL).to_pylist() == expected(root)
+
+
 def test_names_of_folders_are_no_columns(tmp_path):
     root = make_nights(tmp_path / "frame=7" / "status=final" / "run=5", nights=2)
     assert "run" not in query(str(root), "SELECT * FROM scans LIMIT 1").column_names
