@@ -1,10 +1,12 @@
 """The archive job's first stage, catalog rows to decoded rows; neither Ray nor torch in here."""
 
 import os
+import socket
 import stat
 import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -81,9 +83,11 @@ class ArchiveDecodeStage(DecodeStage):
         """Decode a block; the rows keep their order and their number.
 
         Raises:
-            OSError: the store does not answer; nothing is lost, the block is not committed.
+            OSError: the store does not answer, or the archive's folder is not there; nothing is
+                lost, the block is not committed.
         """
         decoded = self._wait_for_store(rows, super().__call__(rows))
+        _refuse_absent_folder(rows, decoded)
         # Looked at after reading: a file that is still the cataloged one was it while we read.
         return _quarantine(decoded, changed_files(rows), CHANGED)
 
@@ -177,6 +181,30 @@ def _refuse_absent_store(uri: str) -> None:
         filesystem.get_file_info(f"{path}/braintumor-ray-asks-whether-you-are-there")
     except OSError as error:
         raise OSError(f"the store '{store}' does not answer: {error}") from error
+
+
+def _refuse_absent_folder(rows: pa.Table, decoded: pa.Table) -> None:
+    """As an absent store: a share that is not mounted on a node would cost all that it reads."""
+    unread = pc.fill_null(pc.starts_with(decoded["reason"], "file not "), False)
+    if "path" not in rows.column_names or not pc.any(unread).as_py():
+        return
+    places = rows.filter(unread).select(["uri", "path"]).to_pylist()
+    for root in {each["uri"].removesuffix(each["path"]) for each in places}:
+        if root.endswith("/") and is_local(root) and not _has_entries(local_path(root)):
+            raise OSError(
+                f"'{root}', the folder of the scans, is missing or empty on node "
+                f"'{socket.gethostname()}'; mount it there"
+            )
+
+
+def _has_entries(folder: Path) -> bool:
+    try:
+        with os.scandir(folder) as found:
+            return next(found, None) is not None
+    except PermissionError:  # its files may be readable all the same
+        return True
+    except OSError:
+        return False
 
 
 def _quarantine(decoded: pa.Table, bad: Mask, reason: str) -> pa.Table:

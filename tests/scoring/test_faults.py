@@ -2,6 +2,7 @@
 
 import errno
 import json
+import shutil
 import subprocess
 import threading
 import time
@@ -158,6 +159,21 @@ class TestAnArchiveThatChanges:
         found = stage(rows).to_pylist()[0]
         assert (found["status"], found["reason"]) == ("quarantined", CHANGED)
         assert (found["pixel_sha256"], found["image"], found["height"]) == (None, None, None)
+
+    @pytest.mark.parametrize("emptied", [True, False])
+    def test_a_share_that_is_not_mounted_on_a_node_quarantines_nothing(
+        self, tmp_path, bundle_path, emptied
+    ):
+        paths = write_archive(tmp_path / "archive", 3)
+        rows = load_catalog(tmp_path / "archive")
+        stage = ArchiveDecodeStage(load_bundle(bundle_path).preprocessing, DecodeSettings(), (2, 2))
+        paths[0].unlink()
+        assert stage(rows)["status"].to_pylist().count("quarantined") == 1
+        shutil.rmtree(tmp_path / "archive")
+        if emptied:  # the folder that it is mounted on
+            (tmp_path / "archive").mkdir()
+        with pytest.raises(OSError, match=r"archive/', .* is missing or empty on node '.*'; mount"):
+            stage(rows)
 
 
 class TestWhileAJobRuns:
