@@ -63,19 +63,35 @@ def scan_id(path: str, frame: int, size: int | None, mtime_us: int | None) -> in
 def patients_of(scans: pa.Table) -> list[str]:
     """What shows which scans are of one patient: its key, else that of the study or the series.
 
-    Where none is known it is the file: slices of one volume are as alike as scans can be.
+    Where none is known it is the file: slices of one volume are as alike as scans can be. A scan
+    without a key has that of another one of its study, series or file, so that they stay together.
 
     Args:
         scans: of a catalog or of results, with `PATIENT_COLUMNS`.
     """
     unknown = pa.scalar(None, pa.string())
-    keys = (pc.if_else(pc.equal(scans[name], ""), unknown, scans[name]) for name in _PATIENT_KEYS)
+    keys = [pc.if_else(pc.equal(scans[name], ""), unknown, scans[name]) for name in _PATIENT_KEYS]
+    levels = [*keys, without_volume(scans["uri"])]
+    for level in reversed(range(len(keys))):
+        for finer in levels[level + 1 :]:
+            levels[level] = _with_those_of_others(levels[level], finer)
+    *keys, files = levels
     named = [
         pc.binary_join_element_wise(name, key, "=")
         for name, key in zip(_PATIENT_KEYS, keys, strict=True)
     ]
-    found: list[str] = pc.coalesce(*named, without_volume(scans["uri"])).to_pylist()
+    found: list[str] = pc.coalesce(*named, files).to_pylist()
     return found
+
+
+def _with_those_of_others(keys: pa.ChunkedArray, finer: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Keys; a missing one is the first among those of the scans that have the same finer key."""
+    if not 0 < keys.null_count < len(keys):
+        return keys
+    pairs = zip(keys.to_pylist(), finer.to_pylist(), strict=True)
+    there = sorted({(key, place) for key, place in pairs if None not in (key, place)}, reverse=True)
+    known = {place: key for key, place in there}
+    return pc.coalesce(keys, pa.array(map(known.get, finer.to_pylist()), pa.string()))
 
 
 def check_ids(table: pa.Table) -> None:

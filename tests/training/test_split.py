@@ -14,7 +14,7 @@ from braintumor_ray.evaluation.selection import clusters
 from braintumor_ray.localization.outlines import TruthError
 from braintumor_ray.training.options import SplitOptions
 from braintumor_ray.training.run import train
-from braintumor_ray.training.split import split_catalog, with_splits
+from braintumor_ray.training.split import split_catalog, with_columns, with_splits
 from tests.builders import write_archive
 from tests.training.test_run import options
 
@@ -123,9 +123,13 @@ def slices(kind):
     return pa.table(catalog), pa.table(hashes), volumes
 
 
+@pytest.mark.parametrize("known", [[], ["patient_key"], ["patient_key", "study_key"]])
 @pytest.mark.parametrize("kind", ["file", "series_key", "study_key"])
-def test_slices_of_one_volume_are_on_one_side_though_no_patient_is_known(kind):
+def test_slices_of_one_volume_are_on_one_side_though_no_patient_is_known(kind, known):
     catalog, hashes, volumes = slices(kind)
+    for step, name in enumerate((n for n in known if n != kind), start=2):  # of some slices only
+        some = [f"p{v}" if n % step else None for n, v in enumerate(volumes)]
+        catalog = with_columns(catalog, {name: pa.array(some)})
     classes = ClassMap.parse(None, catalog["label"].to_pylist())
     found, _ = with_splits(catalog, hashes, classes, SplitOptions(FRACTIONS))
     places = {*zip(volumes, found["split"].to_pylist(), strict=True)}
