@@ -108,7 +108,7 @@ def compact(
     with _as_results_errors(folder.location), lease_on(folder.location) as lease:
         newest = committed_runs(folder)[-1]
         tidy_newest(folder, str(newest.get("fingerprint", "none")))
-        segments = find_segments(folder, options.target_mb * 1e6, options.drop_superseded)
+        segments = find_segments(folder, options)
         finish_or_abandon(folder, [segment.name for segment in segments])
         for parent in (MANIFESTS, HISTORY, COMPACTIONS, REGISTERED):
             delete_unfinished(folder, parent)

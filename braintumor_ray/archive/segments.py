@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from braintumor_ray.archive.options import CompactOptions
 from braintumor_ray.archive.sorting import RowFile
 from braintumor_ray.predict.results import (
     ResultsFolder,
@@ -52,16 +53,14 @@ class Segment:
         return int(self.manifests[-1]["generation"])
 
 
-def find_segments(
-    folder: ResultsFolder, target_bytes: float, drop_superseded: bool
-) -> list[Segment]:
-    """What is worth compacting, oldest first.
+def find_segments(folder: ResultsFolder, options: CompactOptions) -> list[Segment]:
+    """What is worth compacting, oldest first; where superseded rows are dropped, all that has some.
 
     Args:
         folder: the results.
-        target_bytes: of a file.
-        drop_superseded: then everything with superseded rows is.
+        options: of the compaction.
     """
+    target_bytes, drop_superseded = options.target_mb * 1e6, options.drop_superseded
     manifests = folder.manifests()
     gone = superseded_rows(manifests)
     sizes = [_size_of(folder, manifest) for manifest in manifests]
@@ -80,7 +79,7 @@ def find_segments(
         drops = drop_superseded and any(_has_superseded(m, gone) for m in chosen)
         if drops or _is_worth_it(chosen, nbytes, target_bytes):
             sources = [source for m in chosen for source in _sources(m, gone)]
-            name = _name(chosen, sources, target_bytes, drop_superseded)
+            name = _name(chosen, sources, options)
             segments.append(Segment(chosen, sources, nbytes, name))
     return segments
 
@@ -120,10 +119,9 @@ def _size_of(folder: ResultsFolder, manifest: dict[str, Any]) -> int:
     return sum(sizes.get(path) or 0 for path in row_files(manifest))
 
 
-def _name(
-    manifests: Manifests, sources: Sequence[RowFile], target_bytes: float, drop_superseded: bool
-) -> str:
-    digest = hashlib.sha256(json.dumps([target_bytes, drop_superseded]).encode())
+def _name(manifests: Manifests, sources: Sequence[RowFile], options: CompactOptions) -> str:
+    dividing = [options.target_mb, options.memory_mb, options.drop_superseded]
+    digest = hashlib.sha256(json.dumps(dividing).encode())
     for manifest in manifests:
         digest.update(json.dumps([manifest["catalogs"], manifest["supersedes"]]).encode())
     for source in sources:

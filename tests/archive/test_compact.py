@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from braintumor_ray.archive.compact import compact
+from braintumor_ray.archive.compact import _Writer, compact
 from braintumor_ray.archive.options import CompactOptions
 from braintumor_ray.cli import app
 from braintumor_ray.errors import ResultsError
@@ -220,6 +220,30 @@ def test_a_full_disk_is_one_line(nights, monkeypatch):
     monkeypatch.undo()
     assert current(nights) == before
     assert verify(str(nights)).differences == []
+
+
+def test_after_a_kill_it_goes_on_with_less_or_more_memory(nights, monkeypatch):
+    before = read_results(nights).sort_by("scan_id")
+    monkeypatch.setattr(_Writer, "_write", killed_after_the_first(_Writer._write))
+    with pytest.raises(KeyboardInterrupt):
+        compact(str(nights), CompactOptions(memory_mb=0.1))
+    monkeypatch.undo()
+    compact(str(nights))
+    assert read_results(nights).sort_by("scan_id").equals(before)
+    assert verify(str(nights)).differences == []
+    assert len(list((nights / "rows").glob("*-*"))) == 1  # the killed one left nothing
+
+
+def killed_after_the_first(write):
+    done = []
+
+    def writing(self, path, rows):
+        if done:
+            raise KeyboardInterrupt
+        done.append(path)
+        return write(self, path, rows)
+
+    return writing
 
 
 def test_the_command_tells_what_it_did(nights):
