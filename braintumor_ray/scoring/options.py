@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from braintumor_ray.choices import EngineChoice
+from braintumor_ray.errors import UsageError
 from braintumor_ray.options import (
     ENGINE,
     Bundle,
@@ -59,6 +60,14 @@ class Request:
         float | None,
         Option("Share of a GPU, such as 0.5.", least=0.01, typed="1 where there are GPUs"),
     ] = None
+
+    def __post_init__(self) -> None:
+        share = self.gpus_per_predictor or 0.0
+        if share > 1 and share % 1:  # Ray refuses it when the job has begun
+            raise UsageError(
+                f"--gpus-per-predictor {share:g} is neither a share of one GPU nor a whole number; "
+                "a predictor needs no more than 1"
+            )
 
 
 @dataclass(frozen=True)

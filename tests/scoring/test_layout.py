@@ -30,6 +30,11 @@ class TestLayout:
         thirds = allocate(Request(gpus_per_predictor=1 / 3), Cluster(cpus=40, gpus=1))
         assert thirds.predictors == (1, 3)
 
+    def test_a_share_that_ray_does_not_take_is_refused_at_once(self):
+        with pytest.raises(UsageError, match=r"--gpus-per-predictor 1\.5 is neither a share"):
+            Request(gpus_per_predictor=1.5)
+        assert Request(gpus_per_predictor=2.0).gpus_per_predictor == 2.0
+
     def test_cpu_nodes_get_a_predictor_each(self):
         layout = allocate(Request(), Cluster(cpus=24, nodes=3, cores=8))
         assert (layout.predictors, layout.torch_threads) == ((1, 3), 8)
