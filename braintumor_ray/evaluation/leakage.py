@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from braintumor_ray.catalog.schema import patients_of, read_catalog
+from braintumor_ray.catalog.schema import PATIENT_COLUMNS, patients_of, read_catalog
 from braintumor_ray.decode.hashes import HASHES, PACKED_BYTES
 from braintumor_ray.errors import GateError
 from braintumor_ray.splits.duplicates import image_groups
@@ -17,6 +17,7 @@ from braintumor_ray.storage import open_filesystem
 
 RUN_CATALOG = "catalog.parquet"
 _EXAMPLES = 5
+_NO_PATIENTS = pa.schema([pa.field(name, pa.string()) for name in PATIENT_COLUMNS])
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class TrainingScans:
         pixels: pixel hashes of the training split.
         hashes: its perceptual hashes (`decode.hashes.pack_hashes`), each once.
         hashed: every source keeps perceptual hashes; runs of earlier versions keep none.
-        patients: its patients (`catalog.schema.patients_of`).
+        patients: `catalog.schema.PATIENT_COLUMNS` of its scans.
         groups: its duplicate groups, which mean something in the catalog itself only.
     """
 
@@ -36,8 +37,18 @@ class TrainingScans:
     pixels: frozenset[str] = frozenset()
     hashes: frozenset[bytes] = frozenset()
     hashed: bool = False
-    patients: frozenset[str] = frozenset()
+    patients: pa.Table = field(default_factory=_NO_PATIENTS.empty_table)
     groups: frozenset[int] = field(default=frozenset())
+
+    def have_patients_of(self, rows: pa.Table) -> list[bool]:
+        """Which rows of a catalog are of a patient who was trained on.
+
+        Patients of both are told together: either may lack a key that the other has.
+        """
+        both = [self.patients, rows.select(PATIENT_COLUMNS)]
+        found = patients_of(pa.concat_tables(both, promote_options="permissive"))
+        trained = {*found[: self.patients.num_rows]}
+        return [patient in trained for patient in found[self.patients.num_rows :]]
 
 
 def run_catalog(bundle: str) -> pa.Table | None:
@@ -74,7 +85,10 @@ def known_scans(trained: Mapping[str, pa.Table | None]) -> TrainingScans:
         _union(_known(table, "pixel_sha256") for table in tables.values()),
         _union({h for h in known_hashes(table) if h} for table in tables.values()),
         bool(tables) and all(keeps_hashes(table) for table in tables.values()),
-        _union(set(patients_of(table)) for table in tables.values()),
+        pa.concat_tables(
+            [_NO_PATIENTS.empty_table(), *(t.select(PATIENT_COLUMNS) for t in tables.values())],
+            promote_options="permissive",
+        ),
     )
 
 
@@ -113,7 +127,7 @@ def leakage(
     if not trained.hashed:
         groups = [value in trained.groups for value in _values(rows, "duplicate_group")]
         near = copies | (np.array(groups, bool) & ~seen)
-    patient = [value in trained.patients for value in patients_of(rows)]
+    patient = trained.have_patients_of(rows)
     shown = [*np.flatnonzero(seen), *np.flatnonzero(copies)][:_EXAMPLES]
     return {
         "checked": bool(trained.sources),

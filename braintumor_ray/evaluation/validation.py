@@ -387,8 +387,7 @@ def _notes(
     evaluated: Evaluated, trained: TrainingScans, counts: Mapping[str, Any], n_groups: int
 ) -> list[str]:
     """What a reader must know before believing the figures, in sentences."""
-    patients = patients_of(evaluated.rows.take(pa.array(evaluated.measured)))
-    same = sum(patient in trained.patients for patient in patients)
+    same = sum(trained.have_patients_of(evaluated.rows.take(pa.array(evaluated.measured))))
     tumors = np.isin(evaluated.labels, evaluated.positive)
     one_kind = tumors.all() or not tumors.any()
     labels = ", ".join(counts["unmapped_labels"])

@@ -25,7 +25,7 @@ from braintumor_ray.evaluation import subgroups
 from braintumor_ray.evaluation.evaluate import EvaluateOptions, evaluate
 from braintumor_ray.evaluation.heatmaps import faithfulness_section
 from braintumor_ray.evaluation.inference import predict_catalog
-from braintumor_ray.evaluation.leakage import describe_check
+from braintumor_ray.evaluation.leakage import TrainingScans, describe_check
 from braintumor_ray.evaluation.report import warnings
 from braintumor_ray.localization.outlines import TruthError
 from braintumor_ray.localization.truth import load_truth
@@ -255,6 +255,17 @@ def test_patients_who_were_trained_on_are_counted(run, tmp_path, known_by):
         catalog = catalog.set_column(index, name, value)
     metrics = evaluate(catalog, run.bundle, tmp_path, QUICK)
     assert metrics["leakage"]["same_patient"] == metrics["counts"]["rows"]
+
+
+@pytest.mark.parametrize("lacking", ["trained", "evaluated"])
+def test_a_patient_who_was_trained_on_is_known_by_the_study_where_one_side_has_no_more(lacking):
+    whole = {"uri": ["/a"], "patient_key": ["p"], "study_key": ["s"], "series_key": [None]}
+    bare = whole | {"uri": ["/b"], "patient_key": [None]}
+    other = whole | {"uri": ["/c"], "patient_key": ["q"], "study_key": ["t"]}
+    trained, rows = (bare, whole) if lacking == "trained" else (whole, bare)
+    known = TrainingScans(patients=pa.table(trained))
+    assert known.have_patients_of(pa.table(rows)) == [True]
+    assert known.have_patients_of(pa.table(other)) == [False]
 
 
 # Nothing is chosen on test scans
