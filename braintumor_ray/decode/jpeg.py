@@ -155,8 +155,9 @@ def stated(data: bytes) -> Stated | None:
     if data.startswith(_SOC_SIZ):
         right, bottom, left, top = struct.unpack_from(">4I", data.ljust(_SIZ_BYTES, b"\0"), 8)
         samples, depth = struct.unpack_from(">HB", data.ljust(_SIZ_BYTES, b"\0"), 40)
-        colors = _has_component_transform(data)
-        return Stated(right - left, bottom - top, samples, (depth & 0x7F) + 1, colors)
+        # Of less than three components decoders skip it, and so gray pixels stay gray.
+        transformed = samples >= 3 and _has_component_transform(data)
+        return Stated(right - left, bottom - top, samples, (depth & 0x7F) + 1, transformed)
     at = 2
     while at + 10 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]

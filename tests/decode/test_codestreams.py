@@ -139,6 +139,15 @@ def test_colors_that_a_jpeg_2000_transforms_itself_are_red_green_and_blue(photom
     assert np.abs(shown.gray.astype(int) - PICTURE).max() <= 1
 
 
+@pytest.mark.parametrize(("photometric", "inverted"), [("MONOCHROME2", 0), ("MONOCHROME1", 255)])
+def test_gray_stays_gray_where_a_jpeg_2000_names_a_transform_of_colors(photometric, inverted):
+    stream = bytearray(KINDS["JPEG 2000"][1](PICTURE))
+    stream[stream.index(b"\xff\x52") + 8] = 1  # of COD: OpenJPEG skips it, GDCM dies of RGB
+    assert not stated(bytes(stream)).transformed
+    found = decode(dicom(JPEG2000Lossless, [bytes(stream)], PhotometricInterpretation=photometric))
+    assert np.array_equal(found.gray, np.abs(inverted - PICTURE.astype(int)))
+
+
 def test_ycbcr_that_a_jpeg_2000_holds_as_it_is_is_what_the_header_calls_it():
     from pydicom.pixels import convert_color_space
 
