@@ -104,15 +104,17 @@ def _catalog_in_memory(
     from braintumor_ray.catalog.listing import left_out_of
     from braintumor_ray.catalog.pacs_parts import write_pacs_catalog
     from braintumor_ray.catalog.reviewed import read_reviewed, with_reviewed_labels
-    from braintumor_ray.catalog.schema import write_catalog
+    from braintumor_ray.catalog.schema import read_catalog, write_catalog
     from braintumor_ray.catalog.stream import Streamed
     from braintumor_ray.dicomweb.query import is_dicomweb
 
     if is_dicomweb(source):
+        warn_of_options(source, options)
         with progress_bar("cataloging") as advance:
             write_pacs_catalog(source, output, options, advance)
-        source = output
-    table = load_source(source, options)
+        table = read_catalog(output)
+    else:
+        table = load_source(source, options)
     if labels is not None:
         table, told = with_reviewed_labels(table, read_reviewed(labels), labels)
         log(told)

@@ -420,8 +420,11 @@ def test_a_catalog_that_was_stopped_goes_on_and_is_the_same(tmp_path, source, pa
 def test_the_command_writes_a_catalog_that_can_be_scored(tmp_path, source, monkeypatch):
     monkeypatch.setenv("BRAINTUMOR_HASH_KEY", SECRET.decode())
     output = tmp_path / "catalog.parquet"
-    run = CliRunner().invoke(app, ["catalog", source, "-o", str(output), "--json"])
+    told = ["--patient-pattern", "(x)", "--label-column", "class"]
+    run = CliRunner().invoke(app, ["catalog", source, "-o", str(output), "--json", *told])
     assert run.exit_code == 0, run.output
+    (warning,) = [line for line in run.stderr.splitlines() if "without effect" in line]
+    assert "is no table; without effect: --label-column" in warning
     assert by_pixels(load_catalog(output, OPTIONS)) == by_pixels(load_catalog(source, OPTIONS))
     refused = CliRunner().invoke(
         app, ["catalog", source, "-o", str(output), "--since", str(output)]
