@@ -277,7 +277,6 @@ def test_the_last_weights_are_kept_where_nothing_chooses(unbalanced):
         assert torch.equal(found.bundle.state[key], value), key
 
 
-@pytest.mark.slow
 def test_a_run_that_diverges_ends_with_a_word(catalog, cache, tmp_path, cluster):
     settings = ("optimizer.name=sgd", "optimizer.lr=1e20", "monitor=val_balanced_accuracy")
     with (
@@ -287,6 +286,7 @@ def test_a_run_that_diverges_ends_with_a_word(catalog, cache, tmp_path, cluster)
         train(catalog, options(tmp_path / "run", *settings, cache=cache), str)
 
 
+@pytest.mark.slow
 def test_folds_test_every_scan_once_and_go_on_after_an_interruption(
     catalog, cache, tmp_path, cluster
 ):
