@@ -205,11 +205,6 @@ def reviewed_truth(location: str) -> TruthIndex:
     return TruthIndex(location, "boxes", drawn)
 
 
-def has_boxes(location: str) -> bool:
-    """Whether reviewers drew boxes in a file of labels."""
-    return bool(boxes_by_path(read_reviewed(location)))
-
-
 def _folder(location: str) -> TruthIndex:
     files = _list(location)
     texts = [f for f in files if f.lower().endswith(".txt")]

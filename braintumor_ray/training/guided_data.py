@@ -7,10 +7,10 @@ from hashlib import sha256
 import numpy as np
 import pyarrow as pa
 
-from braintumor_ray.catalog.reviewed import read_reviewed
+from braintumor_ray.catalog.reviewed import boxes_by_path, read_reviewed
 from braintumor_ray.decode.preprocess import Preprocessing
 from braintumor_ray.errors import UsageError
-from braintumor_ray.localization.truth import TruthIndex, has_boxes, load_truth, reviewed_truth
+from braintumor_ray.localization.truth import TruthIndex, load_truth, reviewed_truth
 from braintumor_ray.models.classifier import Classifier
 from braintumor_ray.progress import Log
 from braintumor_ray.recipes.schema import Recipe
@@ -49,13 +49,13 @@ def known_tumors(
     truth = None if options.truth is None else load_truth(options.truth).of(paths)
     if options.labels is None:
         return truth
-    states = read_reviewed(options.labels).values()
-    if further := sum(bool(seen.frame and seen.boxes) for seen in states):
+    reviewed = read_reviewed(options.labels)
+    if further := sum(bool(seen.frame and seen.boxes) for seen in reviewed.values()):
         log(
             f"the boxes of {further} scans of '{options.labels}' are not used: they are on further "
             "frames of a file, and truth is of first ones"
         )
-    if not has_boxes(options.labels):
+    if not boxes_by_path(reviewed):
         return truth
     if recipe.guidance.weight and model.linear is None:
         log(f"the boxes of '{options.labels}' are not used: this head cannot be guided by them")

@@ -10,7 +10,7 @@ from braintumor_ray.catalog.build import load_catalog
 from braintumor_ray.catalog.reviewed import read_reviewed, with_reviewed_labels
 from braintumor_ray.catalog.sources import combined
 from braintumor_ray.errors import CatalogError
-from braintumor_ray.localization.truth import has_boxes, load_truth, reviewed_truth
+from braintumor_ray.localization.truth import load_truth, reviewed_truth
 from tests.builders import write_archive
 
 
@@ -144,5 +144,3 @@ def test_boxes_are_truth_and_take_the_place_of_other_truth(tmp_path):
     both = load_truth(tmp_path / "boxes.csv").of(paths).under(reviewed_truth(file).of(paths))
     assert both.mask("s/a.png", (4, 4)).sum() == 4
     assert both.mask("s/b.png", (4, 4)).all()
-    assert has_boxes(file)
-    assert not has_boxes(lines(tmp_path / "n.jsonl", {"path": "a.png", "note": "x"}))
