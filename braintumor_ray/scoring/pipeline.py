@@ -11,8 +11,6 @@ from typing import Any
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext, SaveMode
-
-# Private, as of Ray 2.60; where it is registered (`DataContext`) is not.
 from ray.data.checkpoint import CheckpointConfig
 
 # Private, as of Ray 2.60: Ray has no public store of keys and values.
