@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from braintumor_ray.errors import ResultsError, UsageError
+from braintumor_ray.errors import ResultsError, UsageError, first_line
 from braintumor_ray.extras import require
 from braintumor_ray.predict.results import (
     ResultsFolder,
@@ -81,12 +81,12 @@ def query(results: str, sql: str) -> pa.Table:
         found = relation.to_arrow_table() if relation is not None else pa.table({})
     except duckdb.IOException as error:
         raise ResultsError(
-            f"'{results}' cannot be read: {_line(error)}; 'braintumor-ray verify' shows more"
+            f"'{results}' cannot be read: {first_line(error)}; 'braintumor-ray verify' shows more"
         ) from error
     except duckdb.Error as error:
         raise UsageError(
-            f"SQL '{sql}': {_line(error)}; the current rows are the view '{VIEW}' (its columns: "
-            f'"DESCRIBE {VIEW}")'
+            f"SQL '{sql}': {first_line(error)}; the current rows are the view '{VIEW}' "
+            f'(its columns: "DESCRIBE {VIEW}")'
         ) from error
     finally:
         connection.close()
@@ -170,7 +170,3 @@ def _listed(paths: list[str]) -> str:
     """Paths that mean themselves: DuckDB would read `results*` as a pattern for other folders."""
     exact = (re.sub(r"[*?[]", r"[\g<0>]", path).replace("'", "''") for path in paths)
     return "[" + ", ".join(f"'{path}'" for path in exact) + "]"
-
-
-def _line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0]

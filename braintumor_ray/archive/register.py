@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from braintumor_ray.archive.records import REGISTERED, delete_unfinished, identity_of
-from braintumor_ray.errors import BrainTumorError, ResultsError, UsageError
+from braintumor_ray.errors import BrainTumorError, ResultsError, UsageError, first_line
 from braintumor_ray.extras import require
 from braintumor_ray.lease import lease_on
 from braintumor_ray.predict.results import (
@@ -347,7 +347,7 @@ def _as_results_errors(uri: str, table: str) -> Iterator[None]:
         raise
     except Exception as error:  # of SQLAlchemy, requests and pyiceberg, which share no class
         shown = re.sub(r"//[^/@]*@", "//", uri)
-        line = str(error).strip().split("\n", 1)[0] or type(error).__name__
+        line = first_line(error)
         raise ResultsError(
             f"catalog '{shown}', table '{table}': {re.sub(r'//[^/@ ]*@', '//', line)}; what was "
             "committed there is kept: mend the cause and run 'register' again"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from braintumor_ray import __version__
-from braintumor_ray.errors import BundleError
+from braintumor_ray.errors import BundleError, first_line
 from braintumor_ray.extras import require
 from braintumor_ray.models.bundle import (
     CARD,
@@ -228,8 +228,7 @@ def _hub_errors(repository: str) -> Iterator[Any]:
     except BundleError:
         raise
     except failures as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        cause = _TOKEN.sub("hf_***", lines[0] if lines else type(error).__name__)
+        cause = _TOKEN.sub("hf_***", first_line(error))
         raise BundleError(
             f"the Hub does not give or take '{repository}': {cause[:300]}; check the name, and log "
             "in with 'hf auth login' or HF_TOKEN"

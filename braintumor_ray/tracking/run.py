@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from braintumor_ray import __version__
-from braintumor_ray.errors import TrackingError
+from braintumor_ray.errors import TrackingError, first_line
 from braintumor_ray.extras import require
 from braintumor_ray.models.bundle import copy_bundle
 from braintumor_ray.progress import Log
@@ -270,9 +270,8 @@ def _without_password(location: str) -> str:
 
 
 def _short(error: BaseException) -> str:
-    """The innermost cause in one line, without credentials."""
-    text = _without_password(str(error)).strip().splitlines() or [type(error).__name__]
-    return text[0][:300].rstrip(".")
+    """What an error says, on one line without credentials."""
+    return _without_password(first_line(error))[:300].rstrip(".")
 
 
 @contextmanager
