@@ -96,7 +96,7 @@ def test_a_rest_catalog_is_asked_for_the_warehouse_as_it_is_named(nights, wareho
             self.send_error(404)
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Catalog) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         uri = f"http://127.0.0.1:{server.server_address[1]}"
         assert "404" in line_of("register", nights, "--catalog", uri, "--warehouse", warehouse)
         server.shutdown()
