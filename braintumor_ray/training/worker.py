@@ -172,7 +172,7 @@ def train_worker(config: dict[str, Any]) -> None:
     except torch.cuda.OutOfMemoryError as error:
         raise TrainingError(
             f"a batch of {worker.batch} scans does not fit into the memory of {worker.device}: "
-            "--set batch_size=N with a smaller N (a run of its own), or more workers"
+            "give more workers, or another --output and --set data.batch_size=N with a smaller N"
         ) from error
 
 

@@ -1,5 +1,6 @@
 """A worker's epochs, without Ray around it."""
 
+import re
 import time
 from types import SimpleNamespace
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from braintumor_ray.errors import TrainingError
 from braintumor_ray.recipes.loader import load_recipe
 from braintumor_ray.training import worker
 from braintumor_ray.training.pace import CLOSING_S, Deadline
@@ -71,6 +73,20 @@ def test_without_guidance_drawn_lesions_are_learnt_by_their_label_alone(trained,
     """No loss on cells, so that any head will do."""
     recipe = load_recipe("demo", [f"model.head={head}", "guidance.weight=0", *SMALL])
     assert len(trained(None, recipe, guided_classes=(1,))) == recipe.stages[0].epochs
+
+
+def test_a_gpu_without_room_for_a_batch_is_one_line_with_a_field_that_there_is(
+    trained, monkeypatch
+):
+    def full(_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nSee ...")
+
+    monkeypatch.setattr(worker._Worker, "run_stage", full)
+    with pytest.raises(TrainingError, match="a batch of 8 scans does not fit") as refused:
+        trained(None)
+    (field,) = re.findall(r"--set (\S+)=N", str(refused.value))
+    assert load_recipe("demo", [f"{field}=4"]).data.batch_size == 4
+    assert "\n" not in str(refused.value)
 
 
 def test_a_worker_without_time_ends_its_schedule_in_the_second_epoch(trained):
