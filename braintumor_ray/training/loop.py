@@ -60,7 +60,7 @@ class TrainableNetwork(nn.Module):
     """The network as it is trained: a frozen backbone runs without gradients.
 
     Deciding it here, in the forward pass, keeps DDP's view simple: it sees a module whose
-    trainable parameters all take part.
+    trainable parameters all take part, but those of `has_idle_parameters`.
     """
 
     def __init__(self, model: Classifier, guided: bool = False) -> None:
