@@ -187,6 +187,8 @@ def test_a_note_belongs_to_the_scan_that_is_shown(tmp_path, tab):
         # In one turn of the page: the next scan cannot be there when the note is entered.
         browser.evaluate("; ".join(press % key for key in "jn") + "; 0")
         browser.wait_until(f"{LOOKED} && {CURRENT} === 'row-1'")
+        # What is typed after 'n' is text, never a label, however late the scan comes.
+        assert browser.evaluate("document.activeElement.id") == "note"
         browser.evaluate(f"{note}.value += ' and more'; {change}; 0")
         browser.wait_until(SAVED)
     assert [event["note"] for event in log_of(results)] == ["of the first", "and more"]

@@ -118,9 +118,9 @@ function describe(row, index) {
 // Another scan was chosen: until it is shown, no key may label the one before or one not yet seen.
 function leave() {
   turn += 1;
-  $("note").blur(); // what is written there is of the scan before
+  if (!$("note").readOnly) $("note").blur(); // what is written there is of the scan before
   $("note").value = "";
-  $("note").disabled = true;
+  $("note").readOnly = true; // not disabled: what is typed after 'n' would be keys of labels
   scan = null;
   looked = false;
   $("view-panel").setAttribute("aria-busy", "true");
@@ -159,7 +159,7 @@ function again(name, error) {
 
 function ready() {
   looked = true;
-  $("note").disabled = false;
+  $("note").readOnly = false;
   $("view-panel").dataset.scan = scan.scan;
   $("view-panel").setAttribute("aria-busy", "false");
 }
@@ -252,7 +252,7 @@ function drawReview() {
   for (const button of $("classes").children) button.setAttribute("aria-pressed", button.dataset.name === seen.label);
   $("right").setAttribute("aria-pressed", seen.verdict === "right");
   $("wrong").setAttribute("aria-pressed", seen.verdict === "wrong");
-  if (document.activeElement !== $("note")) $("note").value = seen.note;
+  if (document.activeElement !== $("note") || $("note").readOnly) $("note").value = seen.note;
   $("unbox").disabled = !stage.boxes.length;
 }
 
