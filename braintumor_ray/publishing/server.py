@@ -92,6 +92,7 @@ class Server:
 
     def _once(self, ask: Callable[[], Any], none_for: Container[int]) -> Any:  # noqa: ANN401
         import requests
+        from requests.exceptions import ChunkedEncodingError  # the server ended within its answer
 
         try:
             return ask()
@@ -102,11 +103,9 @@ class Server:
             if code in none_for:
                 return None
             raise self._failure(code) from error
-        except (requests.ConnectionError, requests.Timeout) as error:
+        except (requests.ConnectionError, requests.Timeout, ChunkedEncodingError) as error:
             if failed := self._failed_handshake():
                 raise tls_error(self.url, failed) from error
-            raise Busy(type(error).__name__) from error
-        except requests.exceptions.ChunkedEncodingError as error:  # it ended within its answer
             raise Busy(type(error).__name__) from error
         except requests.RequestException as error:  # their texts have the path, and so UIDs
             raise PublishError(f"'{self.url}' cannot be asked: {type(error).__name__}") from None
