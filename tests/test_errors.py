@@ -124,7 +124,7 @@ class Executor:
 
 
 class TestEndedByForce:
-    def test_an_error_ends_actors_and_success_lets_them_go(self):
+    def test_an_error_ends_actors_by_force_and_success_does_not(self):
         executor, error = Executor(), OSError("full")
         EndedByForce().before_execution_starts(executor)
         executor.shutdown(force=False, exception=error)

@@ -83,8 +83,8 @@ def _interruptible() -> Iterator[None]:
 
 
 @contextmanager
-def _in_our_words() -> Iterator[None]:
-    """What a worker raises for users is the error: Ray's holds it, and a traceback as its text."""
+def _as_own_errors() -> Iterator[None]:
+    """Raise an error of this package that a worker raised, in place of Ray's that holds it."""
     try:
         yield
     except TrainingFailedError as error:
@@ -177,7 +177,7 @@ def fit(
             execution_options=ExecutionOptions(preserve_order=True),  # one seed, one order
         ),
     )
-    with _forward_epochs(epoch_log, on_epoch), _interruptible(), _in_our_words():
+    with _forward_epochs(epoch_log, on_epoch), _interruptible(), _as_own_errors():
         result = trainer.fit()
     if result.checkpoint is None:  # every stage reports one: a fault of ours or of Ray's
         raise RuntimeError("the run reported no checkpoint")

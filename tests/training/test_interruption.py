@@ -7,7 +7,7 @@ import pytest
 from ray.train import WorkerGroupError
 
 from braintumor_ray.errors import TrainingError
-from braintumor_ray.training.trainer import _in_our_words
+from braintumor_ray.training.trainer import _as_own_errors
 
 # In a process of its own: a signal that nobody takes would end all tests.
 PROGRAM = """
@@ -52,5 +52,5 @@ def test_ctrl_c_is_a_keyboard_interrupt_and_the_handler_of_before_is_put_back(du
     ],
 )
 def test_what_a_worker_says_to_users_is_the_error(failure, told):
-    with told, _in_our_words():
+    with told, _as_own_errors():
         raise WorkerGroupError("Traceback\n[Rank 0 Error Snippet]:", {0: failure})
