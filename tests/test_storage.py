@@ -90,13 +90,14 @@ class TestALossOfPower:
             "files": [{"path": "rows/000003/a.parquet"}, {"path": "rows/000003/b.parquet"}],
             "catalogs": ["catalogs/000003/c.parquet"],
         }
-        ResultsFolder(str(tmp_path)).commit(manifest)
+        folder = ResultsFolder(str(tmp_path))
+        folder.settle(manifest)
+        folder.write_manifest(manifest)
         assert order[:3] == ["a.parquet", "b.parquet", "c.parquet"]
         assert set(order[3:-1]) == {"000003"}, "their names in the folders, too"
         assert order[-1] == "000003.json"
 
-    def test_a_file_that_is_not_there_stops_the_commit(self, tmp_path):
+    def test_a_file_that_is_not_there_ends_the_run(self, tmp_path):
         manifest = {"generation": 1, "files": [{"path": "rows/000001/a.parquet"}], "catalogs": []}
         with pytest.raises(FileNotFoundError):
-            ResultsFolder(str(tmp_path)).commit(manifest)
-        assert not (tmp_path / "manifests").exists()
+            ResultsFolder(str(tmp_path)).settle(manifest)

@@ -147,8 +147,9 @@ def _compact(
     _compare(folder, segment, files, current.content)
     _compare(folder, segment, old, kept.content)
     manifest = _manifest(folder, segment, files, old, catalogs)
+    folder.settle(manifest)
     lease.check()
-    folder.commit(manifest)
+    folder.write_manifest(manifest)
     lease.check()
     finish(folder, record, manifest)
     rows = current.content.rows + kept.content.rows

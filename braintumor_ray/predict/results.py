@@ -67,18 +67,17 @@ class ResultsFolder(Folder):
                 return _not_replaced(found)
         raise ResultsError(f"'{self.at(MANIFESTS)}' changes while it is read; try again")
 
-    def commit(self, manifest: dict[str, Any]) -> None:
-        """Write a manifest: from here on the files that it lists count.
+    def settle(self, manifest: dict[str, Any]) -> None:
+        """Have the files of a manifest on the disk, before `write_manifest` makes them count.
 
-        They are on the disk before it is. A loss of power could else leave it with empty files, and
-        no later night would score their scans.
+        A loss of power could else leave it with empty files, and no later night would score their
+        scans.
         """
         listed = [*row_files(manifest), *manifest["catalogs"]]
         keep_on_disk(self.at(path) for path in listed)
-        self.replace_manifest(manifest)
 
-    def replace_manifest(self, manifest: dict[str, Any]) -> None:
-        """Write a manifest of files that are on the disk already."""
+    def write_manifest(self, manifest: dict[str, Any]) -> None:
+        """Commit: from here on the files of the manifest count."""
         self.write_json(manifest, MANIFESTS, f"{int(manifest['generation']):06d}.json")
 
     def run(self, generation: int) -> dict[str, Any]:

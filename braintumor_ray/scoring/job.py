@@ -246,6 +246,7 @@ def _commit(
     made_by = {"engine": predict.engine, "precision": predict.precision}
     manifest = _manifest(plan, catalogs, started, statistics) | made_by
     summary = summarize(plan, statistics, time.time() - started, model_scans_per_s)
+    generation.folder.settle(manifest)
     lease.check()
     write_manifest(plan, manifest | {"summary": asdict(summary)})
     drop_unlisted(generation, manifest)

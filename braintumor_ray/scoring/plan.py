@@ -145,10 +145,8 @@ def write_manifest(plan: ScorePlan, manifest: dict[str, Any]) -> None:
     Plain readers leave out the retired ids of all manifests. So those of scans that get a row again
     go first: until the commit such readers still find the newer row of the file.
     """
-    folder = plan.generation.folder
-    for earlier in plan.unretired:
-        folder.replace_manifest(earlier)
-    folder.commit(manifest)
+    for each in (*plan.unretired, manifest):
+        plan.generation.folder.write_manifest(each)
 
 
 def _unretired(work: Work, manifests: Manifests) -> Iterator[dict[str, Any]]:
