@@ -1,9 +1,17 @@
 """The fields of a recipe. Unknown keys are refused; every field says what it means."""
 
 import re
-from typing import Annotated, Literal
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from braintumor_ray.choices import Precision
 
@@ -19,6 +27,13 @@ class Section(BaseModel):
     """A table of the TOML file; frozen, unknown keys refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _none(cls, value: Any, info: ValidationInfo) -> Any:  # noqa: ANN401 - of any field
+        """TOML has no null: of a field that may have no value, 'none' is that."""
+        optional = NoneType in get_args(cls.model_fields[str(info.field_name)].annotation)
+        return None if optional and value == "none" else value
 
 
 class DataSection(Section):

@@ -25,6 +25,28 @@ def test_a_bare_word_is_taken_as_text():
 
 
 @pytest.mark.parametrize(
+    ("given", "key"),
+    [
+        ("optimizer.clip_norm=1.0", "optimizer.clip_norm"),
+        ("optimizer.average=0.99", "optimizer.average"),
+        ("schedule.early_stopping=3", "schedule.early_stopping"),
+        ("stages.1.image_size=64", "stages.1.image_size"),
+        ("data.classes='tumor=a+b,no'", "data.classes"),
+    ],
+)
+def test_none_takes_an_optional_value_away(given, key):
+    without = load_recipe("mobilenetv2-finetune", [f"{key}=none"])
+    assert load_recipe("mobilenetv2-finetune", [given]) != without
+    assert load_recipe("mobilenetv2-finetune", [given, f"{key}=none"]) == without
+
+
+def test_none_is_a_word_where_it_is_a_choice_and_no_value_where_one_is_needed():
+    assert load_recipe("demo", ["class_weights=none"]).class_weights == "none"
+    with pytest.raises(UsageError, match=r"optimizer\.lr"):
+        load_recipe("demo", ["optimizer.lr=none"])
+
+
+@pytest.mark.parametrize(
     ("setting", "words"),
     [
         ("optimizer.learning_rate=1", "optimizer.learning_rate"),
