@@ -146,22 +146,26 @@ def _add_state(app: FastAPI, service: Service) -> None:
     health = openapi_responses("large-headers", "internal", "not-ready")
 
     @app.get("/v1/model", responses={200: {"model": ModelInfo}, **known}, summary="The bundle")
-    async def model() -> Response:
+    async def model(_: Request) -> Response:
         """Classes, threshold, preprocessing, fingerprint and limits of the bundle that answers."""
         card = (await service.card()).model_dump(mode="json")
         limits = {name: getattr(service.settings, name) for name in _LIMITS}
         return json_response(card | {"limits": limits, "version": __version__, "notice": NOTICE})
 
     @app.get("/healthz", responses={200: {"model": State}, **health}, summary="Is it alive?")
-    async def healthz() -> Response:
+    async def healthz(_: Request) -> Response:
         """Answers as long as this process does."""
         return json_response({"status": "alive"})
 
     @app.get("/readyz", responses={200: {"model": State}, **health}, summary="Can it predict?")
-    async def readyz() -> Response:
+    async def readyz(_: Request) -> Response:
         """Answers 200 when a predictor does, else 503."""
         await service.check_ready()
         return json_response({"status": "ready"})
+
+    # Load balancers ask by HEAD: a plain route of GET answers it, FastAPI's do not.
+    for path, respond in (("/v1/model", model), ("/healthz", healthz), ("/readyz", readyz)):
+        app.router.routes.insert(0, Route(path, respond, methods=["GET"]))
 
 
 def _add_static(app: FastAPI) -> None:

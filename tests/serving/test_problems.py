@@ -206,6 +206,21 @@ def test_not_ready_is_told_by_readyz_while_healthz_lives(decoders):
         assert client.get("/healthz").json() == {"status": "alive"}
 
 
+@pytest.mark.parametrize(
+    "path", ["/", "/docs", "/openapi.json", "/v1/model", "/healthz", "/readyz"]
+)
+def test_head_answers_as_get_does_without_a_body(client, path):
+    """Load balancers and uptime monitors ask so (RFC 9110, section 9.3.2)."""
+    asked, read = client.head(path), client.get(path)
+    assert (asked.status_code, asked.headers["content-length"]) == (200, str(len(read.content)))
+
+
+def test_head_tells_that_the_service_is_not_ready(decoders):
+    with make_client(decoders, FakeModel(error=not_ready())) as client:
+        assert client.head("/readyz").status_code == 503
+        assert client.head("/healthz").status_code == 200
+
+
 def test_where_predictors_start_with_the_first_request_readyz_asks_none(decoders):
     model = FakeModel(error=AssertionError("asked"))
     with make_client(decoders, model, replicas=0, max_replicas=1) as client:
