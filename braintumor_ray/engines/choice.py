@@ -21,7 +21,7 @@ import torch
 
 from braintumor_ray.choices import EngineChoice, EngineName, Precision
 from braintumor_ray.engines.engine import make_engine, not_quantized
-from braintumor_ray.errors import BundleError, UsageError
+from braintumor_ray.errors import BundleError, UsageError, first_line
 from braintumor_ray.extras import is_installed
 from braintumor_ray.models.allocator import allocator_environment
 from braintumor_ray.models.bundle import Bundle, BundleFields, load_bundle, read_bundle_fields
@@ -75,6 +75,8 @@ def fastest_engine(
 ) -> Choice:
     """Time the backbone in every installed engine that can run it; torch on GPUs without a look.
 
+    One that cannot, at whichever step, is left out.
+
     Args:
         bundle: whose network.
         device: where it will run.
@@ -92,8 +94,11 @@ def fastest_engine(
     for name in names:
         try:
             engine = make_engine(name, model, bundle.preprocessing, device, precision, parallel)
-        except RuntimeError as error:  # of a converter that does not know the network
-            logger.warning("engine '%s' cannot run this network: %s", name, error)
+            engine.features(images)
+        except Exception as error:  # their libraries' errors have no class in common
+            if name == "torch":
+                raise
+            logger.warning("engine '%s' cannot run this network: %s", name, first_line(error))
             continue
         calls[name] = lambda engine=engine: engine.features(images)  # type: ignore[misc]
     seconds = _interleaved(calls, parallel)

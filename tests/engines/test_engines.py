@@ -6,10 +6,12 @@ import threading
 import numpy as np
 import pytest
 import torch
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 
 from braintumor_ray import Predictor
 from braintumor_ray.engines import choice as choice_module
 from braintumor_ray.engines.choice import Choice, fastest_engine, resolve_engine
+from braintumor_ray.engines.engine import OnnxEngine
 from braintumor_ray.errors import UsageError
 from braintumor_ray.models.bundle import ViewFields, load_bundle, save_bundle
 from braintumor_ray.models.device import use_bf16
@@ -165,18 +167,32 @@ def test_auto_takes_another_engine_only_for_a_clear_gain(
 
 
 def test_auto_leaves_out_an_engine_that_cannot_run_the_network(bundle_path, monkeypatch, caplog):
-    slow_and_quick(monkeypatch, {"torch": 0.01, "onnxruntime": 0.01})
-    working = choice_module.make_engine
-
-    def make(name, *rest):
-        if name == "openvino":
-            raise RuntimeError("no conversion rule")
-        return working(name, *rest)
-
-    monkeypatch.setattr(choice_module, "make_engine", make)
+    """Errors as the libraries raise them: those of ONNX Runtime are no RuntimeError."""
+    monkeypatch.setattr("braintumor_ray.engines.engine.to_onnx", lambda *_: b"no graph")
+    monkeypatch.setattr("braintumor_ray.engines.convert.to_onnx", lambda *_: b"no graph")
     choice = fastest_engine(load_bundle(bundle_path), CPU)
-    assert "openvino" not in choice.scans_per_s
-    assert "no conversion rule" in caplog.text
+    assert (choice.engine, list(choice.scans_per_s)) == ("torch", ["torch"])
+    for name in ENGINES:
+        assert f"engine '{name}' cannot run this network" in caplog.text
+    assert "INVALID_PROTOBUF" in caplog.text
+
+
+def test_auto_leaves_out_an_engine_that_fails_in_its_first_batch(bundle_path, monkeypatch, caplog):
+    def fail(*_):
+        raise Fail("no kernel")
+
+    monkeypatch.setattr(OnnxEngine, "features", fail)
+    assert "onnxruntime" not in fastest_engine(load_bundle(bundle_path), CPU).scans_per_s
+    assert "no kernel" in caplog.text
+
+
+def test_a_network_that_torch_cannot_run_is_an_error(bundle_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(choice_module, "make_engine", fail)
+    with pytest.raises(RuntimeError, match="no memory"):
+        fastest_engine(load_bundle(bundle_path), CPU)
 
 
 def test_auto_is_torch_where_nothing_else_is_installed_and_on_gpus(bundle_path, monkeypatch):
