@@ -1,5 +1,6 @@
 """The project's exceptions: each message names the value, the cause and the way out."""
 
+import errno
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -11,6 +12,9 @@ _RAYS_REMARK = ": 'Failed to apply UDF"
 
 # Where Ray keeps what was raised in another process: of a task, a controller, a training worker.
 _REMOTE_CAUSES = ("cause", "controller_failure", "_base_exc")
+
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 class BrainTumorError(ValueError):
@@ -69,6 +73,11 @@ class TrackingError(BrainTumorError):
 
 class MetricsError(BrainTumorError):
     """Labels, probabilities or groups from which no metric can be computed."""
+
+
+def lacks_space(error: BaseException) -> bool:
+    """Whether a disk or a quota is full."""
+    return isinstance(error, OSError) and error.errno in _NO_SPACE
 
 
 def describe_validation(error: "ValidationError") -> str:

@@ -1,6 +1,5 @@
 """What commands share on the terminal: progress on stderr, errors as one line, exit codes."""
 
-import errno
 import functools
 import inspect
 import logging
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from braintumor_ray.errors import BrainTumorError, UsageError, first_line, innermost
+from braintumor_ray.errors import BrainTumorError, UsageError, first_line, innermost, lacks_space
 from braintumor_ray.monitoring.logs import are_json, json_logs, log_line
 from braintumor_ray.progress import TenthLines
 from braintumor_ray.storage import is_local, local_path
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from braintumor_ray.types import Progress
 
 T = TypeVar("T")
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 LogJson = Annotated[
     bool,
@@ -93,7 +91,7 @@ def short_errors(command: Callable[..., T]) -> Callable[..., T]:
                 if isinstance(cause, BrainTumorError):
                     log(f"error: {cause}")
                     raise typer.Exit(cause.exit_code) from error
-                if isinstance(cause, OSError) and cause.errno in NO_SPACE:
+                if lacks_space(cause):
                     log(_no_space(cause))
                     raise typer.Exit(1) from error
                 if isinstance(error, OSError) and (place := _written_at(error, kwargs)):
@@ -135,7 +133,7 @@ def _on_this_machine(value: T) -> T | Path:
     return local_path(f"file:///{found[2]}")
 
 
-def _no_space(error: OSError) -> str:
+def _no_space(error: BaseException) -> str:
     return (
         f"error: {first_line(error)}; what is finished is kept: free space there or in "
         f"'{tempfile.gettempdir()}' (TMPDIR), and run the same command again"

@@ -17,10 +17,11 @@ from ray.train import (
     RunConfig,
     ScalingConfig,
     TrainingFailedError,
+    UserCallback,
 )
 from ray.train.torch import TorchTrainer
 
-from braintumor_ray.errors import BrainTumorError, TrainingError, innermost
+from braintumor_ray.errors import BrainTumorError, TrainingError, innermost, lacks_space
 from braintumor_ray.models.allocator import allocator_environment
 from braintumor_ray.progress import repeated
 from braintumor_ray.recipes.schema import Recipe
@@ -80,6 +81,16 @@ def _interruptible() -> Iterator[None]:
     finally:
         if before is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, before)
+
+
+class EndAtOnce(UserCallback):
+    """Ends a run for what its user must mend first; Ray Train alone would try everything again."""
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ANN401 - Ray's
+        """Called in Ray Train's controller, which retries no error of a callback."""
+        for error in map(innermost, worker_exceptions.values()):
+            if isinstance(error, BrainTumorError) or lacks_space(error):
+                raise error
 
 
 @contextmanager
@@ -171,6 +182,7 @@ def fit(
             worker_runtime_env=runtime_env(workers),
             failure_config=FailureConfig(max_failures=workers.max_failures),
             checkpoint_config=_checkpoint_config(task.recipe),
+            callbacks=[EndAtOnce()],
         ),
         datasets=datasets,
         dataset_config=UnevenValidation(

@@ -297,7 +297,8 @@ class _Worker:
             return
         with tempfile.TemporaryDirectory() as folder:
             state = to_checkpoint(self.progress, self.model, optimizer, self.kept)
-            torch.save(state, Path(folder) / CHECKPOINT)
+            with open(Path(folder) / CHECKPOINT, "wb") as stream:
+                torch.save(state, stream)  # given a path, torch does not say that a disk is full
             ray.train.report(entry, checkpoint=Checkpoint.from_directory(folder))
         self.epoch_log.append.remote(entry)
 
