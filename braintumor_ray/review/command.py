@@ -16,7 +16,7 @@ from braintumor_ray.review.options import LABELS, ReviewOptions
 from braintumor_ray.review.pictures import Pictures
 from braintumor_ray.review.scans import RankedScans
 from braintumor_ray.review.web import Review, create_app
-from braintumor_ray.serving.command import check_port, is_loopback
+from braintumor_ray.serving.command import authority, check_port, is_loopback
 from braintumor_ray.serving.settings import ServingSettings, token_digest
 from braintumor_ray.storage import is_local
 
@@ -95,7 +95,7 @@ def review_command(
     with opened(results, source, options) as review:
         progress = review.progress()
         log(f"{progress['total']} scans, {progress['done']} of them reviewed, from {results}")
-        log(f"open http://{host}:{port}/ ; labels go to {review.log.path}")
+        log(f"open http://{authority(host, port)}/ ; labels go to {review.log.path}")
         log("token: " + ("asked for" if digest else "none (set BRAINTUMOR_TOKEN)"))
         log("research software, not a medical device; Ctrl-C ends it")
         config = uvicorn.Config(

@@ -47,10 +47,10 @@ def serve_command(settings: ServingSettings, host: str, port: int, log: Log) -> 
     settings, engine = resolve_serving_engine(settings)
     secured = token_digest(settings) is not None
     if not secured and not is_loopback(host):
-        log(f"no token is set: whoever reaches {host}:{port} may use the service")
+        log(f"no token is set: whoever reaches {authority(host, port)} may use the service")
 
     def ready() -> None:
-        log(f"serving {settings.bundle} at http://{host}:{port}/ (documents at /docs)")
+        log(f"serving {settings.bundle} at http://{authority(host, port)}/ (documents at /docs)")
         log(engine)
         log("token: " + ("asked for" if secured else "none (set BRAINTUMOR_TOKEN)"))
         for address in app.metrics_addresses():
@@ -58,6 +58,11 @@ def serve_command(settings: ServingSettings, host: str, port: int, log: Log) -> 
         log("research software, not a medical device; Ctrl-C ends it")
 
     app.run(settings, host, port, ready)
+
+
+def authority(host: str, port: int) -> str:
+    """Host and port as URLs have them: an address of IPv6 in brackets (RFC 3986, 3.2.2)."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def is_loopback(host: str) -> bool:
@@ -80,5 +85,6 @@ def check_port(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise UsageError(
-                f"cannot listen on {host}:{port} ({error.strerror}); choose another --port"
+                f"cannot listen on {authority(host, port)} ({error.strerror}); choose another "
+                "--port"
             ) from error

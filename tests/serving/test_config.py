@@ -13,6 +13,7 @@ from ray.serve.schema import ServeDeploySchema
 from braintumor_ray.client import Client
 from braintumor_ray.errors import UsageError
 from braintumor_ray.serving.app import PredictorReplica, predictor_options
+from braintumor_ray.serving.command import authority, check_port
 from braintumor_ray.serving.settings import ServingSettings, parse_settings
 from tests.serving.fakes import encoded
 
@@ -112,3 +113,17 @@ def test_from_no_predictor_the_first_request_starts_one(config, cluster, bundle_
         assert not replicas_of("Predictor").get("RUNNING")
         assert client.predict(encoded(), explain="none")["predicted_class"]
         assert replicas_of("Predictor") == {"RUNNING": 1}
+
+
+def test_an_address_of_ipv6_is_in_brackets_where_a_port_follows():
+    assert authority("127.0.0.1", 8000) == "127.0.0.1:8000"
+    assert authority("::1", 8000) == "[::1]:8000"
+
+
+def test_a_taken_port_is_named_as_in_a_link():
+    with socket.socket(socket.AF_INET6) as taken:
+        taken.bind(("::1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(UsageError, match=rf"cannot listen on \[::1\]:{port} "):
+            check_port("::1", port)
