@@ -130,8 +130,10 @@ def _time(value: Any, listing: str) -> datetime | None:  # noqa: ANN401
 
 def _moment(text: str) -> datetime:
     """Of text with any number of decimals, to the same microsecond as the source gives itself."""
+    text = re.sub(r"\A((?:19|20)\d\d)(\d\d)(\d\d)\Z", r"\1-\2-\3", text)  # no summer of 1970
     if found := re.fullmatch(r"(\d+)(?:\.(\d*))?", text):
         seconds, decimals = int(found[1]), found[2]
+        datetime.fromtimestamp(seconds, timezone.utc)  # refuses milliseconds: they are of no year
     else:
         found = re.fullmatch(r"(.*?)(?:(?<=:\d\d)[.,](\d+)(.*))?", text)
         whole, decimals, zone = found.groups("") if found else (text, "", "")

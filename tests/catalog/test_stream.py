@@ -259,6 +259,14 @@ def test_times_of_a_listing_are_as_exact_as_its_text(tmp_path, name):
     assert changed_files(found).all()
 
 
+def test_a_date_without_hyphens_is_a_date_and_no_second_of_1970(archive, tmp_path):
+    (tmp_path / "list.csv").write_text("path,size,mtime\na.png,1,20261101\na-b/x.png,1,1000000\n")
+    found = made(archive, tmp_path / "c.parquet", listing=str(tmp_path / "list.csv"))
+    times = dict(zip(found["path"].to_pylist(), found["mtime"].to_pylist(), strict=True))
+    assert times["a.png"] == datetime(2026, 11, 1, tzinfo=timezone.utc)
+    assert times["a-b/x.png"] == datetime.fromtimestamp(10**6, timezone.utc)
+
+
 @pytest.mark.parametrize("kind", ["CSV", "Parquet"])
 def test_an_s3_inventory_takes_the_place_of_looking(archive, tmp_path, kind):
     files = [file for file in list_files(str(archive)).files if file.size]
@@ -294,6 +302,9 @@ def test_an_s3_inventory_takes_the_place_of_looking(archive, tmp_path, kind):
         ("path,mtime\na,1\n", "no column size"),
         ("path,size,mtime\na,big,1\n", "size 'big' is not a number"),
         ("path,size,mtime\na,1,yesterday\n", "time 'yesterday'"),
+        ("path,size,mtime\na,1,1793500000000\n", "time '1793500000000' is neither"),  # milliseconds
+        ("path,size,mtime\na,1,20261101123000\n", "time '20261101123000' is neither"),
+        ("path,size,mtime\na,1,20261399\n", "time '20261399' is neither"),
         ("path,size,mtime\n../a,1,1\n", "leaves the source"),
         ("path,size,mtime\na,1,1\na,1,1\n", "the path is listed twice"),
         ("path,size,mtime\n", "no files that could be scans"),
