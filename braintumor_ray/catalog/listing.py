@@ -187,10 +187,15 @@ def files_below(root: str, found: Listing) -> Iterator[FoundFile]:
 
 
 def stat_files(root: str, paths: Iterable[str]) -> list[FoundFile]:
-    """The named files below a root, in the given order; a missing one has no size."""
-    names = list(paths)
-    filesystem, base = open_filesystem(root)
+    """The named files below a root, in the given order; a missing one has no size.
+
+    So has one of this machine that cannot be looked at, such as one of too long a name.
+    """
+    names, base = list(paths), base_of(root)
     uris = [uri_of(root, base, name) for name in names]
+    if is_local(root):
+        return [_local_file(name, uri) for name, uri in zip(names, uris, strict=True)]
+    filesystem, _ = open_filesystem(root)
     infos = filesystem.get_file_info([open_filesystem(uri)[1] for uri in uris])
     return [
         FoundFile(name, uri, info.size if info.is_file else None, info.mtime)
@@ -227,6 +232,15 @@ def why_left_out(path: str) -> str | None:
     if ending in SIDECARS:
         return SIDECAR
     return PARTIAL if _PARTIAL.search(name) else None
+
+
+def _local_file(path: str, uri: str) -> FoundFile:
+    try:
+        status = os.stat(local_path(uri))
+    except (OSError, ValueError):  # no path of any file has a NUL, in Python's words a ValueError
+        return FoundFile(path, uri, None, None)
+    size = status.st_size if stat.S_ISREG(status.st_mode) else None
+    return FoundFile(path, uri, size, modified(status))
 
 
 def _stored_entries(root: str) -> Iterator[Entry]:

@@ -336,6 +336,13 @@ class TestTables:
         assert column(found, "size") == {missing: None, "2.png": len(PNG)}
         assert column(found, "label")[missing] == "glioma"
 
+    @pytest.mark.parametrize("path", ["x" * 300 + ".png", "a/" * 3000 + "1.png", "loop.png"])
+    def test_a_path_that_no_file_can_have_is_a_row_without_a_size(self, tmp_path, path):
+        put(tmp_path, "2.png")
+        (tmp_path / "loop.png").symlink_to("loop.png")
+        found = table(tmp_path, f"path,label\n{path},glioma\n2.png,no\n")
+        assert column(found, "size") == {path: None, "2.png": len(PNG)}
+
     def test_nor_where_every_file_is_missing(self, tmp_path):
         put(tmp_path, "no/1.png", "1.png")
         found = table(tmp_path, "path,label\nglioma/1.png,glioma\n")
