@@ -21,6 +21,8 @@ _TEM = 0x01  # the one marker of the others that has no segment
 _PADDING = bytes((0x55, 0xA3, 0x1C, 0x72)) * 16
 _SOF = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive
 _ALL_SOF = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # also lossless, and JPEG-LS
+# Differential, lossless with arithmetic coding, JPEG-LS: libjpeg has no decoder of them.
+_FOREIGN_SOF = {0xC5, 0xC6, 0xC7, 0xCB, 0xCD, 0xCE, 0xCF, 0xF7}
 _SOC_SIZ = b"\xff\x4f\xff\x51"  # how a JPEG 2000 codestream begins
 _COD, _SOT = b"\xff\x52", b"\xff\x90"  # its coding style; its first tile
 _SIZ_BYTES = 43  # to the depth of its first component
@@ -158,15 +160,29 @@ def stated(data: bytes) -> Stated | None:
         # Of less than three components decoders skip it, and so gray pixels stay gray.
         transformed = samples >= 3 and _has_component_transform(data)
         return Stated(right - left, bottom - top, samples, (depth & 0x7F) + 1, transformed)
+    at = _frame_header(data)
+    if at is None:
+        return None
+    bits, height, width, samples = struct.unpack_from(">BHHB", data, at + 4)
+    # Where it has no height, that follows the pixels (DNL).
+    return Stated(width, height, samples, bits) if height else None
+
+
+def is_foreign(data: bytes) -> bool:
+    """Whether a JPEG is of a kind that Pillow never reads, such as JPEG-LS."""
+    at = _frame_header(data)
+    return at is not None and data[at + 1] in _FOREIGN_SOF
+
+
+def _frame_header(data: bytes) -> int | None:
+    """Where the first frame header is; None without one."""
     at = 2
     while at + 10 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]
         if marker == _FILL:
             at += 1
         elif marker in _ALL_SOF:
-            bits, height, width, samples = struct.unpack_from(">BHHB", data, at + 4)
-            # Where it has no height, that follows the pixels (DNL).
-            return Stated(width, height, samples, bits) if height else None
+            return at
         else:
             at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     return None

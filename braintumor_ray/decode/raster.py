@@ -97,7 +97,7 @@ def open_raster(
         except Image.DecompressionBombError as error:  # Pillow's own limit, for TIFF only
             raise Unreadable("more pixels than Pillow's own limit allows") from error
         except (OSError, SyntaxError, EOFError, struct.error) as error:  # Pillow's, on damage
-            raise Unreadable(_damage(error, name)) from error
+            raise Unreadable(_damage(error, name, data)) from error
 
     return decode_frame
 
@@ -222,7 +222,7 @@ def probe_raster(data: bytes, name: str, volumes: VolumeOptions) -> Probe:
             width, height = height, width
         return Probe(name, image.mode, width, height, frames=_frames(image))
     except (OSError, SyntaxError, EOFError, struct.error) as error:
-        raise Unreadable(_damage(error, name)) from error
+        raise Unreadable(_damage(error, name, data)) from error
 
 
 def _probe_nonstandard(pages: list[TiffPage]) -> Probe:
@@ -363,13 +363,14 @@ def _orientation(image: ImageFile.ImageFile) -> int:
         return 1  # a damaged note, with intact pixels; upright is what every viewer assumes
 
 
-def _damage(error: Exception, name: str) -> str:
+def _damage(error: Exception, name: str, data: bytes) -> str:
     message = str(error).lower()
     if "truncated" in message or isinstance(error, EOFError | struct.error):
         return f"truncated {label(name)}: the data end early"
     if "cannot load this image" in message:
         return f"truncated {label(name)}: ends before the pixel data"
-    if any(words in message for words in _OF_ANOTHER_KIND):
+    foreign = name == "jpeg" and jpeg.is_foreign(data)
+    if foreign or any(words in message for words in _OF_ANOTHER_KIND):
         return f"{label(name)} of a kind that is not readable here"
     if isinstance(error, SyntaxError):
         return f"damaged {label(name)}: unreadable header"

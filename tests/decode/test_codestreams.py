@@ -17,7 +17,7 @@ from pydicom.uid import (
     MRImageStorage,
 )
 
-from braintumor_ray.decode.decode import decode
+from braintumor_ray.decode.decode import decode, probe
 from braintumor_ray.decode.jpeg import stated
 
 Y, X = np.mgrid[0:48, 0:64]
@@ -164,3 +164,15 @@ def test_a_jpeg_of_12_bits_is_not_called_damaged():
     assert decode(deep).reason == "JPEG of a kind that is not readable here"
     within = dicom(JPEGExtended12Bit, [deep], BitsAllocated=16, BitsStored=12, HighBit=11)
     assert decode(within).reason == "compressed DICOM that no installed plugin decodes"
+
+
+@pytest.mark.parametrize("marker", [0xC5, 0xC7, 0xCB, 0xCF], ids=hex)
+def test_a_jpeg_whose_frames_libjpeg_does_not_know_is_not_called_damaged(marker):
+    found = jpeg(PICTURE).replace(b"\xff\xc0", bytes((0xFF, marker)), 1)
+    assert decode(found).reason == "JPEG of a kind that is not readable here"
+
+
+def test_a_file_of_jpeg_ls_is_not_called_damaged():
+    found = bytes(jpeg_ls.encode_array(PICTURE))
+    assert decode(found).reason == "JPEG of a kind that is not readable here"
+    assert probe(found).reason == "JPEG of a kind that is not readable here"
