@@ -122,6 +122,17 @@ def location_label(location: str) -> str:
     return f"{uri.scheme}://{uri.authority.rpartition('@')[2]}/{uri.path}".rstrip("/")
 
 
+_CREDENTIALS = re.compile(r"(?<=://)(?!/)\S*@|(?<=[\"'])[^\"'\s]*@")
+
+
+def without_password(text: str) -> str:
+    """A server's address, or a text that quotes one, without the user and the password in it.
+
+    Up to the last `@`: a password may hold `@` and `/` that nobody has escaped.
+    """
+    return _CREDENTIALS.sub("***@", text)
+
+
 # A name that is no UTF-8 cannot be in Parquet or JSON. Each of its odd bytes 0x80..0xFF becomes a
 # character U+EF80..U+EFFF, private ones that MirBSD uses for this (OPTU encoding). A name that
 # has such a character itself is spelled by that character's bytes, so that nothing is ambiguous.

@@ -8,7 +8,13 @@ import pytest
 
 from braintumor_ray import storage
 from braintumor_ray.predict.results import ResultsFolder
-from braintumor_ray.storage import Folder, absolute, write_atomically, write_table
+from braintumor_ray.storage import (
+    Folder,
+    absolute,
+    without_password,
+    write_atomically,
+    write_table,
+)
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -101,3 +107,20 @@ class TestALossOfPower:
         manifest = {"generation": 1, "files": [{"path": "rows/000001/a.parquet"}], "catalogs": []}
         with pytest.raises(FileNotFoundError):
             ResultsFolder(str(tmp_path)).settle(manifest)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("postgresql://me:secret@host/db", "postgresql://***@host/db"),
+        ("postgresql://me:se@cret@host/db", "postgresql://***@host/db"),
+        ("postgresql://me:se/cret@host:5432/db", "postgresql://***@host:5432/db"),
+        ('no host "cret@host" is known', 'no host "***@host" is known'),
+        ("http://me:se@cret@host/api?x=1 (refused)", "http://***@host/api?x=1 (refused)"),
+        ("https://host:8080/api", "https://host:8080/api"),
+        ("sqlite:////srv/me@home/catalog.db", "sqlite:////srv/me@home/catalog.db"),
+        ("file:///srv/me@home/runs", "file:///srv/me@home/runs"),
+    ],
+)
+def test_a_password_is_not_shown_however_it_is_written(text, shown):
+    assert without_password(text) == shown

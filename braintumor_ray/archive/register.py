@@ -38,6 +38,7 @@ from braintumor_ray.storage import (
     is_uri,
     open_filesystem,
     s3_endpoint,
+    without_password,
 )
 
 TABLE = "braintumor.scans"
@@ -346,9 +347,8 @@ def _as_results_errors(uri: str, table: str) -> Iterator[None]:
     except BrainTumorError:
         raise
     except Exception as error:  # of SQLAlchemy, requests and pyiceberg, which share no class
-        shown = re.sub(r"//[^/@]*@", "//", uri)
         line = first_line(error)
         raise ResultsError(
-            f"catalog '{shown}', table '{table}': {re.sub(r'//[^/@ ]*@', '//', line)}; what was "
-            "committed there is kept: mend the cause and run 'register' again"
+            f"catalog '{without_password(uri)}', table '{table}': {without_password(line)}; what "
+            "was committed there is kept: mend the cause and run 'register' again"
         ) from error

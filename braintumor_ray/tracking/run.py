@@ -20,7 +20,14 @@ from braintumor_ray.errors import TrackingError, first_line
 from braintumor_ray.extras import require
 from braintumor_ray.models.bundle import copy_bundle
 from braintumor_ray.progress import Log
-from braintumor_ray.storage import Folder, is_local, is_uri, local_path, read_bytes
+from braintumor_ray.storage import (
+    Folder,
+    is_local,
+    is_uri,
+    local_path,
+    read_bytes,
+    without_password,
+)
 from braintumor_ray.tracking.options import TrackingOptions
 
 NOTE = "mlflow.json"  # in the folder of a run: an interrupted run goes on in MLflow, too
@@ -211,7 +218,7 @@ def _started(
         os.environ.setdefault(key, value)
     mlflow = require("mlflow")
     require("mlflow.pyfunc")
-    uri, shown = _tracking_uri(location), _without_password(location)
+    uri, shown = _tracking_uri(location), without_password(location)
     folder = None if resumed_in is None else Folder(str(resumed_in).rstrip("/"))
     try:
         with _environment(CHECK):
@@ -265,13 +272,9 @@ def _tracking_uri(location: str) -> str:
     return local_path(location).resolve().as_uri()
 
 
-def _without_password(location: str) -> str:
-    return re.sub(r"//[^/@]*@", "//***@", location)
-
-
 def _short(error: BaseException) -> str:
     """What an error says, on one line without credentials."""
-    return _without_password(first_line(error))[:300].rstrip(".")
+    return without_password(first_line(error))[:300].rstrip(".")
 
 
 @contextmanager
