@@ -22,6 +22,7 @@ from braintumor_ray.errors import PublishError, UsageError
 from braintumor_ray.extras import require
 from braintumor_ray.publishing.retry import Busy, RetryPolicy
 from braintumor_ray.publishing.source import Refused
+from braintumor_ray.storage import without_password
 
 if TYPE_CHECKING:
     from requests import Response, Session
@@ -44,12 +45,14 @@ class Server:
     def __init__(self, url: str, patience: RetryPolicy) -> None:
         if not url.startswith(("http://", "https://")):
             raise UsageError(
-                f"--to '{url}' is no server; write https://host/dicom-web or AE@HOST:PORT"
+                f"--to '{without_password(url)}' is no server; write https://host/dicom-web or "
+                "AE@HOST:PORT"
             )
-        self.url, self._retry = url.rstrip("/"), patience
+        address = url.rstrip("/")
+        self.url, self._retry = without_password(address), patience
         self._session = session()
         self._session.hooks["response"].append(_as_answered)
-        self._client = _client(self.url, self._session)
+        self._client = _client(address, self._session)
 
     def store(self, objects: Sequence[Dataset]) -> None:
         """Send the objects of a scan; what the server has already is no error.
@@ -201,7 +204,8 @@ def _client(url: str, connection: "Session") -> Any:  # noqa: ANN401 - an option
         client = require("dicomweb_client.api").DICOMwebClient(url, session=connection)
     except ValueError as error:
         raise UsageError(
-            f"--to '{url}' is no address of a server ({error}); write https://host/dicom-web"
+            f"--to '{without_password(url)}' is no address of a server ({error}); write "
+            "https://host/dicom-web"
         ) from error
     client.set_http_retry_params(retry=False)  # `_with_retries` waits, and knows for how long
     return client

@@ -201,6 +201,13 @@ def test_an_address_that_is_none_is_one_line_without_uids(results, archive, url)
     assert "1.2." not in str(error.value)
 
 
+@pytest.mark.parametrize("url", ["http://me:se@cret@127.0.0.1:9/dw", "ftp://me:se@cret@host"])
+def test_a_password_in_the_address_is_not_shown(results, archive, url):
+    with pytest.raises(BrainTumorError, match=r"://\*\*\*@") as error:
+        sent(results, archive, url, wait=0)
+    assert "cret" not in str(error.value)
+
+
 def test_a_server_that_ends_within_its_answer_is_asked_again():
     store, pauses = Store(), []
     store.cut = 1
