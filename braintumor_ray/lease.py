@@ -332,6 +332,8 @@ class StoreLease(Lease):
         if holder is not None and holder.heartbeat != RELEASED and holder.is_alive(time.time()):
             return holder
         if self._put(Holder.this_process(self.token), version):
+            if version is None:
+                self._renew_first()
             return None
         winner = self.read()
         if winner is None:
@@ -350,6 +352,19 @@ class StoreLease(Lease):
     def release(self) -> None:
         """Leave a holder that is long dead, if the lease is ours."""
         self._put(replace(Holder.this_process(self.token), heartbeat=RELEASED), self._version)
+
+    def _renew_first(self) -> None:
+        """Find a store that knows the condition of a new object and not that of a changed one.
+
+        A lease there could be neither kept nor released. Nobody else has changed it: it is deleted.
+        """
+        import obstore
+
+        try:
+            self.renew()
+        except NoConditionalPutError:
+            obstore.delete(self._store, LEASE)
+            raise
 
     def _get(self) -> tuple[Holder | None, dict[str, Any] | None]:
         import obstore

@@ -9,7 +9,7 @@ import numpy as np
 import obstore
 import pyarrow as pa
 import pytest
-from obstore.exceptions import GenericError
+from obstore.exceptions import GenericError, NotSupportedError
 from obstore.store import MemoryStore
 from typer.testing import CliRunner
 
@@ -111,6 +111,24 @@ class TestLeaseOnAStore:
             assert isinstance(lease, NoLease)
             lease.check()
         assert "no conditional put; make sure that only one job" in caplog.text
+
+    def test_so_is_one_that_knows_only_the_condition_of_a_new_object(self, monkeypatch, caplog):
+        """`If-None-Match` without `If-Match`: such a lease could not be renewed or released."""
+        store, put = MemoryStore(), obstore.put
+
+        def only_new(*args, mode, **options):
+            if mode != "create":
+                raise NotSupportedError("If-Match")
+            return put(*args, mode=mode, **options)
+
+        monkeypatch.setattr(obstore, "put", only_new)
+        monkeypatch.setattr(lease_module, "open_object_store", lambda _: store)
+        for _ in range(2):  # of one process, one after the other
+            with lease_on("s3://b/r") as lease:
+                assert isinstance(lease, NoLease)
+        assert len(caplog.messages) == 2
+        assert all("has no conditional put" in message for message in caplog.messages)
+        assert not list(store.list())
 
 
 class TestFiles:
