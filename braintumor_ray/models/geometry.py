@@ -18,6 +18,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from braintumor_ray.decode.head import WHOLE, Box
 from braintumor_ray.models.classifier import Classifier
+from braintumor_ray.models.tokens import as_map
 
 _CLOSE = 0.01  # of a cell: not worth resampling
 _FADING = 0.1  # of a kernel's weights per step from its center, while gradients are looked at
@@ -103,12 +104,24 @@ def trace_geometry(model: Classifier, layer: str | None = None) -> Geometry | No
     return _trace(model, layer)[1]
 
 
-def layer_frame(model: Classifier, layer: str) -> Box:
-    """What the cells of a layer of the backbone cover of the input; all of it where not known."""
+def layer_frame(model: Classifier, layer: str, target: Box) -> Box:
+    """What the cells of a layer of the backbone cover of the input; all of it where not known.
+
+    Guidance teaches the layers of the last grid to answer for the cells of an evenly divided
+    picture. The layers before them still look where their strides and paddings lead.
+
+    Args:
+        model: in eval mode, on CPU.
+        layer: dotted name of a module of the backbone.
+        target: what the cells of the target map cover.
+    """
     output, geometry = _trace(model, layer)
     if geometry is None:
         return WHOLE
-    return geometry.covered(model.architecture.image_size, (output.shape[2], output.shape[3]))
+    _, _, *grid = as_map(output, model.layout).shape
+    if target == WHOLE and model.neck is None and tuple(grid) == model.map_shape[1:]:
+        return WHOLE
+    return geometry.covered(model.architecture.image_size, (grid[0], grid[1]))
 
 
 def _trace(model: Classifier, layer: str | None) -> tuple[Tensor, Geometry | None]:

@@ -276,9 +276,9 @@ class Predictor:
 
     def _frame_of(self, layer: str | None) -> Box:
         """As the bundle's `map_frame`, for another layer of the backbone."""
-        if layer is None or self._frame == WHOLE:
+        if layer is None:
             return self._frame
-        return layer_frame(self.bundle.build_model(), layer)
+        return layer_frame(self.bundle.build_model(), layer, self._frame)
 
     def _squares(self, images: Sequence[GrayImage]) -> tuple[list[GrayImage], list[Box]]:
         """What the network sees of pictures, and where that is in each."""

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from braintumor_ray.decode.head import WHOLE
+from braintumor_ray.decode.head import WHOLE, Box
 from braintumor_ray.errors import BundleError
 from braintumor_ray.models.bundle import GeometryFields, load_bundle
 from braintumor_ray.models.geometry import (
@@ -88,10 +88,32 @@ def test_the_neck_joins_maps_of_several_strides():
     assert -15.5 < traced.rows.offset < 3.5  # between the finest map, 0, and the usual centers
 
 
-def test_layers_have_their_own_frame():
-    model = make_model()
-    frame = layer_frame(model, "layers.2")
-    assert (frame.left, frame.right) == (-0.5 / 64, 63.5 / 64)
+OF_STRIDE_8 = Box(-3.5 / 64, -3.5 / 64, 60.5 / 64, 60.5 / 64)
+
+
+class TestLayers:
+    """`small-cnn`: layers.2 ends on the grid of 32 cells, layers.9 to 14 on the map's of 8."""
+
+    @pytest.mark.parametrize("target", [WHOLE, OF_STRIDE_8], ids=["guided", "traced"])
+    def test_layers_have_their_own_frame(self, target):
+        frame = layer_frame(make_model(), "layers.2", target)
+        assert (frame.left, frame.right) == (-0.5 / 64, 63.5 / 64)
+
+    @pytest.mark.parametrize("target", [WHOLE, OF_STRIDE_8], ids=["guided", "traced"])
+    def test_those_of_the_maps_own_grid_lie_as_the_map_does(self, target):
+        assert layer_frame(make_model(), "layers.14", target) == target
+
+    def test_behind_a_neck_no_layer_is_on_the_maps_grid(self):
+        neck = {"neck": "topdown", "neck_stride": 8, "neck_channels": 8}
+        model = make_model("mobilenetv2_100", "linear", 128, **neck)
+        frame = layer_frame(model, "blocks.2", WHOLE)
+        assert model.map_shape[1:] == (16, 16)
+        assert frame.left == -3.5 / 128
+
+    def test_channels_may_come_last(self):
+        model = make_model("swin_tiny_patch4_window7_224", "linear", 128)
+        for layer in ("patch_embed.proj", "patch_embed"):  # channels first, channels last
+            assert layer_frame(model, layer, WHOLE) == WHOLE
 
 
 class TestBundle:
