@@ -155,9 +155,11 @@ def resolve_engine(
             command, check=True, capture_output=True, text=True, timeout=TIMEOUT_S, env=environment
         )
     except (OSError, subprocess.SubprocessError) as error:
-        said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[-1:]
+        # Of a process that took too long it is bytes, and only remarks.
+        said = error.stderr if isinstance(error, subprocess.CalledProcessError) else ""
+        line = (said.strip() or str(error)).splitlines()[-1]
         raise UsageError(
-            f"the engines could not be measured ({''.join(said)}); name one, such as --engine torch"
+            f"the engines could not be measured ({line}); name one, such as --engine torch"
         ) from error
     found = json.loads(done.stdout.splitlines()[-1])
     return Choice(found["engine"], found["scans_per_s"])

@@ -231,9 +231,26 @@ def test_a_process_can_be_interrupted_after_openvino_ran_in_it(bundle_path):
     assert (done.stdout, done.returncode) == ("interrupted\n", 0), done.stderr
 
 
-def test_a_measurement_that_fails_is_told_in_one_line(bundle_path, monkeypatch):
-    monkeypatch.setattr(choice_module.sys, "executable", "/nowhere/python")
-    with pytest.raises(UsageError, match=r"could not be measured .*name one"):
+@pytest.mark.parametrize(
+    ("program", "cause"),
+    [
+        (None, "No such file or directory"),
+        ("echo a remark >&2; exec sleep 60", "timed out after 1 seconds"),
+        ("echo a remark >&2; echo no memory >&2; exit 1", "no memory"),
+        ("kill -9 $$", "died with <Signals.SIGKILL: 9>"),
+    ],
+    ids=["not started", "too slow", "failed", "killed"],
+)
+def test_a_measurement_that_fails_is_told_in_one_line(
+    bundle_path, monkeypatch, tmp_path, program, cause
+):
+    python = tmp_path / "python"
+    if program:
+        python.write_text(f"#!/bin/sh\n{program}\n")
+        python.chmod(0o755)
+    monkeypatch.setattr(choice_module.sys, "executable", str(python))
+    monkeypatch.setattr(choice_module, "TIMEOUT_S", 1 if cause.startswith("timed") else 60)
+    with pytest.raises(UsageError, match=rf"could not be measured \(.*{cause}.*\); name one"):
         resolve_engine("auto", str(bundle_path), device="cpu")
 
 
