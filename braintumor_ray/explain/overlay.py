@@ -189,6 +189,7 @@ def _mask_outlines(shape: tuple[int, ...], mask: NDArray[Any]) -> list[NDArray[A
 
 
 DISCLAIMER = "research software, not a medical device"
+NO_HEAD = "no head found, all heat drawn"
 METHOD_LABELS = {
     "gradcam": "Grad-CAM",
     "gradcam_pp": "Grad-CAM++",
@@ -579,7 +580,7 @@ def _draw_color_bar(page: OverlayPage, row: int, column: int, colormap: str) -> 
 def _draw_footer(page: OverlayPage, has_outline: bool, mask_head: bool, has_head: bool) -> None:
     notes = "each map stretched to its own 0 to 1"
     if mask_head:
-        notes += "; heat inside the head only" if has_head else "; no head found, all heat drawn"
+        notes += "; heat inside the head only" if has_head else f"; {NO_HEAD}"
     if has_outline:
         notes += "; white outline: reference"
     base = page.image.height - MARGIN

@@ -17,6 +17,7 @@ from braintumor_ray.explain.overlay import (
     LABEL,
     MARGIN,
     METHOD_LABELS,
+    NO_HEAD,
     NOTE,
     PAPER,
     RGB,
@@ -63,7 +64,7 @@ def compare_sheet(
         rows: at most `ROWS` scans, with the same labels of maps.
         alpha: as for `explain.overlay.panel`.
         colormap: as there.
-        mask_head: as there.
+        mask_head: as there; a row whose scan shows no head tells so.
 
     Returns:
         uint8 (H, W, 3), RGB, white.
@@ -73,7 +74,8 @@ def compare_sheet(
     """
     if not 0 < len(rows) <= ROWS:
         raise UsageError(f"{len(rows)} scans on a compare sheet; pass 1 to {ROWS}")
-    drawn = [_cells(row, alpha, colormap, mask_head) for row in rows]
+    heads = [head_mask(fit(row.gray, CELL)) if mask_head else None for row in rows]
+    drawn = [_cells(row, alpha, colormap, head) for row, head in zip(rows, heads, strict=True)]
     titles = [wrapped(label, NOTE, CELL) for label in drawn[0]]
     lines = max(map(len, titles))
     head = _HEAD + (lines - 1) * _LINE
@@ -86,7 +88,8 @@ def compare_sheet(
             pen.text((_left(column), MARGIN + line * _LINE), text, INK, font_for(NOTE, text))
     for index, (row, cells) in enumerate(zip(rows, drawn, strict=True)):
         top = MARGIN + head + index * (CELL + GAP)
-        _write_name(pen, row, top)
+        headless = mask_head and heads[index] is None
+        _write_name(pen, row.name, f"{row.note}\n{NO_HEAD}" if headless else row.note, top)
         for column, picture in enumerate(cells.values()):
             high, wide = picture.shape[:2]
             at = (_left(column) + (CELL - wide) // 2, top + (CELL - high) // 2)
@@ -102,17 +105,18 @@ def _left(column: int) -> int:
     return MARGIN + _NAME + column * (CELL + GAP)
 
 
-def _write_name(pen: ImageDraw.ImageDraw, row: SheetRow, top: int) -> None:
-    written = [(row.name, INK), *((text, GRAY) for text in row.note.split("\n"))]
+def _write_name(pen: ImageDraw.ImageDraw, name: str, note: str, top: int) -> None:
+    written = [(name, INK), *((text, GRAY) for text in note.split("\n"))]
     lines = [(line, ink) for text, ink in written for line in wrapped(text, NOTE, _NAME - GAP)]
     for number, (line, ink) in enumerate(lines):
         pen.text((MARGIN, top + number * _LINE), line, ink, font_for(NOTE, line))
 
 
-def _cells(row: SheetRow, alpha: float, colormap: str, mask_head: bool) -> dict[str, RGB]:
+def _cells(
+    row: SheetRow, alpha: float, colormap: str, head: NDArray[np.uint8] | None
+) -> dict[str, RGB]:
     """The pictures of a scan by label, each at most `CELL` a side."""
     tile = fit(row.gray, CELL)
-    head = head_mask(tile) if mask_head else None
     names = {label: METHOD_LABELS.get(label, label) for label in row.cams}
     shape = (tile.shape[0], tile.shape[1])
     heats = {names[label]: drawn_heatmap(cam, shape, head) for label, cam in row.cams.items()}

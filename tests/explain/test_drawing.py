@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from braintumor_ray.errors import UsageError
-from braintumor_ray.explain.overlay import drawn_heatmap, heatmap_at, panel
+from braintumor_ray.explain import overlay, sheets
+from braintumor_ray.explain.overlay import NO_HEAD, drawn_heatmap, heatmap_at, panel
 from braintumor_ray.explain.sheets import CELL, ROWS, SheetRow, compare_sheet
 
 
@@ -85,3 +86,21 @@ def test_a_compare_sheet_has_20_rows_of_6_cells():
     assert compare_sheet([row._replace(cams={"gradcam": one_cell(1, 1)})]).shape[1] < one.shape[1]
     with pytest.raises(UsageError, match="21 scans"):
         compare_sheet([row] * (ROWS + 1))
+
+
+def test_a_compare_sheet_tells_which_scans_have_no_head_to_draw_heat_in(monkeypatch):
+    written = []
+
+    def font_for(size, text):
+        written.append(text)
+        return overlay.font_for(size, text)
+
+    monkeypatch.setattr(sheets, "font_for", font_for)
+    noise = np.random.default_rng(0).integers(0, 255, (96, 96), dtype=np.uint8)
+    cams = {"gradcam": one_cell(1, 1)}
+    rows = [SheetRow("with", "a", head_scan(), cams), SheetRow("without", "b", noise, cams)]
+    compare_sheet(rows, mask_head=True)
+    assert [text for text in written if text in ("a", "b", NO_HEAD)] == ["a", "b", NO_HEAD]
+    written.clear()
+    compare_sheet(rows)
+    assert NO_HEAD not in written
