@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from braintumor_ray.errors import UsageError
 from braintumor_ray.models.classifier import Classifier
@@ -90,13 +91,17 @@ def library_cams(
     # The weights are frozen, so only a gradient asked of the input reaches the target map.
     taps = {"target_layers": [target], "reshape_transform": reshape}
     made = method_class(model=tapped, **taps)
-    with made as cam, torch.enable_grad(), _without_bar(method):
+    # Of attention, only the plain kernel has the second derivative that ShapleyCAM takes.
+    plain = sdpa_kernel(SDPBackend.MATH)
+    with made as cam, torch.enable_grad(), _without_bar(method), plain:
         maps = cam(input_tensor=images.clone().requires_grad_(), targets=targets)
     return np.asarray(maps, dtype=np.float32)
 
 
 def _method_class(library: Any, method: str) -> Any:  # noqa: ANN401 - of the library
     found = getattr(library, METHODS[method])
+    if method == "shapleycam":
+        return _with_curvature(found)
     if method != "gradcam_abs":
         return found
 
@@ -108,6 +113,20 @@ def _method_class(library: Any, method: str) -> Any:  # noqa: ANN401 - of the li
             return np.abs(grads).mean(axis=(2, 3))
 
     return AbsoluteGradCAM
+
+
+def _with_curvature(found: Any) -> Any:  # noqa: ANN401 - of the library
+    class CurvedShapleyCAM(found):  # type: ignore[misc]
+        """Also of a logit that is linear in the map, whose curvature is 0.
+
+        Its gradient is constant, and autograd refuses to differentiate what depends on nothing.
+        """
+
+        def get_cam_weights(self, *args: Any) -> Any:  # noqa: ANN401
+            *others, activations, grads = args
+            return super().get_cam_weights(*others, activations, grads + 0 * activations)
+
+    return CurvedShapleyCAM
 
 
 def _target(library: Any, method: str, index: int) -> Callable[[Tensor], Tensor]:  # noqa: ANN401

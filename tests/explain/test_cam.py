@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from braintumor_ray.errors import UsageError
+from braintumor_ray.explain import library
 from braintumor_ray.explain.cam import (
     METHODS,
     ClassGradient,
@@ -245,6 +246,23 @@ def test_library_methods_run_by_name_on_any_layer():
         1, 1e-3
     )
     assert not [m for m in model.modules() if m._forward_hooks]
+
+
+@pytest.mark.parametrize("head", ["linear", "attention", "flatten"])
+@pytest.mark.parametrize("layer", [None, "layers.2"])
+def test_every_library_method_runs_on_every_head(head, layer):
+    model = network("small-cnn", head, 64)
+    for method in library.METHODS:
+        maps = library_cams(model, images(64)[:1], [0], method, layer)
+        assert maps.shape == (1, 64, 64), method
+        assert np.isfinite(maps).all(), method
+
+
+def test_without_curvature_shapley_cam_is_grad_cam():
+    """Its weights are g - H A / 2, and a logit that is linear in the map has no H."""
+    model, x = network("small-cnn", "linear", 64), images(64)
+    found, expected = (library_cams(model, x, [0, 1], m) for m in ("shapleycam", "gradcam"))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(
