@@ -49,7 +49,8 @@ class _Tapped(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) to logits (B, k)."""
-        return self.model.logits(self.tap(self.model.features(images)))
+        features = self.model.features(images).clone()  # no view: the library detaches it in place
+        return self.model.logits(self.tap(features))
 
 
 def library_cams(
@@ -80,6 +81,11 @@ def library_cams(
     k = model.architecture.classes
     if len(classes) != len(images) or not all(0 <= c < k for c in classes):
         raise UsageError(f"classes {list(classes)} for {len(images)} images and {k} classes")
+    if method == "shapleycam" and layer is not None and model.layout.kind != "map":
+        raise UsageError(
+            "--method shapleycam is known of layers of convolutional networks, and --layer "
+            f"'{layer}' is of a network of {model.layout.kind}; leave --layer out"
+        )
     library: Any = import_grad_cam()
     tapped = _Tapped(model).eval()
     target = tapped.tap if layer is None else _module(model, layer)

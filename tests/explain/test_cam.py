@@ -258,9 +258,10 @@ def test_every_library_method_runs_on_every_head(head, layer):
         assert np.isfinite(maps).all(), method
 
 
-def test_without_curvature_shapley_cam_is_grad_cam():
+@pytest.mark.parametrize("backbone", ["small-cnn", "swin_tiny_patch4_window7_224"])
+def test_without_curvature_shapley_cam_is_grad_cam(backbone):
     """Its weights are g - H A / 2, and a logit that is linear in the map has no H."""
-    model, x = network("small-cnn", "linear", 64), images(64)
+    model, x = network(backbone, "linear", 64), images(64)
     found, expected = (library_cams(model, x, [0, 1], m) for m in ("shapleycam", "gradcam"))
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
@@ -278,6 +279,13 @@ def test_the_library_is_not_called_with_what_it_would_silently_turn_to_zeros(arg
     model = network("small-cnn", "linear", 64)
     with pytest.raises(UsageError, match=words):
         library_cams(model, images(64), *arguments)
+
+
+def test_shapley_cam_of_a_layer_of_tokens_is_refused():
+    model = network("vit_small_patch16_224", "linear", 64)
+    assert library_cams(model, images(64), [0, 1], "shapleycam").shape == (2, 64, 64)
+    with pytest.raises(UsageError, match="network of tokens; leave --layer out"):
+        library_cams(model, images(64), [0, 1], "shapleycam", "blocks.3")
 
 
 def test_the_library_itself_is_the_real_one():
