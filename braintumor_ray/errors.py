@@ -6,15 +6,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 # Ray Data 2.60 puts a remark about retries where an OSError has the name of its file.
 _RAYS_REMARK = ": 'Failed to apply UDF"
 
 # Where Ray keeps what was raised in another process: of a task, a controller, a training worker.
 _REMOTE_CAUSES = ("cause", "controller_failure", "_base_exc")
-
-
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 class BrainTumorError(ValueError):

@@ -279,13 +279,18 @@ def keep_on_disk(locations: Iterable[str]) -> None:
     """
     files = [local_path(location) for location in locations if is_local(location)]
     for path in files:
-        _fsync(path)
+        sync_path(path)
     for folder in {path.parent for path in files}:
         with suppress(OSError):  # file systems that know no such thing for folders refuse
-            _fsync(folder)
+            sync_path(folder)
 
 
-def _fsync(path: Path) -> None:
+def sync_path(path: Path) -> None:
+    """Return when what a file holds, or the names in a folder, are on the disk.
+
+    Raises:
+        OSError: it is missing, the disk failed, or its file system refuses this of folders.
+    """
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

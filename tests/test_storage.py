@@ -79,7 +79,7 @@ class TestALossOfPower:
     @pytest.fixture
     def order(self, monkeypatch):
         reached, real = [], storage.write_atomically
-        monkeypatch.setattr(storage, "_fsync", lambda path: reached.append(path.name))
+        monkeypatch.setattr(storage, "sync_path", lambda path: reached.append(path.name))
 
         def write(location, data):
             reached.append(os.path.basename(location))

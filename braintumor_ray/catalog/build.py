@@ -23,7 +23,7 @@ from braintumor_ray.catalog.listing import (
     with_left_out,
 )
 from braintumor_ray.catalog.local_key import check_catalog, noted
-from braintumor_ray.catalog.options import CatalogOptions
+from braintumor_ray.catalog.options import CatalogOptions, is_table
 from braintumor_ray.catalog.pacs import PacsListing
 from braintumor_ray.catalog.schema import (
     CATALOG_SCHEMA,
@@ -68,7 +68,7 @@ def load_catalog(
         table = read_catalog(text)
         check_catalog(text, table.schema, options.identity)
         return table
-    if text.lower().endswith((".csv", ".tsv")):
+    if is_table(text):
         table = read_sidecar(text, options)
         paths, told = zip(*table.rows(), strict=True)
         files = stat_files(table.root, paths)

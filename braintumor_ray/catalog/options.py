@@ -21,6 +21,11 @@ LabelsOption = Annotated[
 ]
 
 
+def is_table(location: str) -> bool:
+    """Whether a location is that of a table of text: scans, or labels."""
+    return location.lower().endswith((".csv", ".tsv"))
+
+
 @dataclass(frozen=True)
 class LabelChoice:
     """Labels that take the place of the source's, see `catalog.reviewed`."""
@@ -92,9 +97,10 @@ class CatalogOptions:
 
     def without_effect(self, source: str) -> list[str]:
         """Flags that were given and change nothing of a source: a catalog, or no table."""
-        made, table = source.endswith(".parquet"), source.lower().endswith((".csv", ".tsv"))
+        made = source.endswith(".parquet")
         of_tables = ("path_column", "label_column", "patient_column", "root")
-        given = [] if table else [name for name in of_tables if getattr(self, name) is not None]
+        idle = () if is_table(source) else of_tables
+        given = [name for name in idle if getattr(self, name) is not None]
         if made and self.patient_pattern is not None:
             given.append("patient_pattern")
         if made:

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from braintumor_ray.catalog.labels import Groups
+from braintumor_ray.catalog.options import is_table
 from braintumor_ray.catalog.sources import SOURCE
 from braintumor_ray.catalog.tables import read_records
 from braintumor_ray.errors import CatalogError
@@ -62,10 +63,9 @@ def read_reviewed(location: str) -> dict[Key, Reviewed]:
     Raises:
         CatalogError: it cannot be read, or is neither JSON lines nor a table of labels.
     """
-    text = location.lower()
-    if text.endswith(".parquet"):
+    if location.lower().endswith(".parquet"):
         return _of_rows(location, _parquet_rows(location))
-    if text.endswith((".csv", ".tsv")):
+    if is_table(location):
         return _of_rows(location, _table_rows(location))
     return newest(read_events(location))
 

@@ -43,7 +43,7 @@ from braintumor_ray.catalog.listing import (
     with_left_out,
 )
 from braintumor_ray.catalog.local_key import CHECK, HASHED, check_catalog
-from braintumor_ray.catalog.options import CatalogOptions, StreamOptions
+from braintumor_ray.catalog.options import CatalogOptions, StreamOptions, is_table
 from braintumor_ray.catalog.schema import CATALOG_SCHEMA, check_columns, check_ids, with_further
 from braintumor_ray.catalog.tables import Sidecar, read_sidecar
 from braintumor_ray.decode.types import Probe
@@ -59,7 +59,6 @@ BATCH = 1_000  # files opened before their rows are written
 ROW_GROUP = 20_000
 MADE_WITH = b"made_with"  # in a catalog's metadata: options that its rows depend on
 OPENED_ANEW = ("matlab",)  # formats whose label is in the file, not in its folder
-TABLES = (".csv", ".tsv")
 _LISTED = pa.schema(
     [
         ("path", pa.string()),
@@ -107,10 +106,6 @@ def can_stream(source: str, options: CatalogOptions) -> bool:
     return not (is_dicomweb(source) or made or options.volumes.mark)
 
 
-def _is_table(source: str) -> bool:
-    return source.lower().endswith(TABLES)
-
-
 def stream_catalog(
     source: str,
     output: str | Path,
@@ -134,7 +129,7 @@ def stream_catalog(
     """
     made = made or StreamOptions()
     root = root_of(source)
-    named = _is_table(root)
+    named = is_table(root)
     if not can_stream(source, options) or (named and made != StreamOptions()):
         raise UsageError(
             f"--listing and --since are for a folder or URI of files with the default volumes, "

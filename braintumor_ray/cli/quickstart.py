@@ -136,8 +136,8 @@ def _check_output(output: Path, source: str) -> None:
             "--output"
         )
     noted = output / SOURCE  # what is finished here, such as the network, is of this source
-    had = noted.read_text(encoding="utf-8").strip() if noted.exists() else _place(source)
-    if had != _place(source):
+    had = noted.read_text(encoding="utf-8").strip() if noted.exists() else None
+    if had not in (None, _place(source)):
         raise UsageError(f"'{output}' holds a quickstart of '{had}'; choose another --output")
 
 

@@ -122,6 +122,7 @@ class Predictor:
         self.methods = tuple(own.methods)
         self.batch_size = own.batch_size or (256 if self.device.type == "cuda" else 16)
         self.cam_shape, self._frame = bundle.cam_shape, bundle.map_frame
+        self._layer_frames: dict[str, Box] = {}
         self._positive = torch.tensor(bundle.positive_indices, device=self.device)
 
     @property
@@ -272,13 +273,15 @@ class Predictor:
         target = self.bundle.fields.class_names.index(class_name)
         images = normalize(square, self._preprocessing)
         maps = library_cams(model, images, [target], method, layer)
-        return picture_maps(maps, [box], self._frame_of(layer))[0]
+        frame = self._frame if layer is None else self._layer_frame(layer)
+        return picture_maps(maps, [box], frame)[0]
 
-    def _frame_of(self, layer: str | None) -> Box:
-        """As the bundle's `map_frame`, for another layer of the backbone."""
-        if layer is None:
-            return self._frame
-        return layer_frame(self.bundle.build_model(), layer, self._frame)
+    def _layer_frame(self, layer: str) -> Box:
+        """As the bundle's `map_frame`, for another layer of the backbone; traced once."""
+        if layer not in self._layer_frames:
+            model = self.bundle.build_model()
+            self._layer_frames[layer] = layer_frame(model, layer, self._frame)
+        return self._layer_frames[layer]
 
     def _squares(self, images: Sequence[GrayImage]) -> tuple[list[GrayImage], list[Box]]:
         """What the network sees of pictures, and where that is in each."""

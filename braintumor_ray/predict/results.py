@@ -31,6 +31,8 @@ from braintumor_ray.storage import Folder, keep_on_disk
 META = "results.json"
 MANIFESTS, CATALOGS, ROWS, CHECKPOINTS = "manifests", "catalogs", "rows", "checkpoints"
 JUDGED, HISTORY, COMPACTIONS = "judged", "history", "compactions"
+# Why a stored map is not drawn over a file whose pixels are not those of its row.
+CHANGED_FILE = "the file has changed since it was scored"
 FIRST_ENGINE: EngineName = "torch"
 LISTINGS = 10  # of manifests, while a compaction removes some
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from braintumor_ray.catalog.reviewed import Event, Key, Reviewed, is_event, read_events
 from braintumor_ray.errors import UsageError
-from braintumor_ray.storage import is_local, local_path, write_atomically
+from braintumor_ray.storage import is_local, local_path, sync_path, write_atomically
 
 COLUMNS = ("path", "frame", "label", "verdict", "boxes", "note", "reviewer", "time")
 _TAIL = 1 << 16
@@ -53,7 +53,7 @@ class LabelLog:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-            _sync_folder(self.path.parent)
+            sync_path(self.path.parent)  # a new file is in its folder for good
         except OSError as error:
             raise UsageError(
                 f"labels '{location}' cannot be written ({error.strerror}); give another --labels"
@@ -204,12 +204,3 @@ def _write_whole(file: int, line: bytes) -> None:
     if os.write(file, line) != len(line):
         raise OSError(errno.ENOSPC, "no space left for the whole line")
     os.fsync(file)
-
-
-def _sync_folder(folder: Path) -> None:
-    """A new file is in its folder for good."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

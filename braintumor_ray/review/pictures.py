@@ -19,6 +19,7 @@ from braintumor_ray.decode.sandbox import DecodeSandbox
 from braintumor_ray.decode.types import Decoded, DecodeOptions
 from braintumor_ray.errors import BrainTumorError
 from braintumor_ray.explain.overlay import colorize, drawn_heatmap
+from braintumor_ray.predict.results import CHANGED_FILE
 from braintumor_ray.types import GrayImage
 
 WORKER = "braintumor_ray.decode.decode:decode_frames"
@@ -127,7 +128,7 @@ class Pictures:
         if "pixel_sha256" in rows.column_names:
             scored = rows["pixel_sha256"][0].as_py()
             if scored is not None and pixel_sha256(decoded.gray) != scored:
-                raise NoPicture("the file has changed since it was scored")
+                raise NoPicture(CHANGED_FILE)
         gray: GrayImage = decoded.gray
         return gray
 

@@ -33,6 +33,7 @@ from braintumor_ray.pages.names import scan_name
 from braintumor_ray.predict.options import PredictorOptions
 from braintumor_ray.predict.predictor import Columns, Predictor
 from braintumor_ray.predict.results import (
+    CHANGED_FILE,
     ResultsFolder,
     committed_runs,
     current_files,
@@ -40,7 +41,6 @@ from braintumor_ray.predict.results import (
 )
 from braintumor_ray.storage import is_local, local_path
 from braintumor_ray.worklist.options import ExplainOptions
-from braintumor_ray.worklist.page import CHANGED
 
 SHEET_COLUMNS, SHEET_WIDTH = 3, 3300  # of panels; pixels
 CONTACT_SHEET = "contact_sheet"
@@ -132,7 +132,7 @@ def explain_results(
             unreadable[row["uri"]] = decoded.reason
             continue
         if pixel_sha256(decoded.gray) != row["pixel_sha256"]:
-            unreadable[row["uri"]] = CHANGED
+            unreadable[row["uri"]] = CHANGED_FILE
             continue
         shape = tuple(meta["cam_shape"])
         maps = {m: np.array(row[m], np.float32).reshape(shape) for m in options.methods}

@@ -15,11 +15,10 @@ from braintumor_ray.decode.reading import decode_scans
 from braintumor_ray.explain.overlay import METHOD_LABELS, colorize, drawn_heatmap, superimpose
 from braintumor_ray.pages.pages import write_page
 from braintumor_ray.pages.pictures import jpeg_uri
-from braintumor_ray.predict.results import ResultsFolder
+from braintumor_ray.predict.results import CHANGED_FILE, ResultsFolder
 
 TEMPLATE = "worklist.html.j2"
 ROWS_ON_PAGE = 1000
-CHANGED = "the file has changed since it was scored"
 TILE = 224  # pixels of the longer side
 _GAP = 4
 _MOST_NARROW = 8  # a scan of a few pixels in width is still drawn
@@ -85,7 +84,7 @@ def draw_pictures(folder: ResultsFolder, scans: pa.Table) -> list[dict[str, Any]
 def _why_missing(scan: PreparedScan, scored: str) -> str | None:
     if scan.image is None:
         return scan.reason
-    return None if scan.pixel_sha256 == scored else CHANGED
+    return None if scan.pixel_sha256 == scored else CHANGED_FILE
 
 
 def _maps(column: pa.ChunkedArray, shape: list[int]) -> NDArray[np.float16]:
